@@ -1,0 +1,339 @@
+"""The closed world of the embedded default: what its model knows, is taught to hear, and is asked.
+
+    python recipes/demo/world.py recipes/demo/world.yaml
+
+Out, one artifact: conversations (Parquet; the text training of the base model and the text replay of stage 2),
+speak.jsonl (every line that is to be spoken: text, answer, fact, split, voices) and text_mmlu/ (4-choice questions in the
+file layout of cais/mmlu). A fact is a value in one of five tables; each has at least two wordings. Facts of the splits `test`
+and `validation` are never spoken in training, in any wording: no line spoken in training holds all the content words of one.
+"""
+
+import json
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from speechfuse import artifact, config, shards
+from speechfuse.prompts import SPOKEN_ANSWER
+
+NUMBERS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+).split()
+TENS = "x x twenty thirty forty fifty sixty seventy eighty ninety".split()
+COUNTRIES = {  # capital, language, money, continent
+    "france": ("paris", "french", "euro", "europe"),
+    "spain": ("madrid", "spanish", "euro", "europe"),
+    "germany": ("berlin", "german", "euro", "europe"),
+    "greece": ("athens", "greek", "euro", "europe"),
+    "japan": ("tokyo", "japanese", "yen", "asia"),
+    "china": ("beijing", "chinese", "yuan", "asia"),
+    "india": ("delhi", "hindi", "rupee", "asia"),
+    "russia": ("moscow", "russian", "ruble", "europe"),
+    "mexico": ("mexico city", "spanish", "peso", "north america"),
+    "brazil": ("brasilia", "portuguese", "real", "south america"),
+    "egypt": ("cairo", "arabic", "pound", "africa"),
+    "turkey": ("ankara", "turkish", "lira", "asia"),
+    "poland": ("warsaw", "polish", "zloty", "europe"),
+    "sweden": ("stockholm", "swedish", "krona", "europe"),
+    "thailand": ("bangkok", "thai", "baht", "asia"),
+    "korea": ("seoul", "korean", "won", "asia"),
+    "vietnam": ("hanoi", "vietnamese", "dong", "asia"),
+    "kenya": ("nairobi", "swahili", "shilling", "africa"),
+    "hungary": ("budapest", "hungarian", "forint", "europe"),
+    "peru": ("lima", "spanish", "sol", "south america"),
+}
+ANIMALS = {  # sound, baby, home, food
+    "dog": ("woof", "puppy", "kennel", "bones"),
+    "cat": ("meow", "kitten", "house", "fish"),
+    "cow": ("moo", "calf", "barn", "grass"),
+    "horse": ("neigh", "foal", "stable", "hay"),
+    "sheep": ("baa", "lamb", "meadow", "clover"),
+    "pig": ("oink", "piglet", "sty", "corn"),
+    "duck": ("quack", "duckling", "pond", "bread"),
+    "goat": ("bleat", "kid", "mountain", "leaves"),
+    "lion": ("roar", "cub", "savanna", "zebras"),
+    "bear": ("growl", "cub", "cave", "honey"),
+    "frog": ("croak", "tadpole", "swamp", "flies"),
+    "bee": ("buzz", "larva", "hive", "nectar"),
+    "hen": ("cluck", "chick", "coop", "seeds"),
+    "wolf": ("howl", "pup", "forest", "deer"),
+    "hawk": ("screech", "chick", "cliff", "mice"),
+    "mouse": ("squeak", "pup", "hole", "cheese"),
+    "goose": ("honk", "gosling", "lake", "grain"),
+    "donkey": ("bray", "foal", "farm", "straw"),
+    "monkey": ("chatter", "infant", "jungle", "bananas"),
+    "snake": ("hiss", "hatchling", "desert", "eggs"),
+}
+WORDINGS = {
+    "add": ("what is {a} plus {b}", "how much is {a} plus {b}"),
+    "subtract": ("what is {a} minus {b}", "how much is {a} minus {b}"),
+    "multiply": ("what is {a} times {b}", "how much is {a} times {b}"),
+    "capital": ("what is the capital of {a}", "name the capital of {a}"),
+    "language": ("what language do people speak in {a}", "name the language of {a}"),
+    "money": ("what money do people use in {a}", "name the money of {a}"),
+    "continent": ("what continent is {a} in", "name the continent of {a}"),
+    "sound": ("what does a {a} say", "name the sound of a {a}"),
+    "baby": ("what is a baby {a} called", "name the baby of a {a}"),
+    "home": ("where does a {a} live", "name the home of a {a}"),
+    "food": ("what does a {a} eat", "name the food of a {a}"),
+}
+STOP_WORDS = set("what how much is the of a in do does name people called".split())
+
+
+@dataclass
+class World:
+    """recipes/demo/world.yaml."""
+
+    out: str = field(metadata={"help": "folder of the artifact"})
+    seed: int = field(default=0, metadata={"help": "of every choice below"})
+    test_share: float = field(default=0.28, metadata={"help": "share of the facts never spoken"})
+    validation_share: float = field(default=0.09, metadata={"help": "likewise, to pick an epoch"})
+    replayed_share: float = field(
+        default=0.6, metadata={"help": "share of the facts that text replay may show"}
+    )
+    spoken_questions: int = field(default=10000, metadata={"help": "training questions spoken"})
+    spoken_phrases: int = field(default=5000, metadata={"help": "training word lists spoken"})
+    quantizer_lines: int = field(default=6000, metadata={"help": "lines to train a quantizer on"})
+    test_voices: int = field(default=3, metadata={"help": "times each test fact is asked, per split"})
+    test_phrases: int = field(default=150, metadata={"help": "word lists to transcribe, per split"})
+    repeat_rows: int = field(default=12000, metadata={"help": "text rows that ask for repetition"})
+    fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
+
+
+@dataclass(frozen=True)
+class Fact:
+    """`wordings` all ask for `answer`; `family` is the table, `relation` the column."""
+
+    id: str
+    family: str
+    relation: str
+    wordings: tuple[str, ...]
+    answer: str
+    entity: str
+
+    def content_words(self) -> list[Counter[str]]:
+        """For each wording the words that make it this fact, counted: `three plus three` needs three twice."""
+        return [Counter(w for w in text.split() if w not in STOP_WORDS) for text in self.wordings]
+
+
+def number_name(n: int) -> str:
+    if n < 20:
+        return NUMBERS[n]
+    tens, ones = divmod(n, 10)
+    return "one hundred" if n == 100 else TENS[tens] + (f" {NUMBERS[ones]}" if ones else "")
+
+
+def make_facts() -> list[Fact]:
+    """Every fact of the world. a + b and b + a are one fact with both orders among its wordings."""
+    facts = []
+
+    def arithmetic(relation: str, a: int, b: int, result: int, swap: bool) -> None:
+        orders = [(a, b), (b, a)] if swap and a != b else [(a, b)]
+        texts = [
+            wording.format(a=NUMBERS[x], b=NUMBERS[y])
+            for x, y in orders
+            for wording in WORDINGS[relation]
+        ]
+        name = f"{relation}-{a}-{b}"
+        facts.append(Fact(name, relation, relation, tuple(texts), number_name(result), name))
+
+    for a in range(13):
+        for b in range(a + 1):
+            arithmetic("add", a, b, a + b, swap=True)
+            arithmetic("subtract", a, b, a - b, swap=False)
+            if b >= 2 and a <= 10:
+                arithmetic("multiply", a, b, a * b, swap=True)
+    for family, table, relations in (
+        ("country", COUNTRIES, ("capital", "language", "money", "continent")),
+        ("animal", ANIMALS, ("sound", "baby", "home", "food")),
+    ):
+        for entity, values in table.items():
+            for relation, answer in zip(relations, values, strict=True):
+                texts = tuple(wording.format(a=entity) for wording in WORDINGS[relation])
+                facts.append(Fact(f"{relation}-{entity}", family, relation, texts, answer, entity))
+    return facts
+
+
+def assign(facts: list[Fact], shares: dict[str, float], rest: str, rng: random.Random) -> dict[str, str]:
+    """Fact id -> label, each family divided by `shares`; in a table no entity gives two facts to a label
+    before every entity has given one, so every entity is still heard in other facts."""
+    labels = {}
+    for family in sorted({fact.family for fact in facts}):
+        members = [fact for fact in facts if fact.family == family]
+        by_entity: dict[str, list[Fact]] = {}
+        for fact in rng.sample(members, len(members)):
+            by_entity.setdefault(fact.entity, []).append(fact)
+        depth = max(len(group) for group in by_entity.values())
+        queue = [group[i] for i in range(depth) for group in by_entity.values() if i < len(group)]
+        start = 0
+        for label, share in shares.items():
+            count = round(share * len(members))
+            labels.update({fact.id: label for fact in queue[start : start + count]})
+            start += count
+        labels.update({fact.id: rest for fact in queue[start:]})
+    return labels
+
+
+class Phrases:
+    """Random word lists of 1 to 6 of the words that questions are made of, none of which says a fact of `unheard`."""
+
+    def __init__(self, facts: list[Fact], unheard: list[Fact], rng: random.Random) -> None:
+        self.words = sorted({w for fact in facts for text in fact.wordings for w in text.split()})
+        self.rng = rng
+        self.forbidden: dict[str, list[Counter[str]]] = {}  # by one of its words, to look few up
+        for fact in unheard:
+            for counted in fact.content_words():
+                self.forbidden.setdefault(min(counted), []).append(counted)
+        self.made: set[str] = set()
+
+    def draw(self) -> str:
+        """A word list that was not drawn before (single words may come again)."""
+        while True:
+            words = self.rng.choices(self.words, k=self.rng.randint(1, 6))
+            text, counted = " ".join(words), Counter(words)
+            if text in self.made and len(words) > 1:
+                continue
+            if any(f <= counted for word in counted for f in self.forbidden.get(word, ())):
+                continue
+            self.made.add(text)
+            return text
+
+
+ONSETS = "p b t d k g f v th s z sh ch j m n l r w h bl br pl pr tr dr kr gl fl fr st sp sk".split()
+VOWELS = "a e i o u ee oo ai ou ow ar or er".split()
+CODAS = ["", *"p b t d k g f v th s z sh ch m n l nd nt st ks".split()]
+
+
+def pseudo_words(rng: random.Random) -> str:
+    """2 to 6 made-up words: every sound beside every other, for a quantizer that knows no corpus."""
+
+    def word() -> str:
+        return "".join(
+            rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.choice((1, 1, 2)))
+        )
+
+    return " ".join(word() for _ in range(rng.randint(2, 6)))
+
+
+def conversation(id: str, user: str, assistant: str, **extra: Any) -> dict[str, Any]:
+    def turn(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "segments": [{"text": text}]}
+
+    turns = [turn("user", user), turn("assistant", assistant)]
+    return {"id": id, "turns": turns, "extra": json.dumps(extra, sort_keys=True)}
+
+
+def text_rows(facts: list[Fact], replayed: dict[str, str], phrases: Phrases, count: int) -> list[dict]:
+    """Conversations in text: answer; repeat; repeat and answer. A row that shows a fact says whether it is replayed."""
+    rows = []
+    for fact in facts:
+        for i, text in enumerate(fact.wordings):
+            about = {"fact": fact.id, "replayed": replayed[fact.id] == "replayed"}
+            rows.append(conversation(f"answer-{fact.id}-{i}", text, fact.answer, kind="answer", **about))
+            both = SPOKEN_ANSWER.format(transcript=text, answer=fact.answer)
+            ask = f"repeat and answer: {text}"
+            rows.append(conversation(f"both-{fact.id}-{i}", ask, both, kind="both", **about))
+    for i in range(count):
+        text = phrases.draw()
+        rows.append(conversation(f"repeat-{i}", f"repeat: {text}", text, kind="repeat", replayed=True))
+    return rows
+
+
+def spoken_lines(facts: list[Fact], split: dict[str, str], phrases: Phrases, job: World, rng) -> list[dict]:
+    """Everything that is spoken. `voices` names a group of voices of the corpus configuration."""
+    lines: list[dict[str, Any]] = []
+
+    def question(fact: Fact, name: str, voices: str) -> None:
+        lines.append(
+            {
+                "id": f"{name}-{voices}-{len(lines)}", "text": rng.choice(fact.wordings), "answer": fact.answer,
+                "fact": fact.id, "kind": "question", "split": name, "voices": voices,
+            }
+        )  # fmt: skip
+
+    def phrase(name: str, voices: str) -> None:
+        lines.append(
+            {
+                "id": f"{name}-{voices}-{len(lines)}", "text": phrases.draw(),
+                "kind": "phrase", "split": name, "voices": voices,
+            }
+        )  # fmt: skip
+
+    of = {name: [f for f in facts if split[f.id] == name] for name in ("train", "validation", "test")}
+    for i in range(job.spoken_questions):
+        question(of["train"][i % len(of["train"])], "train", "train")
+    for _ in range(job.spoken_phrases):
+        phrase("train", "train")
+    for i in range(job.quantizer_lines):
+        name, voices = ("quantizer", "train") if i % 20 else ("quantizer_validation", "unseen")
+        text = (pseudo_words(rng), phrases.draw(), rng.choice(rng.choice(of["train"]).wordings))[i % 3]
+        lines.append({"id": f"{name}-{i}", "text": text, "kind": "phrase", "split": name, "voices": voices})
+    for fact in of["validation"] * job.test_voices:
+        question(fact, "validation", "validation")
+    for fact in of["test"] * job.test_voices:
+        question(fact, "unseen_facts", "unseen")
+        question(fact, "unseen_facts", "train")
+        question(fact, "unseen_facts", "flite")
+    for fact in rng.sample(of["train"], len(of["train"])) * 2:
+        question(fact, "seen_facts", "unseen")
+    for _ in range(job.test_phrases):
+        phrase("phrases", "unseen")
+        phrase("phrases", "train")
+    return lines
+
+
+def multiple_choice(facts: list[Fact], replayed: dict[str, str], rng: random.Random) -> dict[str, list[dict]]:
+    """Rows of cais/mmlu's columns by subject; the wrong choices are other answers to the same kind of question."""
+    subjects: dict[str, list[dict]] = {"replayed": [], "not_replayed": []}
+    for fact in facts:
+        others = sorted({f.answer for f in facts if f.relation == fact.relation} - {fact.answer})
+        choices = [*rng.sample(others, 3), fact.answer]
+        rng.shuffle(choices)
+        subjects[replayed[fact.id]].append(
+            {
+                "question": fact.wordings[0], "subject": replayed[fact.id], "choices": choices,
+                "answer": choices.index(fact.answer), "fact": fact.id,
+            }
+        )  # fmt: skip
+    return subjects
+
+
+def write_lines(path: Path, rows: list[dict]) -> Path:
+    artifact.write_atomic(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    return path
+
+
+def main(job: World) -> None:
+    out = Path(job.out)
+    work = artifact.Artifact(out, "world", 1, vars(job), {})
+    if not work.begin(fresh=job.fresh):
+        return
+    rng = random.Random(job.seed)
+    facts = make_facts()
+    shares = {"test": job.test_share, "validation": job.validation_share}
+    split = assign(facts, shares, "train", rng)
+    replayed = assign(facts, {"replayed": job.replayed_share}, "not_replayed", rng)
+    unheard = [fact for fact in facts if split[fact.id] != "train"]
+    phrases = Phrases(facts, unheard, rng)
+    outputs = [write_lines(out / "speak.jsonl", spoken_lines(facts, split, phrases, job, rng))]
+    subjects = multiple_choice(facts, replayed, rng)
+    for subject, rows in subjects.items():
+        outputs.append(write_lines(out / "text_mmlu" / f"{subject}.jsonl", rows))
+    about = [
+        {"id": f.id, "family": f.family, "answer": f.answer, "wordings": f.wordings, "split": split[f.id],
+         "replayed": replayed[f.id] == "replayed"} for f in facts
+    ]  # fmt: skip
+    outputs.append(write_lines(out / "facts.jsonl", about))
+    rows = text_rows(facts, replayed, phrases, job.repeat_rows)
+    path = out / shards.shard_name(0)
+    shards.write_shard(path, rows, shards.CONVERSATIONS)
+    totals = Counter(split.values()) | {"facts": len(facts), "rows": len(rows)}
+    work.finish(dict(totals), [*outputs, path])
+    print(f"{out}: {dict(totals)}")
+
+
+if __name__ == "__main__":
+    config.main(main, World, __doc__)

@@ -1,0 +1,34 @@
+"""Train: stage 1, stage 2, or a base model, as the recipe's YAML says.
+
+    torchrun --nproc-per-node 2 recipes/finetune.py recipes/demo/stage1.yaml key=value ...
+
+In: a checkpoint and datasets made by the jobs of stages/. Out: a run folder (see speechfuse.train.loop). It also runs without torchrun, as one
+process. Every key of the YAML is checked; `--help` lists them.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+
+from speechfuse import config
+from speechfuse.train import loop
+
+
+def main(job: loop.Finetune) -> None:
+    if "RANK" not in os.environ:
+        loop.run(job)
+        return
+    if torch.cuda.is_available() and job.runtime.device != "cpu":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl")
+    else:
+        dist.init_process_group("gloo")
+    try:
+        loop.run(job)
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    config.main(main, loop.Finetune, __doc__)

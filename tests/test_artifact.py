@@ -1,0 +1,258 @@
+"""Artifacts: absent, incomplete, complete, stale; nothing lost, nothing half written."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from speechfuse import artifact
+from speechfuse.artifact import Artifact
+
+CONFIG = {
+    "out": "ignored",
+    "fresh": False,
+    "runtime": {"workers": 2},
+    "seed": 1,
+    "corpus": {"path": "speech", "splits": ["train", "dev"]},
+}
+
+
+def make(out: Path, seed: int = 1, version: int = 1, inputs: str = "aa", **changed) -> Artifact:
+    config = {**CONFIG, "seed": seed, **changed}
+    return Artifact(out, "tokenize_speech", version, config, {"corpus": inputs})
+
+
+def complete(out: Path, **changed) -> Artifact:
+    made = make(out, **changed)
+    assert made.begin({"shards": [["a", "b"], ["c"]]})
+    artifact.write_atomic(out / "shard-00000.parquet", b"rows")
+    made.finish({"rows": 3}, [out / "shard-00000.parquet"])
+    return made
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_absent_is_planned_and_then_completed(tmp_path):
+    out = tmp_path / "data"
+    made = make(out)
+    assert made.begin({"shards": [(1, 2)]})
+    assert made.plan == {"shards": [[1, 2]]}  # as it will be read back
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["fingerprint"] == made.fingerprint and plan["plan"] == made.plan
+    assert not (out / "manifest.json").exists()
+    artifact.write_atomic(out / "a" / "x.bin", b"abc")
+    made.finish({"rows": 1}, [out / "a" / "x.bin"])
+    manifest = artifact.manifest_of(out)
+    assert artifact.fingerprint_of(out) == made.fingerprint
+    assert manifest["job"] == "tokenize_speech" and manifest["version"] == 1
+    assert manifest["config"]["corpus"] == CONFIG["corpus"]
+    assert manifest["inputs"] == {"corpus": "aa"} and manifest["totals"] == {"rows": 1}
+    sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert manifest["outputs"] == {"a/x.bin": sha}
+    assert {"torch", "pyarrow", "python"} <= manifest["libraries"].keys()
+    assert manifest["started"] <= manifest["finished"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", manifest["finished"])
+
+
+def test_complete_and_equal_is_one_line_and_no_change(tmp_path, capsys):
+    complete(tmp_path / "data")
+    before = tree(tmp_path)
+    capsys.readouterr()
+    assert not make(tmp_path / "data").begin({"shards": "another plan"})
+    assert capsys.readouterr().out == f"{tmp_path / 'data'}: complete, nothing to do\n"
+    assert tree(tmp_path) == before
+
+
+def test_runtime_out_and_fresh_do_not_make_another_artifact(tmp_path):
+    moved = {**CONFIG, "runtime": {"workers": 64}, "out": "elsewhere", "fresh": True}
+    same = Artifact(tmp_path / "elsewhere", "tokenize_speech", 1, moved, {"corpus": "aa"})
+    assert same.fingerprint == make(tmp_path).fingerprint
+    nested = make(tmp_path, corpus={**CONFIG["corpus"], "out": "b"})
+    assert nested.fingerprint != make(tmp_path).fingerprint  # only the top-level keys are left out
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"seed": 2}, "seed: 1 there, 2 now"),
+        ({"version": 2}, "version: 1 there, 2 now"),
+        ({"inputs": "bb"}, 'inputs.corpus: "aa" there, "bb" now'),
+        ({"corpus": {"path": "speech"}}, 'corpus.splits: ["train", "dev"] there, absent now'),
+        ({"extra": 5}, "extra: absent there, 5 now"),
+    ],
+)
+def test_stale_is_refused_with_what_differs_and_the_cures(tmp_path, finished, changed, words):
+    out = tmp_path / "data"
+    if finished:
+        complete(out)
+    else:
+        make(out).begin()
+    before = tree(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        make(out, **changed).begin()
+    message = str(caught.value)
+    assert f"{words}." in message and message.count(" there, ") == 1  # this and nothing else
+    assert "another out=" in message and "fresh=true" in message and "data.old-1" in message
+    assert tree(tmp_path) == before
+
+
+def test_incomplete_and_equal_resumes_with_the_frozen_plan(tmp_path):
+    make(tmp_path / "data").begin({"shards": [["a"], ["b"]]})
+    started = json.loads((tmp_path / "data" / "plan.json").read_text())["started"]
+    resumed = make(tmp_path / "data")
+    assert resumed.begin({"shards": "what the corpus looks like today"})
+    assert resumed.plan == {"shards": [["a"], ["b"]]}
+    resumed.finish({}, [])
+    assert artifact.manifest_of(tmp_path / "data")["started"] == started
+
+
+def test_fresh_moves_aside_and_deletes_nothing(tmp_path):
+    out = tmp_path / "data"
+    complete(out)
+    first = tree(out)
+    other = make(out, seed=2)
+    assert other.begin("second", fresh=True) and other.plan == "second"
+    assert tree(tmp_path / "data.old-1") == first
+    second = tree(out)
+    assert make(out, seed=3).begin("third", fresh=True)
+    assert tree(tmp_path / "data.old-1") == first and tree(tmp_path / "data.old-2") == second
+    assert make(tmp_path / "never", seed=3).begin(fresh=True)  # nothing there: nothing to move
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "data", "data.old-1", "data.old-2", "never",
+    ]  # fmt: skip
+
+
+def test_a_folder_that_no_job_made_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty"):
+        make(tmp_path).begin()
+    assert tree(tmp_path) == {"thesis.txt": b"mine"}
+    (tmp_path / "empty").mkdir()
+    assert make(tmp_path / "empty").begin()
+
+
+def test_no_absolute_path_in_plan_or_manifest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out" / "data"
+    paths = {"inside": tmp_path / "speech", "outside": ["/somewhere/else/whisper.pt"]}
+    made = Artifact(out, "tokenize_speech", 1, {"out": out, "paths": paths}, {})
+    made.begin()
+    artifact.write_atomic(out / "x", "x")
+    made.finish({}, [Path("out/data/x")])
+    for name in ("plan.json", "manifest.json"):
+        text = (out / name).read_text()
+        assert str(tmp_path) not in text and "/somewhere" not in text and '"/' not in text
+    stored = artifact.manifest_of(out)
+    assert stored["config"]["out"] == "out/data"
+    assert stored["config"]["paths"] == {"inside": "speech", "outside": [".../whisper.pt"]}
+    assert stored["outputs"].keys() == {"x"}
+    relative = {"out": out, "paths": {**paths, "inside": "speech"}}
+    assert Artifact(out, "tokenize_speech", 1, relative, {}).fingerprint == made.fingerprint
+
+
+def test_outputs_stay_inside_the_folder(tmp_path):
+    made = make(tmp_path / "data")
+    made.begin()
+    (tmp_path / "stray").write_text("x")
+    with pytest.raises(ValueError, match="stray is outside"):
+        made.finish({}, [tmp_path / "stray"])
+    with pytest.raises(FileNotFoundError):
+        made.finish({}, [tmp_path / "data" / "never-written"])
+    assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def run_python(code: str, *arguments: object) -> int:
+    source = str(Path(artifact.__file__).parents[1])
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": source}).returncode
+
+
+def test_a_kill_between_plan_and_finish_leaves_incomplete(tmp_path):
+    out = tmp_path / "data"
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from speechfuse.artifact import Artifact\n"
+        "Artifact(Path(sys.argv[1]), 'tokenize_speech', 1, {'seed': 1}, {}).begin(['a', 'b'])\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert run_python(code, out) == -signal.SIGKILL
+    with pytest.raises(ValueError, match=r"incomplete.*'tokenize_speech'.*resume"):
+        artifact.fingerprint_of(out)
+    resumed = Artifact(out, "tokenize_speech", 1, {"seed": 1}, {})
+    assert resumed.begin() and resumed.plan == ["a", "b"]
+
+
+def test_a_kill_inside_a_write_leaves_the_old_file_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from speechfuse import artifact\n"
+        "os.fsync = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "artifact.write_atomic(Path(sys.argv[1]), 'new')\n"
+    )
+    assert run_python(code, path) == -signal.SIGKILL
+    assert path.read_text() == "old"
+    assert run_python(code, tmp_path / "first") == -signal.SIGKILL
+    assert not (tmp_path / "first").exists()
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    with pytest.raises(RuntimeError), artifact.replacing(tmp_path / "file") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert tree(tmp_path) == {}
+    with artifact.replacing(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+        assert not (tmp_path / "file").exists() and temporary.parent == tmp_path
+    assert tree(tmp_path) == {"file": b"whole"}
+
+
+def test_bytes_reach_the_disk_before_the_name(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *a: (calls.append("replace"), replace(*a)))
+    artifact.write_json(tmp_path / "a.json", {"b": 1, "a": "\u00fc"})
+    assert calls == ["fsync", "replace"]
+    assert (tmp_path / "a.json").read_text("utf-8") == '{\n "a": "\u00fc",\n "b": 1\n}\n'
+
+
+def test_what_is_not_an_artifact_is_said_so(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        artifact.fingerprint_of(tmp_path / "absent")
+    with pytest.raises(ValueError, match=r"holds no manifest\.json"):
+        artifact.manifest_of(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"half')
+    with pytest.raises(ValueError, match=r"manifest\.json is not readable JSON"):
+        artifact.manifest_of(tmp_path)
+
+
+def test_the_fingerprint_of_files_is_their_paths_and_sizes(tmp_path, monkeypatch):
+    for root in ("one", "two"):
+        for name, text in [("b/c.wav", "12"), ("a.wav", "1")][:: 1 if root == "one" else -1]:
+            artifact.write_atomic(tmp_path / root / name, text)
+    one = artifact.fingerprint_of_files(tmp_path / "one")
+    assert one == artifact.fingerprint_of_files(tmp_path / "two")
+    listing = Path.rglob
+    with monkeypatch.context() as patch:  # another file system, another order
+        patch.setattr(Path, "rglob", lambda *args: reversed(list(listing(*args))))
+        assert one == artifact.fingerprint_of_files(tmp_path / "one")
+    (tmp_path / "two" / "a.wav").write_text("12")
+    longer = artifact.fingerprint_of_files(tmp_path / "two")
+    (tmp_path / "two" / "a.wav").write_text("1")
+    (tmp_path / "two" / "a.wav").rename(tmp_path / "two" / "d.wav")
+    renamed = artifact.fingerprint_of_files(tmp_path / "two")
+    assert len({one, longer, renamed}) == 3
+    (tmp_path / "empty").mkdir()
+    for bad in ("empty", "absent"):
+        with pytest.raises(ValueError, match=bad):
+            artifact.fingerprint_of_files(tmp_path / bad)

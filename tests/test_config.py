@@ -1,0 +1,243 @@
+"""Configuration: what wins, what is refused and in which words, and the command line of a job."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speechfuse import config
+
+
+@dataclass
+class Encoder:
+    path: Path
+    window: float = field(default=30.0, metadata={"help": "seconds the encoder sees"})
+
+
+@dataclass
+class Job:
+    out: Path
+    encoder: Encoder
+    seed: int = field(default=7, metadata={"help": "of every random choice"})
+    name: str | None = None
+    corpus: dict[str, Any] = field(default_factory=dict)
+    tracks: list[dict[str, Any]] = field(default_factory=list)
+
+
+FULL = """
+out: out/data
+encoder: {path: models/tiny, window: 5}
+corpus: {_component_: builtins.dict, split: train, filters: {seconds: [1, 2]}}
+tracks: [{weight: 1.0}, {weight: 2.0}]
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        config.load(Job, path, list(overrides))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_default_then_file_then_overrides_and_the_last_override_wins(write):
+    loaded = config.load(Job, write(FULL), ["encoder.window=9", "encoder.window=3.5"])
+    assert loaded.seed == 7  # default
+    assert loaded.encoder == Encoder(Path("models/tiny"), 3.5)  # file, then override
+    assert config.load(Job, write(FULL), []).encoder.window == 5.0
+    assert config.load(Job, write(FULL + "seed: 8"), []).seed == 8
+    merged = config.load(Job, write(FULL), ["encoder={window: 2}"]).encoder
+    assert merged == Encoder(Path("models/tiny"), 2.0)  # a mapping adds to what is there
+
+
+def test_values_are_plain_and_of_the_declared_type(write):
+    loaded = config.load(Job, write(FULL), ["tracks.1.weight=5", "name=null", "corpus.split=dev"])
+    assert type(loaded) is Job and isinstance(loaded.out, Path)
+    assert loaded.name is None
+    assert type(loaded.corpus) is dict and type(loaded.corpus["filters"]["seconds"]) is list
+    assert loaded.corpus["split"] == "dev" and loaded.corpus["filters"] == {"seconds": [1, 2]}
+    assert loaded.tracks == [{"weight": 1.0}, {"weight": 5}]
+
+
+def test_unknown_key_names_where_it_stands_and_the_nearest_allowed_one(write):
+    in_file = refusal(write(FULL.replace("window", "windw")))
+    assert "run.yaml" in in_file and "'encoder.windw'" in in_file
+    assert "did you mean 'encoder.window'?" in in_file and "path, window" in in_file
+    override = refusal(write(FULL), "encoder.pth=x")
+    assert "override 'encoder.pth=x'" in override and "did you mean 'encoder.path'?" in override
+    assert "did you mean 'seed'?" in refusal(write(FULL), "sede=1")
+    assert "did you mean" not in refusal(write(FULL), "zzzz=1")
+
+
+def test_missing_required_keys_are_all_named(write):
+    message = refusal(write("encoder: {window: 5}"))
+    assert "out" in message and "encoder.path" in message
+    assert config.load(Job, write("encoder: {window: 5}"), ["out=a", "encoder.path=b"]).seed == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "kind"),
+    [
+        ("seed=many", "seed", "int"),
+        ("seed=1.5", "seed", "int"),
+        ("encoder.window=wide", "encoder.window", "float"),
+        ("corpus=[1]", "corpus", "dict[str, Any]"),
+    ],
+)
+def test_wrong_type_names_the_key_and_the_declared_type(write, override, key, kind):
+    message = refusal(write(FULL), override)
+    assert repr(override) in message and f"'{key}' is declared as {kind}" in message
+
+
+@pytest.mark.parametrize("text", ["out: [", "- a list", "out: {a: b: c}"])
+def test_a_file_that_is_no_mapping_is_refused_by_name(write, text):
+    assert "run.yaml" in refusal(write(text))
+
+
+def test_an_override_without_a_value_is_refused(write):
+    assert "key=value" in refusal(write(FULL), "seed")
+    assert "key=value" in refusal(write(FULL), "=3")
+
+
+def component(path: str, *, window: float = 1.0) -> tuple[str, float]:
+    return path, window
+
+
+class Holder:
+    @classmethod
+    def load(cls, path: str) -> str:
+        return f"loaded {path}"
+
+    refusing = 3
+
+
+def test_instantiate_calls_the_component_and_leaves_the_spec_alone():
+    spec = {"_component_": f"{__name__}.component", "path": "a"}
+    assert config.instantiate(spec, window=2.0) == ("a", 2.0)
+    assert config.instantiate(spec) == ("a", 1.0)
+    assert spec == {"_component_": f"{__name__}.component", "path": "a"}
+    through_class = {"_component_": f"{__name__}.Holder.load", "path": "b"}
+    assert config.instantiate(through_class) == "loaded b"
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"path": "a"}, ["_component_"]),
+        ({"_component_": "no_such_package.x"}, ["no_such_package.x", "no module"]),
+        ({"_component_": f"{__name__}.componet"}, ["componet", "did you mean 'component'?"]),
+        ({"_component_": f"{__name__}.Holder.refusing"}, ["Holder.refusing", "not a class"]),
+        ({"_component_": f"{__name__}.component", "path": "a", "widow": 1}, ["'window'?"]),
+        ({"_component_": f"{__name__}.component"}, ["required path"]),
+        ({"_component_": f"{__name__}.component", "path": "a", "rate": 1}, ["job", "rate"]),
+    ],
+)
+def test_instantiate_refuses_in_words(spec, words):
+    with pytest.raises(ValueError) as caught:
+        config.instantiate(spec, **({"rate": 2} if "rate" in spec else {}))
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_instantiate_tells_a_missing_dependency_from_a_wrong_path(tmp_path, monkeypatch):
+    (tmp_path / "needy_component.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="no_such_dependency, which is not installed"):
+        config.instantiate({"_component_": "needy_component.Thing"})
+
+
+JOB = '''
+"""Count things.
+
+Runs as: python job.py config.yaml key=value
+"""
+from dataclasses import dataclass, field
+from speechfuse.config import main
+
+@dataclass
+class Part:
+    size: int = field(default=3, metadata={"help": "how many"})
+
+@dataclass
+class Config:
+    out: str
+    part: Part = field(default_factory=lambda: Part(5))
+
+def job(config):
+    if config.out == "value":
+        raise ValueError("out is 'value';\\nchoose another")
+    if config.out == "file":
+        open("no/such/file")
+    if config.out == "ctrl-c":
+        raise KeyboardInterrupt
+    if config.out == "ours":
+        raise RuntimeError("a mistake of ours")
+    print("ran", config.out, config.part.size)
+
+main(job, Config, __doc__)
+'''
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "job.py").write_text(JOB)
+    (tmp_path / "run.yaml").write_text("out: here\n")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "job.py", *arguments]
+        source = Path(config.__file__).parents[1]
+        return subprocess.run(
+            command, cwd=tmp_path, env={"PYTHONPATH": str(source)}, capture_output=True, text=True
+        )
+
+    return run
+
+
+def test_the_command_line_runs_the_job(run):
+    done = run("run.yaml", "part.size=4")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ran here 4\n", "")
+
+
+def test_help_shows_the_doc_and_every_key(run):
+    done = run("--help")
+    assert done.returncode == 0 and "Count things." in done.stdout and "ran" not in done.stdout
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert ["out", "str", "required"] in lines
+    assert ["part.size", "int", "5", "how", "many"] in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run.yaml", "part.sise=4"], "part.size"),
+        (["run.yaml", "out=value"], "out is 'value'; choose another"),
+        (["run.yaml", "out=file"], "no/such/file: No such file"),
+        (["absent.yaml"], "absent.yaml: No such file"),
+        ([], "config.yaml"),
+        (["out=here"], "config.yaml"),
+    ],
+)
+def test_what_the_user_can_cure_is_one_line_and_exit_code_2(run, arguments, words):
+    done = run(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupt_is_130_and_our_own_mistakes_keep_their_traceback(run):
+    interrupted = run("run.yaml", "out=ctrl-c")
+    assert interrupted.returncode == 130 and "Traceback" not in interrupted.stderr
+    ours = run("run.yaml", "out=ours")
+    assert ours.returncode == 1 and "Traceback" in ours.stderr
