@@ -112,9 +112,9 @@ def main(job: Callable[[T], None], schema: type[T], doc: str) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and not isinstance(error, FileNotFoundError):
             raise
-        _fail(f"{error.filename}: {error.strerror}")
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ValueError as error:
         _fail(str(error))
 

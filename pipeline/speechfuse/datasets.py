@@ -19,6 +19,7 @@ from torch import Tensor
 from speechfuse import config, prompts, shards
 from speechfuse.vocab import Vocabulary, check_quantizer
 
+OPEN_PACKS = 16  # more would fill packs better, and mix samples over a longer stretch of the epoch
 IGNORE = -100  # torch's cross-entropy leaves these labels out
 
 
@@ -116,21 +117,29 @@ class Mixture:
             yield samples[order[index]]
 
     def packs(self, epoch: int) -> list[list[Sample]]:
-        """All packs of an epoch: samples in order, a new pack where the next one does not fit."""
+        """All packs of an epoch: each sample goes into the first of the last few open packs that has room for it."""
         chosen = [
             sample
             for i, count in enumerate(self.counts)
             for sample in self._stream(i, epoch * count, count)
         ]
         random.Random(f"{self.seed}/{epoch}").shuffle(chosen)
-        result, used = [[chosen[0]]], len(chosen[0].tokens)
-        for sample in chosen[1:]:
-            if used + len(sample.tokens) > self.seq_len:
-                result.append([])
-                used = 0
-            result[-1].append(sample)
-            used += len(sample.tokens)
-        return result
+        closed: list[list[Sample]] = []
+        packs: list[list[Sample]] = []
+        room: list[int] = []
+        for sample in chosen:
+            length = len(sample.tokens)
+            i = next((i for i, left in enumerate(room) if left >= length), len(room))
+            if i == len(room):
+                if len(room) == OPEN_PACKS:
+                    closed.append(packs.pop(0))
+                    room.pop(0)
+                packs.append([])
+                room.append(self.seq_len)
+                i = len(room) - 1
+            packs[i].append(sample)
+            room[i] -= length
+        return closed + packs
 
     def batches(self, epoch: int) -> list[list[list[Sample]]]:
         """The steps of an epoch, each `batch_size` packs. ValueError when there is not one full batch."""

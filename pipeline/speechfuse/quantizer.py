@@ -66,7 +66,7 @@ class Quantizer(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        """Number of codes that speech can become, the mask code not counted."""
+        """Number of codes without the mask code, which the published models also choose now and then."""
         return self.config.codes
 
     @property

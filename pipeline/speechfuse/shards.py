@@ -123,19 +123,24 @@ def read_rows(folder: Path, columns: list[str] | None = None) -> Iterator[dict[s
     unknown column.
     """
     for path in shard_paths(folder):
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if unknown := [name for name in columns or [] if name not in names]:
-                raise ValueError(f"{path}: no column '{unknown[0]}'; it has {', '.join(names)}")
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=columns)
-                codes = table.column("codes") if "codes" in table.column_names else None
-                rest = table.drop_columns(["codes"]) if codes is not None else table
-                rows = rest.to_pylist() if rest.num_columns else [{} for _ in range(len(table))]
-                if codes is not None:
-                    for row, item in zip(rows, codes, strict=True):
-                        row["codes"] = None if item.values is None else np.array(item.values)
-                yield from rows
+        yield from read_shard(path, columns)
+
+
+def read_shard(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of one shard, as `read_rows`, whether or not its dataset is complete."""
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if unknown := [name for name in columns or [] if name not in names]:
+            raise ValueError(f"{path}: no column '{unknown[0]}'; it has {', '.join(names)}")
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=columns)
+            codes = table.column("codes") if "codes" in table.column_names else None
+            rest = table.drop_columns(["codes"]) if codes is not None else table
+            rows = rest.to_pylist() if rest.num_columns else [{} for _ in range(len(table))]
+            if codes is not None:
+                for row, item in zip(rows, codes, strict=True):
+                    row["codes"] = None if item.values is None else np.array(item.values)
+            yield from rows
 
 
 def write_rejects(path: Path, rejects: Iterable[dict[str, str]]) -> None:

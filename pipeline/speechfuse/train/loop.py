@@ -43,6 +43,9 @@ class Finetune:
     warmup_steps: int = field(metadata={"help": "linear warm-up, then cosine to 0"})
     micro_batch_size: int = field(default=0, metadata={"help": "packs of one forward a rank; 0: all"})
     clip_grad_norm: float | None = field(default=None, metadata={"help": "null: no clipping"})
+    freeze: list[str] = field(
+        default_factory=list, metadata={"help": "regular expressions of parameter names not trained"}
+    )
     dtype: str = field(default="fp32", metadata={"help": "of the weights and moments: fp32 or bf16"})
     compute_dtype: str = field(default="fp32", metadata={"help": "of the products: fp32 or bf16"})
     recompute: bool = field(default=False, metadata={"help": "full activation checkpointing"})
@@ -127,6 +130,7 @@ def run(job: Finetune) -> None:
     )
     if job.compile:
         model.compile()
+    models.freeze(model, job.freeze)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = config.instantiate(job.optimizer, params=trained)
     epochs = [mixture.batches(epoch) for epoch in range(job.epochs)]

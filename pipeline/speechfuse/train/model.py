@@ -6,6 +6,7 @@ FSDP2 when several ranks train; and the same folder layout again, for every epoc
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,22 @@ def build(
         options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized()),
     )  # fmt: skip
     return model
+
+
+def freeze(model: nn.Module, patterns: list[str]) -> None:
+    """Stop training every parameter whose name (torchtune's, as layers.0.mlp.w1.weight) a pattern is found in.
+
+    ValueError for a pattern that fits no parameter, and when nothing is left to train.
+    """
+    names = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [name for name in names if re.search(pattern, name)]
+        if not found:
+            raise ValueError(f"freeze: {pattern!r} fits no parameter; there are {', '.join(list(names)[:4])} ...")
+        for name in found:
+            names[name].requires_grad_(False)
+    if not any(p.requires_grad for p in names.values()):
+        raise ValueError(f"freeze={patterns} leaves nothing to train")
 
 
 def export(model: nn.Module, checkpoint: Path, out: Path, manifest: dict[str, Any]) -> None:

@@ -1,0 +1,76 @@
+# speechfuse: every verb. `just recipe=NAME ranks=N VERB key=value ...`
+recipe := "demo"
+ranks := "1"
+python := ".venv/bin/python"
+train := if ranks == "1" { python } else { python + " -m torch.distributed.run --standalone --nproc-per-node " + ranks }
+r := "recipes/" + recipe
+
+# list the verbs
+default:
+    @just --list --unsorted
+
+# make .venv with the pinned dependencies (a no-op when it is up to date)
+setup:
+    @cmp -s pyproject.toml .venv/pyproject.toml && cmp -s constraints.txt .venv/constraints.txt || ( \
+      python3 -m venv .venv && {{python}} -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' && \
+      cp pyproject.toml constraints.txt .venv/ )
+
+# the whole road on the embedded default: speech in, table of scores out (out/demo/report.md)
+demo: setup data expand stage1 stage2 evaluate report
+
+# the text of the demo's world, then speech to codes (training and test)
+data: setup
+    {{python}} recipes/demo/world.py recipes/demo/world.yaml
+    {{python}} -m stages.tokenize_speech {{r}}/tokenize_train.yaml
+    {{python}} -m stages.tokenize_speech {{r}}/tokenize_test.yaml
+
+# speech to codes: just tokenize recipes/NAME/tokenize_train.yaml key=value ...
+tokenize config *args: setup
+    {{python}} -m stages.tokenize_speech {{config}} {{args}}
+
+# give the base model its sound tokens
+expand *args: setup
+    {{python}} -m stages.expand_vocab {{r}}/expand_vocab.yaml {{args}}
+
+# stage 1: next-token training on speech
+stage1 *args: setup
+    {{train}} recipes/finetune.py {{r}}/stage1.yaml {{args}}
+
+# stage 2: spoken instructions, transcription, text replay
+stage2 *args: setup
+    {{train}} recipes/finetune.py {{r}}/stage2.yaml {{args}}
+
+# score the checkpoints: text multiple choice, spoken questions, transcription
+evaluate *args: setup
+    {{python}} -m stages.evaluate {{r}}/evaluate.yaml {{args}}
+
+# table, plots and the chosen epoch from the scores
+report *args: setup
+    {{python}} -m stages.report {{r}}/report.yaml {{args}}
+
+# answer a spoken question with the best epoch: just ask FILE.wav
+ask file *args: setup
+    {{python}} -m stages.ask {{r}}/ask.yaml file={{quote(file)}} {{args}}
+
+# make a wav to ask with: just say "what is three plus four" [out.wav]
+say text out="out/say.wav": setup
+    {{python}} -m stages.say {{r}}/say.yaml text={{quote(text)}} file={{quote(out)}}
+
+# train the demo's quantizer again (about 20 minutes on 2 cores)
+train-quantizer *args: setup
+    {{python}} recipes/demo/world.py recipes/demo/world.yaml
+    {{python}} -m stages.train_quantizer {{r}}/train_quantizer.yaml {{args}}
+
+# train the demo's base model again
+train-base *args: setup
+    {{python}} recipes/demo/world.py recipes/demo/world.yaml
+    {{python}} -m stages.init_base {{r}}/init_base.yaml
+    {{train}} recipes/finetune.py {{r}}/train_base.yaml {{args}}
+
+# all tests, at most 6 minutes on 2 cores
+test *args: setup
+    {{python}} -m pytest {{args}}
+
+# lint, format and types
+check: setup
+    .venv/bin/ruff check . && .venv/bin/mypy

@@ -1,0 +1,54 @@
+"""Ask the trained model a spoken question.
+
+    python -m stages.ask recipes/demo/ask.yaml file=question.wav
+
+In: an audio file. Out, on the screen: what the model heard and what it answers. It uses the epoch that the report chose, or `checkpoint`.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from speechfuse import audio, config, prompts
+from speechfuse.evals.speech import Listener
+from speechfuse.quantizer import Quantizer
+
+
+@dataclass
+class Ask:
+    file: str = field(metadata={"help": "the audio file with the question"})
+    report: str = field(metadata={"help": "report.json, which names the chosen checkpoint"})
+    quantizer: str = field(metadata={"help": "folder of ours, or a published WhisperVQ .model file"})
+    whisper: str | None = field(default=None, metadata={"help": "openai-whisper .pt beside a .model"})
+    checkpoint: str | None = field(default=None, metadata={"help": "this one instead of the chosen"})
+    max_new_tokens: int = field(default=64, metadata={"help": "longest reply"})
+
+
+def chosen(report: Path) -> Path:
+    """Folder of the checkpoint that `report` marks as chosen; runs stand beside the report."""
+    if not report.is_file():
+        raise FileNotFoundError(f"no report at {report}: run `just demo` first, or give checkpoint=...")
+    names = {row["checkpoint"] for row in json.loads(report.read_text()) if row["chosen"]}
+    if len(names) != 1:
+        raise ValueError(f"{report} marks {len(names)} checkpoints as chosen: make the report again")
+    return report.parent / names.pop()
+
+
+def main(job: Ask) -> None:
+    waveform = audio.load(Path(job.file))
+    checkpoint = Path(job.checkpoint) if job.checkpoint else chosen(Path(job.report))
+    quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
+    listener = Listener(checkpoint, quantizer.identity, job.file)
+    pieces = audio.split(waveform, quantizer.window)
+    if len(pieces) > 1:
+        print(f"{len(waveform) / audio.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")
+    segments = [{"speech": {"codes": codes}} for codes in quantizer.encode(pieces)]
+    turns = [{"role": "user", "segments": segments}]
+    heard, answer = prompts.read_spoken_answer(listener.reply([turns], job.max_new_tokens)[0])
+    if heard:
+        print(f"heard:  {heard}")
+    print(f"answer: {answer}")
+
+
+if __name__ == "__main__":
+    config.main(main, Ask, __doc__)

@@ -1,0 +1,44 @@
+"""Give a Llama checkpoint the sound tokens of a quantizer.
+
+    python -m stages.expand_vocab recipes/demo/expand_vocab.yaml
+
+In: a Hugging Face checkpoint and a quantizer. Out: the checkpoint with sound_start, sound_end, one token per code and the mask code;
+the id layout and the quantizer's identity stand in its config.json.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from speechfuse import artifact, config, vocab
+from speechfuse.quantizer import Quantizer
+
+
+@dataclass
+class ExpandVocab:
+    out: str = field(metadata={"help": "folder of the expanded checkpoint"})
+    base: str = field(metadata={"help": "Hugging Face folder of a Llama-3 model"})
+    quantizer: str = field(metadata={"help": "folder of ours, or a published WhisperVQ .model file"})
+    whisper: str | None = field(default=None, metadata={"help": "openai-whisper .pt beside a .model"})
+    seed: int = field(default=0, metadata={"help": "of the new rows"})
+    fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
+
+
+def main(job: ExpandVocab) -> None:
+    out, base = Path(job.out), Path(job.base)
+    vocab.read_config(base)
+    quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
+    inputs = {"base": artifact.fingerprint_of_files(base), "quantizer": quantizer.identity}
+    work = artifact.Artifact(out, "expand_vocab", 1, asdict(job), inputs)
+    if not work.begin(fresh=job.fresh):
+        return
+    layout = vocab.expand(base, out, quantizer.codebook_size, quantizer.identity, job.seed)
+    outputs = sorted(p for p in out.iterdir() if p.name not in ("plan.json", "manifest.json"))
+    work.finish(asdict(layout), outputs)
+    print(
+        f"{out}: sound_start {layout.start}, sound_end {layout.end}, codes {layout.first} to "
+        f"{layout.first + layout.codes}; set model.vocab_size={vocab.read_config(out)['vocab_size']}"
+    )
+
+
+if __name__ == "__main__":
+    config.main(main, ExpandVocab, __doc__)

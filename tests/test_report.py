@@ -1,0 +1,269 @@
+"""The report: the right epoch is chosen, every score is there, and a missed floor fails the job."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from stages import report
+
+from speechfuse import config
+
+ROOT = Path(__file__).parent.parent
+KEYS = {"checkpoint", "chosen", "task", "split", "metric", "value", "ci_low", "ci_high", "n"}
+QA, TEXT = "spoken_qa", "text_mmlu"
+
+
+def score(task: str, split: str, value: float, metric: str = "acc", n: int = 100) -> dict:
+    low, high = max(0.0, value - 0.05), value + 0.05
+    return {
+        "task": task, "split": split, "metric": metric,
+        "value": value, "ci_low": low, "ci_high": high, "n": n,
+    }  # fmt: skip
+
+
+def items(split: str, count: int) -> list[dict]:
+    return [
+        {"question": f"what is {i} | two", "heard": f"what <{i}>\n", "answer": f"a{i}",
+         "expected": "a2", "split": split, "correct": i == 2}
+        for i in range(count)
+    ]  # fmt: skip
+
+
+class Demo:
+    """A folder as the demo leaves it, with made-up scores, and the job run on it as a process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.evals = folder, folder / "evals"
+        self.config = {
+            "out": str(folder), "evals": str(self.evals), "base": "base",
+            "runs": [{"name": run, "path": str(folder / run)} for run in ("stage1", "stage2")],
+            "rule": {"choose_from": "stage2", "task": QA, "split": "validation", "metric": "acc"},
+            "table": [{"task": TEXT, "split": "replayed", "metric": "acc"},
+                      {"task": QA, "split": "unseen", "metric": "acc"}],
+            "samples": "unseen",
+            "floors": [{"task": QA, "split": "unseen", "metric": "acc", "at_least": 0.5}],
+        }  # fmt: skip
+        self.text("base", 0.8, 0.9)
+        self.text("expanded", 0.8, 0.9)
+        self.text("stage1/epoch_0", 0.6, 0.5)
+        for epoch, validation in enumerate((0.3, 0.7, 0.6)):
+            self.epoch(epoch, validation, unseen=0.4 + 0.1 * epoch)
+        for run, steps in (("stage1", 300), ("stage2", 900)):
+            self.metrics(run, steps)
+
+    def cell(self, checkpoint: str, task: str, scores: list[dict], found: tuple | list = ()):
+        path = self.evals / checkpoint / f"{task}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"checkpoint": checkpoint, "fingerprint": "ab"}
+        path.write_text(json.dumps({**about, "scores": scores, "items": list(found)}))
+
+    def epoch(self, epoch: int, validation: float, unseen: float) -> None:
+        name = f"stage2/epoch_{epoch}"
+        scores = [score(QA, "validation", validation), score(QA, "unseen", unseen)]
+        self.cell(name, QA, scores, items("validation", 30) + items("unseen", 25))
+        self.text(name, 0.76, 0.7)
+
+    def text(self, checkpoint: str, replayed: float, not_replayed: float) -> None:
+        scores = [score(TEXT, "replayed", replayed), score(TEXT, "not_replayed", not_replayed)]
+        self.cell(checkpoint, TEXT, scores)
+
+    def metrics(self, run: str, steps: int) -> None:
+        lines = [
+            {"step": step, "epoch": step // 301, "loss": 5 * math.exp(-step / 200) + step % 7 / 20,
+             "lr": 1e-3, "tokens": 1000, "seconds": 0.5}
+            for step in range(1, steps + 1)
+        ]  # fmt: skip
+        (self.folder / run).mkdir(exist_ok=True)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (self.folder / run / "metrics.jsonl").write_text(text)
+
+    def yaml(self) -> Path:
+        path = self.folder / "report.yaml"
+        path.write_text(yaml.safe_dump(self.config))
+        return path
+
+    def report(self, *overrides: str) -> list[dict]:
+        report.main(config.load(report.Report, self.yaml(), list(overrides)))
+        return json.loads((self.folder / "report.json").read_text())
+
+    def process(self, *overrides: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "stages.report", str(self.yaml()), *overrides]
+        env = {"PYTHONPATH": f"{ROOT / 'pipeline'}:{ROOT}", "PATH": "", "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Demo:
+    return Demo(tmp_path)
+
+
+def chosen(rows: list[dict]) -> str:
+    [name] = {row["checkpoint"] for row in rows if row["chosen"]}
+    return name
+
+
+def section(folder: Path, title: str) -> str:
+    text = (folder / "report.md").read_text()
+    return text.partition(f"\n## {title}")[2].partition("\n## ")[0]
+
+
+def test_the_epoch_with_the_best_validation_is_chosen(demo, capsys):
+    rows = demo.report()
+    assert chosen(rows) == "stage2/epoch_1"  # not epoch_2, which is best on the reported split
+    assert all(row.keys() == KEYS for row in rows)
+    assert all(row["chosen"] == (row["checkpoint"] == "stage2/epoch_1") for row in rows)
+    assert len(rows) == 3 * 2 + 3 * 4 and sum(row["chosen"] for row in rows) == 4
+    assert rows[0] == {"checkpoint": "base", "chosen": False, **score(TEXT, "replayed", 0.8)}
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and "chosen stage2/epoch_1; text_mmlu replayed acc 0.760" in lines[0]
+
+
+def test_the_page_shows_table_rule_plots_and_samples(demo):
+    demo.report()
+    text = (demo.folder / "report.md").read_text()
+    for sentence in ("highest acc on spoken_qa, split validation", "of equals the earliest"):
+        assert sentence in text
+    for link in re.findall(r"\]\((.*?)\)", text):
+        assert (demo.folder / link).read_bytes().startswith(b"\x89PNG")
+    assert len(re.findall(r"\]\((.*?)\)", text)) == 2
+    results = section(demo.folder, "Results").splitlines()
+    rows = [line.split(" | ")[0].strip("| ") for line in results if line.startswith("|")][2:]
+    epochs = ["stage2/epoch_0", "**stage2/epoch_1**", "stage2/epoch_2"]
+    assert rows == ["base", "expanded", "stage1/epoch_0", *epochs]
+    assert "validation" not in "".join(results)
+    assert "| stage1/epoch_0 | 0.600 \u00b1 0.050<br>75% of base |  |" in results
+    samples = [row for row in section(demo.folder, "What it says").splitlines() if row[:1] == "|"]
+    assert len(samples) == 2 + 10 and samples[2].endswith("| a0 | a2 | wrong |")
+    assert samples[3] == (
+        "| what is 2 &#124; two | what &lt;2&gt; | a2 | a2 | right |"
+    )  # what a model said cannot break the table
+
+
+def test_the_report_is_made_anew_and_equal(demo):
+    demo.report()
+    first = {path.name: path.read_bytes() for path in demo.folder.iterdir() if path.is_file()}
+    demo.report()
+    assert first == {p.name: p.read_bytes() for p in demo.folder.iterdir() if p.is_file()}
+    demo.epoch(2, validation=0.9, unseen=0.9)
+    assert chosen(demo.report()) == "stage2/epoch_2"
+
+
+def test_of_equal_epochs_the_earliest_is_chosen(demo):
+    for epoch in (2, 9, 10, 11):
+        demo.epoch(epoch, validation=0.8 if epoch > 8 else 0.1, unseen=0.5)
+    rows = demo.report()
+    assert chosen(rows) == "stage2/epoch_9"  # epoch_10 comes first by name
+    order = list(dict.fromkeys(row["checkpoint"] for row in rows))
+    assert order[-3:] == ["stage2/epoch_9", "stage2/epoch_10", "stage2/epoch_11"]
+
+
+def test_only_the_named_run_is_chosen_from(demo):
+    scores = [score(QA, "validation", 0.99), score(QA, "unseen", 0.99)]
+    demo.cell("stage2_plain/epoch_0", QA, scores)
+    assert chosen(demo.report()) == "stage2/epoch_1"
+
+
+UNSEEN, REPLAYED = {"task": QA, "split": "unseen"}, {"task": TEXT, "split": "replayed"}
+FLOORS = [  # of the chosen epoch: unseen is 0.5, replayed 0.76 where the base has 0.8
+    ({**UNSEEN, "at_least": 0.5}, {"at_least": 0.51}, "BELOW"),
+    ({**UNSEEN, "at_most": 0.5}, {"at_most": 0.49}, "ABOVE"),
+    ({**REPLAYED, "of_base_at_least": 0.94}, {"of_base_at_least": 0.96}, "BELOW"),
+    ({**REPLAYED, "at_least": 0.0}, {"split": "typo"}, "MISSING"),
+]
+
+
+@pytest.mark.parametrize(("kept", "change", "verdict"), FLOORS)
+def test_a_floor_is_kept_or_missed(demo, capsys, kept, change, verdict):
+    demo.config["floors"] = [{"metric": "acc", **kept}, {"metric": "acc", **kept, **change}]
+    demo.report()  # not checked, not failed
+    assert verdict not in capsys.readouterr().out
+    with pytest.raises(ValueError, match=rf"stage2/epoch_1 misses 1 of 2 floors: {verdict}"):
+        demo.report("check=true")
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("ok ") and out[1].startswith(verdict) and "chosen" in out[2]
+    assert verdict in section(demo.folder, "Floors")
+
+
+def test_as_a_command_a_missed_floor_is_exit_code_2(demo):
+    done = demo.process("check=true")
+    assert (done.returncode, done.stderr) == (0, "")
+    demo.config["floors"][0]["at_least"] = 0.9
+    done = demo.process("check=true")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: stage2/epoch_1 misses 1 of 1 floors: BELOW")
+    assert done.stderr.count("\n") == 1
+
+
+def broken(demo: Demo, what: str) -> None:
+    qa = demo.evals / "stage2" / "epoch_2" / "spoken_qa.json"
+    match what:
+        case "nothing evaluated":
+            demo.config["evals"] = str(demo.folder / "none")
+        case "no base":
+            demo.config["base"] = "bass"
+        case "epoch without the score":
+            qa.unlink()
+        case "cell of another checkpoint":
+            qa.write_text(qa.read_text().replace("stage2/epoch_2", "stage2/epoch_3"))
+        case "half a cell":
+            qa.write_text(qa.read_text()[:100])
+        case "run not evaluated":
+            demo.config["rule"]["choose_from"] = "stage3"
+        case "highest error rate":
+            demo.config["rule"]["metric"] = "wer"
+        case "column that chose":
+            demo.config["table"].append({"task": QA, "split": "validation", "metric": "acc"})
+        case "column of nothing":
+            demo.config["table"].append({"task": QA, "split": "unsene", "metric": "acc"})
+        case "samples of nothing":
+            demo.config["samples"] = "unsene"
+        case "check of nothing":
+            demo.config["floors"] = []
+        case "floor with two bounds":
+            demo.config["floors"][0]["at_most"] = 0.9
+        case "no losses":
+            (demo.folder / "stage1" / "metrics.jsonl").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("nothing evaluated", "none holds no <checkpoint>/<task>.json"),
+        ("no base", "base=bass has no results; there are: base, expanded"),
+        ("epoch without the score", "no spoken_qa validation acc of stage2/epoch_2"),
+        ("cell of another checkpoint", "holds scores of stage2/epoch_3"),
+        ("half a cell", "is no result file"),
+        ("run not evaluated", "no results of rule.choose_from=stage3"),
+        ("highest error rate", "rule.metric=wer"),
+        ("column that chose", "spoken_qa validation is what the epoch is chosen by"),
+        ("column of nothing", "no result has spoken_qa unsene acc; there are: .*spoken_qa unseen"),
+        ("samples of nothing", "no such items; there are: unseen, validation"),
+        ("check of nothing", "check=true without floors"),
+        ("floor with two bounds", "it has at_least, at_most"),
+        ("no losses", "metrics.jsonl is empty: train stage1"),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_is_written(demo, what, says):
+    broken(demo, what)
+    with pytest.raises(ValueError, match=says):
+        demo.report("check=true")
+    left = {path.name for path in demo.folder.iterdir() if path.is_file()}
+    assert left == {"report.yaml"}
+
+
+def test_the_demo_asks_for_scores_that_it_evaluates():
+    job = config.load(report.Report, ROOT / "recipes" / "demo" / "report.yaml", [])
+    evaluated = yaml.safe_load((ROOT / "recipes" / "demo" / "evaluate.yaml").read_text())
+    splits = {task: {*spec.get("splits", ())} for task, spec in evaluated["tasks"].items()}
+    splits[TEXT] |= {"replayed", "not_replayed"}
+    splits["question_transcript"] = {*splits[QA]}
+    splits[QA] |= {"shuffled_audio", "majority_answer"}
+    for entry in (job.rule, *job.table, *job.floors):
+        assert entry.split in splits[entry.task]
+    assert job.samples in splits[QA] and len(job.floors) == 5
+    assert {run.name for run in job.runs} <= {entry["name"] for entry in evaluated["checkpoints"]}

@@ -1,0 +1,288 @@
+"""Synthetic speech and the corpora: repeatable to the bit, phonemes in place, voices of the right group."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import espeakng_loader
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from speechfuse import audio, corpora, tts
+from speechfuse.artifact import sha256_of
+from speechfuse.corpora import Reject, Utterance
+
+ROOT = Path(__file__).parent.parent
+VOICES = {
+    "train": {"accents": ["en-us", "en-gb-scotland"], "variants": ["Alex", "f1", "m3"]},
+    "unseen": {"accents": ["en-us"], "variants": ["Annie", "belinda"], "rate": [100, 110], "pitch": [5, 9]},
+}  # fmt: skip
+TEXTS = [
+    "what is three plus four", "name the capital of france", "where does a bee live", "nine minus two",
+    "what does a duck say", "bear honey cave", "how much is ten times ten", "name the money of japan",
+]  # fmt: skip
+
+
+def write_lines(path: Path, rows: Iterable[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def lines(tmp_path) -> Path:
+    rows = [
+        {"id": f"line-{i}", "text": text, "answer": f"a{i}", "split": "train" if i % 2 else "test",
+         "voices": "train" if i < 4 else "unseen"}
+        for i, text in enumerate(TEXTS)
+    ]  # fmt: skip
+    return write_lines(tmp_path / "speak.jsonl", rows)
+
+
+def made(corpus: corpora.Synthetic, items: list[str]) -> list[Utterance]:
+    found = list(corpus.utterances(items))
+    assert [u.id for u in found] == items and all(isinstance(u, Utterance) for u in found)
+    return found
+
+
+def test_a_shard_is_the_same_to_the_bit_whatever_was_spoken_before(lines):
+    corpus = corpora.Synthetic(str(lines), VOICES)
+    first, second = corpus.plan(4)
+    forth = {u.id: u for shard in (first, second) for u in made(corpus, shard)}
+    abandoned = corpus.utterances(first)
+    next(abandoned)
+    abandoned.close()
+    back = {u.id: u for shard in (second, first) for u in made(corpora.Synthetic(str(lines), VOICES), shard)}
+    assert len(forth) == len(TEXTS)
+    for id, utterance in forth.items():
+        np.testing.assert_array_equal(utterance.waveform, back[id].waveform, err_msg=id)
+        assert (utterance.speaker, utterance.phonemes) == (back[id].speaker, back[id].phonemes)
+    other = corpora.Synthetic(str(lines), VOICES, seed=1)
+    again = made(other, first)[0]
+    assert again.waveform.shape != forth[first[0]].waveform.shape or (
+        np.abs(again.waveform - forth[first[0]].waveform).max() > 0
+    )
+
+
+def test_the_engine_is_unloaded_between_blocks():
+    """Without unloading, the second block would go on from the state that the first left."""
+    voice = tts.Voice("en-us+Annie")
+    blocks = []
+    for _ in range(2):
+        with tts.Espeak() as engine:
+            blocks.append([engine.speak(text, voice).waveform for text in TEXTS[:3]])
+    for one, other in zip(*blocks, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_phonemes_are_in_order_inside_the_audio_and_where_the_sound_is():
+    with tts.Espeak() as engine:
+        spoken = [engine.speak(t, tts.Voice(v)) for t in TEXTS for v in ("en-us+f1", "en-gb-x-rp+Mike")]
+        cat = engine.speak("cat", tts.Voice("en-us", rate=120))
+    for speech in spoken:
+        starts = [start for start, _ in speech.phonemes]
+        assert len(starts) > 8
+        assert starts[0] >= 0 and starts[-1] <= len(speech.waveform) / audio.SAMPLE_RATE
+        assert all(a < b for a, b in zip(starts, starts[1:], strict=False))
+        assert speech.waveform.dtype == np.float32 and 0.1 < np.abs(speech.waveform).max() <= 1
+    names = [name.strip("',") for _, name in cat.phonemes]
+    assert names[:3] == ["k", "a", "t"]
+    loud = [
+        float(np.sqrt(np.mean(cat.waveform[int(a * 16_000) : int(b * 16_000)] ** 2)))
+        for (a, _), (b, _) in zip(cat.phonemes, cat.phonemes[1:], strict=False)
+    ]
+    assert int(np.argmax(loud)) == 1  # the vowel
+    assert loud[1] > 10 * loud[names.index("_:")]  # the pause
+
+
+def test_rate_and_pitch_are_heard():
+    with tts.Espeak() as engine:
+        slow, fast = (engine.speak(TEXTS[0], tts.Voice("en-us", rate=r)).waveform for r in (100, 250))
+        low, high = (engine.speak("aah", tts.Voice("en-us", pitch=p)).waveform for p in (5, 95))
+    assert len(slow) > 1.8 * len(fast)
+
+    def period(waveform: np.ndarray) -> float:
+        part = waveform[len(waveform) // 4 : len(waveform) // 2]
+        same = np.correlate(part, part, "full")[len(part) :]
+        return 30 + float(np.argmax(same[30:320]))  # 50 to 530 Hz
+
+    assert period(low) > 1.3 * period(high)
+
+
+@pytest.mark.parametrize("name", ["klingon", "", "en-us+Nobody", "klingon+Annie"])
+def test_an_unknown_voice_is_refused_by_name(name):
+    with tts.Espeak() as engine:
+        with pytest.raises(ValueError, match=f"no voice {re.escape(repr(name))}"):
+            engine.speak("hello", tts.Voice(name))
+        assert len(engine.speak("hello", tts.Voice("en-us+Annie")).waveform) > 1600
+
+
+@pytest.mark.parametrize("text", ["", "  "])
+def test_text_without_sound_is_refused(text):
+    with tts.Espeak() as engine, pytest.raises(ValueError, match="made no sound"):
+        engine.speak(text, tts.Voice("en-us"))
+
+
+def measured(clean: np.ndarray, noisy: np.ndarray) -> tuple[float, float]:
+    """(signal to noise, gain) in dB, by projection on the clean waveform."""
+    level = float(noisy @ clean / (clean @ clean))
+    rest = noisy / level - clean
+    return 10 * np.log10(np.mean(clean**2) / np.mean(rest**2)), 20 * np.log10(level)
+
+
+@pytest.mark.parametrize(("snr", "gain"), [(20.0, -10.0), (40.0, -3.0), (5.0, -20.0)])
+def test_noise_and_gain_of_a_corpus_are_as_stated(lines, snr, gain):
+    corpus = corpora.Synthetic(str(lines), VOICES, snr=(snr, snr), gain=(gain, gain))
+    utterances = made(corpus, corpus.plan(100)[0])
+    with tts.Espeak() as engine:
+        for utterance in utterances:
+            name, rate, pitch = (utterance.speaker or "").rsplit("/", 2)
+            voice = tts.Voice(name, int(rate), int(pitch))
+            clean = engine.speak(utterance.text or "", voice).waveform.astype(np.float64)
+            assert measured(clean, utterance.waveform) == pytest.approx((snr, gain), abs=0.25)
+
+
+def test_noise_and_gain_are_drawn_from_the_whole_range_and_never_clip(lines):
+    corpus = corpora.Synthetic(str(lines), VOICES, snr=(20, 40), gain=(-10, 0))
+    found = []
+    for utterance in made(corpus, corpus.plan(100)[0]):
+        with tts.Espeak() as engine:  # a fresh one: the speech itself differs a little, its level does not
+            name, rate, pitch = (utterance.speaker or "").rsplit("/", 2)
+            clean = engine.speak(utterance.text or "", tts.Voice(name, int(rate), int(pitch))).waveform
+        found.append(20 * np.log10(np.std(utterance.waveform) / np.std(clean)))
+        assert np.abs(utterance.waveform).max() <= 1
+    assert -11 < min(found) < -6 and -4 < max(found) < 1
+    loud = corpora.Synthetic(str(lines), VOICES, gain=(30, 30))
+    for utterance in made(loud, loud.plan(100)[0]):
+        assert np.abs(utterance.waveform).max() == pytest.approx(1)
+
+
+def test_voices_come_only_from_the_group_that_the_line_names(tmp_path):
+    rows = [
+        {"id": f"{voices}-{i}", "text": "yes", "split": "train", "voices": voices, "kind": "phrase"}
+        for voices in VOICES for i in range(40)
+    ]  # fmt: skip
+    corpus = corpora.Synthetic(str(write_lines(tmp_path / "l.jsonl", rows)), VOICES)
+    heard: dict[str, set[str]] = {group: set() for group in VOICES}
+    for utterance in made(corpus, corpus.plan(100)[0]):
+        name, rate, pitch = (utterance.speaker or "").rsplit("/", 2)
+        group = utterance.extra["voices"]
+        heard[group].add(name)
+        fastest, highest = ((140, 215), (25, 75)) if group == "train" else ((100, 110), (5, 9))
+        assert fastest[0] <= int(rate) <= fastest[1] and highest[0] <= int(pitch) <= highest[1]
+        assert utterance.extra == {"split": "train", "voices": group, "kind": "phrase"}
+        assert utterance.source["uri"] == f"synthetic:{name}" and utterance.language == "en"
+        assert utterance.source["seconds"] == len(utterance.waveform) / audio.SAMPLE_RATE
+    assert heard == {
+        group: {f"{accent}+{variant}" for accent in spec["accents"] for variant in spec["variants"]}
+        for group, spec in VOICES.items()
+    }
+
+
+def test_splits_select_and_every_line_is_in_one_shard(lines):
+    corpus = corpora.Synthetic(str(lines), VOICES, splits=["train"])
+    plan = corpus.plan(3)
+    assert [len(shard) for shard in plan] == [3, 1]
+    assert sum(plan, []) == ["line-1", "line-3", "line-5", "line-7"]
+    assert len(sum(corpora.Synthetic(str(lines), VOICES).plan(3), [])) == len(TEXTS)
+
+
+def test_lines_are_refused_or_left_out_in_words(lines, tmp_path, monkeypatch, capsys):
+    with pytest.raises(ValueError, match=r"line line-4 wants the voices 'unseen'.*\['train'\]"):
+        corpora.Synthetic(str(lines), {"train": VOICES["train"]})
+    with pytest.raises(FileNotFoundError, match="absent"):
+        corpora.Synthetic(str(tmp_path / "absent.jsonl"), VOICES)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no flite here
+    whole = corpora.Synthetic(str(lines), VOICES)
+    assert "flite" not in capsys.readouterr().out
+    part = corpora.Synthetic(str(lines), VOICES, optional_voices=["unseen"])
+    assert "flite is not installed" in capsys.readouterr().out
+    assert sum(part.plan(9), []) == [f"line-{i}" for i in range(4)]
+    assert part.fingerprint != whole.fingerprint  # another corpus
+
+
+def test_the_fingerprint_follows_the_lines(lines):
+    before = corpora.Synthetic(str(lines), VOICES).fingerprint
+    assert corpora.Synthetic(str(lines), VOICES).fingerprint == before
+    lines.write_text(lines.read_text().replace("three", "seven"))
+    assert corpora.Synthetic(str(lines), VOICES).fingerprint != before
+
+
+def recipe_voices() -> list[tuple[str, str, dict]]:
+    """(file, group, spec) of every corpus in a recipe that has voices."""
+    found = []
+    for path in sorted((ROOT / "recipes").glob("*/*.yaml")):
+        content = yaml.safe_load(path.read_text()) or {}
+        for value in content.values():
+            if isinstance(value, dict) and isinstance(value.get("voices"), dict):
+                found += [(path.name, group, spec) for group, spec in value["voices"].items()]
+    return found
+
+
+def test_every_voice_of_the_recipes_exists_and_no_test_voice_is_in_training():
+    groups = recipe_voices()
+    assert {"train", "unseen", "validation"} <= {group for _, group, _ in groups}
+    shipped = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
+    accents = {accent for _, _, spec in groups for accent in spec.get("accents", [])}
+    with tts.Espeak() as engine:
+        for accent in accents:
+            engine.speak("a", tts.Voice(accent))
+    variants: dict[str, set[str]] = {}
+    for _, group, spec in groups:
+        if "accents" in spec:
+            names = variants.setdefault(group, set(spec["variants"]))
+            assert names == set(spec["variants"]), f"the group {group} differs between recipes"
+            for name in names:
+                assert (shipped / name).is_file(), f"espeak-ng has no variant {name}"
+    together = [name for names in variants.values() for name in names]
+    assert len(together) == len(set(together)) > 50
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    root = tmp_path / "speech"
+    (root / "b").mkdir(parents=True)
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 8000)
+    soundfile.write(root / "b" / "said.wav", sound, 8000, subtype="FLOAT")
+    (root / "b" / "said.txt").write_text("  what was said\n")
+    soundfile.write(root / "silent.FLAC", sound, 16_000, format="FLAC")
+    (root / "broken.wav").write_text("not audio")
+    (root / "notes.md").write_text("no audio either")
+    return root
+
+
+def test_a_folder_gives_transcripts_sources_and_rejects(folder):
+    corpus = corpora.Folder(str(folder), language="en")
+    assert corpus.plan(2) == [["b/said.wav", "broken.wav"], ["silent.FLAC"]]
+    said, broken, silent = corpus.utterances(sum(corpus.plan(2), []))
+    assert isinstance(said, Utterance) and isinstance(silent, Utterance)
+    assert (said.id, said.text, said.language) == ("b/said.wav", "what was said", "en")
+    assert len(said.waveform) == 16_000 and said.waveform.dtype == np.float32
+    assert said.source == {
+        "uri": "b/said.wav", "offset": 0.0, "seconds": 1.0, "sha256": sha256_of(folder / "b/said.wav"),
+    }  # fmt: skip
+    assert silent.text is None and len(silent.waveform) == 8000
+    assert isinstance(broken, Reject) and broken.id == "broken.wav"
+    assert "not a readable audio file" in broken.reason and str(folder) not in broken.reason
+
+
+def test_nothing_in_a_folder_stops_the_rest_of_it(folder):
+    """A transcript that is not UTF-8, and a directory that is called like audio."""
+    (folder / "silent.txt").write_bytes(b"caf\xe9")
+    (folder / "takes.wav").mkdir()
+    soundfile.write(folder / "takes.wav" / "one.wav", np.full(1000, 0.1), 16_000)
+    corpus = corpora.Folder(str(folder))
+    items = corpus.plan(100)[0]
+    assert items == ["b/said.wav", "broken.wav", "silent.FLAC", "takes.wav/one.wav"]
+    kinds = {u.id: type(u) for u in corpus.utterances(items)}
+    assert kinds == {
+        "b/said.wav": Utterance, "broken.wav": Reject, "silent.FLAC": Reject, "takes.wav/one.wav": Utterance,
+    }  # fmt: skip
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path):
+    for name in ("absent", "."):
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
+            corpora.Folder(str(tmp_path / name))

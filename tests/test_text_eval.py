@@ -1,0 +1,259 @@
+"""The text task: the model sees the ids of training, the best reply wins, nothing is cached."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+from stages.init_base import train_tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from speechfuse.evals import text
+from speechfuse.prompts import render
+from speechfuse.vocab import Vocabulary
+
+QUESTIONS = [  # question, right answer, three others
+    ("what is ten plus ten", "twenty", "twenty one", "two", "ten"),
+    ("what is ten plus eleven", "twenty one", "twenty", "one", "eleven"),
+    ("name the capital of france", "paris", "lima", "cairo", "new delhi"),
+    ("name the capital of india", "new delhi", "new", "paris", "delhi"),
+    ("what does a cow say?", "moo", "moo moo", "meow", "it's a \"moo\" | <b>"),
+    ("10", "ten", "10", "zero", "{{ question }}"),  # what lm-eval would take for a number or code
+    ("line one\n\nline two: {x}", "yes, both.\nreally", "yes, both.", "no", "\u00fc'\\n"),
+]
+
+
+def rows(questions: list[tuple[str, ...]] = QUESTIONS) -> list[dict]:
+    made = []
+    for i, (question, right, *others) in enumerate(questions):
+        choices = list(others)
+        choices.insert(i % 4, right)
+        made.append({"question": question, "subject": "world", "choices": choices,
+                     "answer": i % 4, "fact": f"fact-{i}"})  # fmt: skip
+    return made
+
+
+def mistaken() -> list[dict]:
+    """The same rows with another choice marked as the right one."""
+    return [{**row, "answer": (row["answer"] + 1) % 4} for row in rows()]
+
+
+def write(folder: Path, rows: list[dict], subject: str = "world") -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{subject}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def user(question: str) -> list[dict]:
+    return [{"role": "user", "segments": [{"text": question}]}]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    """A tiny Llama, untrained, and the same one after learning the answers by heart."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    tokenizer = train_tokenizer([" ".join(q) for q in QUESTIONS] + ["user assistant\n\n"] * 9, 400)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=48, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, intermediate_size=96, max_position_embeddings=256,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    paths = {name: folder / name for name in ("untrained", "knows")}
+    for name, path in paths.items():
+        if name == "knows":
+            learn(model, Vocabulary(tokenizer, None))
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    return paths
+
+
+def learn(model: LlamaForCausalLM, vocabulary: Vocabulary) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    samples = []
+    for question, right, *_ in QUESTIONS:
+        turns = [*user(question), {"role": "assistant", "segments": [{"text": right}]}]
+        samples.append(render(vocabulary, turns))
+    length = max(len(ids) for ids, _ in samples)
+    tokens = torch.full((len(samples), length), vocabulary.end)
+    labels = torch.full((len(samples), length), -100)
+    for i, (ids, targets) in enumerate(samples):
+        tokens[i, : len(ids)] = torch.tensor(ids)
+        labels[i, : len(ids)] = torch.where(torch.tensor(targets), torch.tensor(ids), -100)
+    for _ in range(100):
+        loss = model(input_ids=tokens, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.05
+
+
+def reply_likelihoods(checkpoint: Path, row: dict) -> list[float]:
+    """log P(choice, end of turn | prompt) of each choice, straight from transformers."""
+    vocabulary = Vocabulary.load(checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    prompt, _ = render(vocabulary, user(row["question"]), add_generation_prompt=True)
+    found = []
+    for choice in row["choices"]:
+        reply = [*vocabulary.text(choice), vocabulary.end_of_turn]
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
+        logs = logits.log_softmax(-1)[range(len(reply)), reply]
+        found.append(float(logs.sum()))
+    return found
+
+
+def test_a_model_that_knows_the_answers_scores_1(checkpoints, tmp_path, capfd):
+    folder = write(tmp_path / "mmlu", rows())
+    items = text.multiple_choice(checkpoints["knows"], folder, 4)
+    expected = [
+        {"subject": "world", "question": row["question"], "fact": row["fact"],
+         "correct": True, "chosen": row["answer"]}
+        for row in rows()
+    ]  # fmt: skip
+    assert items == expected  # also where one choice is the start of another
+    assert all(type(item["correct"]) is bool and type(item["chosen"]) is int for item in items)
+    shown = capfd.readouterr()
+    assert shown.out == "" and shown.err.count("\n") <= 1 and "loglikelihood" not in shown.err
+    folder = write(tmp_path / "mmlu", mistaken())
+    items = text.multiple_choice(checkpoints["knows"], folder, 4)
+    assert not any(item["correct"] for item in items)
+
+
+def test_scores_by_subject(checkpoints, tmp_path):
+    folder = write(tmp_path / "mmlu", [{**row, "subject": "b"} for row in rows()], "b")
+    write(folder, [{**row, "subject": "a"} for row in mistaken()], "a")
+    scores, items = text.text_mmlu(checkpoints["knows"], str(folder))
+    assert [(s.task, s.split, s.metric, s.value, s.n) for s in scores] == [
+        ("text_mmlu", "a", "acc", 0.0, len(QUESTIONS)),
+        ("text_mmlu", "b", "acc", 1.0, len(QUESTIONS)),
+    ]
+    assert len(items) == 2 * len(QUESTIONS)
+
+
+def test_the_model_is_shown_the_ids_of_prompts_render(checkpoints, tmp_path, monkeypatch):
+    seen = []
+    call = HFLM._model_call
+
+    def record(self, inps, **kwargs):
+        seen.extend(tuple(ids) for ids in inps.tolist())
+        return call(self, inps, **kwargs)
+
+    monkeypatch.setattr(HFLM, "_model_call", record)
+    text.multiple_choice(checkpoints["untrained"], write(tmp_path / "mmlu", rows()), 1)
+    vocabulary = Vocabulary.load(checkpoints["untrained"])
+    expected = set()
+    for row in rows():
+        prompt, _ = render(vocabulary, user(row["question"]), add_generation_prompt=True)
+        # the end of the turn is predicted, so it is not among the inputs
+        expected |= {(*prompt, *vocabulary.text(choice)) for choice in row["choices"]}
+    assert set(seen) == expected and len(expected) == 4 * len(QUESTIONS)
+    assert all(ids.count(vocabulary.begin) == 1 and ids[0] == vocabulary.begin for ids in seen)
+
+
+def test_a_choice_is_scored_by_the_whole_reply(checkpoints, tmp_path):
+    checkpoint = checkpoints["untrained"]
+    lm = HFLM(pretrained=str(checkpoint), device="cpu", batch_size=3)
+    items = text.multiple_choice(checkpoint, write(tmp_path / "mmlu", rows()), 3)
+    for row, sample, item in zip(rows(), text.ask(lm, "world", rows()), items, strict=True):
+        expected = torch.tensor(reply_likelihoods(checkpoint, row))
+        found = torch.tensor([likelihood for likelihood, _ in sample["filtered_resps"]])
+        # lm-eval counts the line break before the reply to each choice; it is the same for all
+        torch.testing.assert_close(found - found[0], expected - expected[0], atol=1e-3, rtol=0)
+        assert item["chosen"] == int(expected.argmax())
+
+
+def test_an_untrained_model_guesses(checkpoints, tmp_path):
+    words = "one two three four five six seven eight nine ten eleven twelve".split()
+    questions = [
+        (f"what is {a} and {b}", *(words[(a_ + b_ * 5 + 3 * i) % 12] for i in range(4)))
+        for a_, a in enumerate(words)
+        for b_, b in enumerate(words)
+    ]
+    items = text.multiple_choice(
+        checkpoints["untrained"], write(tmp_path / "mmlu", rows(questions)), 64
+    )
+    assert sum(item["correct"] for item in items) / len(items) == pytest.approx(0.25, abs=0.11)
+
+
+def test_nothing_is_remembered_and_the_batch_does_not_matter(checkpoints, tmp_path):
+    folder = write(tmp_path / "mmlu", rows())
+    path = folder / "world.jsonl"
+    knows = text.multiple_choice(checkpoints["knows"], folder, 64)
+    guesses = text.multiple_choice(checkpoints["untrained"], folder, 64)
+    assert knows != guesses
+    assert text.multiple_choice(checkpoints["knows"], folder, 1) == knows
+    assert text.multiple_choice(checkpoints["untrained"], folder, 5) == guesses
+    before = path.stat()
+    turned = rows()
+    for row in turned:
+        row |= {"choices": row["choices"][::-1], "answer": 3 - row["answer"]}
+    write(folder, turned)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # same name, size and time
+    assert path.stat().st_size == before.st_size
+    again = text.multiple_choice(checkpoints["knows"], folder, 64)
+    assert [item["chosen"] for item in again] == [3 - item["chosen"] for item in knows]
+
+
+def test_the_network_is_not_asked(checkpoints, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.chdir(checkpoints["knows"].parent.parent)  # a path of two parts, like a repository
+    relative = Path(checkpoints["knows"].parent.name) / "knows"
+    items = text.multiple_choice(relative, write(tmp_path / "mmlu", rows()), 8)
+    assert all(item["correct"] for item in items)
+
+
+@pytest.mark.parametrize("how", ["template", "control token"])
+def test_prompts_other_than_those_of_training_are_refused(checkpoints, tmp_path, how):
+    checkpoint, made = checkpoints["knows"], rows()
+    if how == "template":
+        vocabulary = Vocabulary.load(checkpoint)
+        tokenizer, checkpoint = vocabulary.tokenizer, tmp_path / "other"
+        AutoModelForCausalLM.from_pretrained(checkpoints["knows"]).save_pretrained(checkpoint)
+        tokenizer.chat_template = f"{tokenizer.bos_token}{tokenizer.chat_template}"
+        tokenizer.save_pretrained(checkpoint)
+    else:
+        made[0]["question"] += "<|eot_id|>"
+    with pytest.raises(ValueError, match="not tokenized as in training"):
+        text.multiple_choice(checkpoint, write(tmp_path / "mmlu", made), 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"choices": ["a", "b", "c"]}, r"line 2: choices=\['a', 'b', 'c'\] must be a list of 4"),
+        ({"choices": "abcd"}, "must be a list of 4 texts"),
+        ({"choices": ["a", "b", "c", ""]}, "must be text, none empty"),
+        ({"choices": ["a", "b", "c", 4]}, "must be text, none empty"),
+        ({"answer": 4}, "answer=4 must be 0, 1, 2 or 3"),
+        ({"answer": "A"}, "answer='A' must be 0, 1, 2 or 3"),
+        ({"answer": True}, "answer=True must be"),
+        ({"question": None}, "must be text"),
+    ],
+)
+def test_a_row_that_is_no_question_is_named(checkpoints, tmp_path, change, says):
+    first, second, *_ = rows()
+    folder = write(tmp_path / "mmlu", [first, {**second, **change}])
+    with pytest.raises(ValueError, match=says):
+        text.multiple_choice(checkpoints["knows"], folder, 8)
+
+
+def test_a_folder_without_questions_is_named(checkpoints, tmp_path):
+    with pytest.raises(ValueError, match=r"missing holds no <subject>\.jsonl files"):
+        text.multiple_choice(checkpoints["knows"], tmp_path / "missing", 8)
+    folder = write(tmp_path / "mmlu", [])
+    with pytest.raises(ValueError, match=r"no questions in world\.jsonl"):
+        text.multiple_choice(checkpoints["knows"], folder, 8)
+    (folder / "world.jsonl").write_text('{"question": "what"}\n')
+    with pytest.raises(ValueError, match=r"world\.jsonl, line 1: not JSON with the keys question"):
+        text.multiple_choice(checkpoints["knows"], folder, 8)
