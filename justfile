@@ -18,6 +18,12 @@ setup:
 # the whole road on the embedded default: speech in, table of scores out (out/demo/report.md)
 demo: setup data expand stage1 stage2 evaluate report
 
+# the seed's plain stage 2 beside it: no text replay, no transcript in the target
+demo-plain: demo
+    {{train}} recipes/finetune.py recipes/demo/stage2_plain.yaml
+    {{python}} -m stages.evaluate recipes/demo/evaluate_plain.yaml
+    {{python}} -m stages.report recipes/demo/report.yaml
+
 # the text of the demo's world, then speech to codes (training and test)
 data: setup
     {{python}} recipes/demo/world.py recipes/demo/world.yaml

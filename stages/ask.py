@@ -2,7 +2,8 @@
 
     python -m stages.ask recipes/demo/ask.yaml file=question.wav
 
-In: an audio file. Out, on the screen: what the model heard and what it answers. It uses the epoch that the report chose, or `checkpoint`.
+In: an audio file. Out, on the screen: what the model heard and what it answers. It uses the epoch
+that the report chose, or `checkpoint`.
 """
 
 import json
@@ -18,19 +19,29 @@ from speechfuse.quantizer import Quantizer
 class Ask:
     file: str = field(metadata={"help": "the audio file with the question"})
     report: str = field(metadata={"help": "report.json, which names the chosen checkpoint"})
-    quantizer: str = field(metadata={"help": "folder of ours, or a published WhisperVQ .model file"})
-    whisper: str | None = field(default=None, metadata={"help": "openai-whisper .pt beside a .model"})
-    checkpoint: str | None = field(default=None, metadata={"help": "this one instead of the chosen"})
+    quantizer: str = field(
+        metadata={"help": "folder of ours, or a published WhisperVQ .model file"}
+    )
+    whisper: str | None = field(
+        default=None, metadata={"help": "openai-whisper .pt beside a .model"}
+    )
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "this one instead of the chosen"}
+    )
     max_new_tokens: int = field(default=64, metadata={"help": "longest reply"})
 
 
 def chosen(report: Path) -> Path:
     """Folder of the checkpoint that `report` marks as chosen; runs stand beside the report."""
     if not report.is_file():
-        raise FileNotFoundError(f"no report at {report}: run `just demo` first, or give checkpoint=...")
+        raise FileNotFoundError(
+            f"no report at {report}: run `just demo` first, or give checkpoint=..."
+        )
     names = {row["checkpoint"] for row in json.loads(report.read_text()) if row["chosen"]}
     if len(names) != 1:
-        raise ValueError(f"{report} marks {len(names)} checkpoints as chosen: make the report again")
+        raise ValueError(
+            f"{report} marks {len(names)} checkpoints as chosen: make the report again"
+        )
     return report.parent / names.pop()
 
 

@@ -2,8 +2,10 @@
 
     python -m stages.evaluate recipes/demo/evaluate.yaml only=[stage2]
 
-In: checkpoints (a run's folder stands for all its epochs) and tasks. Out: <out>/<checkpoint>/<task>.json with scores, intervals and items. A file
-that is there for the same checkpoint, task and data is not made again; one made from something else is moved aside.
+In: checkpoints (a run's folder stands for all its epochs) and tasks. Out:
+<out>/<checkpoint>/<task>.json with scores, intervals and items. A file
+that is there for the same checkpoint, task and data is not made again; one made from something else
+is moved aside.
 """
 
 import hashlib
@@ -36,7 +38,8 @@ def expand(entry: dict[str, Any]) -> list[tuple[str, Path]]:
 
 
 def fingerprint(task: dict[str, Any], checkpoint: Path) -> str:
-    """Of everything that a score depends on: the job, the task's settings, the data it names, the checkpoint."""
+    """Of everything that a score depends on: the job, the task's settings, the data it names, the
+    checkpoint."""
     data = {
         key: artifact.fingerprint_of(Path(value)) if (Path(value) / "manifest.json").exists()
         else artifact.fingerprint_of_files(Path(value))

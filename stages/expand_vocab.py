@@ -2,7 +2,8 @@
 
     python -m stages.expand_vocab recipes/demo/expand_vocab.yaml
 
-In: a Hugging Face checkpoint and a quantizer. Out: the checkpoint with sound_start, sound_end, one token per code and the mask code;
+In: a Hugging Face checkpoint and a quantizer. Out: the checkpoint with sound_start, sound_end, one
+token per code and the mask code;
 the id layout and the quantizer's identity stand in its config.json.
 """
 
@@ -17,8 +18,12 @@ from speechfuse.quantizer import Quantizer
 class ExpandVocab:
     out: str = field(metadata={"help": "folder of the expanded checkpoint"})
     base: str = field(metadata={"help": "Hugging Face folder of a Llama-3 model"})
-    quantizer: str = field(metadata={"help": "folder of ours, or a published WhisperVQ .model file"})
-    whisper: str | None = field(default=None, metadata={"help": "openai-whisper .pt beside a .model"})
+    quantizer: str = field(
+        metadata={"help": "folder of ours, or a published WhisperVQ .model file"}
+    )
+    whisper: str | None = field(
+        default=None, metadata={"help": "openai-whisper .pt beside a .model"}
+    )
     seed: int = field(default=0, metadata={"help": "of the new rows"})
     fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
 
@@ -36,7 +41,8 @@ def main(job: ExpandVocab) -> None:
     work.finish(asdict(layout), outputs)
     print(
         f"{out}: sound_start {layout.start}, sound_end {layout.end}, codes {layout.first} to "
-        f"{layout.first + layout.codes}; set model.vocab_size={vocab.read_config(out)['vocab_size']}"
+        f"{layout.first + layout.codes}; "
+        f"set model.vocab_size={vocab.read_config(out)['vocab_size']}"
     )
 
 

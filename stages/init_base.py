@@ -1,8 +1,10 @@
-"""Make an untrained Llama-3 checkpoint with a tokenizer of its own, for a base model trained from nothing.
+"""Make an untrained Llama-3 checkpoint with a tokenizer of its own, for a base model trained from
+nothing.
 
     python -m stages.init_base recipes/demo/init_base.yaml
 
-In: a dataset of text conversations. Out: Hugging Face files (config, safetensors, a byte-level BPE tokenizer trained on
+In: a dataset of text conversations. Out: Hugging Face files (config, safetensors, a byte-level BPE
+tokenizer trained on
 those texts, with Llama 3's control tokens and chat template).
 """
 
@@ -53,7 +55,8 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False),
     )
     tokenizer.add_special_tokens(CONTROL)
     return PreTrainedTokenizerFast(
@@ -75,7 +78,9 @@ def main(job: InitBase) -> None:
         for turn in row["turns"]
         for segment in turn["segments"]
     ]
-    tokenizer = train_tokenizer(lines + job.extra_texts + ["user assistant\n\n"] * 100, job.vocab_size)
+    tokenizer = train_tokenizer(
+        lines + job.extra_texts + ["user assistant\n\n"] * 100, job.vocab_size
+    )
     torch.manual_seed(job.seed)
     shape = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=job.hidden_size, num_hidden_layers=job.num_layers,

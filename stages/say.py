@@ -2,7 +2,8 @@
 
     python -m stages.say recipes/demo/say.yaml text="what is three plus four" file=out/say.wav
 
-In: a text and a voice of espeak-ng. Out: a 16 kHz mono wav. The default voice is one that no training has heard.
+In: a text and a voice of espeak-ng. Out: a 16 kHz mono wav. The default voice is one that no
+training has heard.
 """
 
 from dataclasses import dataclass, field

@@ -2,8 +2,10 @@
 
     python -m stages.tokenize_speech recipes/demo/tokenize_train.yaml
 
-In: a corpus (speechfuse.corpora) and a quantizer. Out: Parquet shards of speech rows, one reject list per shard and a manifest. A shard
-is made whole by one worker process or not at all; after a stop only missing shards are made. Audio longer than the
+In: a corpus (speechfuse.corpora) and a quantizer. Out: Parquet shards of speech rows, one reject
+list per shard and a manifest. A shard
+is made whole by one worker process or not at all; after a stop only missing shards are made. Audio
+longer than the
 quantizer's window is split at quiet places, and counted.
 """
 
@@ -25,18 +27,26 @@ from speechfuse.quantizer import Quantizer
 
 @dataclass
 class Runtime:
-    workers: int = field(default=2, metadata={"help": "processes, each with one thread and one quantizer"})
+    workers: int = field(
+        default=2, metadata={"help": "processes, each with one thread and one quantizer"}
+    )
 
 
 @dataclass
 class TokenizeSpeech:
     out: str = field(metadata={"help": "folder of the dataset"})
     corpus: dict[str, Any] = field(metadata={"help": "a corpus of speechfuse.corpora"})
-    quantizer: str = field(metadata={"help": "folder of ours, or a published WhisperVQ .model file"})
-    whisper: str | None = field(default=None, metadata={"help": "openai-whisper .pt beside a .model"})
+    quantizer: str = field(
+        metadata={"help": "folder of ours, or a published WhisperVQ .model file"}
+    )
+    whisper: str | None = field(
+        default=None, metadata={"help": "openai-whisper .pt beside a .model"}
+    )
     shard_size: int = field(default=500, metadata={"help": "corpus items of a shard"})
     batch_size: int = field(default=16, metadata={"help": "clips of one encoder pass"})
-    max_reject_rate: float = field(default=0.1, metadata={"help": "more rejects than this fail the job"})
+    max_reject_rate: float = field(
+        default=0.1, metadata={"help": "more rejects than this fail the job"}
+    )
     fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -52,7 +62,9 @@ def _corpus(spec: str) -> Any:
     return config.instantiate(json.loads(spec))
 
 
-def _row(utterance: Utterance, pieces: int, part: int, seconds: float, offset: float) -> dict[str, Any]:
+def _row(
+    utterance: Utterance, pieces: int, part: int, seconds: float, offset: float
+) -> dict[str, Any]:
     whole = pieces == 1
     return {
         "id": utterance.id if whole else f"{utterance.id}#{part}",
@@ -83,7 +95,9 @@ def tokenize_shard(job: TokenizeSpeech, index: int, items: list[Any]) -> int:
             row = _row(utterance, len(pieces), part, seconds, offset)
             offset += seconds
             if seconds < shortest:
-                rejects.append({"id": row["id"], "reason": f"{seconds:.3f} s is less than one token"})
+                rejects.append(
+                    {"id": row["id"], "reason": f"{seconds:.3f} s is less than one token"}
+                )
                 continue
             rows.append(row)
             clips.append(piece)
@@ -98,12 +112,16 @@ def tokenize_shard(job: TokenizeSpeech, index: int, items: list[Any]) -> int:
 def totals_of(paths: list[Path], job: TokenizeSpeech) -> dict[str, Any]:
     """What the finished shards hold, counted from disk, so that a resumed job counts the same."""
     rejects = [reject for path in paths for reject in shards.read_rejects(path)]
-    rows = [row for path in paths for row in shards.read_shard(path, ["seconds", "parent", "codes"])]
-    items = len({row["parent"] for row in rows if row["parent"]}) + sum(not row["parent"] for row in rows)
+    rows = [
+        row for path in paths for row in shards.read_shard(path, ["seconds", "parent", "codes"])
+    ]
+    items = len({row["parent"] for row in rows if row["parent"]}) + sum(
+        not row["parent"] for row in rows
+    )
     if len(rejects) > job.max_reject_rate * max(1, items + len(rejects)):
         raise ValueError(
-            f"{job.out}: {len(rejects)} of {items + len(rejects)} items were rejected, more than max_reject_rate="
-            f"{job.max_reject_rate}; first: {rejects[0]['id']}: {rejects[0]['reason']}"
+            f"{job.out}: {len(rejects)} of {items + len(rejects)} items were rejected, more than "
+            f"max_reject_rate={job.max_reject_rate}; first: {rejects[0]['id']}: {rejects[0]['reason']}"
         )
     return {
         "items": items,
@@ -122,7 +140,9 @@ def main(job: TokenizeSpeech) -> None:
     inputs = {"corpus": corpus.fingerprint, "quantizer": quantizer.identity}
     plan = corpus.plan(job.shard_size)
     if not plan:
-        raise ValueError(f"corpus {job.corpus['_component_']} has no audio to tokenize: {job.corpus}")
+        raise ValueError(
+            f"corpus {job.corpus['_component_']} has no audio to tokenize: {job.corpus}"
+        )
     work = artifact.Artifact(out, "tokenize_speech", 1, asdict(job), inputs)
     if not work.begin(plan, fresh=job.fresh):
         return
@@ -138,7 +158,8 @@ def main(job: TokenizeSpeech) -> None:
     totals = totals_of(paths, job) | {"quantizer": quantizer.identity}
     work.finish(totals, [*paths, *(p.with_suffix("").with_suffix(".rejects.jsonl") for p in paths)])
     print(
-        f"{out}: {totals['hours']:.2f} h of speech, {totals['codes']:,} codes in {totals['rows']:,} rows; "
+        f"{out}: {totals['hours']:.2f} h of speech, {totals['codes']:,} codes in "
+        f"{totals['rows']:,} rows; "
         f"{totals['split']} utterances split, {totals['rejected']} rejected"
     )
 

@@ -2,7 +2,8 @@
 
     python -m stages.train_quantizer recipes/demo/train_quantizer.yaml
 
-In: a corpus whose utterances carry phoneme times. Out: a quantizer (config.json, model.safetensors) and, in its manifest,
+In: a corpus whose utterances carry phoneme times. Out: a quantizer (config.json, model.safetensors)
+and, in its manifest,
 how well its codes tell phonemes on the validation corpus. Resumes from its last state after a stop.
 """
 
@@ -43,7 +44,9 @@ class TrainQuantizer:
     batch_size: int = field(default=16, metadata={"help": "windows a step"})
     lr: float = field(default=2e-3, metadata={"help": "peak learning rate, cosine to 0"})
     warmup_steps: int = field(default=50, metadata={"help": "linear warm-up"})
-    quantize_from: float = field(default=0.4, metadata={"help": "share of the steps before the codebook starts"})
+    quantize_from: float = field(
+        default=0.4, metadata={"help": "share of the steps before the codebook starts"}
+    )
     decay: float = field(default=0.95, metadata={"help": "of the codebook's moving average"})
     seed: int = field(default=0, metadata={"help": "of weights and batches"})
     fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})

@@ -1,4 +1,5 @@
-"""Audio: splitting loses nothing and cuts where it is quiet; loading gives mono at 16 kHz or says why not."""
+"""Audio: splitting loses nothing and cuts where it is quiet; loading gives mono at 16 kHz or says
+why not."""
 
 from pathlib import Path
 

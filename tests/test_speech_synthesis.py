@@ -84,7 +84,8 @@ def test_phonemes_are_in_order_inside_the_audio_and_where_the_sound_is():
     for speech in spoken:
         starts = [start for start, _ in speech.phonemes]
         assert len(starts) > 8
-        assert starts[0] >= 0 and starts[-1] <= len(speech.waveform) / audio.SAMPLE_RATE
+        end = len(speech.waveform) / audio.SAMPLE_RATE
+        assert starts[0] >= 0 and starts[-1] <= end + 1 / audio.SAMPLE_RATE  # resampling rounds
         assert all(a < b for a, b in zip(starts, starts[1:], strict=False))
         assert speech.waveform.dtype == np.float32 and 0.1 < np.abs(speech.waveform).max() <= 1
     names = [name.strip("',") for _, name in cat.phonemes]
@@ -100,18 +101,17 @@ def test_phonemes_are_in_order_inside_the_audio_and_where_the_sound_is():
 def test_rate_and_pitch_are_heard():
     with tts.Espeak() as engine:
         slow, fast = (engine.speak(TEXTS[0], tts.Voice("en-us", rate=r)).waveform for r in (100, 250))
-        low, high = (engine.speak("aah", tts.Voice("en-us", pitch=p)).waveform for p in (5, 95))
+        low, high = (engine.speak(TEXTS[0], tts.Voice("en-us", pitch=p)).waveform for p in (5, 95))
     assert len(slow) > 1.8 * len(fast)
 
-    def period(waveform: np.ndarray) -> float:
-        part = waveform[len(waveform) // 4 : len(waveform) // 2]
-        same = np.correlate(part, part, "full")[len(part) :]
-        return 30 + float(np.argmax(same[30:320]))  # 50 to 530 Hz
+    def below_120_hz(waveform: np.ndarray) -> float:
+        power = np.abs(np.fft.rfft(waveform)) ** 2
+        return float(power[np.fft.rfftfreq(len(waveform), 1 / 16_000) < 120].sum() / power.sum())
 
-    assert period(low) > 1.3 * period(high)
+    assert below_120_hz(low) > 5 * below_120_hz(high)  # the fundamental is there or above
 
 
-@pytest.mark.parametrize("name", ["klingon", "", "en-us+Nobody", "klingon+Annie"])
+@pytest.mark.parametrize("name", ["atlantis", "", "en-us+Nobody", "atlantis+Annie"])
 def test_an_unknown_voice_is_refused_by_name(name):
     with tts.Espeak() as engine:
         with pytest.raises(ValueError, match=f"no voice {re.escape(repr(name))}"):
@@ -268,18 +268,19 @@ def test_a_folder_gives_transcripts_sources_and_rejects(folder):
     assert "not a readable audio file" in broken.reason and str(folder) not in broken.reason
 
 
-def test_nothing_in_a_folder_stops_the_rest_of_it(folder):
-    """A transcript that is not UTF-8, and a directory that is called like audio."""
-    (folder / "silent.txt").write_bytes(b"caf\xe9")
+def test_a_directory_that_is_called_like_audio_is_no_item(folder):
     (folder / "takes.wav").mkdir()
     soundfile.write(folder / "takes.wav" / "one.wav", np.full(1000, 0.1), 16_000)
-    corpus = corpora.Folder(str(folder))
-    items = corpus.plan(100)[0]
+    items = corpora.Folder(str(folder)).plan(100)[0]
     assert items == ["b/said.wav", "broken.wav", "silent.FLAC", "takes.wav/one.wav"]
-    kinds = {u.id: type(u) for u in corpus.utterances(items)}
-    assert kinds == {
-        "b/said.wav": Utterance, "broken.wav": Reject, "silent.FLAC": Reject, "takes.wav/one.wav": Utterance,
-    }  # fmt: skip
+
+
+def test_a_transcript_that_is_not_utf8_rejects_its_own_item_only(folder):
+    (folder / "b" / "said.txt").write_bytes(b"caf\xe9")
+    corpus = corpora.Folder(str(folder))
+    said, broken, silent = corpus.utterances(corpus.plan(100)[0])
+    assert isinstance(said, Reject) and said.id == "b/said.wav" and "said.txt" in said.reason
+    assert isinstance(broken, Reject) and isinstance(silent, Utterance)
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path):

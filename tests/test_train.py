@@ -1,4 +1,5 @@
-"""The training loop: ranks, micro-batches, resuming, exported logits, refusals. Real torchtune, FSDP2, gloo, torchrun."""
+"""The training loop: ranks, micro-batches, resuming, exported logits, refusals. Real torchtune,
+FSDP2, gloo, torchrun."""
 
 import json
 import os

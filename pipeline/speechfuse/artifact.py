@@ -140,11 +140,15 @@ def manifest_of(folder: Path) -> dict[str, Any]:
         return _read(folder / "manifest.json")
     if (folder / "plan.json").exists():
         job = _read(folder / "plan.json").get("job")
-        raise ValueError(f"{folder} is incomplete (no manifest.json): the job '{job}' was started "
-                         f"but did not finish; run it again with out={folder} to resume")
+        raise ValueError(
+            f"{folder} is incomplete (no manifest.json): the job '{job}' was started "
+            f"but did not finish; run it again with out={folder} to resume"
+        )
     what = "holds no manifest.json" if folder.exists() else "does not exist"
-    raise ValueError(f"{folder} {what}: it is not a finished artifact; check the path, or first "
-                     "run the job that writes it")
+    raise ValueError(
+        f"{folder} {what}: it is not a finished artifact; check the path, or first "
+        "run the job that writes it"
+    )
 
 
 def fingerprint_of(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """Audio constants, decoding, mono, resampling and splitting.
 
-In: an audio file or array. Out: mono float32 waveforms at 16 kHz, in [-1, 1], no longer than a window.
+In: an audio file or array. Out: mono float32 waveforms at 16 kHz, in [-1, 1], no longer than a
+window.
 """
 
 from pathlib import Path

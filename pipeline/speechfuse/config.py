@@ -89,8 +89,9 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
                 raise ValueError(f"{dotted}: unknown argument '{name}'{_nearest(name, names)}")
     required = [p.name for p in named if p.default is p.empty and p.name not in arguments]
     if required:
-        raise ValueError(f"{dotted}: no value for required {', '.join(required)}; add it beside "
-                         "_component_")
+        raise ValueError(
+            f"{dotted}: no value for required {', '.join(required)}; add it beside _component_"
+        )
     return component(**arguments)
 
 
@@ -106,8 +107,10 @@ def main(job: Callable[[T], None], schema: type[T], doc: str) -> None:
         return
     try:
         if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
-            raise ValueError("the first argument is the YAML file: config.yaml key=value ...; "
-                             "--help lists the keys")
+            raise ValueError(
+                "the first argument is the YAML file: config.yaml key=value ...; "
+                "--help lists the keys"
+            )
         job(load(schema, Path(arguments[0]), arguments[1:]))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -141,7 +144,7 @@ def _sentence(schema: type, source: str, error: Exception) -> str:
 
 
 def _nearest(key: str, names: Iterable[str]) -> str:
-    """"; did you mean 'x'? Allowed: ..." for the last part of a dotted `key`."""
+    """ "; did you mean 'x'? Allowed: ..." for the last part of a dotted `key`."""
     prefix, dot, last = key.rpartition(".")
     names = list(names)
     close = difflib.get_close_matches(last, names, n=1, cutoff=0.5)
@@ -159,8 +162,9 @@ def resolve(dotted: str) -> Any:
         except ModuleNotFoundError as error:
             # only "this very path is no module" means: try a shorter one
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise ValueError(f"{dotted}: {name} needs the module {error.name}, which is not "
-                                 "installed here") from error
+                raise ValueError(
+                    f"{dotted}: {name} needs the module {error.name}, which is not installed here"
+                ) from error
             continue
         for part in parts[cut:]:
             if not hasattr(found, part):
@@ -172,8 +176,10 @@ def resolve(dotted: str) -> Any:
         if not callable(found):
             raise ValueError(f"_component_ {dotted} is not a class or a function")
         return found
-    raise ValueError(f"_component_ {dotted}: there is no module '{parts[0]}'; give the full dotted "
-                     "path, e.g. speechfuse.quantizer.Quantizer.load")
+    raise ValueError(
+        f"_component_ {dotted}: there is no module '{parts[0]}'; give the full dotted "
+        "path, e.g. speechfuse.quantizer.Quantizer.load"
+    )
 
 
 def _rows(schema: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:

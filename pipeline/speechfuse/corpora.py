@@ -1,6 +1,7 @@
 """Where utterances come from: a folder of audio, or text that is spoken here.
 
-A corpus has `fingerprint`, `plan(shard_size)` -> the items of each shard (JSON, frozen in the artifact's plan) and
+A corpus has `fingerprint`, `plan(shard_size)` -> the items of each shard (JSON, frozen in the
+artifact's plan) and
 `utterances(items)` -> Utterance or Reject for each item, in order. It is a pure function of its
 configuration and the item list, so that a shard made again is the same shard.
 """
@@ -23,7 +24,8 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
 @dataclass(frozen=True)
 class Utterance:
-    """`waveform`: float32 mono 16 kHz, of any length. `phonemes`: (start second, name), synthetic speech only."""
+    """`waveform`: float32 mono 16 kHz, of any length. `phonemes`: (start second, name), synthetic
+    speech only."""
 
     id: str
     waveform: np.ndarray
@@ -81,7 +83,8 @@ class Folder:
 
 @dataclass(frozen=True)
 class VoiceGroup:
-    """Voices to draw from: espeak-ng accents x variants (or flite voices), a range of rates and of pitches."""
+    """Voices to draw from: espeak-ng accents x variants (or flite voices), a range of rates and of
+    pitches."""
 
     names: list[str]
     rate: tuple[int, int] = (140, 215)
@@ -94,9 +97,12 @@ class VoiceGroup:
 class Synthetic:
     """Lines of text spoken by espeak-ng, with light noise and gain.
 
-    `lines`: a JSONL file {id, text, ...}; a line's `voices` names the group of `voices` that speaks it, other keys are kept in
-    `extra`. `splits`: which lines (by their `split`); null for all. Voice, noise and gain of a line depend only on `seed` and its id.
-    Groups named in `optional_voices` need flite; without flite their lines are left out, which is said.
+    `lines`: a JSONL file {id, text, ...}; a line's `voices` names the group of `voices` that speaks
+    it, other keys are kept in
+    `extra`. `splits`: which lines (by their `split`); null for all. Voice, noise and gain of a line
+    depend only on `seed` and its id.
+    Groups named in `optional_voices` need flite; without flite their lines are left out, which is
+    said.
     """
 
     def __init__(
@@ -143,9 +149,14 @@ class Synthetic:
                 rng = random.Random(f"{self.seed}/{id}")
                 voice = self.voices[row["voices"]].draw(rng)
                 speech = tts.speak(engine, row["text"], voice)
-                waveform = disturb(speech.waveform, rng.uniform(*self.snr), rng.uniform(*self.gain), rng)
+                waveform = disturb(
+                    speech.waveform, rng.uniform(*self.snr), rng.uniform(*self.gain), rng
+                )
                 known = ("id", "text")
-                source = {"uri": f"synthetic:{voice.name}", "seconds": len(waveform) / audio.SAMPLE_RATE}
+                source = {
+                    "uri": f"synthetic:{voice.name}",
+                    "seconds": len(waveform) / audio.SAMPLE_RATE,
+                }
                 yield Utterance(
                     id, waveform, row["text"], f"{voice.name}/{voice.rate}/{voice.pitch}", "en", source,
                     {key: value for key, value in row.items() if key not in known}, speech.phonemes,
@@ -158,13 +169,19 @@ def voice_group(
     rate: tuple[int, int] = (140, 215),
     pitch: tuple[int, int] = (25, 75),
 ) -> VoiceGroup:
-    """From configuration: espeak-ng `accents` x `variants`, or, without accents, full voice names."""
-    names = [f"{accent}+{variant}" for accent in accents for variant in variants] if accents else variants
+    """From configuration: espeak-ng `accents` x `variants`, or, without accents, full voice
+    names."""
+    names = (
+        [f"{accent}+{variant}" for accent in accents for variant in variants]
+        if accents
+        else variants
+    )
     return VoiceGroup(list(names), (rate[0], rate[1]), (pitch[0], pitch[1]))
 
 
 def disturb(waveform: np.ndarray, snr: float, gain: float, rng: random.Random) -> np.ndarray:
-    """Add white noise at `snr` dB below the speech and change the level by `gain` dB; peaks are kept below 1."""
+    """Add white noise at `snr` dB below the speech and change the level by `gain` dB; peaks are
+    kept below 1."""
     noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(waveform))
     power = float(np.mean(np.square(waveform))) + 1e-12
     noisy = waveform + noise * np.sqrt(power / 10 ** (snr / 10))

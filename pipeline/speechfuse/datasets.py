@@ -1,7 +1,9 @@
 """Samples, mixture and packing: from rows on disk to the batches of every optimizer step.
 
-In: datasets of rows with a share each. Out: for any step, the same batch {tokens, labels, input_pos, mask} whatever
-the number of ranks: batches are a pure function of (seed, step), so the step alone is the data's position. Here
+In: datasets of rows with a share each. Out: for any step, the same batch {tokens, labels,
+input_pos, mask} whatever
+the number of ranks: batches are a pure function of (seed, step), so the step alone is the data's
+position. Here
 codes become vocabulary ids.
 """
 
@@ -90,13 +92,20 @@ def conversations(
 class Mixture:
     """Samples of several datasets in fixed shares, packed.
 
-    An epoch sees every sample of the first dataset once; the others give what their share asks for, in shuffled
-    passes of their own that go on from epoch to epoch. Samples longer than `seq_len` are left out and counted in
+    An epoch sees every sample of the first dataset once; the others give what their share asks for,
+    in shuffled
+    passes of their own that go on from epoch to epoch. Samples longer than `seq_len` are left out
+    and counted in
     `dropped`; packs that do not fill the last batch of an epoch are left out of it.
     """
 
     def __init__(
-        self, datasets: list[list[Sample]], shares: list[float], seq_len: int, batch_size: int, seed: int
+        self,
+        datasets: list[list[Sample]],
+        shares: list[float],
+        seq_len: int,
+        batch_size: int,
+        seed: int,
     ) -> None:
         self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
         self.datasets = [[s for s in group if len(s.tokens) <= seq_len] for group in datasets]
@@ -117,7 +126,8 @@ class Mixture:
             yield samples[order[index]]
 
     def packs(self, epoch: int) -> list[list[Sample]]:
-        """All packs of an epoch: each sample goes into the first of the last few open packs that has room for it."""
+        """All packs of an epoch: each sample goes into the first of the last few open packs that
+        has room for it."""
         chosen = [
             sample
             for i, count in enumerate(self.counts)
@@ -142,21 +152,25 @@ class Mixture:
         return closed + packs
 
     def batches(self, epoch: int) -> list[list[list[Sample]]]:
-        """The steps of an epoch, each `batch_size` packs. ValueError when there is not one full batch."""
+        """The steps of an epoch, each `batch_size` packs. ValueError when there is not one full
+        batch."""
         packs = self.packs(epoch)
         full = len(packs) // self.batch_size
         if full == 0:
             raise ValueError(
-                f"the data fills {len(packs)} packs of {self.seq_len} tokens, less than one batch of "
-                f"{self.batch_size}: lower batch_size or seq_len, or add data"
+                f"the data fills {len(packs)} packs of {self.seq_len} tokens, less than one batch "
+                f"of {self.batch_size}: lower batch_size or seq_len, or add data"
             )
         return [packs[i * self.batch_size : (i + 1) * self.batch_size] for i in range(full)]
 
 
-def collate(packs: list[list[Sample]], seq_len: int, pad: int) -> dict[str, Tensor]:
+def collate(
+    packs: list[list[Sample]], seq_len: int, pad: int, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """Packs -> {tokens, labels, input_pos: (packs, seq_len), mask: (packs, seq_len, seq_len) bool}.
 
-    Positions restart with each sample, attention stays inside it, and no label crosses into the next: label t is token
+    Positions restart with each sample, attention stays inside it, and no label crosses into the
+    next: label t is token
     t + 1 where that is a target of the same sample.
     """
     tokens = torch.full((len(packs), seq_len), pad)
@@ -177,7 +191,8 @@ def collate(packs: list[list[Sample]], seq_len: int, pad: int) -> dict[str, Tens
             start = end
     same = document[:, :, None] == document[:, None, :]
     mask = same & torch.ones(seq_len, seq_len, dtype=torch.bool).tril()
-    return {"tokens": tokens, "labels": labels, "input_pos": positions, "mask": mask}
+    batch = {"tokens": tokens, "labels": labels, "input_pos": positions, "mask": mask}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def load(
@@ -185,7 +200,8 @@ def load(
 ) -> tuple[Vocabulary, Mixture]:
     """The mixture that a recipe's `datasets` describe: entries {_component_, path, share, ...}.
 
-    ValueError when codes were made with another quantizer than `checkpoint` knows, and for shares that are not positive.
+    ValueError when codes were made with another quantizer than `checkpoint` knows, and for shares
+    that are not positive.
     """
     vocabulary = Vocabulary.load(checkpoint)
     groups, shares = [], []

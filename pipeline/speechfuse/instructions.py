@@ -1,7 +1,9 @@
 """Speech rows to turns: what the model is asked about an utterance, and what it should say.
 
-In: a row of shards.SPEECH whose `extra` has been read. Out: turns in the schema of shards.CONVERSATIONS. Chosen by dotted path
-in a recipe's dataset entry; the keyword arguments of each function are the keys beside `_component_`.
+In: a row of shards.SPEECH whose `extra` has been read. Out: turns in the schema of
+shards.CONVERSATIONS. Chosen by dotted path
+in a recipe's dataset entry; the keyword arguments of each function are the keys beside
+`_component_`.
 """
 
 import random
@@ -18,7 +20,8 @@ def _turns(segments: list[dict[str, Any]], reply: str) -> list[dict[str, Any]]:
 
 
 def answer(row: dict[str, Any], repeat_first: bool = False) -> list[dict[str, Any]]:
-    """A spoken question and its answer (`extra.answer`). `repeat_first`: the target is the transcript, then the answer."""
+    """A spoken question and its answer (`extra.answer`). `repeat_first`: the target is the
+    transcript, then the answer."""
     reply = row["extra"]["answer"]
     if repeat_first:
         reply = SPOKEN_ANSWER.format(transcript=row["text"], answer=reply)
@@ -26,6 +29,7 @@ def answer(row: dict[str, Any], repeat_first: bool = False) -> list[dict[str, An
 
 
 def transcribe(row: dict[str, Any], requests: list[str]) -> list[dict[str, Any]]:
-    """Transcription asked for in words, one of `requests` (chosen by the row's id) before the speech."""
+    """Transcription asked for in words, one of `requests` (chosen by the row's id) before the
+    speech."""
     request = random.Random(row["id"]).choice(requests)
     return _turns([{"text": request}, {"speech": row}], row["text"])

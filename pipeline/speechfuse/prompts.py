@@ -1,7 +1,10 @@
-"""The one prompt builder: training, evaluation and serving all render conversations through `render`.
+"""The one prompt builder: training, evaluation and serving all render conversations through
+`render`.
 
-In: turns, each {role, segments: [{text} | {speech: {codes}}]}, in the schema of shards.CONVERSATIONS. Out: token ids in
-Llama-3's chat format, with a mask of the ids that are targets. Codes become sound tokens here and nowhere earlier.
+In: turns, each {role, segments: [{text} | {speech: {codes}}]}, in the schema of
+shards.CONVERSATIONS. Out: token ids in
+Llama-3's chat format, with a mask of the ids that are targets. Codes become sound tokens here and
+nowhere earlier.
 """
 
 from typing import Any
@@ -14,10 +17,13 @@ SPOKEN_ANSWER = "{transcript}\n{answer}"  # the target that first repeats what w
 def render(
     vocabulary: Vocabulary, turns: list[dict[str, Any]], add_generation_prompt: bool = False
 ) -> tuple[list[int], list[bool]]:
-    """Turns -> (token ids, target mask), both of one length; a target is what an assistant says, its end included.
+    """Turns -> (token ids, target mask), both of one length; a target is what an assistant says,
+    its end included.
 
-    Text and speech keep their order inside a turn. With `add_generation_prompt` the ids end where the
-    assistant is to go on. The layout is Llama-3's without a system message, which no training sample has.
+    Text and speech keep their order inside a turn. With `add_generation_prompt` the ids end where
+    the
+    assistant is to go on. The layout is Llama-3's without a system message, which no training
+    sample has.
     """
     ids, targets = [vocabulary.begin], [False]
     for turn in turns:
@@ -39,7 +45,8 @@ def render(
 
 
 def render_sound(vocabulary: Vocabulary, codes: list[int]) -> tuple[list[int], list[bool]]:
-    """The stage 1 sample: begin, sound_start, codes, sound_end, end_of_text; every id but the first a target.
+    """The stage 1 sample: begin, sound_start, codes, sound_end, end_of_text; every id but the first
+    a target.
 
     Source: the torchtune fork of Llama3-s, torchtune/datasets/_sound_completion.py.
     """
@@ -48,6 +55,7 @@ def render_sound(vocabulary: Vocabulary, codes: list[int]) -> tuple[list[int], l
 
 
 def read_spoken_answer(text: str) -> tuple[str, str]:
-    """Undo SPOKEN_ANSWER: a model's reply -> (transcript, answer). A reply of one line is an answer without a transcript."""
+    """Undo SPOKEN_ANSWER: a model's reply -> (transcript, answer). A reply of one line is an answer
+    without a transcript."""
     transcript, line, answer = text.strip().rpartition("\n")
     return (transcript.strip(), answer.strip()) if line else ("", answer.strip())

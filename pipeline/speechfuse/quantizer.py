@@ -1,9 +1,12 @@
 """WhisperVQ: speech to codes, 25 a second.
 
-In: mono float32 waveforms at 16 kHz, each no longer than the quantizer's window. Out: one array of uint16
+In: mono float32 waveforms at 16 kHz, each no longer than the quantizer's window. Out: one array of
+uint16
 codes a waveform. Reads the published checkpoint ({config, tunables, state_dict} of
-WhisperSpeech's RQBottleneckTransformer, beside an openai-whisper checkpoint) and ours (the encoding half of the
-same tensors in safetensors + config.json). Inference is the one of whisperspeech 0.8.9 (vq_stoks.py,
+WhisperSpeech's RQBottleneckTransformer, beside an openai-whisper checkpoint) and ours (the encoding
+half of the
+same tensors in safetensors + config.json). Inference is the one of whisperspeech 0.8.9
+(vq_stoks.py,
 `encode_mel` and `quantize`), token for token: log-mel per clip, padding of -1.5 in mel space.
 """
 
@@ -66,7 +69,8 @@ class Quantizer(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        """Number of codes without the mask code, which the published models also choose now and then."""
+        """Number of codes without the mask code, which the published models also choose now and
+        then."""
         return self.config.codes
 
     @property
@@ -86,7 +90,8 @@ class Quantizer(nn.Module):
 
     @property
     def identity(self) -> str:
-        """Hash of the canonical tensors and the configuration: one codec, one identity, in any file layout."""
+        """Hash of the canonical tensors and the configuration: one codec, one identity, in any file
+        layout."""
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -104,14 +109,16 @@ class Quantizer(nn.Module):
         }
 
     def mel(self, waveform: np.ndarray) -> Tensor:
-        """Log-mel of one clip, (n_mels, frames). Per clip, because Whisper's floor is the maximum of what it is
+        """Log-mel of one clip, (n_mels, frames). Per clip, because Whisper's floor is the maximum
+        of what it is
         given: in a batch, a clip's tokens would depend on its neighbours."""
         device = self.codebook.device
         samples = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32)).to(device)
         return whisper.log_mel_spectrogram(samples, self.config.n_mels)
 
     def embed(self, mels: Tensor) -> Tensor:
-        """(batch, n_mels, window frames) -> (batch, window tokens, width), what the codebook quantizes."""
+        """(batch, n_mels, window frames) -> (batch, window tokens, width), what the codebook
+        quantizes."""
         x = self.encoder(mels)
         step = self.config.downsample
         if self.config.downsample_mean:
@@ -121,7 +128,8 @@ class Quantizer(nn.Module):
         return x + self.mlp(self.mlp_ln(x))
 
     def quantize(self, x: Tensor) -> Tensor:
-        """(batch, tokens, width) -> codes (batch, tokens) by cosine similarity. The codebook's rows are kept at
+        """(batch, tokens, width) -> codes (batch, tokens) by cosine similarity. The codebook's rows
+        are kept at
         unit length in training, so the product is the cosine."""
         return (F.normalize(self.project_in(x), dim=-1) @ self.codebook.T).argmax(-1)
 
@@ -129,15 +137,15 @@ class Quantizer(nn.Module):
     def encode(self, waveforms: list[np.ndarray], batch_size: int = 1) -> list[np.ndarray]:
         """Codes of each waveform, uint16, 25 a second (a last incomplete token is not made).
 
-        Every forward has exactly `batch_size` clips, the last padded with silence, so that the arithmetic does not depend
-        on how many clips are left. ValueError for a clip over the window or too short for one token.
+        Every forward has exactly `batch_size` clips, the last padded with silence, so that the
+        arithmetic does not depend
+        on how many clips are left. ValueError for a clip over the window or too short for one
+        token.
         """
         results = []
         for start in range(0, len(waveforms), batch_size):
             mels = [self.mel(waveform) for waveform in self._fitting(waveforms, start, batch_size)]
-            window = self.codebook.new_full(
-                (batch_size, self.config.n_mels, self.frames), PADDING
-            )
+            window = self.codebook.new_full((batch_size, self.config.n_mels, self.frames), PADDING)
             for row, mel in zip(window, mels, strict=False):
                 row[:, : mel.shape[1]] = mel
             codes = self.quantize(self.embed(window)).cpu().numpy().astype(np.uint16)
@@ -152,7 +160,8 @@ class Quantizer(nn.Module):
             if not shortest <= len(waveform) <= longest:
                 raise ValueError(
                     f"waveform {i} has {len(waveform) / SAMPLE_RATE:.2f} s; this quantizer takes "
-                    f"{shortest / SAMPLE_RATE:.2f} to {self.window:g} s: split it first (speechfuse.audio.split)"
+                    f"{shortest / SAMPLE_RATE:.2f} to {self.window:g} s: split it first "
+                    "(speechfuse.audio.split)"
                 )
         return waveforms[start : start + count]
 
@@ -165,7 +174,8 @@ class Quantizer(nn.Module):
 
     @classmethod
     def load(cls, path: Path, whisper: Path | None = None) -> "Quantizer":
-        """Read ours (a folder) or a published WhisperVQ (a `.model` file, with `whisper` = the openai-whisper
+        """Read ours (a folder) or a published WhisperVQ (a `.model` file, with `whisper` = the
+        openai-whisper
         `.pt` that its config names). ValueError says what does not fit."""
         path = Path(path)
         if path.is_dir():
@@ -176,7 +186,9 @@ class Quantizer(nn.Module):
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
-            raise ValueError(f"{path} does not hold the quantizer its config describes: {error}") from None
+            raise ValueError(
+                f"{path} does not hold the quantizer its config describes: {error}"
+            ) from None
         return model.eval()
 
 
@@ -210,7 +222,9 @@ def _read_published(
     config, tunables = published["config"], published.get("tunables") or {}
     name = config.get("whisper_model_name", "tiny.en")
     if whisper_path is None:
-        raise ValueError(f"{path} needs its Whisper encoder: set whisper to openai-whisper's {name}.pt")
+        raise ValueError(
+            f"{path} needs its Whisper encoder: set whisper to openai-whisper's {name}.pt"
+        )
     for key, fits in {
         "q_depth": config.get("q_depth") == 1,
         "use_cosine_sim": bool(config.get("use_cosine_sim")),
@@ -219,12 +233,16 @@ def _read_published(
     }.items():
         if not fits:
             raise ValueError(
-                f"{path}: unsupported {key}; WhisperVQ has q_depth 1, use_cosine_sim, mask_embs and no downsample_conv"
+                f"{path}: unsupported {key}; WhisperVQ has q_depth 1, use_cosine_sim, mask_embs and "
+                "no downsample_conv"
             )
     teacher = _read_torch(Path(whisper_path), {"dims", "model_state_dict"}, "Whisper checkpoint")
     dims, state = teacher["dims"], published["state_dict"]
-    # vector-quantize-pytorch moved project_in from the first layer to the residual quantizer in 2024
-    old = "rq.layers.0.project_in." if "rq.layers.0.project_in.weight" in state else "rq.project_in."
+    # vector-quantize-pytorch moved project_in from the first layer to the residual quantizer in
+    # 2024
+    old = (
+        "rq.layers.0.project_in." if "rq.layers.0.project_in.weight" in state else "rq.project_in."
+    )
     wanted = ("mlp.", "mlp_ln.")
     tensors = {key: value for key, value in state.items() if key.startswith(wanted)}
     try:
@@ -233,7 +251,9 @@ def _read_published(
     except KeyError as error:
         raise ValueError(f"{path} is not a WhisperVQ checkpoint: no tensor {error}") from None
     encoder = {
-        key: value for key, value in teacher["model_state_dict"].items() if key.startswith("encoder.")
+        key: value
+        for key, value in teacher["model_state_dict"].items()
+        if key.startswith("encoder.")
     }
     width = tensors["mlp_ln.weight"].shape[0]
     if width != dims["n_audio_state"]:

@@ -72,8 +72,10 @@ def write_shard(
     """
     if stream is not None:
         if sorted(stream) != sorted(_STREAM_KEYS):
-            raise ValueError(f"{path}: stream has the keys {sorted(stream)}; it must have exactly "
-                             f"{', '.join(_STREAM_KEYS)}")
+            raise ValueError(
+                f"{path}: stream has the keys {sorted(stream)}; it must have exactly "
+                f"{', '.join(_STREAM_KEYS)}"
+            )
         schema = schema.with_metadata({_STREAM: json.dumps(stream, sort_keys=True)})
     remaining = iter(rows)
     with replacing(path) as temporary:
@@ -110,8 +112,10 @@ def shard_paths(folder: Path) -> list[Path]:
     present = {path.name for path in paths}
     lost = sorted(n for n in listed if n.endswith(".parquet") and n not in present)
     if lost:
-        raise ValueError(f"{folder}: {', '.join(lost)} of its manifest is not there; copy the "
-                         "folder again, whole")
+        raise ValueError(
+            f"{folder}: {', '.join(lost)} of its manifest is not there; copy the "
+            "folder again, whole"
+        )
     return paths
 
 
@@ -168,8 +172,10 @@ def _table(rows: list[dict[str, Any]], schema: pa.Schema, path: Path) -> pa.Tabl
             try:
                 pa.Table.from_pylist([row], schema)
             except (pa.ArrowException, OverflowError, TypeError, ValueError) as why:
-                raise ValueError(f"{path}: row {row.get('id')!r} does not fit the schema: {why} "
-                                 "(codes are whole numbers from 0 to 65535)") from why
+                raise ValueError(
+                    f"{path}: row {row.get('id')!r} does not fit the schema: {why} "
+                    "(codes are whole numbers from 0 to 65535)"
+                ) from why
         raise ValueError(f"{path}: rows do not fit the schema: {error}") from error
 
 
@@ -181,8 +187,10 @@ def _check(value: Any, kind: pa.DataType, where: str) -> None:
             if key not in fields:
                 close = difflib.get_close_matches(key, fields, n=1)
                 guess = f"did you mean '{close[0]}'? " if close else ""
-                raise ValueError(f"{where}: the schema has no field '{key}'; {guess}It has "
-                                 f"{', '.join(fields)}; keep others as JSON in 'extra'")
+                raise ValueError(
+                    f"{where}: the schema has no field '{key}'; {guess}It has "
+                    f"{', '.join(fields)}; keep others as JSON in 'extra'"
+                )
             _check(value[key], fields[key], where)
     elif pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
         for item in value or []:

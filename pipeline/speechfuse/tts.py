@@ -1,7 +1,10 @@
-"""Text to waveform: offline synthesis with espeak-ng, and with flite's voices where flite is installed.
+"""Text to waveform: offline synthesis with espeak-ng, and with flite's voices where flite is
+installed.
 
-In: one line of text and a voice. Out: a mono float32 waveform at 16 kHz (and, from espeak-ng, where each
-phoneme starts). espeak-ng comes as a shared library with its voices inside the wheel `espeakng-loader`; it is
+In: one line of text and a voice. Out: a mono float32 waveform at 16 kHz (and, from espeak-ng, where
+each
+phoneme starts). espeak-ng comes as a shared library with its voices inside the wheel
+`espeakng-loader`; it is
 called through ctypes because one process per utterance costs more than the synthesis itself.
 """
 
@@ -18,7 +21,11 @@ import numpy as np
 
 from speechfuse import audio
 
-PHONEME, RATE_PARAMETER, PITCH_PARAMETER = 7, 1, 3  # espeak_EVENT_TYPE and espeak_PARAMETER of speak_lib.h
+PHONEME, RATE_PARAMETER, PITCH_PARAMETER = (
+    7,
+    1,
+    3,
+)  # espeak_EVENT_TYPE and espeak_PARAMETER of speak_lib.h
 SYNCHRONOUS, PHONEME_EVENTS, CHARS_UTF8 = 2, 1, 1
 
 
@@ -52,7 +59,8 @@ class Voice:
 
 @dataclass(frozen=True)
 class Speech:
-    """`waveform`: float32, 16 kHz, mono. `phonemes`: (start second, espeak-ng phoneme name) in order."""
+    """`waveform`: float32, 16 kHz, mono. `phonemes`: (start second, espeak-ng phoneme name) in
+    order."""
 
     waveform: np.ndarray
     phonemes: list[tuple[float, str]]
@@ -62,7 +70,8 @@ class Espeak:
     """One espeak-ng, to be used in a `with` block.
 
     Its state (pitch flutter, noise) carries over from one utterance to the next and survives
-    espeak_Terminate, so leaving the block unloads the library: the same texts and voices in the same order give the
+    espeak_Terminate, so leaving the block unloads the library: the same texts and voices in the
+    same order give the
     same samples.
     """
 
@@ -120,7 +129,8 @@ def _flite(text: str, voice: str) -> np.ndarray:
 
 
 def speak(engine: Espeak, text: str, voice: Voice) -> Speech:
-    """`text` in `voice`. A voice named flite:slt (rms, awb, kal16) is spoken by the program flite, which
+    """`text` in `voice`. A voice named flite:slt (rms, awb, kal16) is spoken by the program flite,
+    which
     ignores rate and pitch and gives no phonemes: ask `flite_available` first."""
     if voice.name.startswith("flite:"):
         return Speech(_flite(text, voice.name.removeprefix("flite:")), [])

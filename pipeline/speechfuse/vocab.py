@@ -1,8 +1,11 @@
 """The sound tokens: their names, their ids, and the Llama checkpoint that has them.
 
-In: a Hugging Face Llama checkpoint and a quantizer. Out: the same checkpoint with <|sound_start|>, <|sound_end|>, then one token per
-code and the mask code (513 for WhisperVQ), in the original's order (ids 128256, 128257, 128258-128770 in Llama 3.1). The
-layout and the quantizer's identity stand in config.json under "speechfuse": what every later job checks.
+In: a Hugging Face Llama checkpoint and a quantizer. Out: the same checkpoint with <|sound_start|>,
+<|sound_end|>, then one token per
+code and the mask code (513 for WhisperVQ), in the original's order (ids 128256, 128257,
+128258-128770 in Llama 3.1). The
+layout and the quantizer's identity stand in config.json under "speechfuse": what every later job
+checks.
 """
 
 import json
@@ -17,17 +20,20 @@ from transformers.utils import logging as transformers_logging
 START, END, SOUND = "<|sound_start|>", "<|sound_end|>", "<|sound_{:04d}|>"
 CHAT_TEMPLATE = (  # Llama 3's layout without the system block that its own template always adds
     "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] + '<|eot_id|>' }}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ message['content'] + '<|eot_id|>' }}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
-transformers_logging.set_verbosity_error()  # its advice is about settings that are not ours to change
+transformers_logging.set_verbosity_error()  # its advice is on settings not ours to change
 transformers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
 class SoundLayout:
-    """Ids of the sound tokens: `first` is code 0, `codes` the number of codes without the mask code."""
+    """Ids of the sound tokens: `first` is code 0, `codes` the number of codes without the mask
+    code."""
 
     start: int
     end: int
@@ -37,7 +43,8 @@ class SoundLayout:
 
 
 class Vocabulary:
-    """Text, control tokens and (in an expanded checkpoint) sound tokens of one checkpoint, as ids."""
+    """Text, control tokens and (in an expanded checkpoint) sound tokens of one checkpoint, as
+    ids."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: SoundLayout | None) -> None:
         self.tokenizer, self.layout = tokenizer, layout
@@ -59,7 +66,9 @@ class Vocabulary:
     def _id(self, token: str) -> int:
         found = self.tokenizer.convert_tokens_to_ids(token)
         if not isinstance(found, int) or found == self.tokenizer.unk_token_id:
-            raise ValueError(f"the tokenizer has no {token}: speechfuse needs Llama 3's control tokens")
+            raise ValueError(
+                f"the tokenizer has no {token}: speechfuse needs Llama 3's control tokens"
+            )
         return found
 
     def text(self, text: str) -> list[int]:
@@ -71,13 +80,16 @@ class Vocabulary:
         return [start, *self.text(role), end, *self._break]
 
     def sound(self, codes: Any) -> list[int]:
-        """sound_start, one id per code, sound_end. ValueError without sound tokens or for a code out of range."""
+        """sound_start, one id per code, sound_end. ValueError without sound tokens or for a code
+        out of range."""
         if self.layout is None:
             raise ValueError("this checkpoint has no sound tokens: run expand_vocab first")
         layout = self.layout
         codes = [int(code) for code in codes]
         if codes and max(codes) > layout.codes:
-            raise ValueError(f"code {max(codes)} is out of range: this checkpoint has codes 0-{layout.codes}")
+            raise ValueError(
+                f"code {max(codes)} is out of range: this checkpoint has codes 0-{layout.codes}"
+            )
         return [layout.start, *(layout.first + code for code in codes), layout.end]
 
 
@@ -85,7 +97,9 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     """config.json of a Hugging Face folder. FileNotFoundError when it is not one."""
     path = Path(checkpoint) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no Hugging Face checkpoint at {checkpoint}: it has no config.json")
+        raise FileNotFoundError(
+            f"no Hugging Face checkpoint at {checkpoint}: it has no config.json"
+        )
     return json.loads(path.read_text())
 
 
@@ -105,8 +119,10 @@ def check_quantizer(checkpoint: Path, identity: str, what: str) -> None:
 def expand(base: Path, out: Path, codes: int, quantizer: str, seed: int) -> SoundLayout:
     """Write `base` with sound tokens for `codes` codes and the mask code to `out`.
 
-    New rows are drawn from the mean and covariance of the old ones (transformers' default; Hewitt 2021,
-    https://nlp.stanford.edu/~johnhew/vocab-expansion.html). ValueError when `base` already has sound tokens.
+    New rows are drawn from the mean and covariance of the old ones (transformers' default; Hewitt
+    2021,
+    https://nlp.stanford.edu/~johnhew/vocab-expansion.html). ValueError when `base` already has
+    sound tokens.
     """
     if read_config(base).get("speechfuse"):
         raise ValueError(f"{base} already has sound tokens: expand the original base model")

@@ -2,10 +2,14 @@
 
     python recipes/demo/world.py recipes/demo/world.yaml
 
-Out, one artifact: conversations (Parquet; the text training of the base model and the text replay of stage 2),
-speak.jsonl (every line that is to be spoken: text, answer, fact, split, voices) and text_mmlu/ (4-choice questions in the
-file layout of cais/mmlu). A fact is a value in one of five tables; each has at least two wordings. Facts of the splits `test`
-and `validation` are never spoken in training, in any wording: no line spoken in training holds all the content words of one.
+Out, one artifact: conversations (Parquet; the text training of the base model and the text replay
+of stage 2),
+speak.jsonl (every line that is to be spoken: text, answer, fact, split, voices) and text_mmlu/
+(4-choice questions in the
+file layout of cais/mmlu). A fact is a value in one of five tables; each has at least two wordings.
+Facts of the splits `test`
+and `validation` are never spoken in training, in any wording: no line spoken in training holds all
+the content words of one.
 """
 
 import json
@@ -97,7 +101,9 @@ class World:
     spoken_questions: int = field(default=10000, metadata={"help": "training questions spoken"})
     spoken_phrases: int = field(default=5000, metadata={"help": "training word lists spoken"})
     quantizer_lines: int = field(default=6000, metadata={"help": "lines to train a quantizer on"})
-    test_voices: int = field(default=3, metadata={"help": "times each test fact is asked, per split"})
+    test_voices: int = field(
+        default=3, metadata={"help": "times each test fact is asked, per split"}
+    )
     test_phrases: int = field(default=150, metadata={"help": "word lists to transcribe, per split"})
     repeat_rows: int = field(default=12000, metadata={"help": "text rows that ask for repetition"})
     fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
@@ -115,7 +121,8 @@ class Fact:
     entity: str
 
     def content_words(self) -> list[Counter[str]]:
-        """For each wording the words that make it this fact, counted: `three plus three` needs three twice."""
+        """For each wording the words that make it this fact, counted: `three plus three` needs
+        three twice."""
         return [Counter(w for w in text.split() if w not in STOP_WORDS) for text in self.wordings]
 
 
@@ -157,8 +164,11 @@ def make_facts() -> list[Fact]:
     return facts
 
 
-def assign(facts: list[Fact], shares: dict[str, float], rest: str, rng: random.Random) -> dict[str, str]:
-    """Fact id -> label, each family divided by `shares`; in a table no entity gives two facts to a label
+def assign(
+    facts: list[Fact], shares: dict[str, float], rest: str, rng: random.Random
+) -> dict[str, str]:
+    """Fact id -> label, each family divided by `shares`; in a table no entity gives two facts to a
+    label
     before every entity has given one, so every entity is still heard in other facts."""
     labels = {}
     for family in sorted({fact.family for fact in facts}):
@@ -178,7 +188,8 @@ def assign(facts: list[Fact], shares: dict[str, float], rest: str, rng: random.R
 
 
 class Phrases:
-    """Random word lists of 1 to 6 of the words that questions are made of, none of which says a fact of `unheard`."""
+    """Random word lists of 1 to 6 of the words that questions are made of, none of which says a
+    fact of `unheard`."""
 
     def __init__(self, facts: list[Fact], unheard: list[Fact], rng: random.Random) -> None:
         self.words = sorted({w for fact in facts for text in fact.wordings for w in text.split()})
@@ -208,11 +219,13 @@ CODAS = ["", *"p b t d k g f v th s z sh ch m n l nd nt st ks".split()]
 
 
 def pseudo_words(rng: random.Random) -> str:
-    """2 to 6 made-up words: every sound beside every other, for a quantizer that knows no corpus."""
+    """2 to 6 made-up words: every sound beside every other, for a quantizer that knows no
+    corpus."""
 
     def word() -> str:
         return "".join(
-            rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.choice((1, 1, 2)))
+            rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
+            for _ in range(rng.choice((1, 1, 2)))
         )
 
     return " ".join(word() for _ in range(rng.randint(2, 6)))
@@ -226,23 +239,32 @@ def conversation(id: str, user: str, assistant: str, **extra: Any) -> dict[str, 
     return {"id": id, "turns": turns, "extra": json.dumps(extra, sort_keys=True)}
 
 
-def text_rows(facts: list[Fact], replayed: dict[str, str], phrases: Phrases, count: int) -> list[dict]:
-    """Conversations in text: answer; repeat; repeat and answer. A row that shows a fact says whether it is replayed."""
+def text_rows(
+    facts: list[Fact], replayed: dict[str, str], phrases: Phrases, count: int
+) -> list[dict]:
+    """Conversations in text: answer; repeat; repeat and answer. A row that shows a fact says
+    whether it is replayed."""
     rows = []
     for fact in facts:
         for i, text in enumerate(fact.wordings):
             about = {"fact": fact.id, "replayed": replayed[fact.id] == "replayed"}
-            rows.append(conversation(f"answer-{fact.id}-{i}", text, fact.answer, kind="answer", **about))
+            rows.append(
+                conversation(f"answer-{fact.id}-{i}", text, fact.answer, kind="answer", **about)
+            )
             both = SPOKEN_ANSWER.format(transcript=text, answer=fact.answer)
             ask = f"repeat and answer: {text}"
             rows.append(conversation(f"both-{fact.id}-{i}", ask, both, kind="both", **about))
     for i in range(count):
         text = phrases.draw()
-        rows.append(conversation(f"repeat-{i}", f"repeat: {text}", text, kind="repeat", replayed=True))
+        rows.append(
+            conversation(f"repeat-{i}", f"repeat: {text}", text, kind="repeat", replayed=True)
+        )
     return rows
 
 
-def spoken_lines(facts: list[Fact], split: dict[str, str], phrases: Phrases, job: World, rng) -> list[dict]:
+def spoken_lines(
+    facts: list[Fact], split: dict[str, str], phrases: Phrases, job: World, rng
+) -> list[dict]:
     """Everything that is spoken. `voices` names a group of voices of the corpus configuration."""
     lines: list[dict[str, Any]] = []
 
@@ -262,15 +284,21 @@ def spoken_lines(facts: list[Fact], split: dict[str, str], phrases: Phrases, job
             }
         )  # fmt: skip
 
-    of = {name: [f for f in facts if split[f.id] == name] for name in ("train", "validation", "test")}
+    of = {
+        name: [f for f in facts if split[f.id] == name] for name in ("train", "validation", "test")
+    }
     for i in range(job.spoken_questions):
         question(of["train"][i % len(of["train"])], "train", "train")
     for _ in range(job.spoken_phrases):
         phrase("train", "train")
     for i in range(job.quantizer_lines):
         name, voices = ("quantizer", "train") if i % 20 else ("quantizer_validation", "unseen")
-        text = (pseudo_words(rng), phrases.draw(), rng.choice(rng.choice(of["train"]).wordings))[i % 3]
-        lines.append({"id": f"{name}-{i}", "text": text, "kind": "phrase", "split": name, "voices": voices})
+        text = (pseudo_words(rng), phrases.draw(), rng.choice(rng.choice(of["train"]).wordings))[
+            i % 3
+        ]
+        lines.append(
+            {"id": f"{name}-{i}", "text": text, "kind": "phrase", "split": name, "voices": voices}
+        )
     for fact in of["validation"] * job.test_voices:
         question(fact, "validation", "validation")
     for fact in of["test"] * job.test_voices:
@@ -285,8 +313,11 @@ def spoken_lines(facts: list[Fact], split: dict[str, str], phrases: Phrases, job
     return lines
 
 
-def multiple_choice(facts: list[Fact], replayed: dict[str, str], rng: random.Random) -> dict[str, list[dict]]:
-    """Rows of cais/mmlu's columns by subject; the wrong choices are other answers to the same kind of question."""
+def multiple_choice(
+    facts: list[Fact], replayed: dict[str, str], rng: random.Random
+) -> dict[str, list[dict]]:
+    """Rows of cais/mmlu's columns by subject; the wrong choices are other answers to the same kind
+    of question."""
     subjects: dict[str, list[dict]] = {"replayed": [], "not_replayed": []}
     for fact in facts:
         others = sorted({f.answer for f in facts if f.relation == fact.relation} - {fact.answer})

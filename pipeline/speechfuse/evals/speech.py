@@ -1,6 +1,7 @@
 """Tasks by ear: spoken questions and transcription.
 
-In: a checkpoint and a dataset of speech rows whose `extra` names split, voices and (for questions) fact and answer. Out: scores and the items
+In: a checkpoint and a dataset of speech rows whose `extra` names split, voices and (for questions)
+fact and answer. Out: scores and the items
 behind them. Prompts are rendered by speechfuse.prompts, decoding is greedy through transformers.
 """
 
@@ -19,13 +20,16 @@ from speechfuse.vocab import Vocabulary, check_quantizer
 
 
 class Listener:
-    """A checkpoint that answers turns. ValueError when it was not expanded for quantizer `identity`."""
+    """A checkpoint that answers turns. ValueError when it was not expanded for quantizer
+    `identity`."""
 
     def __init__(self, checkpoint: Path, identity: str, what: str) -> None:
         check_quantizer(checkpoint, identity, what)
         self.vocabulary = Vocabulary.load(checkpoint)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").to(device).eval()
+        self.model = (
+            AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").to(device).eval()
+        )
 
     @torch.inference_mode()
     def reply(
@@ -94,9 +98,12 @@ def spoken_qa(
 ) -> tuple[list[Score], list[dict[str, Any]]]:
     """Spoken questions: exact answers, what was heard, and two controls.
 
-    `splits`: name -> the `extra` values of its rows. `shuffled_audio` scores the split `controls_of` with each question's audio replaced by
-    that of another fact; `majority_answer` answers it with the commonest answer of the questions in `train`. Intervals are clustered
-    by fact. `repeat_first`: replies hold the transcript, which is then scored; otherwise it is asked for separately.
+    `splits`: name -> the `extra` values of its rows. `shuffled_audio` scores the split
+    `controls_of` with each question's audio replaced by
+    that of another fact; `majority_answer` answers it with the commonest answer of the questions in
+    `train`. Intervals are clustered
+    by fact. `repeat_first`: replies hold the transcript, which is then scored; otherwise it is
+    asked for separately.
     """
     rows = _rows(path, "question")
     listener = Listener(checkpoint, shards.read_stream(Path(path))["quantizer"], path)
@@ -126,7 +133,11 @@ def spoken_qa(
     for name, ids in groups.items():
         truth, made = [rows[i]["text"] for i in ids], [heard[i] for i in ids]
         facts = [rows[i]["extra"]["fact"] for i in ids]
-        scores.append(Score("question_transcript", name, "wer", *word_error_rate(truth, made, facts), len(ids)))
+        scores.append(
+            Score(
+                "question_transcript", name, "wer", *word_error_rate(truth, made, facts), len(ids)
+            )
+        )
         exact = [i for i in ids if _same(heard[i], rows[i]["text"])]
         if exact:
             scores.append(accuracy(f"{name}_heard_exactly", [answers[i] for i in exact], exact))
@@ -143,11 +154,15 @@ def spoken_qa(
 
 
 def _shuffled(rows: list[dict[str, Any]], indices: list[int], answers: dict[int, str]) -> list[str]:
-    """The answers given to somebody else's audio: each item gets that of the next item about another fact, half the list away."""
+    """The answers given to somebody else's audio: each item gets that of the next item about
+    another fact, half the list away."""
     given = []
     for position, i in enumerate(indices):
         step = len(indices) // 2
-        while rows[indices[(position + step) % len(indices)]]["extra"]["fact"] == rows[i]["extra"]["fact"]:
+        while (
+            rows[indices[(position + step) % len(indices)]]["extra"]["fact"]
+            == rows[i]["extra"]["fact"]
+        ):
             step += 1
         given.append(answers[indices[(position + step) % len(indices)]])
     return given
@@ -160,7 +175,8 @@ def transcription(
     requests: list[str],
     max_new_tokens: int = 32,
 ) -> tuple[list[Score], list[dict[str, Any]]]:
-    """Transcription of word lists, asked for in words: corpus WER after Whisper's English normaliser."""
+    """Transcription of word lists, asked for in words: corpus WER after Whisper's English
+    normaliser."""
     rows = _rows(path, "phrase")
     listener = Listener(checkpoint, shards.read_stream(Path(path))["quantizer"], path)
     groups = _groups(rows, splits)

@@ -1,4 +1,5 @@
-"""What a training step computes: `step(model, batch) -> {name: (loss sum, target count)}`, chosen by dotted path."""
+"""What a training step computes: `step(model, batch) -> {name: (loss sum, target count)}`, chosen
+by dotted path."""
 
 import torch
 import torch.nn.functional as F

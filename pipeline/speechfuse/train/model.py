@@ -1,6 +1,7 @@
 """Hugging Face Llama checkpoints in and out of torchtune's decoder.
 
-In: a folder (config.json, safetensors, tokenizer) and the recipe's builder. Out: the model with its weights, sharded by
+In: a folder (config.json, safetensors, tokenizer) and the recipe's builder. Out: the model with its
+weights, sharded by
 FSDP2 when several ranks train; and the same folder layout again, for every epoch.
 """
 
@@ -50,8 +51,9 @@ def check_shape(spec: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     for argument, key in BUILDER_KEYS.items():
         if spec.get(argument) != shape[key]:
             raise ValueError(
-                f"model.{argument}={spec.get(argument)} in the recipe, but {checkpoint}/config.json has "
-                f"{key}={shape[key]}: set model.{argument}={shape[key]} or give the checkpoint that fits"
+                f"model.{argument}={spec.get(argument)} in the recipe, but {checkpoint}/config.json "
+                f"has {key}={shape[key]}: set model.{argument}={shape[key]} or give the checkpoint "
+                "that fits"
             )
     return shape
 
@@ -74,8 +76,10 @@ def build(
 ) -> nn.Module:
     """The decoder that `spec` (a torchtune builder) names with the weights of `checkpoint`.
 
-    Weights are kept in `dtype`, matrix products are done in `compute_dtype` (through FSDP2's mixed precision, so several
-    ranks only, or a process group of one). `recompute` drops activations and computes them again in the backward pass. Only rank 0 reads the
+    Weights are kept in `dtype`, matrix products are done in `compute_dtype` (through FSDP2's mixed
+    precision, so several
+    ranks only, or a process group of one). `recompute` drops activations and computes them again in
+    the backward pass. Only rank 0 reads the
     files.
     """
     shape = check_shape(spec, checkpoint)
@@ -86,9 +90,7 @@ def build(
             model, auto_wrap_policy={TransformerSelfAttentionLayer}
         )
     if dist.is_initialized():
-        policy = MixedPrecisionPolicy(
-            param_dtype=DTYPES[compute_dtype], reduce_dtype=torch.float32
-        )
+        policy = MixedPrecisionPolicy(param_dtype=DTYPES[compute_dtype], reduce_dtype=torch.float32)
         for layer in model.layers:
             fully_shard(layer, mp_policy=policy)
         fully_shard(model, mp_policy=policy)
@@ -113,7 +115,8 @@ def build(
 
 
 def freeze(model: nn.Module, patterns: list[str]) -> None:
-    """Stop training every parameter whose name (torchtune's, as layers.0.mlp.w1.weight) a pattern is found in.
+    """Stop training every parameter whose name (torchtune's, as layers.0.mlp.w1.weight) a pattern
+    is found in.
 
     ValueError for a pattern that fits no parameter, and when nothing is left to train.
     """
@@ -121,7 +124,9 @@ def freeze(model: nn.Module, patterns: list[str]) -> None:
     for pattern in patterns:
         found = [name for name in names if re.search(pattern, name)]
         if not found:
-            raise ValueError(f"freeze: {pattern!r} fits no parameter; there are {', '.join(list(names)[:4])} ...")
+            raise ValueError(
+                f"freeze: {pattern!r} fits no parameter; there are {', '.join(list(names)[:4])} ..."
+            )
         for name in found:
             names[name].requires_grad_(False)
     if not any(p.requires_grad for p in names.values()):
@@ -129,7 +134,8 @@ def freeze(model: nn.Module, patterns: list[str]) -> None:
 
 
 def export(model: nn.Module, checkpoint: Path, out: Path, manifest: dict[str, Any]) -> None:
-    """Write the weights as a Hugging Face folder beside `checkpoint`'s config and tokenizer, complete or absent.
+    """Write the weights as a Hugging Face folder beside `checkpoint`'s config and tokenizer,
+    complete or absent.
 
     Call on every rank; rank 0 writes, into a hidden folder that is renamed at the end.
     """

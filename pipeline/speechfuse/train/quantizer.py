@@ -1,8 +1,11 @@
 """Training a small quantizer of the WhisperVQ class on speech whose phonemes are known.
 
-In: utterances with phoneme times (synthetic speech gives them for free). Out: a Quantizer. Where WhisperVQ distils a
-large Whisper, this one learns from framewise phoneme targets through the same bottleneck: encoder, mean downsampling, MLP,
-cosine codebook trained by vector-quantize-pytorch (EMA). Each 40 ms token predicts the phonemes of its two 20 ms halves.
+In: utterances with phoneme times (synthetic speech gives them for free). Out: a Quantizer. Where
+WhisperVQ distils a
+large Whisper, this one learns from framewise phoneme targets through the same bottleneck: encoder,
+mean downsampling, MLP,
+cosine codebook trained by vector-quantize-pytorch (EMA). Each 40 ms token predicts the phonemes of
+its two 20 ms halves.
 """
 
 import random
@@ -24,7 +27,8 @@ FRAMES_PER_LABEL = 2  # mel frames (10 ms) per phoneme label (20 ms)
 
 @dataclass(frozen=True)
 class Example:
-    """`mel`: float16 (n_mels, frames). `labels`: int64 (frames // 2,), indices into the phoneme list."""
+    """`mel`: float16 (n_mels, frames). `labels`: int64 (frames // 2,), indices into the phoneme
+    list."""
 
     mel: Tensor
     labels: Tensor
@@ -49,7 +53,8 @@ def example(quantizer: Quantizer, utterance: Utterance, phonemes: list[str]) -> 
 
 
 class Trainee(nn.Module):
-    """A Quantizer with the parts that only training needs: the learning codebook and the phoneme head."""
+    """A Quantizer with the parts that only training needs: the learning codebook and the phoneme
+    head."""
 
     def __init__(self, quantizer: Quantizer, phonemes: int, decay: float) -> None:
         super().__init__()
@@ -72,7 +77,8 @@ class Trainee(nn.Module):
 
     @torch.no_grad()
     def finish(self) -> Quantizer:
-        """Copy the learnt codebook into the quantizer; the mask code's row stays 0, so speech never becomes it."""
+        """Copy the learnt codebook into the quantizer; the mask code's row stays 0, so speech never
+        becomes it."""
         config = self.quantizer.config
         self.quantizer.project_in.load_state_dict(self.vq.project_in.state_dict())
         self.quantizer.codebook.zero_()
@@ -83,10 +89,13 @@ class Trainee(nn.Module):
 def batch(
     examples: Sequence[Example], frames: int, size: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
-    """The windows of one step, a pure function of (seed, step): mels (size, n_mels, frames), labels (size, frames // 2).
+    """The windows of one step, a pure function of (seed, step): mels (size, n_mels, frames), labels
+    (size, frames // 2).
 
-    Most windows are filled with several utterances one after the other, since a window of silence teaches nothing; three in ten
-    hold one utterance and padding, as at inference. Each utterance is warped in frequency (VTLP, Jaitly and Hinton 2013) and
+    Most windows are filled with several utterances one after the other, since a window of silence
+    teaches nothing; three in ten
+    hold one utterance and padding, as at inference. Each utterance is warped in frequency (VTLP,
+    Jaitly and Hinton 2013) and
     tilted, which stands for other throats and microphones.
     """
     rng = random.Random(f"{seed}/{step}")
@@ -122,7 +131,8 @@ def _disturb(mel: Tensor, rng: random.Random) -> Tensor:
 
 
 def phoneme_information(codes: np.ndarray, labels: np.ndarray) -> float:
-    """PNMI: the share of the phonemes' entropy that the codes explain, 0 to 1 (HuBERT, Hsu et al. 2021, section IV.D)."""
+    """PNMI: the share of the phonemes' entropy that the codes explain, 0 to 1 (HuBERT, Hsu et al.
+    2021, section IV.D)."""
     joint = np.zeros((codes.max() + 1, labels.max() + 1))
     np.add.at(joint, (codes, labels), 1)
     joint /= joint.sum()

@@ -1,7 +1,9 @@
 """Training state: what exact resuming needs, written by torch's distributed checkpointing.
 
-In: a model (plain or sharded by FSDP2) and its optimizer. Out: <folder>/step_<n>/, complete when its `.metadata` file
-exists, because distributed checkpointing writes that last. The data's position is the step itself: batches
+In: a model (plain or sharded by FSDP2) and its optimizer. Out: <folder>/step_<n>/, complete when
+its `.metadata` file
+exists, because distributed checkpointing writes that last. The data's position is the step itself:
+batches
 are a pure function of (seed, step).
 """
 
@@ -23,7 +25,8 @@ def complete_steps(folder: Path) -> list[int]:
 
 
 def save(folder: Path, step: int, model: nn.Module, optimizer: Optimizer) -> None:
-    """Write the state after `step` optimizer steps; then drop all but the newest two. Call on every rank."""
+    """Write the state after `step` optimizer steps; then drop all but the newest two. Call on every
+    rank."""
     weights, moments = get_state_dict(model, optimizer)
     dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder / f"step_{step}")
     if not dist.is_initialized() or dist.get_rank() == 0:
@@ -32,7 +35,8 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: Optimizer) -> Non
 
 
 def restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> int:
-    """Load the newest complete state into `model` and `optimizer`; returns its step, 0 when there is none."""
+    """Load the newest complete state into `model` and `optimizer`; returns its step, 0 when there
+    is none."""
     steps = complete_steps(folder)
     if not steps:
         return 0
