@@ -121,7 +121,8 @@ def totals_of(paths: list[Path], job: TokenizeSpeech) -> dict[str, Any]:
     if len(rejects) > job.max_reject_rate * max(1, items + len(rejects)):
         raise ValueError(
             f"{job.out}: {len(rejects)} of {items + len(rejects)} items were rejected, more than "
-            f"max_reject_rate={job.max_reject_rate}; first: {rejects[0]['id']}: {rejects[0]['reason']}"
+            f"max_reject_rate={job.max_reject_rate}; first: {rejects[0]['id']}: "
+            f"{rejects[0]['reason']}"
         )
     return {
         "items": items,

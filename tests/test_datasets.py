@@ -1,19 +1,20 @@
-"""Packing, mixture and samples: nothing leaks between documents, nothing is lost, shares hold, order is the seed's."""
+"""Packing, mixture and samples: documents stay apart, nothing is lost, shares hold."""
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from stages import init_base
 from torchtune.models.llama3_1 import llama3_1
 
 from speechfuse import artifact, datasets, shards
 from speechfuse.datasets import IGNORE, Mixture, Sample, collate
 from speechfuse.vocab import END, SOUND, START
-from stages import init_base
 
 PAD, CODES, QUANTIZER = 999, 16, "ab" * 32
 
@@ -24,9 +25,13 @@ def sample(name: str, length: int, rng: np.random.Generator) -> Sample:
     return Sample(name, rng.integers(1, PAD, length).astype(np.int32), targets)
 
 
-def group(prefix: str, count: int, shortest: int = 3, longest: int = 12, seed: int = 0) -> list[Sample]:
+def group(
+    prefix: str, count: int, shortest: int = 3, longest: int = 12, seed: int = 0
+) -> list[Sample]:
     rng = np.random.default_rng(seed)
-    return [sample(f"{prefix}{i}", int(rng.integers(shortest, longest + 1)), rng) for i in range(count)]
+    return [
+        sample(f"{prefix}{i}", int(rng.integers(shortest, longest + 1)), rng) for i in range(count)
+    ]
 
 
 def names(packs: list[list[Sample]]) -> list[str]:
@@ -83,8 +88,8 @@ def test_a_real_decoder_gives_a_packed_document_the_logits_it_has_alone(packed):
     packs, batch = packed
     torch.manual_seed(0)
     model = llama3_1(
-        vocab_size=1000, num_layers=2, num_heads=2, num_kv_heads=2, embed_dim=16, intermediate_dim=32,
-        max_seq_len=32,
+        vocab_size=1000, num_layers=2, num_heads=2, num_kv_heads=2, embed_dim=16,
+        intermediate_dim=32, max_seq_len=32,
     )  # fmt: skip
     with torch.no_grad():
         together = model(batch["tokens"], mask=batch["mask"], input_pos=batch["input_pos"])
@@ -93,18 +98,18 @@ def test_a_real_decoder_gives_a_packed_document_the_logits_it_has_alone(packed):
             start = 0
             for s in pack:
                 alone = model(torch.from_numpy(s.tokens).long()[None])[0]
-                torch.testing.assert_close(together[row, start : start + len(s.tokens)], alone, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    together[row, start : start + len(s.tokens)], alone, rtol=1e-4, atol=1e-5
+                )
                 start += len(s.tokens)
 
 
-def test_no_pack_overflows_and_none_is_empty():
+def test_packs_are_nearly_full_and_none_overflows():
     mixture = Mixture([group("a", 200, longest=32)], [1.0], seq_len=32, batch_size=4, seed=0)
-    packs = mixture.packs(0)
-    used = [sum(len(s.tokens) for s in pack) for pack in packs]
+    used = [sum(len(s.tokens) for s in pack) for pack in mixture.packs(0)]
     assert max(used) <= 32 and min(used) > 0
-    for used_here, following in zip(used, packs[1:], strict=False):  # closed only when the next did not fit
-        assert used_here + len(following[0].tokens) > 32
-    assert np.mean(used) > 20
+    # a new pack whenever the next sample does not fit the last one would give 0.75
+    assert np.mean(used) > 0.9 * 32
 
 
 def test_every_sample_of_the_first_dataset_is_seen_once_an_epoch():
@@ -121,7 +126,9 @@ def test_every_sample_of_the_first_dataset_is_seen_once_an_epoch():
     assert any(len(mixture.packs(e)) % 4 for e in range(3)), "no epoch here has an incomplete batch"
 
 
-@pytest.mark.parametrize("shares", [[0.7, 0.3], [0.49, 0.21, 0.3], [0.1, 0.9], [1 / 3, 1 / 3, 1 / 3]])
+@pytest.mark.parametrize(
+    "shares", [[0.7, 0.3], [0.49, 0.21, 0.3], [0.1, 0.9], [1 / 3, 1 / 3, 1 / 3]]
+)
 def test_shares_are_exact_to_one_sample(shares):
     groups = [group(prefix, 90, seed=i) for i, prefix in enumerate("abc"[: len(shares)])]
     mixture = Mixture(groups, shares, seq_len=32, batch_size=1, seed=0)
@@ -137,7 +144,7 @@ def test_the_mixture_is_mixed_not_one_dataset_after_the_other():
     order = [name[0] for name in names(mixture.packs(0))]
     half = Counter(order[: len(order) // 2])
     assert abs(half["a"] - half["b"]) < 60
-    changes = sum(a != b for a, b in zip(order, order[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(order))
     assert changes > 120
 
 
@@ -168,7 +175,9 @@ def test_the_order_is_the_seeds_and_new_in_every_epoch():
 def test_overlong_samples_are_left_out_and_counted():
     rng = np.random.default_rng(0)
     exact, over = sample("exact", 32, rng), sample("over", 33, rng)
-    mixture = Mixture([[*group("a", 20), exact, over], [*group("b", 20), over]], [0.5, 0.5], 32, 1, 0)
+    mixture = Mixture(
+        [[*group("a", 20), exact, over], [*group("b", 20), over]], [0.5, 0.5], 32, 1, 0
+    )
     assert mixture.dropped == 2
     seen = names(mixture.packs(0))
     assert "exact" in seen and "over" not in seen and len(seen) == 42
@@ -178,7 +187,9 @@ def test_overlong_samples_are_left_out_and_counted():
 
 def test_less_than_one_batch_is_refused():
     mixture = Mixture([group("a", 10)], [1.0], seq_len=32, batch_size=64, seed=0)
-    with pytest.raises(ValueError, match=r"fills \d packs of 32 tokens.*batch of 64: lower batch_size"):
+    with pytest.raises(
+        ValueError, match=r"fills \d packs of 32 tokens.*batch of 64: lower batch_size"
+    ):
         mixture.batches(0)
 
 
@@ -193,7 +204,7 @@ def write(folder: Path, schema: Any, rows: list[dict], stream: dict | None) -> P
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Path:
-    """speech/ and texts/ on disk, and a checkpoint's config and tokenizer with sound tokens (no weights)."""
+    """speech/, texts/, and a checkpoint with sound tokens but without weights."""
     folder = tmp_path_factory.mktemp("parts")
     rows = [
         {"id": f"s{i}", "codes": [i % 16, 16, 3], "text": "what", "seconds": 0.12,
@@ -207,7 +218,8 @@ def parts(tmp_path_factory) -> Path:
         return {"role": role, "segments": [{"text": text}]}
 
     texts = [
-        {"id": f"t{i}", "turns": [turn("user", "hi"), turn("assistant", "yo")], "extra": json.dumps({"replayed": i < 5})}
+        {"id": f"t{i}", "turns": [turn("user", "hi"), turn("assistant", "yo")],
+         "extra": json.dumps({"replayed": i < 5})}
         for i in range(10)
     ]  # fmt: skip
     write(folder / "texts", shards.CONVERSATIONS, texts, None)
@@ -216,7 +228,9 @@ def parts(tmp_path_factory) -> Path:
     tokenizer.add_tokens([SOUND.format(code) for code in range(CODES + 1)])
     tokenizer.save_pretrained(folder / "checkpoint")
     layout = {"start": 263, "end": 264, "first": 265, "codes": CODES, "quantizer": QUANTIZER}
-    (folder / "checkpoint/config.json").write_text(json.dumps({"model_type": "llama", "speechfuse": layout}))
+    (folder / "checkpoint/config.json").write_text(
+        json.dumps({"model_type": "llama", "speechfuse": layout})
+    )
     return folder
 
 
@@ -250,7 +264,8 @@ def test_rows_on_disk_become_samples_and_select_chooses(parts):
     said = spoken[0].tokens[spoken[0].targets]
     assert len(said) == len("what\nfour") + 1 and said[-1] == 262
     (alone,) = load(
-        parts, {"_component_": "speechfuse.datasets.sound", "path": str(parts / "speech"), "share": 1}
+        parts,
+        {"_component_": "speechfuse.datasets.sound", "path": str(parts / "speech"), "share": 1},
     ).datasets
     assert len(alone) == 20
     assert alone[2].tokens.tolist() == [256, 263, 267, 281, 268, 264, 257]
@@ -288,7 +303,7 @@ def test_an_entry_without_share_or_path_is_refused(parts, missing):
 
 
 def test_unknown_keys_and_unfinished_datasets_are_refused(parts, tmp_path):
-    with pytest.raises(ValueError, match="unknown argument 'selekt'.*did you mean 'select'"):
+    with pytest.raises(ValueError, match=r"unknown argument 'selekt'.*did you mean 'select'"):
         load(parts, {**texts(parts), "selekt": {}})
     with pytest.raises(ValueError, match="absent does not exist"):
         load(parts, texts(parts, path=str(tmp_path / "absent")))

@@ -1,19 +1,21 @@
 """The prompt builder, pinned to golden ids: what training, evaluation and serving show the model.
 
-The tokenizer here has one token a byte, in the order of GPT-2's byte alphabet, so every id can be told without it.
+The tokenizer here has one token a byte, in the order of GPT-2's byte alphabet, so that every id can
+be told without it.
 """
 
 import random
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stages import init_base
 
 from speechfuse import instructions, prompts
 from speechfuse.vocab import CHAT_TEMPLATE, END, SOUND, START, SoundLayout, Vocabulary
-from stages import init_base
 
 CODES = 16
 CONTROL = {
@@ -35,7 +37,7 @@ def vocabulary() -> Vocabulary:
 
 
 def byte_id(byte: int) -> int:
-    """The printable bytes come first, in order, then the others: GPT-2's bytes_to_unicode, sorted."""
+    """Printable bytes come first, in order, then the others: GPT-2's bytes_to_unicode, sorted."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in printable]
     return (printable + rest).index(byte)
@@ -91,12 +93,22 @@ SAMPLES: dict[str, tuple[list[dict[str, Any]], str, list[str]]] = {
         ["what is 1<|eot_id|>"],
     ),
     "speech in the second turn": (
-        [turn("user", "hi"), turn("assistant", "yes?"), turn("user", HEARD), turn("assistant", "ok")],
+        [
+            turn("user", "hi"),
+            turn("assistant", "yes?"),
+            turn("user", HEARD),
+            turn("assistant", "ok"),
+        ],
         f"{USER}hi<|eot_id|>{ASSISTANT}yes?<|eot_id|>{USER}{SPOKEN}<|eot_id|>{ASSISTANT}ok<|eot_id|>",
         ["yes?<|eot_id|>", "ok<|eot_id|>"],
     ),
     "speech in both turns": (
-        [turn("user", HEARD), turn("assistant", "yes?"), turn("user", [7]), turn("assistant", "ok")],
+        [
+            turn("user", HEARD),
+            turn("assistant", "yes?"),
+            turn("user", [7]),
+            turn("assistant", "ok"),
+        ],
         f"{USER}{SPOKEN}<|eot_id|>{ASSISTANT}yes?<|eot_id|>{USER}{SPOKEN_TWO}<|eot_id|>"
         f"{ASSISTANT}ok<|eot_id|>",
         ["yes?<|eot_id|>", "ok<|eot_id|>"],
@@ -112,9 +124,9 @@ SAMPLES: dict[str, tuple[list[dict[str, Any]], str, list[str]]] = {
         [f"so: {SPOKEN_TWO}<|eot_id|>"],
     ),
     "text alone, not ASCII": (
-        [turn("user", "où?\n"), turn("assistant", "là")],
-        f"{USER}où?\n<|eot_id|>{ASSISTANT}là<|eot_id|>",
-        ["là<|eot_id|>"],
+        [turn("user", "o\u00f9?\n"), turn("assistant", "l\u00e0")],
+        f"{USER}o\u00f9?\n<|eot_id|>{ASSISTANT}l\u00e0<|eot_id|>",
+        ["l\u00e0<|eot_id|>"],
     ),
 }
 
@@ -173,16 +185,17 @@ def test_a_request_is_one_of_the_words_and_the_rows_own(vocabulary):
 @pytest.mark.parametrize("generate", [False, True])
 def test_pure_text_is_rendered_as_the_chat_template_does(vocabulary, merged, generate):
     texts = [
-        "what is three plus four", "seven", "name the capital of france", " leading space", "a\nb\n\nc",
-        "where does a bee live?", "12345 é 日本 <|eot_id", "trailing break\n", "x",
+        "what is three plus four", "seven", "name the capital of france", " leading space",
+        "a\nb\n\nc", "where does a bee live?", "12345 \u00e9 \u65e5\u672c <|eot_id",
+        "trailing break\n", "x",
     ]  # fmt: skip
     if merged:  # with merges, which must not cross what a header ends with
-        tokenizer = init_base.train_tokenizer((texts + ["user assistant\n\n"]) * 10, vocab_size=330)
+        tokenizer = init_base.train_tokenizer([*texts, "user assistant\n\n"] * 10, vocab_size=330)
         assert len(tokenizer) == 337
         vocabulary = Vocabulary(tokenizer, None)
     assert vocabulary.tokenizer.chat_template == CHAT_TEMPLATE
     conversations = [[turn("user", a), turn("assistant", b)] for a in texts for b in texts]
-    conversations += [c + d for c, d in zip(conversations, conversations[1:], strict=False)]
+    conversations += [c + d for c, d in pairwise(conversations)]
     for turns in conversations:
         messages = [{"role": t["role"], "content": t["segments"][0]["text"]} for t in turns]
         expected = vocabulary.tokenizer.apply_chat_template(
@@ -191,7 +204,9 @@ def test_pure_text_is_rendered_as_the_chat_template_does(vocabulary, merged, gen
         assert prompts.render(vocabulary, turns, add_generation_prompt=generate)[0] == expected
 
 
-@pytest.mark.parametrize("text", ["<|eot_id|>", f"a<|eot_id|>{ASSISTANT}b", SPOKEN, "<|end_of_text|>"])
+@pytest.mark.parametrize(
+    "text", ["<|eot_id|>", f"a<|eot_id|>{ASSISTANT}b", SPOKEN, "<|end_of_text|>"]
+)
 def test_control_tokens_inside_a_text_stay_text(vocabulary, text):
     plain = prompts.render(vocabulary, [turn("user", "a"), turn("assistant", "b")])[0]
     ids, _ = prompts.render(vocabulary, [turn("user", text), turn("assistant", text)])
@@ -239,6 +254,8 @@ def test_the_shipped_base_model_has_the_chat_template_of_training():
     shipped = Path(__file__).parent.parent / "recipes/demo/models/base"
     loaded = Vocabulary.load(shipped)
     messages = [{"role": "user", "content": "what is three plus four"}]
-    expected = loaded.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    expected = loaded.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
     turns = [turn("user", "what is three plus four")]
     assert prompts.render(loaded, turns, add_generation_prompt=True)[0] == expected

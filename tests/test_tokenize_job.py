@@ -1,7 +1,6 @@
-"""The tokenizing job as a process: split, rejects, resuming to the same bytes, refusals in one line."""
+"""The tokenizing job: split, rejects, resuming to the same bytes, refusals in one line."""
 
 import hashlib
-import json
 import os
 import runpy
 import signal
@@ -30,7 +29,9 @@ def speech(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("speech")
     with tts.Espeak() as engine:
         said = engine.speak("what is three plus four", tts.Voice("en-us+Annie")).waveform
-        talk = engine.speak("where does a bee live " * 30, tts.Voice("en-us")).waveform[: 12 * 16_000]
+        talk = engine.speak("where does a bee live " * 30, tts.Voice("en-us")).waveform[
+            : 12 * 16_000
+        ]
     assert len(talk) == 12 * 16_000
     talk = talk + 0.01 * np.random.default_rng(0).standard_normal(len(talk))
     for begin in SILENCES:
@@ -47,7 +48,8 @@ def speech(tmp_path_factory) -> Path:
 
 def config(path: Path, folder: Path, out: Path, **changes) -> Path:
     content = {
-        "out": str(out), "corpus": {"_component_": "speechfuse.corpora.Folder", "path": str(folder)},
+        "out": str(out),
+        "corpus": {"_component_": "speechfuse.corpora.Folder", "path": str(folder)},
         "quantizer": QUANTIZER, "shard_size": 2, "batch_size": 4, "max_reject_rate": 0.5,
         "runtime": {"workers": 1},
     }  # fmt: skip
@@ -61,7 +63,7 @@ def process(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def called(monkeypatch, *arguments: object) -> int:
-    """The same command line inside this process, for what ends before workers start: its exit status."""
+    """Exit status of the same command line in this process, for what ends before workers start."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["tokenize_speech", *map(str, arguments)])
     try:
@@ -175,9 +177,16 @@ def test_only_a_missing_shard_is_made_again_with_the_same_bytes(whole):
 
 @pytest.fixture
 def started(whole, tmp_path):
-    """A job of two workers, stopped by the test, once the first of its shards is there; (process, out)."""
+    """(process, out) of a job of two workers that has just made the first of its three shards."""
     out = tmp_path / "data"
-    command = [sys.executable, "-m", "stages.tokenize_speech", str(whole[0]), f"out={out}", "runtime.workers=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "stages.tokenize_speech",
+        str(whole[0]),
+        f"out={out}",
+        "runtime.workers=2",
+    ]
     job = subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -243,7 +252,7 @@ def test_another_configuration_is_refused_and_nothing_changes(whole, monkeypatch
 
 
 def test_another_folder_of_speech_is_refused(whole, speech, tmp_path, monkeypatch, capsys):
-    path, out, _ = whole
+    path, _, _ = whole
     (tmp_path / "new.wav").write_bytes((speech / "a-good.wav").read_bytes())
     assert called(monkeypatch, path, f"corpus.path={tmp_path}") == 2
     (line,) = capsys.readouterr().err.splitlines()

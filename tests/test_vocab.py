@@ -6,15 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from stages import expand_vocab, init_base
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from speechfuse import artifact, datasets, shards, vocab
 from speechfuse.evals.speech import Listener
 from speechfuse.quantizer import Quantizer
 from speechfuse.vocab import SoundLayout, Vocabulary
-from stages import expand_vocab, init_base
 
 ROOT = Path(__file__).parent.parent
 CODES = 16
@@ -89,7 +95,9 @@ def test_new_rows_depend_on_the_seed_alone(base, expanded, tmp_path):
         torch.manual_seed(99)
         vocab.expand(base, tmp_path / name, CODES, OURS, seed)
     name = "model.embed_tokens.weight"
-    first, same, other = (weights(f)[name] for f in (expanded, tmp_path / "same", tmp_path / "other"))
+    first, same, other = (
+        weights(f)[name] for f in (expanded, tmp_path / "same", tmp_path / "other")
+    )
     assert torch.equal(first, same) and not torch.equal(first, other)
 
 
@@ -100,7 +108,10 @@ def test_tied_embeddings_and_the_dtype_survive(tmp_path):
     vocab.expand(folder, tmp_path / "out", CODES, OURS, seed=0)
     new = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert new.dtype == torch.bfloat16
-    assert new.get_input_embeddings().weight.data_ptr() == new.get_output_embeddings().weight.data_ptr()
+    assert (
+        new.get_input_embeddings().weight.data_ptr()
+        == new.get_output_embeddings().weight.data_ptr()
+    )
     assert torch.equal(new.state_dict()["lm_head.weight"][:TEXT], weights(folder)["lm_head.weight"])
 
 
@@ -115,7 +126,9 @@ def test_a_name_in_the_tokenizer_is_its_id_and_back(expanded):
     assert tokenizer.encode(written, add_special_tokens=False) == ids
 
 
-@pytest.mark.parametrize("token", ["<|sound_0003|>", "<|sound_start|>", "<|eot_id|>", "<|begin_of_text|>"])
+@pytest.mark.parametrize(
+    "token", ["<|sound_0003|>", "<|sound_start|>", "<|eot_id|>", "<|begin_of_text|>"]
+)
 def test_token_names_inside_plain_text_are_text(expanded, token):
     vocabulary = Vocabulary.load(expanded)
     ids = vocabulary.text(f"say {token} please")
@@ -142,7 +155,7 @@ def test_a_tokenizer_without_llama_3s_tokens_is_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=r"no <\|begin_of_text\|>"):
         Vocabulary.load(checkpoint(tmp_path, tokenizer))
-    with pytest.raises(FileNotFoundError, match="no Hugging Face checkpoint at .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"no Hugging Face checkpoint at .*absent"):
         Vocabulary.load(tmp_path / "absent")
 
 
@@ -167,10 +180,15 @@ def llama_3_1_tokenizer() -> PreTrainedTokenizerFast:
 def test_llama_3_1_with_512_codes_has_the_ids_of_the_original(tmp_path):
     tokenizer = llama_3_1_tokenizer()
     assert len(tokenizer) == 128_256
-    assert tokenizer.convert_tokens_to_ids(["<|begin_of_text|>", "<|eot_id|>"]) == [128_000, 128_009]
+    assert tokenizer.convert_tokens_to_ids(["<|begin_of_text|>", "<|eot_id|>"]) == [
+        128_000,
+        128_009,
+    ]
     base = checkpoint(tmp_path / "base", tokenizer)
     layout = vocab.expand(base, tmp_path / "out", 512, OURS, seed=0)
-    assert layout == SoundLayout(start=128_256, end=128_257, first=128_258, codes=512, quantizer=OURS)
+    assert layout == SoundLayout(
+        start=128_256, end=128_257, first=128_258, codes=512, quantizer=OURS
+    )
     vocabulary = Vocabulary.load(tmp_path / "out")
     assert vocabulary.sound([0, 511, 512]) == [128_256, 128_258, 128_769, 128_770, 128_257]
     assert len(vocabulary.tokenizer) == 128_771
@@ -208,7 +226,9 @@ def test_speech_of_another_quantizer_is_refused_by_training(base, expanded, tmp_
 
 
 def test_speech_of_another_quantizer_is_refused_by_the_listener(base, expanded):
-    with pytest.raises(ValueError, match=f"q.wav was made with quantizer {OTHER[:12]}, but .*{OURS[:12]}"):
+    with pytest.raises(
+        ValueError, match=f"q.wav was made with quantizer {OTHER[:12]}, but .*{OURS[:12]}"
+    ):
         Listener(expanded, OTHER, "q.wav")
     with pytest.raises(ValueError, match="no sound tokens: run expand_vocab"):
         Listener(base, OURS, "q.wav")
@@ -219,10 +239,14 @@ def test_speech_of_another_quantizer_is_refused_by_the_listener(base, expanded):
 
 def test_the_job_records_the_layout_of_the_quantizer_it_is_given(base, tmp_path):
     quantizer = ROOT / "recipes/demo/models/quantizer"
-    job = expand_vocab.ExpandVocab(out=str(tmp_path / "out"), base=str(base), quantizer=str(quantizer))
+    job = expand_vocab.ExpandVocab(
+        out=str(tmp_path / "out"), base=str(base), quantizer=str(quantizer)
+    )
     expand_vocab.main(job)
     identity, codes = (lambda q: (q.identity, q.codebook_size))(Quantizer.load(quantizer))
-    assert Vocabulary.load(tmp_path / "out").layout == SoundLayout(TEXT, TEXT + 1, TEXT + 2, codes, identity)
+    assert Vocabulary.load(tmp_path / "out").layout == SoundLayout(
+        TEXT, TEXT + 1, TEXT + 2, codes, identity
+    )
     manifest = artifact.manifest_of(tmp_path / "out")
     assert manifest["inputs"]["quantizer"] == manifest["totals"]["quantizer"] == identity
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= manifest["outputs"].keys()

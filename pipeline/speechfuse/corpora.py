@@ -158,9 +158,15 @@ class Synthetic:
                     "seconds": len(waveform) / audio.SAMPLE_RATE,
                 }
                 yield Utterance(
-                    id, waveform, row["text"], f"{voice.name}/{voice.rate}/{voice.pitch}", "en", source,
-                    {key: value for key, value in row.items() if key not in known}, speech.phonemes,
-                )  # fmt: skip
+                    id,
+                    waveform,
+                    row["text"],
+                    f"{voice.name}/{voice.rate}/{voice.pitch}",
+                    "en",
+                    source,
+                    {key: value for key, value in row.items() if key not in known},
+                    speech.phonemes,
+                )
 
 
 def voice_group(

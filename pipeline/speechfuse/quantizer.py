@@ -229,12 +229,11 @@ def _read_published(
         "q_depth": config.get("q_depth") == 1,
         "use_cosine_sim": bool(config.get("use_cosine_sim")),
         "downsample_conv": not tunables.get("downsample_conv"),
-        "mask_embs": bool(tunables.get("mask_embs")),
     }.items():
         if not fits:
             raise ValueError(
-                f"{path}: unsupported {key}; WhisperVQ has q_depth 1, use_cosine_sim, mask_embs and "
-                "no downsample_conv"
+                f"{path}: unsupported {key}; WhisperVQ has q_depth 1, use_cosine_sim and no "
+                "downsample_conv"
             )
     teacher = _read_torch(Path(whisper_path), {"dims", "model_state_dict"}, "Whisper checkpoint")
     dims, state = teacher["dims"], published["state_dict"]
@@ -250,6 +249,8 @@ def _read_published(
         tensors["codebook"] = state["rq.layers.0._codebook.embed"][0]
     except KeyError as error:
         raise ValueError(f"{path} is not a WhisperVQ checkpoint: no tensor {error}") from None
+    if not tunables.get("mask_embs"):  # the oldest models have no mask code; ours never chooses it
+        tensors["codebook"] = F.pad(tensors["codebook"], (0, 0, 0, 1))
     encoder = {
         key: value
         for key, value in teacher["model_state_dict"].items()

@@ -134,7 +134,7 @@ def expand(base: Path, out: Path, codes: int, quantizer: str, seed: int) -> Soun
     )
     tokenizer.add_tokens([SOUND.format(code) for code in range(codes + 1)])
     model.resize_token_embeddings(len(tokenizer))
-    start, end, first = tokenizer.convert_tokens_to_ids([START, END, SOUND.format(0)])
+    start, end, first = (tokenizer.get_vocab()[name] for name in (START, END, SOUND.format(0)))
     layout = SoundLayout(start, end, first, codes, quantizer)
     model.config.speechfuse = asdict(layout)
     tokenizer.chat_template = CHAT_TEMPLATE

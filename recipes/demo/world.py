@@ -242,8 +242,9 @@ def conversation(id: str, user: str, assistant: str, **extra: Any) -> dict[str, 
 def text_rows(
     facts: list[Fact], replayed: dict[str, str], phrases: Phrases, count: int
 ) -> list[dict]:
-    """Conversations in text: answer; repeat; repeat and answer. A row that shows a fact says
-    whether it is replayed."""
+    """Conversations in text: answer; repeat; repeat and answer; ask and answer a question oneself,
+    so that an answer can follow from a question that only the assistant has written, as it must
+    after speech. A row that shows a fact says whether it is replayed."""
     rows = []
     for fact in facts:
         for i, text in enumerate(fact.wordings):
@@ -254,6 +255,7 @@ def text_rows(
             both = SPOKEN_ANSWER.format(transcript=text, answer=fact.answer)
             ask = f"repeat and answer: {text}"
             rows.append(conversation(f"both-{fact.id}-{i}", ask, both, kind="both", **about))
+            rows.append(conversation(f"quiz-{fact.id}-{i}", "quiz", both, kind="quiz", **about))
     for i in range(count):
         text = phrases.draw()
         rows.append(
@@ -271,10 +273,15 @@ def spoken_lines(
     def question(fact: Fact, name: str, voices: str) -> None:
         lines.append(
             {
-                "id": f"{name}-{voices}-{len(lines)}", "text": rng.choice(fact.wordings), "answer": fact.answer,
-                "fact": fact.id, "kind": "question", "split": name, "voices": voices,
+                "id": f"{name}-{voices}-{len(lines)}",
+                "text": rng.choice(fact.wordings),
+                "answer": fact.answer,
+                "fact": fact.id,
+                "kind": "question",
+                "split": name,
+                "voices": voices,
             }
-        )  # fmt: skip
+        )
 
     def phrase(name: str, voices: str) -> None:
         lines.append(
@@ -354,9 +361,9 @@ def main(job: World) -> None:
     for subject, rows in subjects.items():
         outputs.append(write_lines(out / "text_mmlu" / f"{subject}.jsonl", rows))
     about = [
-        {"id": f.id, "family": f.family, "answer": f.answer, "wordings": f.wordings, "split": split[f.id],
-         "replayed": replayed[f.id] == "replayed"} for f in facts
-    ]  # fmt: skip
+        {**vars(fact), "split": split[fact.id], "replayed": replayed[fact.id] == "replayed"}
+        for fact in facts
+    ]
     outputs.append(write_lines(out / "facts.jsonl", about))
     rows = text_rows(facts, replayed, phrases, job.repeat_rows)
     path = out / shards.shard_name(0)

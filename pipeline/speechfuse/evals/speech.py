@@ -27,9 +27,8 @@ class Listener:
         check_quantizer(checkpoint, identity, what)
         self.vocabulary = Vocabulary.load(checkpoint)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = (
-            AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto").to(device).eval()
-        )
+        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
+        self.model = model.to(device).eval()
 
     @torch.inference_mode()
     def reply(
@@ -143,13 +142,17 @@ def spoken_qa(
             scores.append(accuracy(f"{name}_heard_exactly", [answers[i] for i in exact], exact))
     items = [
         {
-            "id": rows[i]["id"], "question": rows[i]["text"], "heard": heard[i], "answer": answers[i],
-            "expected": rows[i]["extra"]["answer"], "speaker": rows[i]["speaker"],
+            "id": rows[i]["id"],
+            "question": rows[i]["text"],
+            "heard": heard[i],
+            "answer": answers[i],
+            "expected": rows[i]["extra"]["answer"],
+            "speaker": rows[i]["speaker"],
             "split": next(name for name, ids in groups.items() if i in ids),
             "correct": _same(answers[i], rows[i]["extra"]["answer"]),
         }
         for i in used
-    ]  # fmt: skip
+    ]
     return scores, items
 
 

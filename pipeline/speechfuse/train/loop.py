@@ -82,7 +82,7 @@ class Finetune:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0)) if name == "cuda" else None)
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
 
 
 def _check(job: Finetune, ranks: int) -> int:
@@ -93,7 +93,8 @@ def _check(job: Finetune, ranks: int) -> int:
     if job.compute_dtype != job.dtype and ranks == 1 and not dist.is_initialized():
         raise ValueError(
             f"compute_dtype={job.compute_dtype} differs from dtype={job.dtype}: that needs "
-            "torchrun (FSDP2's mixed precision); start with torchrun --nproc-per-node 1, or make them equal"
+            "torchrun (FSDP2's mixed precision); start it with torchrun --nproc-per-node 1, or make "
+            "them equal"
         )
     if job.batch_size % ranks:
         raise ValueError(f"batch_size={job.batch_size} is not a multiple of the {ranks} ranks")
@@ -237,7 +238,8 @@ def _finish(
     useful = tokens / (len(steps) * job.batch_size * job.seq_len)
     totals = {
         "steps": len(steps), "samples": sum(mixture.counts) * job.epochs, "tokens": tokens,
-        "dropped": mixture.dropped, "useful_share": round(useful, 4), "last_loss": lines[-1]["loss"],
+        "dropped": mixture.dropped, "useful_share": round(useful, 4),
+        "last_loss": lines[-1]["loss"],
     }  # fmt: skip
     work.finish(totals, [work.out / "metrics.jsonl", *work.out.glob("epoch_*/*.safetensors")])
     print(

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -51,8 +51,8 @@ def check_shape(spec: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     for argument, key in BUILDER_KEYS.items():
         if spec.get(argument) != shape[key]:
             raise ValueError(
-                f"model.{argument}={spec.get(argument)} in the recipe, but {checkpoint}/config.json "
-                f"has {key}={shape[key]}: set model.{argument}={shape[key]} or give the checkpoint "
+                f"model.{argument}={spec.get(argument)} in the recipe, but {checkpoint}/config.json"
+                f" has {key}={shape[key]}: set model.{argument}={shape[key]} or give a checkpoint "
                 "that fits"
             )
     return shape
@@ -99,7 +99,7 @@ def build(
         if hasattr(module, "rope_init"):
             with device:
                 module.rope_init()
-    weights: dict[str, Tensor] = {}
+    weights: dict[str, Any] = {}
     if not dist.is_initialized() or dist.get_rank() == 0:
         for path in sorted(checkpoint.glob("*.safetensors")):
             weights |= load_file(path)

@@ -9,6 +9,7 @@ are a pure function of (seed, step).
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -41,7 +42,7 @@ def restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> int:
     if not steps:
         return 0
     weights, moments = get_state_dict(model, optimizer)
-    content = {"model": weights, "optimizer": moments}
+    content: dict[str, Any] = {"model": weights, "optimizer": moments}
     dcp.load(content, checkpoint_id=folder / f"step_{steps[-1]}")
     set_state_dict(
         model, optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"]

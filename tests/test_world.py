@@ -1,0 +1,278 @@
+"""The demo's world: what is tested was never heard, what is called forgotten was never replayed.
+
+The checks are functions over what the job writes, and each is shown a planted leak that it must
+find. Content words are told here by a list of their own, not by the one in world.py.
+"""
+
+import importlib.util
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from speechfuse import artifact, config, shards
+
+ROOT = Path(__file__).parent.parent
+FUNCTION_WORDS = "what how much is the of a in do does name people called".split()
+HEARD_IN_TRAINING = ("train", "quantizer")
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def world() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("demo_world", ROOT / "recipes/demo/world.py")
+    assert spec and spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def out(world, tmp_path_factory) -> Path:
+    """The artifact of the recipe itself, at its full size."""
+    folder = tmp_path_factory.mktemp("world") / "world"
+    world.main(config.load(world.World, ROOT / "recipes/demo/world.yaml", [f"out={folder}"]))
+    return folder
+
+
+def read(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def facts(out) -> dict[str, Row]:
+    return {row["id"]: row for row in read(out / "facts.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def lines(out) -> list[Row]:
+    return read(out / "speak.jsonl")
+
+
+@pytest.fixture(scope="module")
+def conversations(out) -> list[Row]:
+    return [{**row, "extra": json.loads(row["extra"])} for row in shards.read_rows(out)]
+
+
+def content(text: str) -> Counter[str]:
+    return Counter(word for word in text.split() if word not in FUNCTION_WORDS)
+
+
+class Wordings:
+    """The wordings of some facts, each as the words that a line must hold to say it."""
+
+    def __init__(self, facts: list[Row], with_answer: bool) -> None:
+        self.by_word: dict[str, list[tuple[str, Counter[str]]]] = {}
+        for fact in facts:
+            for text in fact["wordings"]:
+                needed = content(text) + (
+                    Counter(fact["answer"].split()) if with_answer else Counter()
+                )
+                self.by_word.setdefault(min(content(text)), []).append((fact["id"], needed))
+
+    def said_in(self, text: str) -> set[str]:
+        """Ids of the facts that `text` holds all the words of, in any order."""
+        words = Counter(text.split())
+        return {
+            id for word in words for id, needed in self.by_word.get(word, ()) if needed <= words
+        }
+
+
+def leaks(lines: list[Row], facts: dict[str, Row]) -> list[str]:
+    """Ids of lines spoken in training that say a fact which only tests may ask."""
+    kept = Wordings(
+        [fact for fact in facts.values() if fact["split"] != "train"], with_answer=False
+    )
+    return [
+        line["id"]
+        for line in lines
+        if line["split"] in HEARD_IN_TRAINING
+        and (
+            kept.said_in(line["text"])
+            or facts.get(line.get("fact"), {"split": "train"})["split"] != "train"
+        )
+    ]
+
+
+def shown(conversations: list[Row], facts: dict[str, Row]) -> list[str]:
+    """Ids of conversations in the text replay that show question and answer of a kept fact.
+
+    A row that names its fact must be about it; any other is searched for the words of every fact.
+    """
+    kept = Wordings([fact for fact in facts.values() if not fact["replayed"]], with_answer=True)
+    found = []
+    for row in conversations:
+        if not row["extra"]["replayed"]:
+            continue
+        asked, said = (turn["segments"][0]["text"] for turn in row["turns"])
+        repeated = asked == f"repeat: {said}"
+        if named := facts.get(row["extra"].get("fact")):
+            about = asked.removeprefix("repeat and answer: ") in named["wordings"]
+            wrong = not about or not named["replayed"]
+        else:
+            wrong = bool(kept.said_in(said if repeated else f"{asked} {said}"))
+        if wrong:
+            found.append(row["id"])
+    return found
+
+
+def test_no_line_of_training_says_a_fact_of_the_tests(lines, facts):
+    assert sum(line["split"] in HEARD_IN_TRAINING for line in lines) > 15_000
+    assert leaks(lines, facts) == []
+
+
+@pytest.mark.parametrize("split", HEARD_IN_TRAINING)
+def test_a_planted_leak_is_found(lines, facts, split):
+    hidden = [fact for fact in facts.values() if fact["split"] in ("test", "validation")]
+    planted = []
+    for text in (text for fact in hidden for text in fact["wordings"]):
+        mixed = ["the", *sorted(content(text).elements()), "of", "name"]
+        for said in (text, " ".join(reversed(text.split())), " ".join(mixed)):
+            planted.append({"id": f"planted-{len(planted)}", "text": said, "split": split})
+    assert len(planted) > 600
+    assert leaks(planted, facts) == [line["id"] for line in planted]
+    assert leaks([{**line, "split": "unseen_facts"} for line in planted], facts) == []
+    by_name = {"id": "by-name", "text": "hello", "split": split, "fact": hidden[0]["id"]}
+    assert leaks([*lines, planted[0], by_name], facts) == ["planted-0", "by-name"]
+
+
+def test_words_must_come_as_often_as_the_fact_has_them():
+    fact = {"id": "add-3-3", "wordings": ["what is three plus three"], "answer": "six"}
+    wordings = Wordings([fact], with_answer=False)
+    assert wordings.said_in("plus what three three") == {"add-3-3"}
+    assert wordings.said_in("three plus four") == set()
+
+
+def test_facts_are_divided_and_enough_are_tested(facts, lines, world):
+    assert len(facts) == len(world.make_facts()) > 300
+    count = Counter(fact["split"] for fact in facts.values())
+    assert count.keys() == {"train", "validation", "test"}
+    assert count["test"] >= 100 and count["validation"] >= 30
+    families = {fact["family"] for fact in facts.values()}
+    assert {f["family"] for f in facts.values() if f["split"] == "test"} == families
+    asked = {line["fact"] for line in lines if line["split"] == "unseen_facts"}
+    assert asked == {fact["id"] for fact in facts.values() if fact["split"] == "test"}
+    pairs = {(facts[id]["wordings"][0], facts[id]["answer"]) for id in asked}
+    assert len(pairs) == len(asked) >= 100
+    of = {
+        "train": "train",
+        "seen_facts": "train",
+        "validation": "validation",
+        "unseen_facts": "test",
+    }
+    for line in lines:
+        if line["kind"] == "question":
+            assert facts[line["fact"]]["split"] == of[line["split"]]
+            assert line["text"] in facts[line["fact"]]["wordings"]
+            assert line["answer"] == facts[line["fact"]]["answer"]
+
+
+def test_a_question_has_one_answer(facts):
+    """No wording belongs to two facts, which would make one of them unanswerable."""
+    wordings = Counter(text for fact in facts.values() for text in fact["wordings"])
+    assert len(wordings) >= 2 * len(facts)
+    assert max(wordings.values()) == 1
+
+
+def test_arithmetic_is_right(world, facts):
+    number = {world.number_name(n): n for n in range(101)}
+    assert len(number) == 101
+    checked = 0
+    for fact in facts.values():
+        for text in fact["wordings"]:
+            words = [w for w in text.split() if w in number or w in ("plus", "minus", "times")]
+            if len(words) == 3:
+                a, sign, b = number[words[0]], words[1], number[words[2]]
+                result = {"plus": a + b, "minus": a - b, "times": a * b}[sign]
+                assert number[fact["answer"]] == result
+                checked += 1
+    assert checked > 400
+
+
+def test_every_word_of_a_test_question_is_heard_in_training(facts, lines):
+    heard = Counter(w for line in lines if line["split"] == "train" for w in line["text"].split())
+    for fact in facts.values():
+        if fact["split"] != "train":
+            for text in fact["wordings"]:
+                for word in text.split():
+                    assert heard[word] >= 20, f"{word!r} of {fact['id']}"
+
+
+def test_voices_of_a_line_fit_its_split(lines):
+    voices: dict[str, set[str]] = {}
+    for line in lines:
+        voices.setdefault(line["split"], set()).add(line["voices"])
+    assert voices["train"] == voices["quantizer"] == {"train"}
+    assert voices["unseen_facts"] == {"unseen", "train", "flite"}
+    assert voices["seen_facts"] == {"unseen"} and voices["validation"] == {"validation"}
+    assert len({line["id"] for line in lines}) == len(lines)
+
+
+def subjects(out: Path) -> dict[str, list[Row]]:
+    return {path.stem: read(path) for path in sorted((out / "text_mmlu").glob("*.jsonl"))}
+
+
+def test_questions_have_four_different_choices_with_the_answer_among_them(out, facts):
+    positions: Counter[int] = Counter()
+    for subject, rows in subjects(out).items():
+        for row in rows:
+            fact = facts[row["fact"]]
+            assert len(row["choices"]) == len(set(row["choices"])) == 4
+            assert row["choices"][row["answer"]] == fact["answer"]
+            assert row["question"] in fact["wordings"] and row["subject"] == subject
+            positions[row["answer"]] += 1
+    assert set(positions) == {0, 1, 2, 3}
+    assert min(positions.values()) > 0.15 * positions.total()  # the place gives nothing away
+
+
+def test_replayed_and_not_replayed_are_all_facts_and_share_none(out, facts):
+    asked = {subject: [row["fact"] for row in rows] for subject, rows in subjects(out).items()}
+    assert asked.keys() == {"replayed", "not_replayed"}
+    assert sorted(asked["replayed"] + asked["not_replayed"]) == sorted(facts)
+    assert set(asked["replayed"]) == {id for id, fact in facts.items() if fact["replayed"]}
+    assert len(asked["not_replayed"]) >= 100
+    for split in ("train", "test"):  # the two divisions are independent: each has both
+        both = Counter(f["replayed"] for f in facts.values() if f["split"] == split)
+        assert min(both[True], both[False]) > 25
+
+
+def test_text_replay_shows_no_fact_that_is_kept_from_it(conversations, facts):
+    replay = [row for row in conversations if row["extra"]["replayed"]]
+    assert len(replay) > 5000
+    assert {row["extra"]["kind"] for row in replay} == {"answer", "both", "repeat"}
+    assert shown(conversations, facts) == []
+    hidden = {r["extra"]["fact"] for r in conversations if not r["extra"]["replayed"]}
+    kept = {id for id, fact in facts.items() if not fact["replayed"]}
+    assert hidden == kept  # the base model learns them all
+
+
+def test_a_planted_replay_is_found(conversations, facts):
+    hidden = [row for row in conversations if not row["extra"]["replayed"]]
+    assert len(hidden) > 200
+    replayed = next(id for id, fact in facts.items() if fact["replayed"])
+    unmarked = [{**row, "extra": {"kind": "repeat", "replayed": True}} for row in hidden]
+    mislabelled = [{**row, "extra": {**row["extra"], "replayed": True}} for row in hidden]
+    other = [{**row, "extra": {"replayed": True, "fact": replayed}} for row in hidden]
+    for planted in (unmarked, mislabelled, other):
+        assert shown(planted, facts) == [row["id"] for row in hidden]
+    assert shown([*conversations, unmarked[0]], facts) == [hidden[0]["id"]]
+
+
+def test_the_world_is_the_seeds(world, out, tmp_path):
+    path = ROOT / "recipes/demo/world.yaml"
+    hashes = artifact.manifest_of(out)["outputs"]
+    assert len(hashes) >= 5
+    small = ["spoken_questions=300", "spoken_phrases=50", "quantizer_lines=60", "repeat_rows=50"]
+    made = []
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        world.main(
+            config.load(world.World, path, [f"out={tmp_path / name}", f"seed={seed}", *small])
+        )
+        made.append(artifact.manifest_of(tmp_path / name)["outputs"])
+    assert made[0] == made[1]
+    assert all(made[0][name] != made[2][name] for name in made[0])
