@@ -24,6 +24,16 @@ demo-plain: demo
     {{python}} -m stages.evaluate recipes/demo/evaluate_plain.yaml
     {{python}} -m stages.report recipes/demo/report.yaml
 
+# two more seeds of stages 1 and 2, and how far the scores spread
+demo-seeds: demo
+    for s in 1 2; do \
+      {{train}} recipes/finetune.py recipes/demo/stage1.yaml seed=$s out=out/demo_$s/stage1 && \
+      {{train}} recipes/finetune.py recipes/demo/stage2.yaml seed=$s out=out/demo_$s/stage2 checkpoint=out/demo_$s/stage1/epoch_0 && \
+      {{python}} -m stages.evaluate recipes/demo/evaluate.yaml out=out/demo_$s/evals checkpoints.2.path=out/demo_$s/stage1 checkpoints.3.path=out/demo_$s/stage2 && \
+      {{python}} -m stages.report recipes/demo/report.yaml out=out/demo_$s evals=out/demo_$s/evals runs.0.path=out/demo_$s/stage1 runs.1.path=out/demo_$s/stage2 || exit 1; \
+    done
+    {{python}} -m stages.spread recipes/demo/spread.yaml
+
 # the text of the demo's world, then speech to codes (training and test)
 data: setup
     {{python}} recipes/demo/world.py recipes/demo/world.yaml
@@ -72,6 +82,11 @@ train-base *args: setup
     {{python}} recipes/demo/world.py recipes/demo/world.yaml
     {{python}} -m stages.init_base {{r}}/init_base.yaml
     {{train}} recipes/finetune.py {{r}}/train_base.yaml {{args}}
+    {{python}} -m stages.evaluate {{r}}/evaluate.yaml only=[base] checkpoints.0.path=out/models/base_training/epoch_2 out=out/models/evals
+
+# kill the demo in three places and compare its report with the finished one
+prove-demo: demo
+    {{python}} tests/prove_demo_survives_kill.py
 
 # all tests, at most 6 minutes on 2 cores
 test *args: setup

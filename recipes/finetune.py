@@ -8,6 +8,7 @@ process. Every key of the YAML is checked; `--help` lists them.
 """
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,14 +18,17 @@ from speechfuse.train import loop
 
 
 def main(job: loop.Finetune) -> None:
-    if "RANK" not in os.environ:
+    alone = "RANK" not in os.environ
+    if alone and job.compute_dtype == job.dtype:
         loop.run(job)
         return
+    # mixed precision is FSDP2's, which needs a process group, be it of one
+    place: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}
     if torch.cuda.is_available() and job.runtime.device != "cpu":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl")
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        dist.init_process_group("nccl", **place)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", **place)
     try:
         loop.run(job)
     finally:

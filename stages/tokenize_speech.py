@@ -10,17 +10,15 @@ quantizer's window is split at quiet places, and counted.
 """
 
 import json
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from speechfuse import artifact, audio, config, shards
+from speechfuse import artifact, audio, config, shards, workers
 from speechfuse.corpora import Reject, Utterance
 from speechfuse.quantizer import Quantizer
 
@@ -29,6 +27,9 @@ from speechfuse.quantizer import Quantizer
 class Runtime:
     workers: int = field(
         default=2, metadata={"help": "processes, each with one thread and one quantizer"}
+    )
+    max_reject_rate: float = field(
+        default=0.1, metadata={"help": "more rejects than this fail the job"}
     )
 
 
@@ -44,9 +45,6 @@ class TokenizeSpeech:
     )
     shard_size: int = field(default=500, metadata={"help": "corpus items of a shard"})
     batch_size: int = field(default=16, metadata={"help": "clips of one encoder pass"})
-    max_reject_rate: float = field(
-        default=0.1, metadata={"help": "more rejects than this fail the job"}
-    )
     fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -118,10 +116,10 @@ def totals_of(paths: list[Path], job: TokenizeSpeech) -> dict[str, Any]:
     items = len({row["parent"] for row in rows if row["parent"]}) + sum(
         not row["parent"] for row in rows
     )
-    if len(rejects) > job.max_reject_rate * max(1, items + len(rejects)):
+    if len(rejects) > job.runtime.max_reject_rate * max(1, items + len(rejects)):
         raise ValueError(
             f"{job.out}: {len(rejects)} of {items + len(rejects)} items were rejected, more than "
-            f"max_reject_rate={job.max_reject_rate}; first: {rejects[0]['id']}: "
+            f"runtime.max_reject_rate={job.runtime.max_reject_rate}; first: {rejects[0]['id']}: "
             f"{rejects[0]['reason']}"
         )
     return {
@@ -136,6 +134,10 @@ def totals_of(paths: list[Path], job: TokenizeSpeech) -> dict[str, Any]:
 
 def main(job: TokenizeSpeech) -> None:
     out = Path(job.out)
+    if job.shard_size < 1 or job.batch_size < 1:
+        raise ValueError(
+            f"shard_size={job.shard_size}, batch_size={job.batch_size}: both must be at least 1"
+        )
     corpus = config.instantiate(job.corpus)
     quantizer = _quantizer(job.quantizer, job.whisper)
     inputs = {"corpus": corpus.fingerprint, "quantizer": quantizer.identity}
@@ -151,8 +153,7 @@ def main(job: TokenizeSpeech) -> None:
     missing = [i for i, path in enumerate(paths) if not path.exists()]
     bar = tqdm(total=len(paths), initial=len(paths) - len(missing), desc=out.name, unit="shard")
     tasks = [(job, i, work.plan[i]) for i in missing]
-    # spawned, not forked: torch's threads do not survive a fork
-    with ProcessPoolExecutor(job.runtime.workers, mp_context=get_context("spawn")) as pool:
+    with workers.pool(job.runtime.workers) as pool:
         for _ in pool.map(tokenize_shard, *zip(*tasks, strict=True)) if tasks else ():
             bar.update()
     bar.close()

@@ -9,9 +9,7 @@ how well its codes tell phonemes on the validation corpus. Resumes from its last
 
 import math
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from speechfuse import artifact, config
+from speechfuse import artifact, config, workers
 from speechfuse.corpora import Reject, Utterance
 from speechfuse.quantizer import Quantizer, QuantizerConfig
 from speechfuse.train import quantizer as training
@@ -61,7 +59,7 @@ def speak(spec: dict[str, Any], items: list[str]) -> list[Utterance | Reject]:
 def utterances(spec: dict[str, Any], runtime: Runtime, what: str) -> list[Utterance]:
     """All utterances of a synthetic corpus. ValueError when one was rejected or has no phonemes."""
     shards = config.instantiate(spec).plan(250)
-    with ProcessPoolExecutor(runtime.workers, mp_context=get_context("spawn")) as pool:
+    with workers.pool(runtime.workers) as pool:
         made = pool.map(speak, [spec] * len(shards), shards)
         result = [u for shard in tqdm(made, what, len(shards), unit="shard") for u in shard]
     kept = [u for u in result if isinstance(u, Utterance) and u.phonemes]

@@ -14,17 +14,18 @@ from typing import Any
 
 import pytest
 import yaml
+
+from speechfuse import config
+from speechfuse.train.loop import Finetune
 from stages.ask import Ask
 from stages.evaluate import Evaluate
 from stages.expand_vocab import ExpandVocab
 from stages.init_base import InitBase
 from stages.report import Report
 from stages.say import Say
+from stages.spread import Spread
 from stages.tokenize_speech import TokenizeSpeech
 from stages.train_quantizer import TrainQuantizer
-
-from speechfuse import config
-from speechfuse.train.loop import Finetune
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "stages", "recipes", "tests")
@@ -48,6 +49,7 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "report.yaml": Report,
     "ask.yaml": Ask,
     "say.yaml": Say,
+    "spread.yaml": Spread,
 }
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").glob("*/*.yaml"))
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stages import init_base
 from torchtune.models.llama3_1 import llama3_1
 
 from speechfuse import artifact, datasets, shards
 from speechfuse.datasets import IGNORE, Mixture, Sample, collate
 from speechfuse.vocab import END, SOUND, START
+from stages import init_base
 
 PAD, CODES, QUANTIZER = 999, 16, "ab" * 32
 

@@ -1,6 +1,8 @@
-"""The road in small, through the jobs themselves, stage 2 under torchrun with two ranks: it must learn to hear.
+"""The road in small, through the jobs themselves, stage 2 under torchrun with two ranks: it must
+learn to hear.
 
-Eight words in training voices go in; the model transcribes them in voices that no training has heard. Chance is 1 in 8.
+Eight words in training voices go in; the model transcribes them in voices that no training has
+heard. Chance is 1 in 8.
 """
 
 import json

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stages import init_base
 
 from speechfuse import instructions, prompts
 from speechfuse.vocab import CHAT_TEMPLATE, END, SOUND, START, SoundLayout, Vocabulary
+from stages import init_base
 
 CODES = 16
 CONTROL = {

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from stages import report
 
 from speechfuse import config
+from stages import report
 
 ROOT = Path(__file__).parent.parent
 KEYS = {"checkpoint", "chosen", "task", "split", "metric", "value", "ci_low", "ci_high", "n"}

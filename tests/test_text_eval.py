@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
-from stages.init_base import train_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from speechfuse.evals import text
 from speechfuse.prompts import render
 from speechfuse.vocab import Vocabulary
+from stages.init_base import train_tokenizer
 
 QUESTIONS = [  # question, right answer, three others
     ("what is ten plus ten", "twenty", "twenty one", "two", "ten"),

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -15,7 +14,9 @@ import soundfile
 import yaml
 
 from speechfuse import artifact, audio, shards, tts
+from speechfuse.config import main
 from speechfuse.quantizer import Quantizer
+from stages import tokenize_speech
 
 ROOT = Path(__file__).parent.parent
 QUANTIZER = "recipes/demo/models/quantizer"
@@ -50,8 +51,8 @@ def config(path: Path, folder: Path, out: Path, **changes) -> Path:
     content = {
         "out": str(out),
         "corpus": {"_component_": "speechfuse.corpora.Folder", "path": str(folder)},
-        "quantizer": QUANTIZER, "shard_size": 2, "batch_size": 4, "max_reject_rate": 0.5,
-        "runtime": {"workers": 1},
+        "quantizer": QUANTIZER, "shard_size": 2, "batch_size": 4,
+        "runtime": {"workers": 1, "max_reject_rate": 0.5},
     }  # fmt: skip
     path.write_text(yaml.safe_dump({**content, **changes}))
     return path
@@ -67,7 +68,7 @@ def called(monkeypatch, *arguments: object) -> int:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["tokenize_speech", *map(str, arguments)])
     try:
-        runpy.run_module("stages.tokenize_speech", run_name="__main__")
+        main(tokenize_speech.main, tokenize_speech.TokenizeSpeech, tokenize_speech.__doc__ or "")
     except SystemExit as end:
         return int(end.code or 0)
     return 0

@@ -86,9 +86,17 @@ def recipe(parts: Path, out: Path, **changes) -> Path:
             "intermediate_dim": 64, "max_seq_len": 128,
         },
         "datasets": [
-            {"_component_": "speechfuse.datasets.speech", "path": str(parts / "speech"), "share": 0.8,
-             "turns": {"_component_": "speechfuse.instructions.answer", "repeat_first": True}},
-            {"_component_": "speechfuse.datasets.conversations", "path": str(parts / "texts"), "share": 0.2},
+            {
+                "_component_": "speechfuse.datasets.speech",
+                "path": str(parts / "speech"),
+                "share": 0.8,
+                "turns": {"_component_": "speechfuse.instructions.answer", "repeat_first": True},
+            },
+            {
+                "_component_": "speechfuse.datasets.conversations",
+                "path": str(parts / "texts"),
+                "share": 0.2,
+            },
         ],
         "seq_len": 64, "batch_size": 4, "epochs": 1,
         "optimizer": {"_component_": "torch.optim.AdamW", "lr": 3e-3}, "warmup_steps": 2,

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from stages import expand_vocab, init_base
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -21,6 +20,7 @@ from speechfuse import artifact, datasets, shards, vocab
 from speechfuse.evals.speech import Listener
 from speechfuse.quantizer import Quantizer
 from speechfuse.vocab import SoundLayout, Vocabulary
+from stages import expand_vocab, init_base
 
 ROOT = Path(__file__).parent.parent
 CODES = 16

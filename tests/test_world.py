@@ -112,8 +112,8 @@ def shown(conversations: list[Row], facts: dict[str, Row]) -> list[str]:
         asked, said = (turn["segments"][0]["text"] for turn in row["turns"])
         repeated = asked == f"repeat: {said}"
         if named := facts.get(row["extra"].get("fact")):
-            about = asked.removeprefix("repeat and answer: ") in named["wordings"]
-            wrong = not about or not named["replayed"]
+            questions = {asked.removeprefix("repeat and answer: "), said.split("\n")[0]}
+            wrong = not named["replayed"] or questions.isdisjoint(named["wordings"])
         else:
             wrong = bool(kept.said_in(said if repeated else f"{asked} {said}"))
         if wrong:
@@ -244,7 +244,7 @@ def test_replayed_and_not_replayed_are_all_facts_and_share_none(out, facts):
 def test_text_replay_shows_no_fact_that_is_kept_from_it(conversations, facts):
     replay = [row for row in conversations if row["extra"]["replayed"]]
     assert len(replay) > 5000
-    assert {row["extra"]["kind"] for row in replay} == {"answer", "both", "repeat"}
+    assert {"answer", "both", "repeat"} <= {row["extra"]["kind"] for row in replay}
     assert shown(conversations, facts) == []
     hidden = {r["extra"]["fact"] for r in conversations if not r["extra"]["replayed"]}
     kept = {id for id, fact in facts.items() if not fact["replayed"]}

@@ -36,6 +36,8 @@ def load(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is not a readable audio file: {error.error_string}") from None
     if len(waveform) == 0:
         raise ValueError(f"{path} holds 0 seconds of audio")
+    if not np.isfinite(waveform).all():
+        raise ValueError(f"{path} holds samples that are no numbers (NaN or infinite)")
     return resample(waveform.mean(axis=1), rate)
 
 

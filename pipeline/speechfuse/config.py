@@ -48,6 +48,8 @@ def load(schema: type[T], path: Path, overrides: list[str]) -> T:
             if not equals or not key:
                 raise ValueError(f"{source}: write it as key=value, e.g. seed=1")
             value = OmegaConf.from_dotlist([f"value={text}"]).value
+            if typing.get_type_hints(schema).get(key) is str:  # as typed: "note: x" is a text
+                value = text
             OmegaConf.update(config, key, value, merge=True)
         source = f"{path} with its overrides"
         missing = sorted(OmegaConf.missing_keys(config))

@@ -60,20 +60,23 @@ class Folder:
         names = sorted(
             p.relative_to(self.path).as_posix()
             for p in self.path.rglob("*")
-            if p.suffix.lower() in AUDIO_SUFFIXES
+            if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file()
         )
         return _slices(names, shard_size)
 
     def utterances(self, items: list[str]) -> Iterator[Utterance | Reject]:
         for name in items:
             path = self.path / name
+            transcript = path.with_suffix(".txt")
             try:
                 waveform = audio.load(path)
+                text = transcript.read_text("utf-8").strip() if transcript.is_file() else None
+            except UnicodeDecodeError:
+                yield Reject(name, f"{transcript.name} is not UTF-8 text")
+                continue
             except ValueError as error:
                 yield Reject(name, str(error).replace(str(path), name))
                 continue
-            transcript = path.with_suffix(".txt")
-            text = transcript.read_text("utf-8").strip() if transcript.is_file() else None
             source = {
                 "uri": name, "offset": 0.0, "seconds": len(waveform) / audio.SAMPLE_RATE,
                 "sha256": artifact.sha256_of(path),

@@ -9,7 +9,7 @@ codes become vocabulary ids.
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def _selected(path: str, select: dict[str, Any] | None) -> Iterator[dict[str, An
 
 
 def _samples(
-    rows: Iterator[dict[str, Any]],
+    rows: Iterable[dict[str, Any]],
     render: Callable[[dict[str, Any]], tuple[list[int], list[bool]]],
     train_on: str,
 ) -> list[Sample]:
@@ -70,12 +70,18 @@ def speech(
     select: dict[str, Any] | None = None,
     train_on: str = "answers",
 ) -> list[Sample]:
-    """Speech rows made into conversations by `turns` (a function of speechfuse.instructions)."""
+    """Speech rows made into conversations by `turns` (a function of speechfuse.instructions). Rows
+    without a transcript (pieces of a split recording) are left out, which is said."""
+
+    rows = list(_selected(path, select))
+    spoken = [row for row in rows if row["text"] is not None]
+    if len(spoken) < len(rows):
+        print(f"{path}: {len(rows) - len(spoken)} rows without a transcript are left out")
 
     def render(row: dict[str, Any]) -> tuple[list[int], list[bool]]:
         return prompts.render(vocabulary, config.instantiate(turns, row=row))
 
-    return _samples(_selected(path, select), render, train_on)
+    return _samples(spoken, render, train_on)
 
 
 def conversations(
@@ -112,7 +118,10 @@ class Mixture:
         self.dropped = sum(map(len, datasets)) - sum(map(len, self.datasets))
         for i, group in enumerate(self.datasets):
             if not group:
-                raise ValueError(f"dataset {i} has no sample of at most seq_len={seq_len} tokens")
+                raise ValueError(
+                    f"dataset {i}: none of its {len(datasets[i])} samples (after its select) has "
+                    f"at most seq_len={seq_len} tokens"
+                )
         total = len(self.datasets[0]) / shares[0]
         self.counts = [len(self.datasets[0]), *(round(share * total) for share in shares[1:])]
 
@@ -206,13 +215,14 @@ def load(
     vocabulary = Vocabulary.load(checkpoint)
     groups, shares = [], []
     for spec in specs:
-        if "path" not in spec or not spec.get("share", 0) > 0:
+        share = spec.get("share")
+        if "path" not in spec or not isinstance(share, int | float) or share <= 0:
             raise ValueError(f"datasets entry {spec}: it needs a path and a share above 0")
         stream = shards.read_stream(Path(spec["path"]))
         if stream:
             check_quantizer(checkpoint, stream["quantizer"], spec["path"])
         arguments = {key: value for key, value in spec.items() if key != "share"}
         groups.append(config.instantiate(arguments, vocabulary=vocabulary))
-        shares.append(spec["share"])
+        shares.append(share)
     total = sum(shares)
     return vocabulary, Mixture(groups, [s / total for s in shares], seq_len, batch_size, seed)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import espeakng_loader
@@ -55,6 +56,12 @@ class Voice:
     name: str
     rate: int = 170
     pitch: int = 50
+
+
+@cache
+def _variants() -> frozenset[str]:
+    folder = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
+    return frozenset(path.name for path in folder.iterdir())
 
 
 @dataclass(frozen=True)
@@ -104,14 +111,17 @@ class Espeak:
 
     def speak(self, text: str, voice: Voice) -> Speech:
         """Synthesize `text`. ValueError for an unknown voice or text that makes no sound."""
-        if self._lib.espeak_SetVoiceByName(voice.name.encode()) != 0:
+        _, _, variant = voice.name.partition("+")
+        # espeak-ng speaks an unknown variant in the plain voice of the language, without a word
+        known = not variant or variant in _variants()
+        if not known or self._lib.espeak_SetVoiceByName(voice.name.encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {voice.name!r}; write it as en-us+Annie")
         self._lib.espeak_SetParameter(RATE_PARAMETER, voice.rate, 0)
         self._lib.espeak_SetParameter(PITCH_PARAMETER, voice.pitch, 0)
         self._chunks, self._phonemes = [], []
         raw = text.encode()
         self._lib.espeak_Synth(raw, len(raw) + 1, 0, 1, 0, CHARS_UTF8, None, None)
-        if not self._chunks:
+        if not any(chunk.any() for chunk in self._chunks):
             raise ValueError(f"espeak-ng made no sound for the text {text!r}")
         pcm = np.concatenate(self._chunks).astype(np.float32) / 32768.0
         return Speech(audio.resample(pcm, self.sample_rate), self._phonemes)

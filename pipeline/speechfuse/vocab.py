@@ -129,10 +129,9 @@ def expand(base: Path, out: Path, codes: int, quantizer: str, seed: int) -> Soun
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [START, END]}, replace_extra_special_tokens=False
-    )
-    tokenizer.add_tokens([SOUND.format(code) for code in range(codes + 1)])
+    # special, so that nobody's text can contain one: Vocabulary.text splits special tokens
+    names = [START, END, *(SOUND.format(code) for code in range(codes + 1))]
+    tokenizer.add_tokens(names, special_tokens=True)
     model.resize_token_embeddings(len(tokenizer))
     start, end, first = (tokenizer.get_vocab()[name] for name in (START, END, SOUND.format(0)))
     layout = SoundLayout(start, end, first, codes, quantizer)

@@ -265,7 +265,12 @@ def text_rows(
 
 
 def spoken_lines(
-    facts: list[Fact], split: dict[str, str], phrases: Phrases, job: World, rng
+    facts: list[Fact],
+    split: dict[str, str],
+    replayed: dict[str, str],
+    phrases: Phrases,
+    job: World,
+    rng: random.Random,
 ) -> list[dict]:
     """Everything that is spoken. `voices` names a group of voices of the corpus configuration."""
     lines: list[dict[str, Any]] = []
@@ -277,6 +282,7 @@ def spoken_lines(
                 "text": rng.choice(fact.wordings),
                 "answer": fact.answer,
                 "fact": fact.id,
+                "replayed": replayed[fact.id] == "replayed",
                 "kind": "question",
                 "split": name,
                 "voices": voices,
@@ -356,7 +362,9 @@ def main(job: World) -> None:
     replayed = assign(facts, {"replayed": job.replayed_share}, "not_replayed", rng)
     unheard = [fact for fact in facts if split[fact.id] != "train"]
     phrases = Phrases(facts, unheard, rng)
-    outputs = [write_lines(out / "speak.jsonl", spoken_lines(facts, split, phrases, job, rng))]
+    outputs = [
+        write_lines(out / "speak.jsonl", spoken_lines(facts, split, replayed, phrases, job, rng))
+    ]
     subjects = multiple_choice(facts, replayed, rng)
     for subject, rows in subjects.items():
         outputs.append(write_lines(out / "text_mmlu" / f"{subject}.jsonl", rows))

@@ -72,7 +72,7 @@ def _rows(path: str, kind: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _groups(rows: list[dict[str, Any]], splits: dict[str, dict[str, str]]) -> dict[str, list[int]]:
+def _groups(rows: list[dict[str, Any]], splits: dict[str, dict[str, Any]]) -> dict[str, list[int]]:
     """Split name -> indices of the rows whose `extra` matches; a split without rows is left out."""
     found = {
         name: [i for i, row in enumerate(rows) if wanted.items() <= row["extra"].items()]
@@ -89,7 +89,8 @@ def spoken_qa(
     checkpoint: Path,
     path: str,
     train: str,
-    splits: dict[str, dict[str, str]],
+    splits: dict[str, dict[str, Any]],
+    transcript_splits: dict[str, dict[str, Any]],
     controls_of: str,
     repeat_first: bool,
     transcribe_request: str,
@@ -107,7 +108,9 @@ def spoken_qa(
     rows = _rows(path, "question")
     listener = Listener(checkpoint, shards.read_stream(Path(path))["quantizer"], path)
     groups = _groups(rows, splits)
-    used = sorted({i for indices in groups.values() for i in indices})
+    used = sorted(
+        {i for g in (groups, _groups(rows, transcript_splits)) for ids in g.values() for i in ids}
+    )
     asked = [instructions.answer(rows[i])[:1] for i in used]
     replies = dict(zip(used, listener.reply(asked, max_new_tokens), strict=True))
     answers = {i: prompts.read_spoken_answer(reply)[1] for i, reply in replies.items()}
@@ -129,17 +132,13 @@ def spoken_qa(
     scores.append(accuracy("shuffled_audio", _shuffled(rows, controls, answers), controls))
     common = Counter(row["extra"]["answer"] for row in _rows(train, "question")).most_common(1)
     scores.append(accuracy("majority_answer", [common[0][0]] * len(controls), controls))
-    for name, ids in groups.items():
+    for name, ids in _groups(rows, transcript_splits).items():
         truth, made = [rows[i]["text"] for i in ids], [heard[i] for i in ids]
-        facts = [rows[i]["extra"]["fact"] for i in ids]
-        scores.append(
-            Score(
-                "question_transcript", name, "wer", *word_error_rate(truth, made, facts), len(ids)
-            )
-        )
-        exact = [i for i in ids if _same(heard[i], rows[i]["text"])]
-        if exact:
-            scores.append(accuracy(f"{name}_heard_exactly", [answers[i] for i in exact], exact))
+        error = word_error_rate(truth, made, [rows[i]["extra"]["fact"] for i in ids])
+        scores.append(Score("question_transcript", name, "wer", *error, len(ids)))
+    exact = [i for i in controls if _same(heard[i], rows[i]["text"])]
+    if exact:
+        scores.append(accuracy(f"{controls_of}_heard_exactly", [answers[i] for i in exact], exact))
     items = [
         {
             "id": rows[i]["id"],
@@ -148,7 +147,7 @@ def spoken_qa(
             "answer": answers[i],
             "expected": rows[i]["extra"]["answer"],
             "speaker": rows[i]["speaker"],
-            "split": next(name for name, ids in groups.items() if i in ids),
+            "split": next((name for name, ids in groups.items() if i in ids), None),
             "correct": _same(answers[i], rows[i]["extra"]["answer"]),
         }
         for i in used
@@ -174,7 +173,7 @@ def _shuffled(rows: list[dict[str, Any]], indices: list[int], answers: dict[int,
 def transcription(
     checkpoint: Path,
     path: str,
-    splits: dict[str, dict[str, str]],
+    splits: dict[str, dict[str, Any]],
     requests: list[str],
     max_new_tokens: int = 32,
 ) -> tuple[list[Score], list[dict[str, Any]]]:

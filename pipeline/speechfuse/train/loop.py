@@ -90,12 +90,6 @@ def _check(job: Finetune, ranks: int) -> int:
     for key in ("dtype", "compute_dtype"):
         if getattr(job, key) not in models.DTYPES:
             raise ValueError(f"{key}={getattr(job, key)!r}: choose one of {sorted(models.DTYPES)}")
-    if job.compute_dtype != job.dtype and ranks == 1 and not dist.is_initialized():
-        raise ValueError(
-            f"compute_dtype={job.compute_dtype} differs from dtype={job.dtype}: that needs "
-            "torchrun (FSDP2's mixed precision); start it with torchrun --nproc-per-node 1, or make "
-            "them equal"
-        )
     if job.batch_size % ranks:
         raise ValueError(f"batch_size={job.batch_size} is not a multiple of the {ranks} ranks")
     own = job.batch_size // ranks
@@ -137,6 +131,13 @@ def _begin(job: Finetune, checkpoint: Path, rank: int) -> tuple[artifact.Artifac
     return work, bool(todo[0])
 
 
+def _about(work: artifact.Artifact, epoch: int) -> dict[str, Any]:
+    """manifest.json of an epoch: its own fingerprint, and all that the run was started from."""
+    name = hashlib.sha256(f"{work.fingerprint}/{epoch}".encode()).hexdigest()
+    run = json.loads((work.out / "plan.json").read_text())
+    return {"fingerprint": name, "epoch": epoch, "run": run}
+
+
 def _total(value: Tensor) -> Tensor:
     """Sum over the ranks."""
     if dist.is_initialized():
@@ -145,19 +146,27 @@ def _total(value: Tensor) -> Tensor:
 
 
 def _train_step(
-    model: nn.Module, step: Step, parts: list[dict[str, Tensor]], ranks: int
+    model: nn.Module, step: Step, parts: list[dict[str, Tensor]], trained: list[nn.Parameter]
 ) -> tuple[float, int]:
-    """Forward and backward of one optimizer step: (loss per target, targets), over all ranks."""
+    """Forward and backward of one optimizer step: (loss per target, targets), over all ranks.
+
+    Gradients are of the summed losses until the end, when the number of targets is known.
+    """
     device = parts[0]["labels"].device
-    targets = sum(int((part["labels"] != datasets.IGNORE).sum()) for part in parts)
-    count = _total(torch.tensor(float(targets), device=device))
-    total = torch.zeros((), device=device)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
     for part in parts:
-        loss = torch.stack([value for value, _ in step(model, part).values()]).sum()
-        # FSDP2 averages gradients over ranks, so each rank multiplies by their number
-        (loss * ranks / count).backward()
-        total += loss.detach()
-    return float(_total(total) / count), int(count)
+        losses = step(model, part)
+        loss = torch.stack([value for value, _ in losses.values()]).sum()
+        loss.backward()
+        targets = torch.stack([count for _, count in losses.values()]).sum()
+        sums += torch.stack([loss.detach().double(), targets.double()])
+    total, count = _total(sums).tolist()
+    # FSDP2 averages gradients over ranks, so their sum is that times the ranks
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    for parameter in trained:
+        if parameter.grad is not None:
+            parameter.grad.mul_(ranks / count)
+    return total / count, int(count)
 
 
 def run(job: Finetune) -> None:
@@ -202,7 +211,7 @@ def run(job: Finetune) -> None:
             datasets.collate(own[i : i + micro], job.seq_len, vocabulary.end, device)
             for i in range(0, len(own), micro)
         ]
-        loss, targets = _train_step(model, step_function, parts, ranks)
+        loss, targets = _train_step(model, step_function, parts, trained)
         norm = torch.nn.utils.clip_grad_norm_(trained, limit)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         lr = schedule.get_last_lr()[0]
@@ -220,9 +229,7 @@ def run(job: Finetune) -> None:
         bar.update()
         # the epoch is written before the state that would let a resumed run go past it
         if last and not (out / f"epoch_{epoch}").exists():
-            name = hashlib.sha256(f"{work.fingerprint}/{epoch}".encode()).hexdigest()
-            about = {"job": "finetune", "run": work.fingerprint, "epoch": epoch}
-            models.export(model, checkpoint, out / f"epoch_{epoch}", about | {"fingerprint": name})
+            models.export(model, checkpoint, out / f"epoch_{epoch}", _about(work, epoch))
         if step % job.runtime.state_every == 0 and step < len(steps):
             state.save(out / "state", step, model, optimizer)
     bar.close()

@@ -120,7 +120,8 @@ def freeze(model: nn.Module, patterns: list[str]) -> None:
 
     ValueError for a pattern that fits no parameter, and when nothing is left to train.
     """
-    names = dict(model.named_parameters())
+    wrapped = "_checkpoint_wrapped_module."  # recomputation puts it into the names
+    names = {name.replace(wrapped, ""): p for name, p in model.named_parameters()}
     for pattern in patterns:
         found = [name for name in names if re.search(pattern, name)]
         if not found:
