@@ -10,6 +10,7 @@ written last, by rename, and its existence is the only meaning of "complete". A 
         artifact.finish({"rows": 10}, outputs)
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -75,8 +76,21 @@ class Artifact:
                 )
             record = {**self._record(), "plan": plan, "started": _now()}
             write_json(frozen, record)
+        self._lock()
         self.plan = _read(frozen)["plan"]
         return True
+
+    def _lock(self) -> None:
+        """Keep other processes out until this one ends: two runs in one folder would mix their
+        files."""
+        self._held = open(self.out / ".lock", "w")
+        try:
+            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"out={self.out}: another process is at work there; wait for it, or "
+                "choose another out=..."
+            ) from None
 
     def finish(self, totals: dict[str, Any], outputs: list[Path]) -> None:
         """Write manifest.json, which completes the artifact.

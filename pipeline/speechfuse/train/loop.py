@@ -107,10 +107,13 @@ class Metrics:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         kept = []
-        if path.exists():
-            kept = [
-                line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step
-            ]
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                if json.loads(line)["step"] > step:
+                    break
+            except ValueError:  # the line that a kill cut short
+                break
+            kept.append(line)
         artifact.write_atomic(path, "".join(f"{line}\n" for line in kept))
 
     def add(self, **values: Any) -> None:
@@ -196,10 +199,9 @@ def run(job: Finetune) -> None:
         for epoch, batches in enumerate(map(mixture.batches, range(job.epochs)))
         for i, packs in enumerate(batches)
     ]
-    schedule = get_cosine_schedule_with_warmup(optimizer, job.warmup_steps, len(steps))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    (factor,) = get_cosine_schedule_with_warmup(optimizer, job.warmup_steps, len(steps)).lr_lambdas
     done = state.restore(out / "state", model, optimizer)
-    schedule.last_epoch = done - 1
-    schedule.step()
     metrics = Metrics(out / "metrics.jsonl", done) if rank == 0 else None
     step_function = config.resolve(job.step)
     limit = job.clip_grad_norm if job.clip_grad_norm is not None else float("inf")
@@ -214,17 +216,23 @@ def run(job: Finetune) -> None:
         loss, targets = _train_step(model, step_function, parts, trained)
         norm = torch.nn.utils.clip_grad_norm_(trained, limit)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        lr = schedule.get_last_lr()[0]
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * factor(step - 1)
         optimizer.step()
-        schedule.step()
         optimizer.zero_grad(set_to_none=True)
         if metrics:
             tokens = sum(len(sample.tokens) for pack in packs for sample in pack)
             seconds = round(time.perf_counter() - started, 4)
             metrics.add(
-                step=step, epoch=epoch, loss=loss, lr=lr, grad_norm=float(norm), tokens=tokens,
-                targets=targets, seconds=seconds,
-            )  # fmt: skip
+                step=step,
+                epoch=epoch,
+                loss=loss,
+                lr=optimizer.param_groups[0]["lr"],
+                grad_norm=float(norm),
+                tokens=tokens,
+                targets=targets,
+                seconds=seconds,
+            )
             bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{tokens / seconds:,.0f}")
         bar.update()
         # the epoch is written before the state that would let a resumed run go past it
