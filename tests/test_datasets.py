@@ -13,7 +13,7 @@ from torchtune.models.llama3_1 import llama3_1
 
 from speechfuse import artifact, datasets, shards
 from speechfuse.datasets import IGNORE, Mixture, Sample, collate
-from speechfuse.vocab import END, SOUND, START
+from speechfuse.vocab import add_sound_tokens
 from stages import init_base
 
 PAD, CODES, QUANTIZER = 999, 16, "ab" * 32
@@ -181,7 +181,7 @@ def test_overlong_samples_are_left_out_and_counted():
     assert mixture.dropped == 2
     seen = names(mixture.packs(0))
     assert "exact" in seen and "over" not in seen and len(seen) == 42
-    with pytest.raises(ValueError, match="dataset 1 has no sample of at most seq_len=32"):
+    with pytest.raises(ValueError, match="dataset 1: none of its 1 samples .* at most seq_len=32"):
         Mixture([group("a", 20), [over]], [0.5, 0.5], 32, 1, 0)
 
 
@@ -224,8 +224,7 @@ def parts(tmp_path_factory) -> Path:
     ]  # fmt: skip
     write(folder / "texts", shards.CONVERSATIONS, texts, None)
     tokenizer = init_base.train_tokenizer(["one"], vocab_size=256)
-    tokenizer.add_special_tokens({"additional_special_tokens": [START, END]})
-    tokenizer.add_tokens([SOUND.format(code) for code in range(CODES + 1)])
+    add_sound_tokens(tokenizer, CODES)
     tokenizer.save_pretrained(folder / "checkpoint")
     layout = {"start": 263, "end": 264, "first": 265, "codes": CODES, "quantizer": QUANTIZER}
     (folder / "checkpoint/config.json").write_text(
@@ -307,5 +306,5 @@ def test_unknown_keys_and_unfinished_datasets_are_refused(parts, tmp_path):
         load(parts, {**texts(parts), "selekt": {}})
     with pytest.raises(ValueError, match="absent does not exist"):
         load(parts, texts(parts, path=str(tmp_path / "absent")))
-    with pytest.raises(ValueError, match="no sample"):
+    with pytest.raises(ValueError, match="none of its 0 samples"):
         load(parts, texts(parts, select={"replayed": "maybe"}))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from speechfuse import instructions, prompts
-from speechfuse.vocab import CHAT_TEMPLATE, END, SOUND, START, SoundLayout, Vocabulary
+from speechfuse.vocab import CHAT_TEMPLATE, SoundLayout, Vocabulary, add_sound_tokens
 from stages import init_base
 
 CODES = 16
@@ -31,8 +31,7 @@ SPOKEN_TWO = "<|sound_start|><|sound_0007|><|sound_end|>"
 @pytest.fixture(scope="module")
 def vocabulary() -> Vocabulary:
     tokenizer = init_base.train_tokenizer(["no merge fits into 256"], vocab_size=256)
-    tokenizer.add_special_tokens({"additional_special_tokens": [START, END]})
-    tokenizer.add_tokens([SOUND.format(code) for code in range(CODES + 1)])
+    add_sound_tokens(tokenizer, CODES)
     return Vocabulary(tokenizer, SoundLayout(263, 264, 265, CODES, "q"))
 
 

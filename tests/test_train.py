@@ -200,7 +200,7 @@ def test_exported_model_gives_the_trainers_logits_in_transformers(parts, undistu
     [
         ({"batch_sise": 4}, "did you mean 'batch_size'"),
         ({"batch_size": 4, "micro_batch_size": 3}, "micro_batch_size=3 does not divide"),
-        ({"seq_len": 8}, "no sample of at most seq_len=8"),
+        ({"seq_len": 8}, "at most seq_len=8 tokens"),
         ({"compute_dtype": "fp8"}, "compute_dtype='fp8'"),
         ({"checkpoint": "missing/folder"}, "missing/folder"),
     ],

@@ -116,22 +116,28 @@ def check_quantizer(checkpoint: Path, identity: str, what: str) -> None:
         )
 
 
+def add_sound_tokens(tokenizer: PreTrainedTokenizerBase, codes: int) -> None:
+    """Append sound_start, sound_end, one token per code and the mask code, in this order.
+
+    They are special tokens, so that nobody's text can contain one (see Vocabulary.text).
+    """
+    names = [START, END, *(SOUND.format(code) for code in range(codes + 1))]
+    tokenizer.add_tokens(names, special_tokens=True)
+
+
 def expand(base: Path, out: Path, codes: int, quantizer: str, seed: int) -> SoundLayout:
     """Write `base` with sound tokens for `codes` codes and the mask code to `out`.
 
     New rows are drawn from the mean and covariance of the old ones (transformers' default; Hewitt
-    2021,
-    https://nlp.stanford.edu/~johnhew/vocab-expansion.html). ValueError when `base` already has
-    sound tokens.
+    2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html). ValueError when `base` already
+    has sound tokens.
     """
     if read_config(base).get("speechfuse"):
         raise ValueError(f"{base} already has sound tokens: expand the original base model")
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    # special, so that nobody's text can contain one: Vocabulary.text splits special tokens
-    names = [START, END, *(SOUND.format(code) for code in range(codes + 1))]
-    tokenizer.add_tokens(names, special_tokens=True)
+    add_sound_tokens(tokenizer, codes)
     model.resize_token_embeddings(len(tokenizer))
     start, end, first = (tokenizer.get_vocab()[name] for name in (START, END, SOUND.format(0)))
     layout = SoundLayout(start, end, first, codes, quantizer)
