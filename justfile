@@ -72,12 +72,12 @@ ask file *args: setup
 say text out="out/say.wav": setup
     {{python}} -m stages.say {{r}}/say.yaml text={{quote(text)}} file={{quote(out)}}
 
-# train the demo's quantizer again (about 20 minutes on 2 cores)
+# train the demo's quantizer again (20 minutes on one core)
 train-quantizer *args: setup
     {{python}} recipes/demo/world.py recipes/demo/world.yaml
     {{python}} -m stages.train_quantizer {{r}}/train_quantizer.yaml {{args}}
 
-# train the demo's base model again
+# train the demo's base model again (about 6 minutes on 2 cores)
 train-base *args: setup
     {{python}} recipes/demo/world.py recipes/demo/world.yaml
     {{python}} -m stages.init_base {{r}}/init_base.yaml
@@ -90,8 +90,8 @@ prove-demo: demo
 
 # all tests, at most 6 minutes on 2 cores
 test *args: setup
-    {{python}} -m pytest {{args}}
+    OMP_NUM_THREADS=1 {{python}} -m pytest -n 2 --dist loadfile {{args}}
 
-# lint, format and types
+# lint and types
 check: setup
     .venv/bin/ruff check . && .venv/bin/mypy

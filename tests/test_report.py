@@ -261,7 +261,7 @@ def test_the_demo_asks_for_scores_that_it_evaluates():
     evaluated = yaml.safe_load((ROOT / "recipes" / "demo" / "evaluate.yaml").read_text())
     splits = {task: {*spec.get("splits", ())} for task, spec in evaluated["tasks"].items()}
     splits[TEXT] |= {"replayed", "not_replayed"}
-    splits["question_transcript"] = {*splits[QA]}
+    splits["question_transcript"] = {*evaluated["tasks"]["spoken_qa"]["transcript_splits"]}
     splits[QA] |= {"shuffled_audio", "majority_answer"}
     for entry in (job.rule, *job.table, *job.floors):
         assert entry.split in splits[entry.task]
