@@ -181,7 +181,7 @@ def test_overlong_samples_are_left_out_and_counted():
     assert mixture.dropped == 2
     seen = names(mixture.packs(0))
     assert "exact" in seen and "over" not in seen and len(seen) == 42
-    with pytest.raises(ValueError, match="dataset 1: none of its 1 samples .* at most seq_len=32"):
+    with pytest.raises(ValueError, match=r"dataset 1: none of its 1 samples .* at most seq_len=32"):
         Mixture([group("a", 20), [over]], [0.5, 0.5], 32, 1, 0)
 
 

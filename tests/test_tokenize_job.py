@@ -296,6 +296,6 @@ def test_a_folder_of_nothing_but_rejects_fails_in_one_line(tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and errors == done.stderr.splitlines()[-1:]
-    assert "3 of 3 items were rejected, more than max_reject_rate=0.5" in errors[0]
+    assert "3 of 3 items were rejected, more than runtime.max_reject_rate=0.5" in errors[0]
     assert "0.wav is not a readable audio file" in errors[0]
     assert not (tmp_path / "data/manifest.json").exists()

@@ -115,6 +115,8 @@ class Artifact:
             "finished": _now(),
         }
         write_json(self.out / "manifest.json", record)
+        (self.out / ".lock").unlink()
+        self._held.close()
 
     def _record(self) -> dict[str, Any]:
         return {**self._identity, "config": self._config, "fingerprint": self.fingerprint}
