@@ -1,0 +1,102 @@
+"""`just ask` and `just say`: what a user may do wrong ends in one sentence and exit status 2."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechfuse import audio, config, vocab
+from speechfuse.quantizer import Quantizer
+from stages import ask, expand_vocab, say
+
+DEMO = Path(__file__).parent.parent / "recipes/demo"
+
+
+def called(monkeypatch, capsys, job, *overrides: str) -> tuple[int, str, str]:
+    """(exit status, stdout, stderr) of a job called as from the command line."""
+    schema = {ask: ask.Ask, say: say.Say}[job]
+    name = {ask: "ask.yaml", say: "say.yaml"}[job]
+    monkeypatch.chdir(DEMO.parent.parent)
+    monkeypatch.setattr(sys, "argv", ["job", str(DEMO / name), *overrides])
+    status = 0
+    try:
+        config.main(job.main, schema, job.__doc__)
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.fixture(scope="module")
+def expanded(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ask") / "expanded"
+    expand_vocab.main(
+        expand_vocab.ExpandVocab(
+            str(folder), str(DEMO / "models/base"), str(DEMO / "models/quantizer")
+        )
+    )
+    return folder
+
+
+def wrong_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    text = folder / "notes.wav"
+    text.write_text("this is not audio")
+    empty = folder / "empty.wav"
+    soundfile.write(empty, np.zeros(0, np.float32), audio.SAMPLE_RATE)
+    return {
+        "missing": (folder / "missing.wav", "no audio file at"),
+        "text": (text, "is not a readable audio file"),
+        "empty": (empty, "holds 0 seconds of audio"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "empty"])
+def test_files_that_cannot_be_asked(kind, expanded, tmp_path, monkeypatch, capsys):
+    path, said = wrong_files(tmp_path)[kind]
+    status, _, err = called(monkeypatch, capsys, ask, f"file={path}", f"checkpoint={expanded}")
+    assert status == 2
+    (line,) = err.strip().splitlines()
+    assert line.startswith("error: ") and said in line and path.name in line
+
+
+def test_asking_before_there_is_a_report(tmp_path, monkeypatch, capsys):
+    wav = tmp_path / "q.wav"
+    assert called(monkeypatch, capsys, say, f"file={wav}")[0] == 0
+    status, _, err = called(
+        monkeypatch, capsys, ask, f"file={wav}", f"report={tmp_path / 'report.json'}"
+    )
+    assert status == 2 and "just demo" in err
+
+
+def test_long_audio_is_asked_in_pieces_and_said(expanded, tmp_path, monkeypatch, capsys):
+    wav = tmp_path / "long.wav"
+    soundfile.write(wav, np.random.default_rng(0).normal(0, 0.1, 12 * 16_000), 16_000)
+    status, out, err = called(
+        monkeypatch, capsys, ask, f"file={wav}", f"checkpoint={expanded}", "max_new_tokens=4"
+    )
+    assert (status, err.count("error")) == (0, 0)
+    assert "12.0 s of audio in 3 pieces" in out and "answer:" in out
+
+
+def test_a_checkpoint_of_another_quantizer_is_refused(tmp_path, monkeypatch, capsys):
+    other = tmp_path / "other"
+    vocab.expand(DEMO / "models/base", other, 256, "f" * 64, seed=0)
+    wav = tmp_path / "q.wav"
+    called(monkeypatch, capsys, say, f"file={wav}")
+    status, _, err = called(monkeypatch, capsys, ask, f"file={wav}", f"checkpoint={other}")
+    identity = Quantizer.load(DEMO / "models/quantizer").identity
+    assert status == 2 and identity[:12] in err and "ffffffffffff" in err
+
+
+@pytest.mark.parametrize("text", ["note: this", "what is 3 + 4", "[a, b]"])
+def test_any_text_can_be_said(text, tmp_path, monkeypatch, capsys):
+    wav = tmp_path / "said.wav"
+    assert called(monkeypatch, capsys, say, f"text={text}", f"file={wav}")[0] == 0
+    assert len(audio.load(wav)) > 8000
+
+
+def test_nothing_cannot_be_said(tmp_path, monkeypatch, capsys):
+    status, _, err = called(monkeypatch, capsys, say, "text=", f"file={tmp_path / 'a.wav'}")
+    assert status == 2 and "text is empty" in err
