@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 recipes/finetune.py recipes/demo/stage1.yaml key=value ...
 
 In: a checkpoint and datasets made by the jobs of stages/. Out: a run folder (see
-speechfuse.train.loop). It also runs without torchrun, as one
-process. Every key of the YAML is checked; `--help` lists them.
+speechfuse.train.loop). It also runs without torchrun, as one process. Every key of the YAML is
+checked; `--help` lists them.
 """
 
 import os

@@ -3,9 +3,8 @@
     python -m stages.evaluate recipes/demo/evaluate.yaml only=[stage2]
 
 In: checkpoints (a run's folder stands for all its epochs) and tasks. Out:
-<out>/<checkpoint>/<task>.json with scores, intervals and items. A file
-that is there for the same checkpoint, task and data is not made again; one made from something else
-is moved aside.
+<out>/<checkpoint>/<task>.json with scores, intervals and items. A file that is there for the same
+checkpoint, task and data is not made again; one made from something else is moved aside.
 """
 
 import hashlib

@@ -3,8 +3,8 @@
     python -m stages.expand_vocab recipes/demo/expand_vocab.yaml
 
 In: a Hugging Face checkpoint and a quantizer. Out: the checkpoint with sound_start, sound_end, one
-token per code and the mask code;
-the id layout and the quantizer's identity stand in its config.json.
+token per code and the mask code; the id layout and the quantizer's identity stand in its
+config.json.
 """
 
 from dataclasses import asdict, dataclass, field

@@ -4,8 +4,7 @@ nothing.
     python -m stages.init_base recipes/demo/init_base.yaml
 
 In: a dataset of text conversations. Out: Hugging Face files (config, safetensors, a byte-level BPE
-tokenizer trained on
-those texts, with Llama 3's control tokens and chat template).
+tokenizer trained on those texts, with Llama 3's control tokens and chat template).
 """
 
 from dataclasses import asdict, dataclass, field

@@ -3,8 +3,7 @@
     python -m stages.spread recipes/demo/spread.yaml
 
 In: report.json of several seeds. Out, as a Markdown table on the screen and in `out`: each score of
-the chosen epochs, its mean and
-its range over the seeds.
+the chosen epochs, its mean and its range over the seeds.
 """
 
 import json

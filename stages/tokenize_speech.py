@@ -3,10 +3,9 @@
     python -m stages.tokenize_speech recipes/demo/tokenize_train.yaml
 
 In: a corpus (speechfuse.corpora) and a quantizer. Out: Parquet shards of speech rows, one reject
-list per shard and a manifest. A shard
-is made whole by one worker process or not at all; after a stop only missing shards are made. Audio
-longer than the
-quantizer's window is split at quiet places, and counted.
+list per shard and a manifest. A shard is made whole by one worker process or not at all; after a
+stop only missing shards are made. Audio longer than the quantizer's window is split at quiet
+places, and counted.
 """
 
 import json

@@ -3,8 +3,8 @@
     python -m stages.train_quantizer recipes/demo/train_quantizer.yaml
 
 In: a corpus whose utterances carry phoneme times. Out: a quantizer (config.json, model.safetensors)
-and, in its manifest,
-how well its codes tell phonemes on the validation corpus. Resumes from its last state after a stop.
+and, in its manifest, how well its codes tell phonemes on the validation corpus. Resumes from its
+last state after a stop.
 """
 
 import math

@@ -4,8 +4,8 @@
     about one demo long)
 
 The finished out/ is the reference. It is moved aside, the demo is run anew and killed while it
-makes shards, in the middle of stage 2 and
-between two evaluations. The last line says how many of the report's numbers are identical.
+makes shards, in the middle of stage 2 and between two evaluations. The last line says how many of
+the report's numbers are identical.
 """
 
 import json

@@ -100,8 +100,8 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
 def main(job: Callable[[T], None], schema: type[T], doc: str) -> None:
     """The command line of a job: `config.yaml key=value ...`, or `--help` for `doc` and the keys.
 
-    A ValueError, or an OSError about a file, is the user's to cure: one line on stderr, exit
-    status 2. Ctrl-C exits with 130. Any other exception is ours and keeps its traceback.
+    A ValueError, or an OSError about a file, is the user's to cure: one line on stderr, exit status
+    2. Ctrl-C exits with 130. Any other exception is ours and keeps its traceback.
     """
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:

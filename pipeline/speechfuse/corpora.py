@@ -1,9 +1,8 @@
 """Where utterances come from: a folder of audio, or text that is spoken here.
 
 A corpus has `fingerprint`, `plan(shard_size)` -> the items of each shard (JSON, frozen in the
-artifact's plan) and
-`utterances(items)` -> Utterance or Reject for each item, in order. It is a pure function of its
-configuration and the item list, so that a shard made again is the same shard.
+artifact's plan) and `utterances(items)` -> Utterance or Reject for each item, in order. It is a
+pure function of its configuration and the item list, so that a shard made again is the same shard.
 """
 
 import hashlib
@@ -101,11 +100,9 @@ class Synthetic:
     """Lines of text spoken by espeak-ng, with light noise and gain.
 
     `lines`: a JSONL file {id, text, ...}; a line's `voices` names the group of `voices` that speaks
-    it, other keys are kept in
-    `extra`. `splits`: which lines (by their `split`); null for all. Voice, noise and gain of a line
-    depend only on `seed` and its id.
-    Groups named in `optional_voices` need flite; without flite their lines are left out, which is
-    said.
+    it, other keys are kept in `extra`. `splits`: which lines (by their `split`); null for all.
+    Voice, noise and gain of a line depend only on `seed` and its id. Groups named in
+    `optional_voices` need flite; without flite their lines are left out, which is said.
     """
 
     def __init__(
@@ -178,8 +175,7 @@ def voice_group(
     rate: tuple[int, int] = (140, 215),
     pitch: tuple[int, int] = (25, 75),
 ) -> VoiceGroup:
-    """From configuration: espeak-ng `accents` x `variants`, or, without accents, full voice
-    names."""
+    """From configuration: espeak-ng `accents` x `variants`, or without accents full voice names."""
     names = (
         [f"{accent}+{variant}" for accent in accents for variant in variants]
         if accents

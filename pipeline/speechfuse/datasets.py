@@ -1,10 +1,8 @@
 """Samples, mixture and packing: from rows on disk to the batches of every optimizer step.
 
 In: datasets of rows with a share each. Out: for any step, the same batch {tokens, labels,
-input_pos, mask} whatever
-the number of ranks: batches are a pure function of (seed, step), so the step alone is the data's
-position. Here
-codes become vocabulary ids.
+input_pos, mask} whatever the number of ranks: batches are a pure function of (seed, step), so the
+step alone is the data's position. Here codes become vocabulary ids.
 """
 
 import json
@@ -99,10 +97,9 @@ class Mixture:
     """Samples of several datasets in fixed shares, packed.
 
     An epoch sees every sample of the first dataset once; the others give what their share asks for,
-    in shuffled
-    passes of their own that go on from epoch to epoch. Samples longer than `seq_len` are left out
-    and counted in
-    `dropped`; packs that do not fill the last batch of an epoch are left out of it.
+    in shuffled passes of their own that go on from epoch to epoch. Samples longer than `seq_len`
+    are left out and counted in `dropped`; packs that do not fill the last batch of an epoch are
+    left out of it.
     """
 
     def __init__(
@@ -179,8 +176,7 @@ def collate(
     """Packs -> {tokens, labels, input_pos: (packs, seq_len), mask: (packs, seq_len, seq_len) bool}.
 
     Positions restart with each sample, attention stays inside it, and no label crosses into the
-    next: label t is token
-    t + 1 where that is a target of the same sample.
+    next: label t is token t + 1 where that is a target of the same sample.
     """
     tokens = torch.full((len(packs), seq_len), pad)
     labels = torch.full((len(packs), seq_len), IGNORE)

@@ -2,9 +2,8 @@
 `render`.
 
 In: turns, each {role, segments: [{text} | {speech: {codes}}]}, in the schema of
-shards.CONVERSATIONS. Out: token ids in
-Llama-3's chat format, with a mask of the ids that are targets. Codes become sound tokens here and
-nowhere earlier.
+shards.CONVERSATIONS. Out: token ids in Llama-3's chat format, with a mask of the ids that are
+targets. Codes become sound tokens here and nowhere earlier.
 """
 
 from typing import Any
@@ -21,8 +20,7 @@ def render(
     its end included.
 
     Text and speech keep their order inside a turn. With `add_generation_prompt` the ids end where
-    the
-    assistant is to go on. The layout is Llama-3's without a system message, which no training
+    the assistant is to go on. The layout is Llama-3's without a system message, which no training
     sample has.
     """
     ids, targets = [vocabulary.begin], [False]

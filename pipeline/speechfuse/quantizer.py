@@ -1,13 +1,11 @@
 """WhisperVQ: speech to codes, 25 a second.
 
 In: mono float32 waveforms at 16 kHz, each no longer than the quantizer's window. Out: one array of
-uint16
-codes a waveform. Reads the published checkpoint ({config, tunables, state_dict} of
+uint16 codes a waveform. Reads the published checkpoint ({config, tunables, state_dict} of
 WhisperSpeech's RQBottleneckTransformer, beside an openai-whisper checkpoint) and ours (the encoding
-half of the
-same tensors in safetensors + config.json). Inference is the one of whisperspeech 0.8.9
-(vq_stoks.py,
-`encode_mel` and `quantize`), token for token: log-mel per clip, padding of -1.5 in mel space.
+half of the same tensors in safetensors + config.json). Inference is the one of whisperspeech 0.8.9
+(vq_stoks.py, `encode_mel` and `quantize`), token for token: log-mel per clip, padding of -1.5 in
+mel space.
 """
 
 import hashlib
@@ -110,8 +108,7 @@ class Quantizer(nn.Module):
 
     def mel(self, waveform: np.ndarray) -> Tensor:
         """Log-mel of one clip, (n_mels, frames). Per clip, because Whisper's floor is the maximum
-        of what it is
-        given: in a batch, a clip's tokens would depend on its neighbours."""
+        of what it is given: in a batch, a clip's tokens would depend on its neighbours."""
         device = self.codebook.device
         samples = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32)).to(device)
         return whisper.log_mel_spectrogram(samples, self.config.n_mels)
@@ -129,8 +126,7 @@ class Quantizer(nn.Module):
 
     def quantize(self, x: Tensor) -> Tensor:
         """(batch, tokens, width) -> codes (batch, tokens) by cosine similarity. The codebook's rows
-        are kept at
-        unit length in training, so the product is the cosine."""
+        are kept at unit length in training, so the product is the cosine."""
         return (F.normalize(self.project_in(x), dim=-1) @ self.codebook.T).argmax(-1)
 
     @torch.inference_mode()
@@ -138,9 +134,8 @@ class Quantizer(nn.Module):
         """Codes of each waveform, uint16, 25 a second (a last incomplete token is not made).
 
         Every forward has exactly `batch_size` clips, the last padded with silence, so that the
-        arithmetic does not depend
-        on how many clips are left. ValueError for a clip over the window or too short for one
-        token.
+        arithmetic does not depend on how many clips are left. ValueError for a clip over the window
+        or too short for one token.
         """
         results = []
         for start in range(0, len(waveforms), batch_size):
@@ -175,8 +170,7 @@ class Quantizer(nn.Module):
     @classmethod
     def load(cls, path: Path, whisper: Path | None = None) -> "Quantizer":
         """Read ours (a folder) or a published WhisperVQ (a `.model` file, with `whisper` = the
-        openai-whisper
-        `.pt` that its config names). ValueError says what does not fit."""
+        openai-whisper `.pt` that its config names). ValueError says what does not fit."""
         path = Path(path)
         if path.is_dir():
             config, tensors = _read_ours(path)

@@ -2,10 +2,9 @@
 installed.
 
 In: one line of text and a voice. Out: a mono float32 waveform at 16 kHz (and, from espeak-ng, where
-each
-phoneme starts). espeak-ng comes as a shared library with its voices inside the wheel
-`espeakng-loader`; it is
-called through ctypes because one process per utterance costs more than the synthesis itself.
+each phoneme starts). espeak-ng comes as a shared library with its voices inside the wheel
+`espeakng-loader`; it is called through ctypes because one process per utterance costs more than the
+synthesis itself.
 """
 
 import _ctypes
@@ -78,8 +77,7 @@ class Espeak:
 
     Its state (pitch flutter, noise) carries over from one utterance to the next and survives
     espeak_Terminate, so leaving the block unloads the library: the same texts and voices in the
-    same order give the
-    same samples.
+    same order give the same samples.
     """
 
     def __enter__(self) -> "Espeak":
@@ -140,8 +138,7 @@ def _flite(text: str, voice: str) -> np.ndarray:
 
 def speak(engine: Espeak, text: str, voice: Voice) -> Speech:
     """`text` in `voice`. A voice named flite:slt (rms, awb, kal16) is spoken by the program flite,
-    which
-    ignores rate and pitch and gives no phonemes: ask `flite_available` first."""
+    which ignores rate and pitch and gives no phonemes: ask `flite_available` first."""
     if voice.name.startswith("flite:"):
         return Speech(_flite(text, voice.name.removeprefix("flite:")), [])
     return engine.speak(text, voice)

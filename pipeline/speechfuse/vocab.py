@@ -1,11 +1,9 @@
 """The sound tokens: their names, their ids, and the Llama checkpoint that has them.
 
 In: a Hugging Face Llama checkpoint and a quantizer. Out: the same checkpoint with <|sound_start|>,
-<|sound_end|>, then one token per
-code and the mask code (513 for WhisperVQ), in the original's order (ids 128256, 128257,
-128258-128770 in Llama 3.1). The
-layout and the quantizer's identity stand in config.json under "speechfuse": what every later job
-checks.
+<|sound_end|>, then one token per code and the mask code (513 for WhisperVQ), in the original's
+order (ids 128256, 128257, 128258-128770 in Llama 3.1). The layout and the quantizer's identity
+stand in config.json under "speechfuse": what every later job checks.
 """
 
 import json
@@ -43,8 +41,7 @@ class SoundLayout:
 
 
 class Vocabulary:
-    """Text, control tokens and (in an expanded checkpoint) sound tokens of one checkpoint, as
-    ids."""
+    """Text, control tokens and (if expanded) sound tokens of one checkpoint, as ids."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: SoundLayout | None) -> None:
         self.tokenizer, self.layout = tokenizer, layout

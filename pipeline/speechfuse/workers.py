@@ -21,8 +21,7 @@ def _end_with_the_parent() -> None:
 
 
 def pool(workers: int) -> ProcessPoolExecutor:
-    """`workers` processes, spawned and not forked, because torch's threads do not survive a
-    fork."""
+    """`workers` processes; spawned, not forked: torch's threads do not survive a fork."""
     if workers < 1:
         raise ValueError(f"runtime.workers={workers}: at least 1 process is needed")
     return ProcessPoolExecutor(

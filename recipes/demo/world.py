@@ -3,13 +3,10 @@
     python recipes/demo/world.py recipes/demo/world.yaml
 
 Out, one artifact: conversations (Parquet; the text training of the base model and the text replay
-of stage 2),
-speak.jsonl (every line that is to be spoken: text, answer, fact, split, voices) and text_mmlu/
-(4-choice questions in the
-file layout of cais/mmlu). A fact is a value in one of five tables; each has at least two wordings.
-Facts of the splits `test`
-and `validation` are never spoken in training, in any wording: no line spoken in training holds all
-the content words of one.
+of stage 2), speak.jsonl (every line that is to be spoken: text, answer, fact, split, voices) and
+text_mmlu/ (4-choice questions in the file layout of cais/mmlu). A fact is a value in one of five
+tables; each has at least two wordings. Facts of the splits `test` and `validation` are never spoken
+in training, in any wording: no line spoken in training holds all the content words of one.
 """
 
 import json
@@ -168,8 +165,7 @@ def assign(
     facts: list[Fact], shares: dict[str, float], rest: str, rng: random.Random
 ) -> dict[str, str]:
     """Fact id -> label, each family divided by `shares`; in a table no entity gives two facts to a
-    label
-    before every entity has given one, so every entity is still heard in other facts."""
+    label before every entity has given one, so every entity is still heard in other facts."""
     labels = {}
     for family in sorted({fact.family for fact in facts}):
         members = [fact for fact in facts if fact.family == family]
@@ -219,8 +215,7 @@ CODAS = ["", *"p b t d k g f v th s z sh ch m n l nd nt st ks".split()]
 
 
 def pseudo_words(rng: random.Random) -> str:
-    """2 to 6 made-up words: every sound beside every other, for a quantizer that knows no
-    corpus."""
+    """2 to 6 made-up words: every sound beside every other, whatever the corpus."""
 
     def word() -> str:
         return "".join(

@@ -46,8 +46,8 @@ def word_error_rate(
 
     Both sides pass Whisper's English normaliser first. An empty hypothesis is all deletions; a
     reference that the normaliser empties ("um") counts its insertions and no words. ValueError for
-    a blank reference, for no utterances, and for references of which nothing is left.
-    Sources: jiwer; whisper.normalizers of openai-whisper.
+    a blank reference, for no utterances, and for references of which nothing is left. Sources:
+    jiwer; whisper.normalizers of openai-whisper.
     """
     if len(references) != len(hypotheses):
         raise ValueError(

@@ -1,8 +1,8 @@
 """Tasks by ear: spoken questions and transcription.
 
 In: a checkpoint and a dataset of speech rows whose `extra` names split, voices and (for questions)
-fact and answer. Out: scores and the items
-behind them. Prompts are rendered by speechfuse.prompts, decoding is greedy through transformers.
+fact and answer. Out: scores and the items behind them. Prompts are rendered by speechfuse.prompts,
+decoding is greedy through transformers.
 """
 
 import json
@@ -99,11 +99,10 @@ def spoken_qa(
     """Spoken questions: exact answers, what was heard, and two controls.
 
     `splits`: name -> the `extra` values of its rows. `shuffled_audio` scores the split
-    `controls_of` with each question's audio replaced by
-    that of another fact; `majority_answer` answers it with the commonest answer of the questions in
-    `train`. Intervals are clustered
-    by fact. `repeat_first`: replies hold the transcript, which is then scored; otherwise it is
-    asked for separately.
+    `controls_of` with each question's audio replaced by that of another fact; `majority_answer`
+    answers it with the commonest answer of the questions in `train`. Intervals are clustered by
+    fact. `repeat_first`: replies hold the transcript, which is then scored; otherwise it is asked
+    for separately.
     """
     rows = _rows(path, "question")
     listener = Listener(checkpoint, shards.read_stream(Path(path))["quantizer"], path)

@@ -2,10 +2,10 @@
 
 In: a Hugging Face folder and a folder of <subject>.jsonl in the columns of cais/mmlu (question,
 subject, choices, answer). Out: one dict an item, or scores by subject. A choice is not a letter
-here but the whole reply: its score is the log-likelihood of the choice and the end of the turn,
-not divided by its length, and the highest of four is chosen. The end of the turn belongs to it
-because otherwise "twenty" could never lose to "twenty one". Nothing is cached: lm-eval's cache
-does not know one checkpoint from another.
+here but the whole reply: its score is the log-likelihood of the choice and the end of the turn, not
+divided by its length, and the highest of four is chosen. The end of the turn belongs to it because
+otherwise "twenty" could never lose to "twenty one". Nothing is cached: lm-eval's cache does not
+know one checkpoint from another.
 """
 
 import json

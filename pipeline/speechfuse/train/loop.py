@@ -1,11 +1,10 @@
 """The training loop of both stages and of the base model.
 
 In: a checkpoint with a manifest, datasets, and a recipe (the `Finetune` keys). Out, in the run's
-folder: metrics.jsonl (one line a step),
-state/ (for resuming), epoch_0/, epoch_1/ ... (Hugging Face files) and manifest.json. Losses are
-divided by the number of target tokens of the whole
-step, over all ranks and micro-batches. Started again after a stop it goes on from its last state
-and ends as if nothing had happened.
+folder: metrics.jsonl (one line a step), state/ (for resuming), epoch_0/, epoch_1/ ... (Hugging Face
+files) and manifest.json. Losses are divided by the number of target tokens of the whole step, over
+all ranks and micro-batches. Started again after a stop it goes on from its last state and ends as
+if nothing had happened.
 """
 
 import hashlib

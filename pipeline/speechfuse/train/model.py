@@ -1,8 +1,8 @@
 """Hugging Face Llama checkpoints in and out of torchtune's decoder.
 
 In: a folder (config.json, safetensors, tokenizer) and the recipe's builder. Out: the model with its
-weights, sharded by
-FSDP2 when several ranks train; and the same folder layout again, for every epoch.
+weights, sharded by FSDP2 when several ranks train; and the same folder layout again, for every
+epoch.
 """
 
 import json
@@ -77,10 +77,8 @@ def build(
     """The decoder that `spec` (a torchtune builder) names with the weights of `checkpoint`.
 
     Weights are kept in `dtype`, matrix products are done in `compute_dtype` (through FSDP2's mixed
-    precision, so several
-    ranks only, or a process group of one). `recompute` drops activations and computes them again in
-    the backward pass. Only rank 0 reads the
-    files.
+    precision, so several ranks only, or a process group of one). `recompute` drops activations and
+    computes them again in the backward pass. Only rank 0 reads the files.
     """
     shape = check_shape(spec, checkpoint)
     with torch.device("meta"), training.set_default_dtype(DTYPES[dtype]):

@@ -1,11 +1,9 @@
 """Training a small quantizer of the WhisperVQ class on speech whose phonemes are known.
 
 In: utterances with phoneme times (synthetic speech gives them for free). Out: a Quantizer. Where
-WhisperVQ distils a
-large Whisper, this one learns from framewise phoneme targets through the same bottleneck: encoder,
-mean downsampling, MLP,
-cosine codebook trained by vector-quantize-pytorch (EMA). Each 40 ms token predicts the phonemes of
-its two 20 ms halves.
+WhisperVQ distils a large Whisper, this one learns from framewise phoneme targets through the same
+bottleneck: encoder, mean downsampling, MLP, cosine codebook trained by vector-quantize-pytorch
+(EMA). Each 40 ms token predicts the phonemes of its two 20 ms halves.
 """
 
 import random
@@ -93,10 +91,9 @@ def batch(
     (size, frames // 2).
 
     Most windows are filled with several utterances one after the other, since a window of silence
-    teaches nothing; three in ten
-    hold one utterance and padding, as at inference. Each utterance is warped in frequency (VTLP,
-    Jaitly and Hinton 2013) and
-    tilted, which stands for other throats and microphones.
+    teaches nothing; three in ten hold one utterance and padding, as at inference. Each utterance is
+    warped in frequency (VTLP, Jaitly and Hinton 2013) and tilted, which stands for other throats
+    and microphones.
     """
     rng = random.Random(f"{seed}/{step}")
     mels = torch.full((size, examples[0].mel.shape[0], frames), PADDING)

@@ -1,10 +1,8 @@
 """Training state: what exact resuming needs, written by torch's distributed checkpointing.
 
 In: a model (plain or sharded by FSDP2) and its optimizer. Out: <folder>/step_<n>/, complete when
-its `.metadata` file
-exists, because distributed checkpointing writes that last. The data's position is the step itself:
-batches
-are a pure function of (seed, step).
+its `.metadata` file exists, because distributed checkpointing writes that last. The data's position
+is the step itself: batches are a pure function of (seed, step).
 """
 
 import shutil
