@@ -117,7 +117,7 @@ class Espeak:
         self._lib.espeak_SetParameter(RATE_PARAMETER, voice.rate, 0)
         self._lib.espeak_SetParameter(PITCH_PARAMETER, voice.pitch, 0)
         self._chunks, self._phonemes = [], []
-        # breathy variants draw noise from the C library's rand(), which others in the process also call
+        # breathy variants draw noise from the C library's rand(), which others here also call
         ctypes.CDLL(None).srand(1)
         raw = text.encode()
         self._lib.espeak_Synth(raw, len(raw) + 1, 0, 1, 0, CHARS_UTF8, None, None)
