@@ -5,30 +5,60 @@
 In: a corpus (speechfuse.corpora) and a quantizer. Out: Parquet shards of speech rows, one reject
 list per shard and a manifest. A shard is made whole by one worker process or not at all; after a
 stop only missing shards are made. Audio longer than the quantizer's window is split at quiet
-places, and counted.
+places; what was split, resampled, mixed down, filtered or rejected is counted and said.
 """
 
+import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from speechfuse import artifact, audio, config, shards, workers
-from speechfuse.corpora import Reject, Utterance
+from speechfuse import artifact, config, shards, tokenizing, workers
+from speechfuse.corpora import Clip
 from speechfuse.quantizer import Quantizer
+
+FILTERED = "filter "  # a reject of this kind was asked for, and does not count as a fault
+
+
+@dataclass
+class QuantizerOf:
+    checkpoint: str = field(
+        metadata={"help": "folder of ours, or a published WhisperVQ .model file"}
+    )
+    whisper: str | None = field(
+        default=None, metadata={"help": "openai-whisper .pt beside a .model"}
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "float32 (exact) or bfloat16 (faster; changes some codes)"},
+    )
 
 
 @dataclass
 class Runtime:
     workers: int = field(
-        default=2, metadata={"help": "processes, each with one thread and one quantizer"}
+        default=2, metadata={"help": "processes on the CPU, each with one thread and one quantizer"}
     )
+    device: str = field(
+        default="auto", metadata={"help": "cpu, cuda (a process per GPU), or auto"}
+    )
+    decode_threads: int = field(default=2, metadata={"help": "of each process, beside the encoder"})
+    prefetch: int = field(default=32, metadata={"help": "clips decoded ahead of the encoder"})
     max_reject_rate: float = field(
-        default=0.1, metadata={"help": "more rejects than this fail the job"}
+        default=0.1, metadata={"help": "more rejects than this stop the job"}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "say what would be done, and stop"})
+    engine: dict[str, Any] = field(
+        default_factory=lambda: {"_component_": "speechfuse.workers.processes"},
+        metadata={"help": "what runs the shards; speechfuse.cluster.ray_actors for several machines"},
     )
 
 
@@ -36,22 +66,26 @@ class Runtime:
 class TokenizeSpeech:
     out: str = field(metadata={"help": "folder of the dataset"})
     corpus: dict[str, Any] = field(metadata={"help": "a corpus of speechfuse.corpora"})
-    quantizer: str = field(
-        metadata={"help": "folder of ours, or a published WhisperVQ .model file"}
+    quantizer: QuantizerOf = field(metadata={"help": "what makes the codes"})
+    filters: list[dict[str, Any]] = field(
+        default_factory=list, metadata={"help": "of speechfuse.filters, in order"}
     )
-    whisper: str | None = field(
-        default=None, metadata={"help": "openai-whisper .pt beside a .model"}
+    drop_duplicate_audio: bool = field(
+        default=False, metadata={"help": "keep the first of clips with the same samples"}
     )
-    shard_size: int = field(default=500, metadata={"help": "corpus items of a shard"})
+    shard_size: int = field(default=500, metadata={"help": "clips of a shard"})
     batch_size: int = field(default=16, metadata={"help": "clips of one encoder pass"})
     fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
     runtime: Runtime = field(default_factory=Runtime)
 
 
 @cache
-def _quantizer(path: str, whisper: str | None) -> Quantizer:
+def _quantizer(path: str, whisper: str | None, dtype: str, device: str) -> Quantizer:
     torch.set_num_threads(1)
-    return Quantizer.load(Path(path), Path(whisper) if whisper else None)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    quantizer = Quantizer.load(Path(path), Path(whisper) if whisper else None)
+    quantizer.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    return quantizer.to(device)
 
 
 @cache
@@ -59,76 +93,118 @@ def _corpus(spec: str) -> Any:
     return config.instantiate(json.loads(spec))
 
 
-def _row(
-    utterance: Utterance, pieces: int, part: int, seconds: float, offset: float
-) -> dict[str, Any]:
-    whole = pieces == 1
-    return {
-        "id": utterance.id if whole else f"{utterance.id}#{part}",
-        "seconds": seconds,
-        "text": utterance.text if whole else None,  # which words fall into which piece is not known
-        "speaker": utterance.speaker,
-        "language": utterance.language,
-        "source": {**utterance.source, "offset": offset, "seconds": seconds},
-        "parent": None if whole else utterance.id,
-        "part": None if whole else part,
-        "extra": json.dumps(utterance.extra, sort_keys=True),
-    }
-
-
-def tokenize_shard(job: TokenizeSpeech, index: int, items: list[Any]) -> int:
-    """Make shard `index` in a worker process; returns the number of its rows."""
-    quantizer = _quantizer(job.quantizer, job.whisper)
-    shortest = 1 / quantizer.token_rate
-    rows, clips, rejects = [], [], []
-    for utterance in _corpus(json.dumps(job.corpus)).utterances(items):
-        if isinstance(utterance, Reject):
-            rejects.append({"id": utterance.id, "reason": utterance.reason})
-            continue
-        pieces = audio.split(utterance.waveform, quantizer.window)
-        offset = 0.0
-        for part, piece in enumerate(pieces):
-            seconds = len(piece) / audio.SAMPLE_RATE
-            row = _row(utterance, len(pieces), part, seconds, offset)
-            offset += seconds
-            if seconds < shortest:
-                rejects.append(
-                    {"id": row["id"], "reason": f"{seconds:.3f} s is less than one token"}
-                )
-                continue
-            rows.append(row)
-            clips.append(piece)
-    for row, codes in zip(rows, quantizer.encode(clips, job.batch_size), strict=True):
-        row["codes"] = codes
-    path = Path(job.out) / shards.shard_name(index)
-    shards.write_rejects(path, rejects)
-    shards.write_shard(path, rows, shards.SPEECH, quantizer.stream)
-    return len(rows)
-
-
-def totals_of(paths: list[Path], job: TokenizeSpeech) -> dict[str, Any]:
-    """What the finished shards hold, counted from disk, so that a resumed job counts the same."""
-    rejects = [reject for path in paths for reject in shards.read_rejects(path)]
-    rows = [
-        row for path in paths for row in shards.read_shard(path, ["seconds", "parent", "codes"])
-    ]
-    items = len({row["parent"] for row in rows if row["parent"]}) + sum(
-        not row["parent"] for row in rows
+def tokenize_shard(job: TokenizeSpeech, index: int, shard: dict[str, Any]) -> int:
+    """Make shard `index` in a worker process; returns its index."""
+    of = job.quantizer
+    quantizer = _quantizer(of.checkpoint, of.whisper, of.dtype, workers.device())
+    clips = _corpus(json.dumps(job.corpus)).clips(shard)
+    same = shard.get("same_audio", {})
+    made = tokenizing.tokenize(
+        (_unless_known(clip, same) for clip in clips),
+        quantizer,
+        job.batch_size,
+        [config.instantiate(spec) for spec in job.filters],
+        job.runtime.decode_threads,
+        job.runtime.prefetch,
     )
-    if len(rejects) > job.runtime.max_reject_rate * max(1, items + len(rejects)):
+    path = Path(job.out) / shards.shard_name(index)
+    shards.write_rejects(path, made.rejects)
+    shards.write_shard(path, made.rows, shards.SPEECH, quantizer.stream, made.counts)
+    return index
+
+
+def _unless_known(clip: Any, same: dict[str, str]) -> Any:
+    if clip.id not in same:
+        return clip
+    return tokenizing.Reject(clip.id, f"{FILTERED}duplicate audio: same as {same[clip.id]}")
+
+
+def digests_of(job: TokenizeSpeech, index: int, shard: dict[str, Any]) -> tuple[int, list]:
+    """(id, hash of the 16 kHz samples) of a shard's clips that decode, in a worker process."""
+
+    def digest(clip: Any) -> tuple[str, str] | None:
+        try:
+            waveform = tokenizing.decode(clip).waveform if isinstance(clip, Clip) else None
+        except ValueError:
+            return None
+        if waveform is None:
+            return None
+        return clip.id, hashlib.sha256(np.ascontiguousarray(waveform)).hexdigest()
+
+    clips = _corpus(json.dumps(job.corpus)).clips(shard)
+    runtime = job.runtime
+    found = tokenizing.ahead(digest, clips, runtime.decode_threads, runtime.prefetch)
+    return index, [pair for pair in found if pair]
+
+
+def _mark_duplicates(job: TokenizeSpeech, plan: list[dict[str, Any]]) -> None:
+    tasks = [(job, i, shard) for i, shard in enumerate(plan)]
+    found: dict[int, list] = {}
+    with tqdm(total=len(tasks), desc="duplicates", unit="shard") as bar:
+        for index, pairs in _run(job, digests_of, tasks):
+            found[index] = pairs
+            bar.update()
+    first: dict[str, str] = {}
+    for index, pairs in sorted(found.items()):
+        for id, digest in pairs:
+            if first.setdefault(digest, id) != id:
+                plan[index].setdefault("same_audio", {})[id] = first[digest]
+
+
+def _run(job: TokenizeSpeech, function: Any, tasks: list[tuple]) -> Any:
+    runtime = job.runtime
+    return config.instantiate(
+        runtime.engine, function=function, tasks=tasks, workers=runtime.workers,
+        device=runtime.device,
+    )  # fmt: skip
+
+
+def _kinds(rejects: list[dict[str, str]], filtered: bool) -> dict[str, int]:
+    kinds = [reject["reason"].partition(":")[0] for reject in rejects]
+    wanted = [kind for kind in kinds if kind.startswith(FILTERED) == filtered]
+    return dict(sorted(Counter(wanted).items()))
+
+
+def _faults(rejects: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [reject for reject in rejects if not reject["reason"].startswith(FILTERED)]
+
+
+def _check_rejects(job: TokenizeSpeech, faults: list[dict[str, str]], clips: int) -> None:
+    """ValueError once more clips are rejected than may be in the whole corpus of so many clips."""
+    if len(faults) > job.runtime.max_reject_rate * clips:
         raise ValueError(
-            f"{job.out}: {len(rejects)} of {items + len(rejects)} items were rejected, more than "
-            f"runtime.max_reject_rate={job.runtime.max_reject_rate}; first: {rejects[0]['id']}: "
-            f"{rejects[0]['reason']}"
+            f"{job.out}: {len(faults)} of {clips} clips were rejected, more than "
+            f"runtime.max_reject_rate={job.runtime.max_reject_rate}; first: {faults[0]['id']}: "
+            f"{faults[0]['reason']}; finished shards are kept"
         )
+
+
+def totals_of(paths: list[Path], rejects: list[dict[str, str]]) -> dict[str, Any]:
+    """What the finished shards hold, counted from disk, so that a resumed job counts the same."""
+    counts: Counter[str] = Counter()
+    seconds, codes, rows, size = 0.0, 0, 0, 0
+    for path in paths:
+        counts.update(shards.read_counts(path))
+        for row in shards.read_shard(path, ["seconds", "codes"]):
+            seconds, codes, rows = seconds + row["seconds"], codes + len(row["codes"]), rows + 1
+        size += _bytes_of_codes(path)
+    named = ("split", "pieces", "resampled", "mixed_down", "without_text")
     return {
-        "items": items,
-        "rows": len(rows),
-        "split": len({row["parent"] for row in rows if row["parent"]}),
-        "rejected": len(rejects),
-        "hours": round(sum(row["seconds"] for row in rows) / 3600, 4),
-        "codes": sum(len(row["codes"]) for row in rows),
+        "rows": rows,
+        "hours": round(seconds / 3600, 4),
+        "codes": codes,
+        "bits_per_code": round(8 * size / max(1, codes), 3),
+        **{name: counts[name] for name in named},
+        "rejected": _kinds(rejects, filtered=False),
+        "filtered": _kinds(rejects, filtered=True),
     }
+
+
+def _bytes_of_codes(path: Path) -> int:
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return sum(c.total_compressed_size for c in columns if c.path_in_schema.startswith("codes."))
 
 
 def main(job: TokenizeSpeech) -> None:
@@ -137,31 +213,74 @@ def main(job: TokenizeSpeech) -> None:
         raise ValueError(
             f"shard_size={job.shard_size}, batch_size={job.batch_size}: both must be at least 1"
         )
+    of = job.quantizer
+    if of.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"quantizer.dtype={of.dtype!r}: choose float32 or bfloat16")
+    workers.gpus(job.runtime.device)
+    for spec in job.filters:
+        config.instantiate(spec)
     corpus = config.instantiate(job.corpus)
-    quantizer = _quantizer(job.quantizer, job.whisper)
-    inputs = {"corpus": corpus.fingerprint, "quantizer": quantizer.identity}
+    quantizer = _quantizer(of.checkpoint, of.whisper, of.dtype, "cpu")
     plan = corpus.plan(job.shard_size)
-    if not plan:
+    clips = sum(shard["count"] for shard in plan)
+    if not clips:
         raise ValueError(
             f"corpus {job.corpus['_component_']} has no audio to tokenize: {job.corpus}"
         )
-    work = artifact.Artifact(out, "tokenize_speech", 1, asdict(job), inputs)
+    if job.runtime.dry_run:
+        print(f"{out}: {clips:,} clips of {corpus.source_name} in {len(plan)} shards; not started")
+        return
+    inputs = {"corpus": corpus.fingerprint, "quantizer": quantizer.identity}
+    work = artifact.Artifact(out, "tokenize_speech", 2, asdict(job), inputs)
+    if job.drop_duplicate_audio and not (out / "plan.json").exists():
+        _mark_duplicates(job, plan)
     if not work.begin(plan, fresh=job.fresh):
         return
     paths = [out / shards.shard_name(i) for i in range(len(work.plan))]
     missing = [i for i, path in enumerate(paths) if not path.exists()]
-    bar = tqdm(total=len(paths), initial=len(paths) - len(missing), desc=out.name, unit="shard")
-    tasks = [(job, i, work.plan[i]) for i in missing]
-    with workers.pool(job.runtime.workers) as pool:
-        for _ in pool.map(tokenize_shard, *zip(*tasks, strict=True)) if tasks else ():
-            bar.update()
-    bar.close()
-    totals = totals_of(paths, job) | {"quantizer": quantizer.identity}
-    work.finish(totals, [*paths, *(p.with_suffix("").with_suffix(".rejects.jsonl") for p in paths)])
-    print(
-        f"{out}: {totals['hours']:.2f} h of speech, {totals['codes']:,} codes in "
-        f"{totals['rows']:,} rows; "
-        f"{totals['split']} utterances split, {totals['rejected']} rejected"
+    rejects = {i: shards.read_rejects(path) for i, path in enumerate(paths) if path.exists()}
+    done = sum(work.plan[i]["count"] for i in rejects)
+    faults = [each for i in sorted(rejects) for each in _faults(rejects[i])]
+    _check_rejects(job, faults, clips)
+    with tqdm(total=clips, initial=done, desc=out.name, unit="clip") as bar:
+        for i in _run(job, tokenize_shard, [(job, i, work.plan[i]) for i in missing]):
+            rejects[i] = shards.read_rejects(paths[i])
+            faults += _faults(rejects[i])
+            _check_rejects(job, faults, clips)
+            bar.update(work.plan[i]["count"])
+    every = [each for i in sorted(rejects) for each in rejects[i]]
+    totals = totals_of(paths, every) | {
+        "clips": clips,
+        "ignored": getattr(corpus, "ignored", {}),
+        "source": corpus.source_name,
+        "licence": corpus.licence,
+        "quantizer": quantizer.identity,
+        "token_rate": quantizer.token_rate,
+    }
+    work.finish(totals, [*paths, *(p.with_suffix(".rejects.jsonl") for p in paths)])
+    print(summary(out, totals))
+
+
+def summary(out: Path, totals: dict[str, Any]) -> str:
+    """One line: what was made and everything that happened on the way."""
+    happened = [
+        f"{totals[name]:,} {words}"
+        for name, words in (
+            ("split", f"split into {totals['pieces']:,}"),
+            ("resampled", "resampled"),
+            ("mixed_down", "mixed down to mono"),
+            ("without_text", "without a text"),
+        )
+        if totals[name]
+    ]
+    for what in ("rejected", "filtered", "ignored"):
+        if totals[what]:
+            kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(totals[what].items()))
+            happened.append(f"{sum(totals[what].values()):,} {what} ({kinds})")
+    return (
+        f"{out}: {totals['hours']:.2f} h of speech from {totals['clips']:,} clips, "
+        f"{totals['codes']:,} codes in {totals['rows']:,} rows, {totals['bits_per_code']} bits a "
+        f"code; {'; '.join(happened) or 'nothing split, changed or rejected'}"
     )
 
 

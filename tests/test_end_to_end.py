@@ -50,7 +50,7 @@ def road(tmp_path_factory) -> Path:
             **demo,
             "out": str(folder / split),
             "corpus": {
-                "_component_": "speechfuse.corpora.Synthetic",
+                "_component_": "speechfuse.corpora.synthetic",
                 "lines": str(folder / "lines.jsonl"),
                 "splits": [split],
                 "voices": {name: demo["corpus"]["voices"][name] for name in ("train", "unseen")},

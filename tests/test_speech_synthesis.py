@@ -17,7 +17,7 @@ import yaml
 
 from speechfuse import audio, corpora, tts
 from speechfuse.artifact import sha256_of
-from speechfuse.corpora import Reject, Utterance
+from speechfuse.corpora import Clip, Reject
 
 ROOT = Path(__file__).parent.parent
 VOICES = {
@@ -51,32 +51,33 @@ def lines(tmp_path) -> Path:
     return write_lines(tmp_path / "speak.jsonl", rows)
 
 
-def made(corpus: corpora.Synthetic, items: list[str]) -> list[Utterance]:
-    found = list(corpus.utterances(items))
-    assert [u.id for u in found] == items and all(isinstance(u, Utterance) for u in found)
+def made(corpus: corpora.synthetic, shard: dict) -> list[Clip]:
+    found = list(corpus.clips(shard))
+    assert [clip.id for clip in found] == shard["lines"] and shard["count"] == len(found)
+    assert all(isinstance(clip, Clip) for clip in found)
     return found
 
 
 def test_a_shard_is_the_same_to_the_bit_whatever_was_spoken_before(lines):
-    corpus = corpora.Synthetic(str(lines), VOICES)
+    corpus = corpora.synthetic(str(lines), VOICES)
     first, second = corpus.plan(4)
     forth = {u.id: u for shard in (first, second) for u in made(corpus, shard)}
-    abandoned = corpus.utterances(first)
+    abandoned = corpus.clips(first)
     next(abandoned)
     abandoned.close()
     back = {
         u.id: u
         for shard in (second, first)
-        for u in made(corpora.Synthetic(str(lines), VOICES), shard)
+        for u in made(corpora.synthetic(str(lines), VOICES), shard)
     }
     assert len(forth) == len(TEXTS)
     for id, utterance in forth.items():
-        np.testing.assert_array_equal(utterance.waveform, back[id].waveform, err_msg=id)
+        np.testing.assert_array_equal(utterance.audio, back[id].audio, err_msg=id)
         assert (utterance.speaker, utterance.phonemes) == (back[id].speaker, back[id].phonemes)
-    other = corpora.Synthetic(str(lines), VOICES, seed=1)
+    other = corpora.synthetic(str(lines), VOICES, seed=1)
     again = made(other, first)[0]
-    assert again.waveform.shape != forth[first[0]].waveform.shape or (
-        np.abs(again.waveform - forth[first[0]].waveform).max() > 0
+    assert again.audio.shape != forth[first["lines"][0]].audio.shape or (
+        np.abs(again.audio - forth[first["lines"][0]].audio).max() > 0
     )
 
 
@@ -152,18 +153,18 @@ def measured(clean: np.ndarray, noisy: np.ndarray) -> tuple[float, float]:
 
 @pytest.mark.parametrize(("snr", "gain"), [(20.0, -10.0), (40.0, -3.0), (5.0, -20.0)])
 def test_noise_and_gain_of_a_corpus_are_as_stated(lines, snr, gain):
-    corpus = corpora.Synthetic(str(lines), VOICES, snr=(snr, snr), gain=(gain, gain))
+    corpus = corpora.synthetic(str(lines), VOICES, snr=(snr, snr), gain=(gain, gain))
     utterances = made(corpus, corpus.plan(100)[0])
     with tts.Espeak() as engine:
         for utterance in utterances:
             name, rate, pitch = (utterance.speaker or "").rsplit("/", 2)
             voice = tts.Voice(name, int(rate), int(pitch))
             clean = engine.speak(utterance.text or "", voice).waveform.astype(np.float64)
-            assert measured(clean, utterance.waveform) == pytest.approx((snr, gain), abs=0.25)
+            assert measured(clean, utterance.audio) == pytest.approx((snr, gain), abs=0.25)
 
 
 def test_noise_and_gain_are_drawn_from_the_whole_range_and_never_clip(lines):
-    corpus = corpora.Synthetic(str(lines), VOICES, snr=(20, 40), gain=(-10, 0))
+    corpus = corpora.synthetic(str(lines), VOICES, snr=(20, 40), gain=(-10, 0))
     found = []
     for utterance in made(corpus, corpus.plan(100)[0]):
         # a fresh engine: the speech itself differs a little, its level does not
@@ -172,12 +173,12 @@ def test_noise_and_gain_are_drawn_from_the_whole_range_and_never_clip(lines):
             clean = engine.speak(
                 utterance.text or "", tts.Voice(name, int(rate), int(pitch))
             ).waveform
-        found.append(20 * np.log10(np.std(utterance.waveform) / np.std(clean)))
-        assert np.abs(utterance.waveform).max() <= 1
+        found.append(20 * np.log10(np.std(utterance.audio) / np.std(clean)))
+        assert np.abs(utterance.audio).max() <= 1
     assert -11 < min(found) < -6 and -4 < max(found) < 1
-    loud = corpora.Synthetic(str(lines), VOICES, gain=(30, 30))
+    loud = corpora.synthetic(str(lines), VOICES, gain=(30, 30))
     for utterance in made(loud, loud.plan(100)[0]):
-        assert np.abs(utterance.waveform).max() == pytest.approx(1)
+        assert np.abs(utterance.audio).max() == pytest.approx(1)
 
 
 def test_voices_come_only_from_the_group_that_the_line_names(tmp_path):
@@ -185,7 +186,7 @@ def test_voices_come_only_from_the_group_that_the_line_names(tmp_path):
         {"id": f"{voices}-{i}", "text": "yes", "split": "train", "voices": voices, "kind": "phrase"}
         for voices in VOICES for i in range(40)
     ]  # fmt: skip
-    corpus = corpora.Synthetic(str(write_lines(tmp_path / "l.jsonl", rows)), VOICES)
+    corpus = corpora.synthetic(str(write_lines(tmp_path / "l.jsonl", rows)), VOICES)
     heard: dict[str, set[str]] = {group: set() for group in VOICES}
     for utterance in made(corpus, corpus.plan(100)[0]):
         name, rate, pitch = (utterance.speaker or "").rsplit("/", 2)
@@ -194,8 +195,7 @@ def test_voices_come_only_from_the_group_that_the_line_names(tmp_path):
         fastest, highest = ((140, 215), (25, 75)) if group == "train" else ((100, 110), (5, 9))
         assert fastest[0] <= int(rate) <= fastest[1] and highest[0] <= int(pitch) <= highest[1]
         assert utterance.extra == {"split": "train", "voices": group, "kind": "phrase"}
-        assert utterance.source["uri"] == f"synthetic:{name}" and utterance.language == "en"
-        assert utterance.source["seconds"] == len(utterance.waveform) / audio.SAMPLE_RATE
+        assert utterance.uri == f"synthetic:{name}" and utterance.language == "en"
     assert heard == {
         group: {f"{accent}+{variant}" for accent in spec["accents"] for variant in spec["variants"]}
         for group, spec in VOICES.items()
@@ -203,32 +203,34 @@ def test_voices_come_only_from_the_group_that_the_line_names(tmp_path):
 
 
 def test_splits_select_and_every_line_is_in_one_shard(lines):
-    corpus = corpora.Synthetic(str(lines), VOICES, splits=["train"])
+    corpus = corpora.synthetic(str(lines), VOICES, splits=["train"])
     plan = corpus.plan(3)
-    assert [len(shard) for shard in plan] == [3, 1]
-    assert [id for shard in plan for id in shard] == ["line-1", "line-3", "line-5", "line-7"]
-    assert sum(map(len, corpora.Synthetic(str(lines), VOICES).plan(3))) == len(TEXTS)
+    assert [shard["count"] for shard in plan] == [3, 1]
+    lines_of = [id for shard in plan for id in shard["lines"]]
+    assert lines_of == ["line-1", "line-3", "line-5", "line-7"]
+    every = corpora.synthetic(str(lines), VOICES).plan(3)
+    assert sum(shard["count"] for shard in every) == len(TEXTS)
 
 
 def test_lines_are_refused_or_left_out_in_words(lines, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match=r"line line-4 wants the voices 'unseen'.*\['train'\]"):
-        corpora.Synthetic(str(lines), {"train": VOICES["train"]})
+        corpora.synthetic(str(lines), {"train": VOICES["train"]})
     with pytest.raises(FileNotFoundError, match="absent"):
-        corpora.Synthetic(str(tmp_path / "absent.jsonl"), VOICES)
+        corpora.synthetic(str(tmp_path / "absent.jsonl"), VOICES)
     monkeypatch.setenv("PATH", str(tmp_path))  # no flite here
-    whole = corpora.Synthetic(str(lines), VOICES)
+    whole = corpora.synthetic(str(lines), VOICES)
     assert "flite" not in capsys.readouterr().out
-    part = corpora.Synthetic(str(lines), VOICES, optional_voices=["unseen"])
+    part = corpora.synthetic(str(lines), VOICES, optional_voices=["unseen"])
     assert "flite is not installed" in capsys.readouterr().out
-    assert part.plan(9) == [[f"line-{i}" for i in range(4)]]
+    assert part.plan(9) == [{"count": 4, "lines": [f"line-{i}" for i in range(4)]}]
     assert part.fingerprint != whole.fingerprint  # another corpus
 
 
 def test_the_fingerprint_follows_the_lines(lines):
-    before = corpora.Synthetic(str(lines), VOICES).fingerprint
-    assert corpora.Synthetic(str(lines), VOICES).fingerprint == before
+    before = corpora.synthetic(str(lines), VOICES).fingerprint
+    assert corpora.synthetic(str(lines), VOICES).fingerprint == before
     lines.write_text(lines.read_text().replace("three", "seven"))
-    assert corpora.Synthetic(str(lines), VOICES).fingerprint != before
+    assert corpora.synthetic(str(lines), VOICES).fingerprint != before
 
 
 def recipe_voices() -> list[tuple[str, str, dict]]:
@@ -274,43 +276,31 @@ def folder(tmp_path) -> Path:
     return root
 
 
-def test_a_folder_gives_transcripts_sources_and_rejects(folder):
-    corpus = corpora.Folder(str(folder), language="en")
-    assert corpus.plan(2) == [["b/said.wav", "broken.wav"], ["silent.FLAC"]]
-    said, broken, silent = corpus.utterances(corpus.plan(100)[0])
-    assert isinstance(said, Utterance) and isinstance(silent, Utterance)
-    assert (said.id, said.text, said.language) == ("b/said.wav", "what was said", "en")
-    assert len(said.waveform) == 16_000 and said.waveform.dtype == np.float32
-    assert said.source == {
-        "uri": "b/said.wav",
-        "offset": 0.0,
-        "seconds": 1.0,
-        "sha256": sha256_of(folder / "b/said.wav"),
-    }
-    assert silent.text is None and len(silent.waveform) == 8000
-    assert isinstance(broken, Reject) and broken.id == "broken.wav"
-    assert "not a readable audio file" in broken.reason and str(folder) not in broken.reason
-
-
-def test_a_directory_that_is_called_like_audio_is_no_item(folder):
-    (folder / "takes.wav").mkdir()
-    soundfile.write(folder / "takes.wav" / "one.wav", np.full(1000, 0.1), 16_000)
-    items = corpora.Folder(str(folder)).plan(100)[0]
-    assert items == ["b/said.wav", "broken.wav", "silent.FLAC", "takes.wav/one.wav"]
+def test_a_folder_gives_ids_transcripts_and_paths(folder):
+    corpus = corpora.folder(str(folder), language="en")
+    assert [shard["count"] for shard in corpus.plan(2)] == [2, 1]
+    said, broken, silent = corpus.clips(corpus.plan(100)[0])
+    assert [clip.id for clip in (said, broken, silent)] == ["b/said", "broken", "silent"]
+    assert (said.text, said.language, said.uri) == ("what was said", "en", "b/said.wav")
+    assert len(audio.decode(said.audio).waveform) == 16_000
+    assert silent.text is None and len(audio.decode(silent.audio).waveform) == 8000
+    with pytest.raises(ValueError, match="^not audio: "):
+        audio.decode(broken.audio)
 
 
 def test_a_transcript_that_is_not_utf8_rejects_its_own_item_only(folder):
     (folder / "b" / "said.txt").write_bytes(b"caf\xe9")
-    corpus = corpora.Folder(str(folder))
-    said, broken, silent = corpus.utterances(corpus.plan(100)[0])
-    assert isinstance(said, Reject) and said.id == "b/said.wav" and "said.txt" in said.reason
-    assert isinstance(broken, Reject) and isinstance(silent, Utterance)
+    corpus = corpora.folder(str(folder))
+    said, broken, silent = corpus.clips(corpus.plan(100)[0])
+    assert isinstance(said, Reject) and said.id == "b/said"
+    assert said.reason.startswith("bad transcript: ") and "said.txt" in said.reason
+    assert isinstance(broken, Clip) and isinstance(silent, Clip)
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path):
     for name in ("absent", "."):
         with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
-            corpora.Folder(str(tmp_path / name))
+            corpora.folder(str(tmp_path / name))
 
 
 HASHES = """

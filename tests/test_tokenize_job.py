@@ -50,8 +50,8 @@ def speech(tmp_path_factory) -> Path:
 def config(path: Path, folder: Path, out: Path, **changes) -> Path:
     content = {
         "out": str(out),
-        "corpus": {"_component_": "speechfuse.corpora.Folder", "path": str(folder)},
-        "quantizer": QUANTIZER, "shard_size": 2, "batch_size": 4,
+        "corpus": {"_component_": "speechfuse.corpora.folder", "path": str(folder)},
+        "quantizer": {"checkpoint": QUANTIZER}, "shard_size": 2, "batch_size": 4,
         "runtime": {"workers": 1, "max_reject_rate": 0.5},
     }  # fmt: skip
     path.write_text(yaml.safe_dump({**content, **changes}))
@@ -96,10 +96,10 @@ def test_what_is_made_of_a_folder(whole, speech):
     _, out, said = whole
     rows = list(shards.read_rows(out))
     pieces = [row for row in rows if row["parent"]]
-    assert [row["id"] for row in rows if not row["parent"]] == ["a-good.wav", "e-good.flac"]
-    assert [row["id"] for row in pieces] == [f"b-long.wav#{i}" for i in range(3)]
+    assert [row["id"] for row in rows if not row["parent"]] == ["a-good", "e-good"]
+    assert [row["id"] for row in pieces] == [f"b-long#{i}" for i in range(3)]
     assert [(row["parent"], row["part"], row["text"]) for row in pieces] == [
-        ("b-long.wav", i, None) for i in range(3)
+        ("b-long", i, None) for i in range(3)
     ]
     offset = 0.0
     for row in pieces:
@@ -118,11 +118,17 @@ def test_what_is_made_of_a_folder(whole, speech):
     }  # fmt: skip
     manifest = artifact.manifest_of(out)
     totals = manifest["totals"]
-    counted = {key: totals[key] for key in ("items", "rows", "split", "rejected")}
-    assert counted == {"items": 3, "rows": 5, "split": 1, "rejected": 2}
+    counted = {
+        "clips": 5, "rows": 5, "split": 1, "pieces": 3, "resampled": 1, "mixed_down": 0,
+        "without_text": 2, "rejected": {"not audio": 1, "too short": 1}, "filtered": {},
+        "ignored": {}, "source": speech.name, "licence": None,
+    }  # fmt: skip
+    assert {key: totals[key] for key in counted} == counted
     assert totals["codes"] == sum(len(row["codes"]) for row in rows)
     assert totals["hours"] == pytest.approx(sum(row["seconds"] for row in rows) / 3600, abs=1e-4)
-    assert "1 utterances split, 2 rejected" in said
+    assert said.strip().endswith(
+        "1 split into 3; 1 resampled; 2 without a text; 2 rejected (1 not audio, 1 too short)"
+    )
     assert {name: manifest["outputs"][name] for name in hashes(out)} == hashes(out)
     assert manifest["inputs"]["quantizer"] == Quantizer.load(ROOT / QUANTIZER).identity
 
@@ -148,8 +154,8 @@ def test_rejects_are_listed_with_their_reason(whole):
     }
     assert found["shard-00000.parquet"] == found["shard-00002.parquet"] == []
     (text, why), (click, short) = found["shard-00001.parquet"]
-    assert text == "c-text.wav" and why.startswith("c-text.wav is not a readable audio file")
-    assert click == "d-click.wav" and short == "0.025 s is less than one token"
+    assert text == "c-text" and why.startswith("not audio: ")
+    assert click == "d-click" and short == "too short: 0.0250 s is less than one token"
 
 
 def test_a_rerun_does_nothing(whole, monkeypatch, capsys):
@@ -263,17 +269,21 @@ def test_another_folder_of_speech_is_refused(whole, speech, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["corpus.path={empty}"], "empty holds no files"),
-        (["corpus.path={notes}"], "no audio to tokenize"),
-        (["corpus.path={absent}"], "absent is not a folder"),
+        (["corpus.path=TMP/empty"], "empty holds no files"),
+        (["corpus.path=TMP/notes"], "no audio to tokenize"),
+        (["corpus.path=TMP/absent"], "absent is not a folder"),
         (["shard_sise=3"], "unknown key 'shard_sise'; did you mean 'shard_size'?"),
         (["runtime.worker=3"], "unknown key 'runtime.worker'; did you mean 'runtime.workers'?"),
         (["corpus.pth=x"], "unknown argument 'pth'; did you mean 'path'?"),
-        (["corpus._component_=speechfuse.corpora.Folders"], "did you mean 'Folder'?"),
+        (["corpus._component_=speechfuse.corpora.folders"], "did you mean 'folder'?"),
         (["shard_size=many"], "shard_size"),
-        (["quantizer={absent}"], "absent"),
-        (["quantizer={empty}"], "empty is not a quantizer: it has no config.json"),
+        (["quantizer.checkpoint=TMP/absent"], "absent"),
+        (["quantizer.checkpoint=TMP/empty"], "empty is not a quantizer: it has no config.json"),
         (["shard_size=0"], "shard_size"),
+        (["quantizer.dtype=float16"], "float16"),
+        (["runtime.device=cuda"], "no GPU"),
+        (["runtime.device=gpu"], "choose auto, cpu or cuda"),
+        (["filters=[{_component_: speechfuse.filters.loudness}]"], "loudness"),
     ],
 )
 def test_mistakes_end_in_one_line(speech, tmp_path, monkeypatch, capsys, overrides, said):
@@ -281,8 +291,8 @@ def test_mistakes_end_in_one_line(speech, tmp_path, monkeypatch, capsys, overrid
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/readme.txt").write_text("no audio here")
     path = config(tmp_path / "job.yaml", speech, tmp_path / "data")
-    places = {name: tmp_path / name for name in ("empty", "notes", "absent")}
-    assert called(monkeypatch, path, *(override.format(**places) for override in overrides)) == 2
+    overrides = [o.replace("TMP", str(tmp_path)) for o in overrides]
+    assert called(monkeypatch, path, *overrides) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and said in line
     assert not (tmp_path / "data").exists()
@@ -296,6 +306,6 @@ def test_a_folder_of_nothing_but_rejects_fails_in_one_line(tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and errors == done.stderr.splitlines()[-1:]
-    assert "3 of 3 items were rejected, more than runtime.max_reject_rate=0.5" in errors[0]
-    assert "0.wav is not a readable audio file" in errors[0]
+    assert "2 of 3 clips were rejected, more than runtime.max_reject_rate=0.5" in errors[0]
+    assert "0: not audio: " in errors[0]
     assert not (tmp_path / "data/manifest.json").exists()

@@ -53,6 +53,7 @@ class Quantizer(nn.Module):
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
+        self.dtype = torch.float32  # of the encoder's matrix products; bfloat16 is not exact
         self.config = config
         width = config.n_audio_state
         self.encoder = AudioEncoder(
@@ -130,35 +131,45 @@ class Quantizer(nn.Module):
         return (F.normalize(self.project_in(x), dim=-1) @ self.codebook.T).argmax(-1)
 
     @torch.inference_mode()
-    def encode(self, waveforms: list[np.ndarray], batch_size: int = 1) -> list[np.ndarray]:
-        """Codes of each waveform, uint16, 25 a second (a last incomplete token is not made).
-
-        Every forward has exactly `batch_size` clips, the last padded with silence, so that the
-        arithmetic does not depend on how many clips are left. ValueError for a clip over the window
+    def encode_batch(
+        self, waveforms: list[np.ndarray], batch_size: int
+    ) -> tuple[Tensor, list[int]]:
+        """Start one forward: codes (batch_size, window tokens) on the device, and how many of them
+        each waveform has. At most `batch_size` waveforms; the rest of the batch is silence, so that
+        the arithmetic does not depend on how many there are. ValueError for a clip over the window
         or too short for one token.
         """
+        self._check(waveforms)
+        mels = [self.mel(waveform) for waveform in waveforms]
+        window = self.codebook.new_full((batch_size, self.config.n_mels, self.frames), PADDING)
+        for row, mel in zip(window, mels, strict=False):
+            row[:, : mel.shape[1]] = mel
+        with torch.autocast(
+            window.device.type, self.dtype, enabled=self.dtype != torch.float32
+        ):
+            embedded = self.embed(window)
+        codes = self.quantize(embedded.float())
+        return codes, [mel.shape[1] // 2 // self.config.downsample for mel in mels]
+
+    def encode(self, waveforms: list[np.ndarray], batch_size: int = 1) -> list[np.ndarray]:
+        """Codes of each waveform, uint16, 25 a second (a last incomplete token is not made)."""
         results = []
         for start in range(0, len(waveforms), batch_size):
-            mels = [self.mel(waveform) for waveform in self._fitting(waveforms, start, batch_size)]
-            window = self.codebook.new_full((batch_size, self.config.n_mels, self.frames), PADDING)
-            for row, mel in zip(window, mels, strict=False):
-                row[:, : mel.shape[1]] = mel
-            codes = self.quantize(self.embed(window)).cpu().numpy().astype(np.uint16)
-            lengths = [mel.shape[1] // 2 // self.config.downsample for mel in mels]
-            results += [row[:length] for row, length in zip(codes, lengths, strict=False)]
+            codes, lengths = self.encode_batch(waveforms[start : start + batch_size], batch_size)
+            found = codes.cpu().numpy().astype(np.uint16)
+            results += [row[:length] for row, length in zip(found, lengths, strict=False)]
         return results
 
-    def _fitting(self, waveforms: list[np.ndarray], start: int, count: int) -> list[np.ndarray]:
+    def _check(self, waveforms: list[np.ndarray]) -> None:
         longest = self.frames * HOP_LENGTH
         shortest = 2 * self.config.downsample * HOP_LENGTH
-        for i, waveform in enumerate(waveforms[start : start + count], start):
+        for i, waveform in enumerate(waveforms):
             if not shortest <= len(waveform) <= longest:
                 raise ValueError(
                     f"waveform {i} has {len(waveform) / SAMPLE_RATE:.2f} s; this quantizer takes "
                     f"{shortest / SAMPLE_RATE:.2f} to {self.window:g} s: split it first "
                     "(speechfuse.audio.split)"
                 )
-        return waveforms[start : start + count]
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""

@@ -47,7 +47,7 @@ CONVERSATIONS = pa.schema(
     }
 )
 
-_STREAM = b"speechfuse.stream"
+_STREAM, _COUNTS = b"speechfuse.stream", b"speechfuse.counts"
 _STREAM_KEYS = ("quantizer", "token_rate", "codebooks", "codebook_size")
 # each row group repeats the dictionary of codes (2 kB for 512), so a group must hold many codes
 _ROWS_PER_GROUP = 8192
@@ -63,11 +63,13 @@ def write_shard(
     rows: Iterable[dict[str, Any]],
     schema: pa.Schema,
     stream: dict[str, Any] | None = None,
+    counts: dict[str, int] | None = None,
 ) -> None:
     """Write `rows` in order to one Parquet file that is whole or absent (zstd).
 
     A field that a row lacks is null; `codes` may be lists or numpy arrays. `stream` is {quantizer,
-    token_rate, codebooks, codebook_size}; None where no row has codes. Raises ValueError for a
+    token_rate, codebooks, codebook_size}; None where no row has codes. `counts` is what happened on
+    the way (resampled, split, ...), kept for `read_counts`. Raises ValueError for a
     field the schema lacks (keep it as JSON in `extra`) and for a value that does not fit.
     """
     if stream is not None:
@@ -76,7 +78,10 @@ def write_shard(
                 f"{path}: stream has the keys {sorted(stream)}; it must have exactly "
                 f"{', '.join(_STREAM_KEYS)}"
             )
-        schema = schema.with_metadata({_STREAM: json.dumps(stream, sort_keys=True)})
+        metadata = {_STREAM: json.dumps(stream, sort_keys=True)}
+        schema = schema.with_metadata(
+            metadata | {_COUNTS: json.dumps(counts or {}, sort_keys=True)}
+        )
     remaining = iter(rows)
     with replacing(path) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
@@ -101,6 +106,11 @@ def read_stream(folder: Path) -> dict[str, Any]:
                 "again with one quantizer"
             )
     return streams[0]
+
+
+def read_counts(path: Path) -> dict[str, int]:
+    """The counts of one shard, as `write_shard` was given them."""
+    return json.loads((pq.read_schema(path).metadata or {}).get(_COUNTS, b"{}"))
 
 
 def shard_paths(folder: Path) -> list[Path]:

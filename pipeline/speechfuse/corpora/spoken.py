@@ -1,87 +1,18 @@
-"""Where utterances come from: a folder of audio, or text that is spoken here.
-
-A corpus has `fingerprint`, `plan(shard_size)` -> the items of each shard (JSON, frozen in the
-artifact's plan) and `utterances(items)` -> Utterance or Reject for each item, in order. It is a
-pure function of its configuration and the item list, so that a shard made again is the same shard.
-"""
+"""Text that is spoken here, by espeak-ng (and flite)."""
 
 import hashlib
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from speechfuse import artifact, audio, tts
+from speechfuse import artifact, tts
+from speechfuse.corpora.clip import Clip, Reject
 from speechfuse.tts import Voice
-
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """`waveform`: float32 mono 16 kHz, of any length. `phonemes`: (start second, name), synthetic
-    speech only."""
-
-    id: str
-    waveform: np.ndarray
-    text: str | None
-    speaker: str | None
-    language: str | None
-    source: dict[str, Any]
-    extra: dict[str, Any] = field(default_factory=dict)
-    phonemes: list[tuple[float, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Reject:
-    """An item that gave no utterance, and why."""
-
-    id: str
-    reason: str
-
-
-def _slices(items: list[Any], size: int) -> list[list[Any]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-class Folder:
-    """Every audio file below `path`; a file `x.txt` beside `x.wav` is its transcript."""
-
-    def __init__(self, path: str, language: str | None = None) -> None:
-        self.path, self.language = Path(path), language
-        self.fingerprint = artifact.fingerprint_of_files(self.path)
-
-    def plan(self, shard_size: int) -> list[list[str]]:
-        names = sorted(
-            p.relative_to(self.path).as_posix()
-            for p in self.path.rglob("*")
-            if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file()
-        )
-        return _slices(names, shard_size)
-
-    def utterances(self, items: list[str]) -> Iterator[Utterance | Reject]:
-        for name in items:
-            path = self.path / name
-            transcript = path.with_suffix(".txt")
-            try:
-                waveform = audio.load(path)
-                text = transcript.read_text("utf-8").strip() if transcript.is_file() else None
-            except UnicodeDecodeError:
-                yield Reject(name, f"{transcript.name} is not UTF-8 text")
-                continue
-            except ValueError as error:
-                yield Reject(name, str(error).replace(str(path), name))
-                continue
-            source = {
-                "uri": name, "offset": 0.0, "seconds": len(waveform) / audio.SAMPLE_RATE,
-                "sha256": artifact.sha256_of(path),
-            }  # fmt: skip
-            yield Utterance(name, waveform, text, None, self.language, source)
-
 
 @dataclass(frozen=True)
 class VoiceGroup:
@@ -116,6 +47,7 @@ class Synthetic:
         seed: int = 0,
     ) -> None:
         path = Path(lines)
+        self.source_name, self.licence = f"espeak-ng speaking {path.name}", None
         if not path.is_file():
             raise FileNotFoundError(f"no lines to speak at {lines}")
         self.voices = {name: voice_group(**spec) for name, spec in voices.items()}
@@ -138,13 +70,15 @@ class Synthetic:
         key = json.dumps([artifact.sha256_of(path), skipped])
         self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
 
-    def plan(self, shard_size: int) -> list[list[str]]:
-        return _slices(list(self.rows), shard_size)
+    def plan(self, shard_size: int) -> list[dict[str, Any]]:
+        ids = list(self.rows)
+        parts = [ids[start : start + shard_size] for start in range(0, len(ids), shard_size)]
+        return [{"count": len(part), "lines": part} for part in parts]
 
-    def utterances(self, items: list[str]) -> Iterator[Utterance | Reject]:
+    def clips(self, shard: dict[str, Any]) -> Iterator[Clip | Reject]:
         # espeak-ng carries state from one utterance to the next, so every shard starts a new one
         with tts.Espeak() as engine:
-            for id in items:
+            for id in shard["lines"]:
                 row = self.rows[id]
                 rng = random.Random(f"{self.seed}/{id}")
                 voice = self.voices[row["voices"]].draw(rng)
@@ -153,20 +87,12 @@ class Synthetic:
                     speech.waveform, rng.uniform(*self.snr), rng.uniform(*self.gain), rng
                 )
                 known = ("id", "text")
-                source = {
-                    "uri": f"synthetic:{voice.name}",
-                    "seconds": len(waveform) / audio.SAMPLE_RATE,
-                }
-                yield Utterance(
-                    id,
-                    waveform,
-                    row["text"],
-                    f"{voice.name}/{voice.rate}/{voice.pitch}",
-                    "en",
-                    source,
-                    {key: value for key, value in row.items() if key not in known},
-                    speech.phonemes,
-                )
+                yield Clip(
+                    id, waveform, f"synthetic:{voice.name}", text=row["text"],
+                    speaker=f"{voice.name}/{voice.rate}/{voice.pitch}", language="en",
+                    extra={key: value for key, value in row.items() if key not in known},
+                    phonemes=speech.phonemes,
+                )  # fmt: skip
 
 
 def voice_group(
