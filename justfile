@@ -84,9 +84,13 @@ train-base *args: setup
     {{train}} recipes/finetune.py {{r}}/train_base.yaml {{args}}
     {{python}} -m stages.evaluate {{r}}/evaluate.yaml only=[base] checkpoints.0.path=out/models/base_training/epoch_2 out=out/models/evals
 
-# kill the demo in three places and compare its report with the finished one
-prove-demo: demo
-    {{python}} tests/prove_demo_survives_kill.py
+# show that a promise holds: just prove demo | tokenize (killed, resumed, compared)
+prove what: setup
+    PYTHONPATH=. {{python}} tests/prove_{{what}}.py
+
+# measure speed: just bench tokenize [key=value ...]
+bench what *args: setup
+    PYTHONPATH=. {{python}} tests/bench_{{what}}.py {{args}}
 
 # all tests, at most 6 minutes on 2 cores
 test *args: setup

@@ -16,7 +16,6 @@ import soundfile
 import yaml
 
 from speechfuse import audio, corpora, tts
-from speechfuse.artifact import sha256_of
 from speechfuse.corpora import Clip, Reject
 
 ROOT = Path(__file__).parent.parent

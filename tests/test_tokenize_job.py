@@ -309,3 +309,45 @@ def test_a_folder_of_nothing_but_rejects_fails_in_one_line(tmp_path):
     assert "2 of 3 clips were rejected, more than runtime.max_reject_rate=0.5" in errors[0]
     assert "0: not audio: " in errors[0]
     assert not (tmp_path / "data/manifest.json").exists()
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(speech, tmp_path, monkeypatch, capsys):
+    path = config(tmp_path / "job.yaml", speech, tmp_path / "data")
+    assert called(monkeypatch, path, "runtime.dry_run=true") == 0
+    assert "5 clips" in (said := capsys.readouterr().out) and "3 shards" in said
+    assert not (tmp_path / "data").exists()
+
+
+def test_of_clips_with_the_same_samples_the_first_is_kept(speech, tmp_path, monkeypatch, capsys):
+    """The same speech as another file format, and in another shard, is still the same speech."""
+    folder = tmp_path / "twice"
+    folder.mkdir()
+    samples, _ = soundfile.read(speech / "a-good.wav", dtype="int16")
+    soundfile.write(folder / "a.wav", samples, 16_000)
+    soundfile.write(folder / "b.wav", samples[:-1], 16_000)
+    soundfile.write(folder / "c.flac", samples, 16_000)
+    job = config(tmp_path / "job.yaml", folder, tmp_path / "data", drop_duplicate_audio=True)
+    assert called(monkeypatch, job) == 0
+    totals = artifact.manifest_of(tmp_path / "data")["totals"]
+    assert (totals["filtered"], totals["rejected"]) == ({"filter duplicate audio": 1}, {})
+    assert [row["id"] for row in shards.read_rows(tmp_path / "data")] == ["a", "b"]
+    (reject,) = shards.read_rejects(tmp_path / "data/shard-00001.parquet")
+    assert reject == {"id": "c", "reason": "filter duplicate audio: same as a"}
+    assert "1 filtered (1 filter duplicate audio)" in capsys.readouterr().out
+
+
+def test_reduced_precision_is_part_of_what_is_made_and_its_codes_are_compared(
+    whole, speech, tmp_path, monkeypatch, capsys
+):
+    path, out, _ = whole
+    assert called(monkeypatch, path, "quantizer.dtype=bfloat16") == 2
+    assert "quantizer.dtype" in capsys.readouterr().err
+    job = config(
+        tmp_path / "job.yaml", speech, tmp_path / "data",
+        quantizer={"checkpoint": QUANTIZER, "dtype": "bfloat16"},
+    )  # fmt: skip
+    assert called(monkeypatch, job) == 0
+    said = capsys.readouterr().out
+    equal = artifact.manifest_of(tmp_path / "data")["totals"]["equal_to_float32"]
+    assert 100 < equal["equal"] <= equal["codes"]
+    assert f"bfloat16 gave float32's code for {equal['equal'] / equal['codes']:.2%}" in said

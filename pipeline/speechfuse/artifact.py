@@ -200,7 +200,7 @@ def replacing(path: Path) -> Iterator[Path]:
     raises, the temporary file is removed. Creates the folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:

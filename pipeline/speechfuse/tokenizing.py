@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from speechfuse import audio
 from speechfuse.artifact import sha256_of
@@ -160,3 +161,22 @@ def _row(item: Prepared, part: int, offset: float, seconds: float) -> dict[str, 
         "part": None if whole else part,
         "extra": json.dumps(clip.extra, sort_keys=True),
     }  # fmt: skip
+
+
+def exactness(
+    clips: Iterable[Clip | Reject], quantizer: Quantizer, batch_size: int, batches: int = 8
+) -> tuple[int, int]:
+    """How many codes of the first pieces are those of float32, and how many there are."""
+    pieces: list[np.ndarray] = []
+    for clip in clips:
+        item = prepare(clip, quantizer.window, [])
+        if isinstance(item, Prepared):
+            pieces += [p for p in item.pieces if len(p) * quantizer.token_rate > audio.SAMPLE_RATE]
+        if len(pieces) >= batches * batch_size:
+            break
+    reduced = quantizer.encode(pieces, batch_size)
+    dtype, quantizer.dtype = quantizer.dtype, torch.float32
+    exact = quantizer.encode(pieces, batch_size)
+    quantizer.dtype = dtype
+    equal = sum(int((a == b).sum()) for a, b in zip(reduced, exact, strict=True))
+    return equal, sum(map(len, exact))

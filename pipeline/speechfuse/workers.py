@@ -23,9 +23,14 @@ def device() -> str:
     return _device
 
 
-def _begin(devices: Any) -> None:
+def use(name: str) -> None:
+    """Make `name` the device of this worker process."""
     global _device
-    _device = devices.get()
+    _device = name
+
+
+def _begin(devices: Any) -> None:
+    use(devices.get())
 
     def end_with_the_parent() -> None:
         parent = parent_process()

@@ -14,6 +14,7 @@ from speechfuse import artifact, tts
 from speechfuse.corpora.clip import Clip, Reject
 from speechfuse.tts import Voice
 
+
 @dataclass(frozen=True)
 class VoiceGroup:
     """Voices to draw from: espeak-ng accents x variants (or flite voices), a range of rates and of

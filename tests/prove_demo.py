@@ -1,7 +1,6 @@
 """Kill `just demo` with SIGKILL in three places, start it again each time, and compare the reports.
 
-    python tests/prove_demo_survives_kill.py        (from a clone where `just demo` has finished;
-    about one demo long)
+    just prove demo       (from a clone where `just demo` has finished; about one demo long)
 
 The finished out/ is the reference. It is moved aside, the demo is run anew and killed while it
 makes shards, in the middle of stage 2 and between two evaluations. The last line says how many of

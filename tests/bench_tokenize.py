@@ -1,0 +1,147 @@
+"""How fast speech becomes codes, and against one clip at a time.
+
+    just bench tokenize                              (a small encoder on the CPU, about 3 minutes)
+    just bench tokenize size=medium device=cuda      (Whisper medium's dimensions on one GPU)
+
+Keys: size=tiny|medium, device=cpu|cuda, threads=N (that decode), batch=N, repeats=N, clips=N,
+out=FILE.json. Weights are random: they serve for speed. Speeds are seconds of audio per second, the
+median of `repeats` rounds in which the ways take turns. The baseline does what the original did:
+everything decoded first, then one clip per forward in float32. The pipeline is
+`speechfuse.tokenizing.tokenize` and the writing of the shard.
+"""
+
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from tqdm import tqdm
+
+from speechfuse import shards, tokenizing, tts
+from speechfuse.corpora import Clip, folder
+from speechfuse.quantizer import PADDING, Quantizer, QuantizerConfig
+
+SIZES = {"tiny": (384, 6, 4), "medium": (1024, 16, 24)}  # width, heads, layers
+DEFAULTS = {"size": "tiny", "device": "cpu", "threads": "2", "batch": "16", "repeats": "3",
+            "clips": "32", "out": ""}  # fmt: skip
+
+
+def make_corpus(path: Path, clips: int) -> float:
+    """Spoken clips of 4 to 20 s as FLAC at 16 kHz; 32 different ones under many names. Seconds."""
+    rng, total = random.Random(0), 0.0
+    with tts.Espeak() as engine:
+        for i in range(clips):
+            if i >= 32:
+                os.link(path / f"{i % 32:06d}.flac", path / f"{i:06d}.flac")
+            else:
+                text = " ".join(rng.choices(["seven", "orange", "rivers", "under"], k=60))
+                spoken = engine.speak(text, tts.Voice("en-us+Annie")).waveform
+                length = int(rng.uniform(4, 20) * 16_000)
+                soundfile.write(path / f"{i:06d}.flac", np.resize(spoken, length), 16_000)
+            total += soundfile.info(path / f"{i:06d}.flac").duration
+    return total
+
+
+def timed(work: Callable[[], object], device: str) -> float:
+    begin = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    if unknown := given.keys() - DEFAULTS.keys():
+        sys.exit(f"error: unknown key {', '.join(unknown)}; there are {', '.join(DEFAULTS)}")
+    options = DEFAULTS | given
+    device, batch, threads = options["device"], int(options["batch"]), int(options["threads"])
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
+    width, heads, layers = SIZES[options["size"]]
+    quantizer = Quantizer(QuantizerConfig(512, 64, 2, True, 80, 1500, width, heads, layers))
+    torch.nn.init.normal_(quantizer.codebook)
+    quantizer = quantizer.eval().to(device)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary)
+        seconds = make_corpus(path, int(options["clips"]))
+        corpus = folder(str(path))
+        (shard,) = corpus.plan(10**6)
+
+        def clips() -> list[Clip]:
+            return list(corpus.clips(shard))
+
+        def decode() -> list[np.ndarray]:
+            found = tokenizing.ahead(tokenizing.decode, clips(), threads, 4 * batch)
+            return [decoded.waveform for decoded in found]
+
+        few = [tokenizing.decode(clip).waveform for clip in clips()[:32]]
+        share = sum(map(len, few)) / 16_000 / seconds  # of the audio, for the parts on their own
+        full = torch.full((batch, 80, quantizer.frames), PADDING, device=device)
+
+        def mel() -> None:
+            for waveform in few:
+                quantizer.mel(waveform)
+
+        @torch.inference_mode()
+        def encode() -> None:
+            bf16 = quantizer.dtype != torch.float32
+            for _ in range(0, len(few), batch):
+                with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                    embedded = quantizer.embed(full)
+                quantizer.quantize(embedded.float())
+
+        def one_at_a_time() -> None:
+            for waveform in few:
+                quantizer.encode([waveform], 1)
+
+        def pipeline() -> None:
+            made = tokenizing.tokenize(clips(), quantizer, batch, [], threads, 4 * batch)
+            shards.write_shard(
+                path / "out.parquet", made.rows, shards.SPEECH, quantizer.stream, made.counts
+            )
+
+        f32, bf16 = torch.float32, torch.bfloat16
+        ways: list[tuple[str, Callable[[], object], torch.dtype, float]] = [
+            ("decode", decode, f32, 1.0), ("mel", mel, f32, share),
+            ("encode, float32", encode, f32, share), ("encode, bfloat16", encode, bf16, share),
+            ("pipeline, float32", pipeline, f32, 1.0), ("pipeline, bfloat16", pipeline, bf16, 1.0),
+            ("one clip at a time, float32", one_at_a_time, f32, share),
+        ]  # fmt: skip
+        times: dict[str, list[float]] = {name: [] for name, *_ in ways}
+        for _, work, dtype, _ in ways[2:4]:  # the first forwards choose their kernels
+            quantizer.dtype = dtype
+            work()
+        for _ in tqdm(range(int(options["repeats"])), "rounds"):
+            for name, work, dtype, part in ways:
+                quantizer.dtype = dtype
+                times[name].append(part * seconds / timed(work, device))
+    speeds = {name: statistics.median(found) for name, found in times.items()}
+    baseline = speeds["one clip at a time, float32"]
+    machine = {
+        "cpu": f"{os.cpu_count()} x {platform.machine()}",
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "torch": torch.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+    print(f"{seconds / 3600:.2f} h of audio, {options}, {machine}")
+    print("| way | x real time | to one clip at a time |\n|---|---|---|")
+    for name, speed in speeds.items():
+        print(f"| {name} | {speed:,.1f} | {speed / baseline:.2f} |")
+    if options["out"]:
+        Path(options["out"]).write_text(
+            json.dumps({"options": options, "machine": machine, "x_real_time": speeds}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""One shard: order and codes whatever the threads, bounded look-ahead, reduced precision."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from speechfuse import tokenizing, tts
+from speechfuse.corpora import Clip, Reject
+from speechfuse.quantizer import Quantizer
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def quantizer() -> Quantizer:
+    torch.set_num_threads(1)
+    return Quantizer.load(ROOT / "recipes/demo/models/quantizer")
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[Clip | Reject]:
+    texts = ["one", "two and three", "where does a bee live", "seven", "nine plus six " * 6]
+    with tts.Espeak() as engine:
+        spoken = [engine.speak(t, tts.Voice("en-us+Annie")).waveform for t in texts]
+    made: list[Clip | Reject] = [
+        Clip(f"clip-{i}", waveform, "here", text=text)
+        for i, (text, waveform) in enumerate(zip(texts, spoken, strict=True))
+    ]
+    made[1:1] = [Reject("bad", "bad name: so it came"), Clip("text", b"no audio", "there")]
+    return [*made, Clip("click", np.zeros(100, np.float32), "here")]
+
+
+def test_rows_are_the_same_whatever_the_threads_and_the_look_ahead(quantizer, clips):
+    shards = [
+        tokenizing.tokenize(clips, quantizer, 2, [], threads, depth)
+        for threads, depth in product((1, 3), (1, 100))
+    ]
+    first = shards[0]
+    pieces = [row["id"] for row in first.rows]
+    assert pieces[:4] == [f"clip-{i}" for i in range(4)] and pieces[4:6] == ["clip-4#0", "clip-4#1"]
+    assert [r["id"] for r in first.rejects] == ["bad", "text", "click"]
+    assert [r["reason"].partition(":")[0] for r in first.rejects] == [
+        "bad name", "not audio", "too short",
+    ]  # fmt: skip
+    assert first.counts["split"] == 1 and first.counts["pieces"] == len(pieces) - 4
+    for other in shards[1:]:
+        assert other.rejects == first.rejects and other.counts == first.counts
+        for a, b in zip(other.rows, first.rows, strict=True):
+            np.testing.assert_array_equal(a["codes"], b["codes"])
+            assert {k: a[k] for k in a if k != "codes"} == {k: b[k] for k in b if k != "codes"}
+
+
+def test_each_row_has_the_codes_of_its_own_audio(quantizer, clips):
+    """Three clips in batches of two: the second batch is fetched late and half empty."""
+    three = [clip for clip in clips if isinstance(clip, Clip)][2:5]
+    made = tokenizing.tokenize(three[:3], quantizer, 2, [], 1, 8)
+    for row, clip in zip(made.rows, three, strict=False):
+        (alone,) = quantizer.encode([clip.audio], 2)
+        assert len(row["codes"]) == len(alone) == int(25 * len(clip.audio) / 16_000)
+        assert np.mean(row["codes"] == alone) > 0.98  # near-ties may fall otherwise
+
+
+def test_no_more_clips_are_opened_than_the_look_ahead_allows():
+    opened = []
+
+    def items():
+        for i in range(50):
+            opened.append(i)
+            yield i
+
+    for taken, result in enumerate(tokenizing.ahead(lambda i: i * i, items(), 2, 5)):
+        assert result == taken**2
+        assert len(opened) <= taken + 6
+    assert len(opened) == 50
+
+
+def test_a_filter_drops_with_its_own_kind_of_reason(quantizer, clips):
+    def short_text(waveform: np.ndarray, text: str | None) -> str | None:
+        return "text length: under 5 letters" if len(text or "") < 5 else None
+
+    made = tokenizing.tokenize(clips, quantizer, 2, [short_text], 2, 8)
+    dropped = {r["id"]: r["reason"] for r in made.rejects if r["reason"].startswith("filter ")}
+    assert dropped == dict.fromkeys(["clip-0", "click"], "filter text length: under 5 letters")
+    assert "clip-0" not in [row["id"] for row in made.rows]
+
+
+def test_bfloat16_is_compared_with_float32_on_the_first_clips(quantizer, clips):
+    assert tokenizing.exactness(clips, quantizer, 2) == (n := sum_of_codes(quantizer, clips), n)
+    quantizer.dtype = torch.bfloat16
+    try:
+        equal, codes = tokenizing.exactness(clips, quantizer, 2)
+        assert quantizer.dtype == torch.bfloat16
+    finally:
+        quantizer.dtype = torch.float32
+    assert codes == n and 0.5 * n < equal < n  # some codes change: it is not the same arithmetic
+
+
+def sum_of_codes(quantizer: Quantizer, clips: list[Clip | Reject]) -> int:
+    return sum(len(row["codes"]) for row in tokenizing.tokenize(clips, quantizer, 2, [], 1, 1).rows)
