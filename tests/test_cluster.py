@@ -48,7 +48,7 @@ def test_a_worker_that_fits_nowhere_is_refused_at_once():
 
 
 def test_a_killed_process_of_the_local_engine_ends_in_one_sentence():
-    with pytest.raises(ValueError, match="a worker process was killed .* run the job again"):
+    with pytest.raises(ValueError, match=r"a worker process was killed .* run the job again"):
         list(workers.processes(die, [(1,), (2,)], workers=1, device="cpu"))
     found = list(workers.processes(square, [(x,) for x in range(5)], workers=2, device="auto"))
     assert sorted(found) == [0, 1, 4, 9, 16]

@@ -210,6 +210,11 @@ def test_the_command_line_runs_the_job(run):
     assert (done.returncode, done.stdout, done.stderr) == (0, "ran here 4\n", "")
 
 
+def test_a_job_runs_from_the_command_line_alone(run):
+    done = run("out=here", "part.size=4", "out=there")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ran there 4\n", "")
+
+
 def test_help_shows_the_doc_and_every_key(run):
     done = run("--help")
     assert done.returncode == 0 and "Count things." in done.stdout and "ran" not in done.stdout
@@ -226,7 +231,8 @@ def test_help_shows_the_doc_and_every_key(run):
         (["run.yaml", "out=file"], "no/such/file: No such file"),
         (["absent.yaml"], "absent.yaml: No such file"),
         ([], "config.yaml"),
-        (["out=here"], "config.yaml"),
+        (["part.size=4"], "the command line: no value for required out"),
+        (["ou=here"], "'ou=here': unknown key 'ou'; did you mean 'out'?"),
     ],
 )
 def test_what_the_user_can_cure_is_one_line_and_exit_code_2(run, arguments, words):

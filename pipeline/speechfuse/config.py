@@ -5,7 +5,8 @@ instance of the dataclass, every key known and every value of its declared type.
 
     python -m stages.<job> config.yaml key=value ...
 
-and its file ends with `main(job, Schema, __doc__)`. Sub-dicts that name code (`_component_:
+(without a file: python -m stages.<job> key=value ...) and its module ends with
+`main(job, Schema, __doc__)`. Sub-dicts that name code (`_component_:
 dotted.path` plus keyword arguments) are free-form in the schema and are checked by `instantiate`.
 """
 
@@ -26,17 +27,18 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 T = TypeVar("T")
 
 
-def load(schema: type[T], path: Path, overrides: list[str]) -> T:
+def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     """Read `path` into an instance of `schema`; of `overrides` ("a.b=value") the last one wins.
+    Without a `path` they are all there is.
 
     Values of overrides are YAML: `steps=10`, `name=null`, `tasks=[a,b]`; `tracks.0.weight=2`
     reaches into a list. Raises ValueError (unknown key, wrong type, missing required key, bad
     YAML), in one sentence that names the file or the override, and FileNotFoundError.
     """
     config = OmegaConf.structured(schema)
-    source = str(path)
+    source = file = str(path or "the command line")
     try:
-        given = OmegaConf.load(path)
+        given = OmegaConf.load(path) if path else OmegaConf.create()
         if not OmegaConf.is_dict(given):
             raise ValueError(f"{path}: a configuration is a mapping of keys to values")
         values = typing.cast(dict[str, Any], OmegaConf.to_container(given))
@@ -51,14 +53,14 @@ def load(schema: type[T], path: Path, overrides: list[str]) -> T:
             if typing.get_type_hints(schema).get(key) is str:  # as typed: "note: x" is a text
                 value = text
             OmegaConf.update(config, key, value, merge=True)
-        source = f"{path} with its overrides"
+        source = f"{file} with its overrides"
         missing = sorted(OmegaConf.missing_keys(config))
         OmegaConf.resolve(config)
     except (OmegaConfBaseException, TypeError, IndexError, yaml.YAMLError) as error:
         raise ValueError(_sentence(schema, source, error)) from error
     if missing:
         raise ValueError(
-            f"{path}: no value for required {', '.join(missing)}; add to the file or to the "
+            f"{file}: no value for required {', '.join(missing)}; add to a YAML file or to the "
             f"command line, e.g. {missing[0]}=..."
         )
     return typing.cast(T, OmegaConf.to_object(config))
@@ -98,7 +100,8 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
 
 
 def main(job: Callable[[T], None], schema: type[T], doc: str) -> None:
-    """The command line of a job: `config.yaml key=value ...`, or `--help` for `doc` and the keys.
+    """The command line of a job: `config.yaml key=value ...`, `key=value ...` where no file is
+    needed, or `--help` for `doc` and the keys.
 
     A ValueError, or an OSError about a file, is the user's to cure: one line on stderr, exit status
     2. Ctrl-C exits with 130. Any other exception is ours and keeps its traceback.
@@ -108,12 +111,15 @@ def main(job: Callable[[T], None], schema: type[T], doc: str) -> None:
         print(f"{doc.strip()}\n\n{_table(schema)}")
         return
     try:
-        if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
+        if not arguments or arguments[0].startswith("-"):
             raise ValueError(
-                "the first argument is the YAML file: config.yaml key=value ...; "
-                "--help lists the keys"
+                "the first argument is a YAML file, or a key=value where no file is needed: "
+                "config.yaml key=value ...; --help lists the keys"
             )
-        job(load(schema, Path(arguments[0]), arguments[1:]))
+        if "=" in arguments[0]:
+            job(load(schema, None, arguments))
+        else:
+            job(load(schema, Path(arguments[0]), arguments[1:]))
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
