@@ -72,7 +72,7 @@ ask file *args: setup
 say text out="out/say.wav": setup
     {{python}} -m stages.say {{r}}/say.yaml text={{quote(text)}} file={{quote(out)}}
 
-# train the demo's quantizer again (20 minutes on one core)
+# train the demo's quantizer again (30 minutes on one core)
 train-quantizer *args: setup
     {{python}} recipes/demo/world.py recipes/demo/world.yaml
     {{python}} -m stages.train_quantizer {{r}}/train_quantizer.yaml {{args}}

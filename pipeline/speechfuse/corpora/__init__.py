@@ -3,8 +3,8 @@
 from speechfuse.corpora.clip import Clip as Clip
 from speechfuse.corpora.clip import Reject as Reject
 from speechfuse.corpora.files import Folder as folder
-from speechfuse.corpora.manifests import Mls as mls
 from speechfuse.corpora.manifests import Nemo as nemo
+from speechfuse.corpora.openslr import Mls as mls
 from speechfuse.corpora.spoken import Synthetic as synthetic
 from speechfuse.corpora.tables import Hub as hub
 from speechfuse.corpora.tables import Parquet as parquet
