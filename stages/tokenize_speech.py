@@ -206,6 +206,18 @@ def _bytes_of_codes(path: Path) -> int:
     return sum(c.total_compressed_size for c in columns if c.path_in_schema.startswith("codes."))
 
 
+def plan_of(job: TokenizeSpeech, corpus: Any) -> dict[str, Any]:
+    """What plan.json holds: the shards, and how many files of which suffix the corpus ignores."""
+    plan = corpus.plan(job.shard_size)
+    if not plan:
+        raise ValueError(
+            f"corpus {job.corpus['_component_']} has no audio to tokenize: {job.corpus}"
+        )
+    if job.drop_duplicate_audio and not job.runtime.dry_run:
+        _mark_duplicates(job, plan)
+    return {"shards": plan, "ignored": dict(getattr(corpus, "ignored", {}))}
+
+
 def main(job: TokenizeSpeech) -> None:
     out = Path(job.out)
     if job.shard_size < 1 or job.batch_size < 1:
@@ -220,38 +232,35 @@ def main(job: TokenizeSpeech) -> None:
         config.instantiate(spec)
     corpus = config.instantiate(job.corpus)
     quantizer = _quantizer(of.checkpoint, of.whisper, of.dtype, "cpu")
-    plan = corpus.plan(job.shard_size)
-    clips = sum(shard["count"] for shard in plan)
-    if not clips:
-        raise ValueError(
-            f"corpus {job.corpus['_component_']} has no audio to tokenize: {job.corpus}"
-        )
     if job.runtime.dry_run:
-        print(f"{out}: {clips:,} clips of {corpus.source_name} in {len(plan)} shards; not started")
+        shard_list = plan_of(job, corpus)["shards"]
+        clips = sum(shard["count"] for shard in shard_list)
+        said = f"{clips:,} clips of {corpus.source_name} in {len(shard_list)} shards"
+        print(f"{out}: {said}; not started")
         return
     inputs = {"corpus": corpus.fingerprint, "quantizer": quantizer.identity}
     work = artifact.Artifact(out, "tokenize_speech", 2, asdict(job), inputs)
-    if job.drop_duplicate_audio and not (out / "plan.json").exists():
-        _mark_duplicates(job, plan)
-    if not work.begin(plan, fresh=job.fresh):
+    if not work.begin(lambda: plan_of(job, corpus), fresh=job.fresh):
         return
-    paths = [out / shards.shard_name(i) for i in range(len(work.plan))]
+    plan = work.plan["shards"]
+    clips = sum(shard["count"] for shard in plan)
+    paths = [out / shards.shard_name(i) for i in range(len(plan))]
     missing = [i for i, path in enumerate(paths) if not path.exists()]
     rejects = {i: shards.read_rejects(path) for i, path in enumerate(paths) if path.exists()}
-    done = sum(work.plan[i]["count"] for i in rejects)
+    done = sum(plan[i]["count"] for i in rejects)
     faults = [each for i in sorted(rejects) for each in _faults(rejects[i])]
     _check_rejects(job, faults, clips)
     with tqdm(total=clips, initial=done, desc=out.name, unit="clip") as bar:
-        for i in _run(job, tokenize_shard, [(job, i, work.plan[i]) for i in missing]):
+        for i in _run(job, tokenize_shard, [(job, i, plan[i]) for i in missing]):
             rejects[i] = shards.read_rejects(paths[i])
             faults += _faults(rejects[i])
             _check_rejects(job, faults, clips)
-            bar.update(work.plan[i]["count"])
+            bar.update(plan[i]["count"])
     every = [each for i in sorted(rejects) for each in rejects[i]]
     totals = totals_of(paths, every) | {
         "clips": clips,
         "dtype": of.dtype,
-        "ignored": getattr(corpus, "ignored", {}),
+        "ignored": work.plan["ignored"],
         "source": corpus.source_name,
         "licence": corpus.licence,
         "quantizer": quantizer.identity,
@@ -260,7 +269,7 @@ def main(job: TokenizeSpeech) -> None:
     if of.dtype != "float32":
         on = (workers.gpus(job.runtime.device) or ["cpu"])[0]
         equal, codes = tokenizing.exactness(
-            corpus.clips(work.plan[0]),
+            corpus.clips(plan[0]),
             _quantizer(of.checkpoint, of.whisper, of.dtype, on),
             job.batch_size,
         )

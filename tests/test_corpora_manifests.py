@@ -174,6 +174,7 @@ def test_shards_are_byte_ranges_that_give_the_same_clips_in_the_same_order(tmp_p
     names = [f"{i:03d}.wav" for i in range(57)]
     entries = [{"audio_filepath": name, "text": f"\u2028 \u00e9 {name}"} for name in names]
     listed(tmp_path / "one.json", *entries[:30])
+    listed(tmp_path / "deep/er/two.jsonl", *entries[:3])
     (tmp_path / "two.json").write_text("\n\n".join(json.dumps(e) for e in entries[30:]))  # no end
     both = [str(tmp_path / "one.json"), str(tmp_path / "two.json")]
     whole = everything(nemo(both), 1000)
@@ -187,6 +188,7 @@ def test_shards_are_byte_ranges_that_give_the_same_clips_in_the_same_order(tmp_p
         assert [clip for part in reversed(backwards) for clip in part] == whole
     assert nemo(str(tmp_path / "{one,two}.json")).plan(10) == nemo(both).plan(10)
     assert everything(nemo(str(tmp_path / "*.json"))) == whole
+    assert len(everything(nemo(str(tmp_path / "**/*.jsonl")))) == 3
 
 
 def test_ids_that_come_twice_are_rejected_across_shards_and_manifests(tmp_path):

@@ -269,7 +269,7 @@ def test_another_folder_of_speech_is_refused(whole, speech, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["corpus.path=TMP/empty"], "empty holds no files"),
+        (["corpus.path=TMP/empty"], "empty is not a folder with files in it"),
         (["corpus.path=TMP/notes"], "no audio to tokenize"),
         (["corpus.path=TMP/absent"], "absent is not a folder"),
         (["shard_sise=3"], "unknown key 'shard_sise'; did you mean 'shard_size'?"),

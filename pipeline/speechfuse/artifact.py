@@ -55,7 +55,8 @@ class Artifact:
     def begin(self, plan: Any = None, fresh: bool = False) -> bool:
         """Say whether there is work to do: False when this very artifact is already complete.
 
-        Absent: `plan` (JSON-able) is frozen in plan.json. Incomplete: its frozen plan is read back.
+        Absent: `plan` (JSON-able, or a function that makes it) is frozen in plan.json. Incomplete:
+        its frozen plan is read back, and none is made.
         `fresh` first moves whatever is there aside, to <out>.old-1, -2, ... Raises ValueError when
         the folder was written from another job, config or inputs, or by no job at all.
         """
@@ -74,7 +75,8 @@ class Artifact:
                     f"out={self.out} is not empty and no job made it (it holds no plan.json and no "
                     "manifest.json): choose another out=..., or fresh=true to move it aside"
                 )
-            record = {**self._record(), "plan": plan, "started": _now()}
+            made = plan() if callable(plan) else plan
+            record = {**self._record(), "plan": made, "started": _now()}
             write_json(frozen, record)
         self._lock()
         self.plan = _read(frozen)["plan"]

@@ -33,7 +33,8 @@ def files(patterns: str | list[str], suffix: str) -> list[Path]:
             if path.is_dir():
                 named = sorted(path.rglob(f"*{suffix}"))
             else:
-                named = [path] if path.exists() else sorted(map(Path, glob.glob(name)))
+                matches = glob.glob(name, recursive=True)
+                named = [path] if path.exists() else sorted(map(Path, matches))
             if not named:
                 raise FileNotFoundError(f"no file at {name} ({suffix} is what is looked for)")
             found.update(dict.fromkeys(p for p in named if p.is_file()))

@@ -20,7 +20,7 @@ import pyarrow.types as kinds
 from speechfuse.corpora.clip import Clip, Reject
 
 ROWS_AT_ONCE = 8
-BUFFER = 1 << 20  # bytes of a column that are read at once
+BUFFER = 4 << 20  # bytes that are read at once of a column, and of a Hub file beyond them
 FOOTERS_AT_ONCE = 8  # threads; a Hub dataset has thousands of files
 
 
@@ -95,7 +95,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 @contextmanager
 def opened(filesystem: Any, root: str, name: str) -> Iterator[pq.ParquetFile]:
-    with filesystem.open(f"{root}/{name}", "rb") as file:
+    with filesystem.open(f"{root}/{name}", "rb", block_size=BUFFER) as file:
         with pq.ParquetFile(file, buffer_size=BUFFER) as table:
             yield table
 

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torchtune.training import get_cosine_schedule_with_warmup
 from tqdm import tqdm
 
-from speechfuse import artifact, config, datasets
+from speechfuse import artifact, config, datasets, hub
 from speechfuse.train import model as models
 from speechfuse.train import state
 
@@ -48,7 +48,7 @@ class Finetune:
     )
     model: dict[str, Any] = field(metadata={"help": "torchtune builder of that checkpoint's shape"})
     datasets: list[dict[str, Any]] = field(
-        metadata={"help": "entries {_component_, path, share, ...}"}
+        metadata={"help": "entries {_component_, path, share, ...}; path: folder or repo@revision"}
     )
     seq_len: int = field(metadata={"help": "tokens of a pack"})
     batch_size: int = field(metadata={"help": "packs of an optimizer step, over all ranks"})
@@ -120,17 +120,30 @@ class Metrics:
             file.write(json.dumps(values) + "\n")
 
 
-def _begin(job: Finetune, checkpoint: Path, rank: int) -> tuple[artifact.Artifact, bool]:
+def _agreed(value: Any) -> Any:
+    """What rank 0 has, on every rank."""
+    shared = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(shared)
+    return shared[0]
+
+
+def _pins(job: Finetune, rank: int) -> dict[str, str | None]:
+    """The commit to read for each path of `datasets` that is on the Hub, None for folders."""
+    paths = dict.fromkeys(spec["path"] for spec in job.datasets if "path" in spec)
+    begun = None if job.fresh else Path(job.out)
+    return _agreed({path: hub.pinned(path, begun) for path in paths} if rank == 0 else None)
+
+
+def _begin(
+    job: Finetune, checkpoint: Path, pins: dict[str, str | None], rank: int
+) -> tuple[artifact.Artifact, bool]:
     """The run's artifact and whether there is work; rank 0 decides, the others are told."""
     inputs = {"checkpoint": artifact.fingerprint_of(checkpoint)}
-    for spec in job.datasets:
-        if "path" in spec:
-            inputs[spec["path"]] = artifact.fingerprint_of(Path(spec["path"]))
+    for path, pin in pins.items():
+        inputs[path] = pin or artifact.fingerprint_of(Path(path))
     work = artifact.Artifact(Path(job.out), "finetune", VERSION, asdict(job), inputs)
-    todo = [work.begin(fresh=job.fresh) if rank == 0 else None]
-    if dist.is_initialized():
-        dist.broadcast_object_list(todo)
-    return work, bool(todo[0])
+    return work, _agreed(work.begin(fresh=job.fresh) if rank == 0 else None)
 
 
 def _about(work: artifact.Artifact, epoch: int) -> dict[str, Any]:
@@ -177,14 +190,15 @@ def run(job: Finetune) -> None:
     micro = _check(job, ranks)
     checkpoint, out = Path(job.checkpoint), Path(job.out)
     models.check_shape(job.model, checkpoint)
-    work, todo = _begin(job, checkpoint, rank)
+    pins = _pins(job, rank)
+    work, todo = _begin(job, checkpoint, pins, rank)
     if not todo:
         return
     device = _device(job.runtime.device)
     torch.set_num_threads(job.runtime.threads or max(1, (os.cpu_count() or 1) // ranks))
-    vocabulary, mixture = datasets.load(
-        job.datasets, checkpoint, job.seq_len, job.batch_size, job.seed
-    )
+    here = {path: {"path": str(hub.local(pin))} for path, pin in pins.items() if pin}
+    specs = [spec | here.get(spec.get("path", ""), {}) for spec in job.datasets]
+    vocabulary, mixture = datasets.load(specs, checkpoint, job.seq_len, job.batch_size, job.seed)
     if mixture.dropped and rank == 0:
         print(f"{mixture.dropped} samples longer than seq_len={job.seq_len} tokens are left out")
     model = models.build(job.model, checkpoint, device, job.dtype, job.compute_dtype, job.recompute)

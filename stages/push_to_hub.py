@@ -1,0 +1,60 @@
+"""Push a finished dataset, model or quantizer to the Hub, with its card.
+
+    python -m stages.push_to_hub path=speech_train repo=me/speech
+
+In: the folder of a finished artifact, or its name under out/data or out/models. Out: one commit
+that has all of its files, and pushed-NAME.json beside the folder, which says where it went. The
+token is in the environment, HF_TOKEN. Run it again after a stop; a repository that has it all is
+left alone.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from speechfuse import cards, config, hub
+
+TEMPLATES = Path(__file__).parent.parent / "data_cards"
+ROOMS = (Path(), Path("out/data"), Path("out/models"))
+
+
+@dataclass
+class PushToHub:
+    path: str = field(metadata={"help": "folder, or its name under out/data or out/models"})
+    repo: str | None = field(
+        default=None, metadata={"help": "owner/name; null: your account and the folder's name"}
+    )
+    private: bool = field(default=True, metadata={"help": "false: everybody may read it"})
+    licence: str | None = field(
+        default=None, metadata={"help": "e.g. cc-by-4.0; null: what the corpus states"}
+    )
+    message: str | None = field(default=None, metadata={"help": "of the commit"})
+    dry_run: bool = field(default=False, metadata={"help": "say what would be sent, and stop"})
+
+
+def folder_of(path: str) -> Path:
+    """`path` itself, or below out/data or out/models; ValueError when it is in none of them."""
+    for room in ROOMS:
+        if (room / path).is_dir():
+            return room / path
+    raise ValueError(f"path={path}: there is no such folder, neither in out/data nor in out/models")
+
+
+def main(job: PushToHub) -> None:
+    folder = folder_of(job.path)
+    if not job.private and cards.licence_of(folder, job.licence) == "unknown":
+        raise ValueError(
+            f"{folder}: its licence is not stated, so it cannot be made public: say licence=... if "
+            "you know it, or leave private=true"
+        )
+    repo = job.repo
+    if not repo:
+        repo = f"{'YOU' if job.dry_run else hub.own_name()}/{folder.absolute().name}"
+    card = cards.card(folder, TEMPLATES, repo, job.licence)
+    if job.dry_run:
+        print(card)
+    repo_type = "dataset" if cards.kind_of(folder) == "dataset" else "model"
+    hub.push(folder, repo, card, repo_type, job.private, job.message, job.dry_run)
+
+
+if __name__ == "__main__":
+    config.main(main, PushToHub, __doc__)

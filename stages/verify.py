@@ -1,0 +1,358 @@
+"""Check that a finished artifact is what its manifest says.
+
+    python -m stages.verify path=out/data/speech_train
+
+In: any complete artifact. Out: a line for each group of checks, then every fault in a sentence of
+its own, with exit status 2. Of every artifact the files are checked against their sha256; of a
+dataset also shards, rows, rejects, totals and the frozen plan, all counted anew. A batch of rows
+is in memory at a time, and 8 bytes for each row.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from speechfuse import artifact, config, inspection, shards
+
+KEYS = ("config", "fingerprint", "inputs", "job", "outputs", "totals", "version")
+KINDS = {"speech": shards.SPEECH, "conversations": shards.CONVERSATIONS}
+ROUNDED = {"hours": 4, "bits_per_code": 3}  # decimals of the manifest
+JOINT = 1e-3  # seconds; `seconds` is a float32
+
+
+@dataclass
+class Verify:
+    path: str = field(metadata={"help": "folder of the artifact"})
+
+
+class Report:
+    """The faults, and a printed line for each group of checks."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], list[Any]] = {}
+        self._told = 0
+
+    def fault(self, where: str, what: str) -> None:
+        self._found[where, what] = []
+
+    def rows(self, shard: str, what: str, ids: list[Any]) -> None:
+        """The rows `ids` of a shard have a fault; each shard has one sentence for each `what`."""
+        if ids:
+            entry = self._found.setdefault((shard, what), [0, ids[0]])
+            entry[0] += len(ids)
+
+    def group(self, name: str, said: str) -> None:
+        new = len(self._found) - self._told
+        self._told += new
+        print(f"{name:9} {said}{f'; faults: {new}' if new else ''}", flush=True)
+
+    def faults(self) -> list[str]:
+        return [
+            f"{where}: {what}" + (f" in {count[0]:,} rows, first {count[1]!r}" if count else "")
+            for (where, what), count in self._found.items()
+        ]
+
+
+@dataclass
+class Counted:
+    """A dataset, counted from its rows and rejects."""
+
+    kind: str = ""
+    stream: dict[str, Any] = field(default_factory=dict)
+    rows: int = 0
+    codes: int = 0
+    mask: int = 0
+    seconds: float = 0.0
+    size: int = 0  # bytes of the codes on disk
+    split: int = 0
+    pieces: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    rejects: Counter[str] = field(default_factory=Counter)
+    clips: dict[str, int] = field(default_factory=dict)  # of each shard
+    ids: list[np.ndarray] = field(default_factory=list)
+
+    def totals(self) -> dict[str, Any]:
+        """By the names that they have in the manifest."""
+        filtered, rejected = inspection.filtered(self.rejects)
+        return {
+            "rows": self.rows,
+            "codes": self.codes,
+            "hours": self.seconds / 3600,
+            "bits_per_code": 8 * self.size / max(1, self.codes),
+            "clips": sum(self.clips.values()),
+            "split": self.split,
+            "pieces": self.pieces,
+            **{name: self.counts[name] for name in ("resampled", "mixed_down", "without_text")},
+            "rejected": rejected,
+            "filtered": filtered,
+            "quantizer": self.stream.get("quantizer"),
+            "token_rate": self.stream.get("token_rate"),
+        }
+
+
+def check_manifest(folder: Path, manifest: dict[str, Any], report: Report) -> None:
+    if missing := [key for key in KEYS if key not in manifest]:
+        raise ValueError(f"{folder}/manifest.json is none of ours: it lacks {', '.join(missing)}")
+    job, version = manifest["job"], manifest["version"]
+    again = artifact.Artifact(folder, job, version, manifest["config"], manifest["inputs"])
+    if again.fingerprint != manifest["fingerprint"]:
+        report.fault("manifest.json", "its fingerprint is not that of its job, config and inputs")
+    report.group("manifest", f"{job}, version {version}, fingerprint {again.fingerprint[:12]}")
+
+
+def check_files(folder: Path, outputs: dict[str, str], report: Report) -> list[Path]:
+    """Every output lies in the folder and has its sha256. Returns the shards among them."""
+    sizes = {}
+    for name in outputs:
+        path = folder / name
+        if _leaves(folder, name):
+            report.fault(name, "it leads out of the folder, so it was not read")
+        elif not path.is_file():
+            report.fault(name, "it is no file" if path.exists() else "it is missing")
+        else:
+            sizes[name] = path.stat().st_size
+    with tqdm(total=sum(sizes.values()), desc="files", unit="B", unit_scale=True, delay=2) as bar:
+        for name, size in sizes.items():
+            if artifact.sha256_of(folder / name) != outputs[name]:
+                report.fault(name, "its bytes do not have the sha256 of the manifest")
+            bar.update(size)
+    for path in sorted(folder.glob("shard-*")):
+        if path.name not in outputs:
+            report.fault(path.name, "the manifest does not list this shard file")
+    total = sum(sizes.values())
+    report.group("files", f"{len(sizes):,} of {len(outputs):,} present, {total:,} bytes hashed")
+    return [folder / name for name in sorted(sizes) if Path(name).match("shard-*.parquet")]
+
+
+def _leaves(folder: Path, name: str) -> bool:
+    """Whether a path of the manifest leads elsewhere: absolute, by `..`, or through a link.
+    Snapshots in the Hub's cache are links into `blobs` beside them, which is no elsewhere."""
+    place = folder.absolute()
+    target = (place / name).resolve()
+    inside = target.is_relative_to(place.resolve())
+    if place.parent.name == "snapshots":
+        inside |= target.parent == (place.parents[1] / "blobs").resolve()
+    return not inside or Path(name).is_absolute() or ".." in Path(name).parts
+
+
+def open_shards(paths: list[Path], counted: Counted, report: Report) -> list[Path]:
+    """Those that open and have a known schema; all are of one kind and one stream."""
+    opened = []
+    for path in paths:
+        try:
+            schema = pq.read_schema(path)
+            stream = shards.stream_of(path)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            report.fault(path.name, f"it does not open: {_line(error)}")
+            continue
+        kind = next((name for name, known in KINDS.items() if schema.equals(known)), "")
+        if not kind:
+            report.fault(path.name, "its columns are those of neither speech nor conversations")
+            continue
+        if not opened:
+            counted.kind, counted.stream = kind, stream
+        if kind != counted.kind:
+            report.fault(path.name, f"it holds {kind} among shards of {counted.kind}")
+        if stream != counted.stream:
+            report.fault(path.name, f"its stream {stream} is not {counted.stream} of the others")
+        opened.append(path)
+    of = f"{counted.stream['codebook_size']} codes" if counted.stream else "no codes"
+    report.group("shards", f"{len(opened):,} of {len(paths):,} open: {counted.kind}, {of}")
+    return opened
+
+
+class Pieces:
+    """Pieces of recordings that were split, in the order of one shard: parts 0, 1, ... one after
+    another, each beginning where the one before ends."""
+
+    def __init__(self) -> None:
+        self.whole = 0  # rows that are no piece
+        self.of: Counter[str] = Counter()  # parent: pieces so far
+        self._last: tuple[str | None, float] = (None, 0.0)  # parent and end of the row before
+
+    def add(self, batch: pa.RecordBatch, shard: str, report: Report) -> None:
+        offsets = pc.struct_field(batch["source"], "offset")
+        columns = [batch["id"], batch["parent"], batch["part"], offsets, batch["seconds"]]
+        for id, parent, part, offset, seconds in zip(*map(pa.Array.to_pylist, columns), strict=True):
+            if parent is None and part is None:
+                self.whole += 1
+                self._last = (None, 0.0)
+                continue
+            before, end = self._last
+            number = self.of[parent]
+            if part != number or id != f"{parent}#{part}":
+                report.rows(shard, "not the next piece of its parent", [id])
+            elif number and before != parent:
+                report.rows(shard, "a piece apart from the one before it", [id])
+            elif offset is None or (number and not abs(offset - end) <= JOINT):
+                report.rows(shard, "a piece that does not begin where the one before ends", [id])
+            self.of[parent] += 1
+            self._last = (parent, (offset or 0.0) + (seconds or 0.0))
+
+
+def check_shard(path: Path, counted: Counted, report: Report, bar: tqdm) -> None:
+    """Count the rows and rejects of one shard into `counted`."""
+    shard, pieces = path.name, Pieces()
+    for batch in inspection.batches(path):
+        ids = batch["id"].to_pylist()
+        report.rows(shard, "no id", [id for id in ids if not id])
+        counted.ids.append(inspection.hashes(id for id in ids if id))
+        counted.rows += len(batch)
+        speech = inspection.speech_of(batch)
+        check_codes(speech, shard, counted, report)
+        if counted.kind == "speech":
+            pieces.add(batch, shard, report)
+        bar.update(len(batch))
+    rejects = read_rejects(path, report)
+    cut = [id.rpartition("#") for id, _ in rejects]
+    short = Counter(parent for parent, _, part in cut if parent in pieces.of and part.isdigit())
+    alone = [parent for parent, n in (pieces.of + short).items() if n == 1]
+    report.rows(shard, "the only piece of its parent", alone)
+    counted.split += len(pieces.of)
+    counted.pieces += (pieces.of + short).total()
+    counted.clips[shard] = pieces.whole + len(pieces.of) + len(rejects) - short.total()
+    counted.rejects.update(reason.partition(":")[0] for _, reason in rejects)
+    counted.counts.update(shards.read_counts(path))
+    counted.size += inspection.bytes_of_codes(path)
+
+
+def check_codes(speech: pa.RecordBatch, shard: str, counted: Counted, report: Report) -> None:
+    """Codes are in the codebook, or the mask code after it, which published quantizers choose now
+    and then; their number fits the seconds."""
+    ids = np.array(speech["id"].to_pylist(), dtype=object)
+    seconds = speech["seconds"].cast(pa.float64()).fill_null(np.nan).to_numpy()
+    counted.seconds += float(np.nansum(seconds))
+    lengths = pc.list_value_length(speech["codes"]).fill_null(-1).to_numpy()
+    values = pc.list_flatten(speech["codes"]).fill_null(0xFFFF).to_numpy()
+    counted.codes += len(values)
+    if not len(values):
+        return
+    if not counted.stream:
+        report.rows(shard, "codes of no stated quantizer", list(ids[lengths > 0]))
+        return
+    size, rate = counted.stream["codebook_size"], counted.stream["token_rate"]
+    counted.mask += int(np.sum(values == size))
+    row_of = np.repeat(np.arange(len(ids)), np.maximum(lengths, 0))
+    report.rows(shard, f"codes over {size}", list(ids[np.unique(row_of[values > size])]))
+    fits = np.abs(lengths - seconds * rate) <= 1 + JOINT
+    what = f"a number of codes that is not {rate:g} times the seconds"
+    report.rows(shard, what, list(ids[(lengths >= 0) & ~fits]))
+
+
+def read_rejects(path: Path, report: Report) -> list[tuple[str, str]]:
+    """(id, reason) of a shard's rejects; none where the job wrote no list."""
+    name = path.name.replace(".parquet", ".rejects.jsonl")
+    try:
+        rejects = shards.read_rejects(path)
+        return [(str(reject["id"]), str(reject["reason"])) for reject in rejects]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        report.fault(name, f"it is not lines of {{id, reason}}: {_line(error)}")
+        return []
+
+
+def check_ids(paths: list[Path], counted: Counted, report: Report) -> None:
+    """Ids are unique over all shards. Where hashes meet, the ids are read again and compared."""
+    every = np.sort(np.concatenate([np.zeros(0, np.int64), *counted.ids]))
+    twice = set(every[1:][every[1:] == every[:-1]].tolist())
+    places: dict[str, list[str]] = {}
+    for path in paths if twice else []:
+        for batch in inspection.batches(path, ["id"]):
+            for id in batch["id"].to_pylist():
+                if id and hash(id) in twice:
+                    places.setdefault(id, []).append(path.name)
+    again = {id: names for id, names in places.items() if len(names) > 1}
+    if again:
+        id, names = next(iter(again.items()))
+        report.fault(
+            "ids", f"{len(again):,} stand more than once, first {id!r} in {' and '.join(names[:3])}"
+        )
+
+
+def check_totals(totals: dict[str, Any], counted: Counted, report: Report) -> None:
+    known = {name: now for name, now in counted.totals().items() if name in totals}
+    for name, now in known.items():
+        there = totals[name]
+        if name in ROUNDED:
+            now = round(now, ROUNDED[name])
+            same = isinstance(there, int | float) and abs(there - now) < 1.5 * 10 ** -ROUNDED[name]
+        else:
+            same = there == now
+        if not same:
+            report.fault("manifest.json", f"totals.{name} is {there}, counted now: {now}")
+    report.group("totals", f"{len(known)} of the manifest's counted anew: {', '.join(known)}")
+
+
+def check_plan(folder: Path, manifest: dict[str, Any], counted: Counted, report: Report) -> None:
+    """The frozen plan: each shard has a row (or pieces) or a reject for each of its clips."""
+    if not (folder / "plan.json").exists():
+        report.group("plan", "not checked: plan.json is not here (it is no output)")
+        return
+    frozen = json.loads((folder / "plan.json").read_text("utf-8"))
+    if frozen.get("fingerprint") != manifest["fingerprint"]:
+        report.fault("plan.json", "its fingerprint is not that of the manifest")
+    plan = frozen.get("plan")
+    if not isinstance(plan, list) or not all("count" in shard for shard in plan):
+        report.group("plan", "it plans no clips")
+        return
+    for i, shard in enumerate(plan):
+        name = shards.shard_name(i)
+        if name not in counted.clips:
+            report.fault("plan.json", f"its shard {name} is not in the manifest or cannot be read")
+        elif counted.clips[name] != shard["count"]:
+            report.fault(
+                name, f"{counted.clips[name]:,} clips are rows or rejects, planned: {shard['count']:,}"
+            )
+    clips = sum(shard["count"] for shard in plan)
+    report.group("plan", f"{clips:,} clips in {len(plan):,} shards are rows or rejects")
+
+
+def main(job: Verify) -> None:
+    folder = Path(job.path)
+    manifest = artifact.manifest_of(folder)
+    report, counted = Report(), Counted()
+    check_manifest(folder, manifest, report)
+    outputs = manifest["outputs"]
+    paths = check_files(folder, outputs, report)
+    said = f"{len(outputs):,} files"
+    if any(Path(name).match("shard-*.parquet") for name in outputs):
+        opened = open_shards(paths, counted, report)
+        rows = sum(pq.read_metadata(path).num_rows for path in opened)
+        with tqdm(total=rows, desc="rows", unit="row", unit_scale=True, delay=2) as bar:
+            for path in opened:
+                try:
+                    check_shard(path, counted, report, bar)
+                except (pa.ArrowException, OSError) as error:
+                    report.fault(path.name, f"its rows cannot be read: {_line(error)}")
+        check_ids(opened, counted, report)
+        hours = f"{counted.seconds / 3600:.2f} h"
+        mask = f"{counted.mask:,} of them the mask code"
+        report.group("rows", f"{counted.rows:,}, {hours}, {counted.codes:,} codes ({mask})")
+        report.group("pieces", f"{counted.split:,} recordings in {counted.pieces:,} pieces")
+        report.group("rejects", f"{counted.rejects.total():,}")
+        check_totals(manifest["totals"], counted, report)
+        check_plan(folder, manifest, counted, report)
+        said += f", {counted.rows:,} rows, {counted.codes:,} codes, {hours}"
+    faults = report.faults()
+    for fault in faults:
+        print(f"FAULT     {fault}")
+    if faults:
+        raise ValueError(f"{folder} is not what its manifest says: faults, listed above: {len(faults)}")
+    print(f"verified: {folder}: {said}")
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+if __name__ == "__main__":
+    config.main(main, Verify, __doc__)
