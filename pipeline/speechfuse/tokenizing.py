@@ -128,7 +128,7 @@ def tokenize(
             shard.counts["split"] += 1
             shard.counts["pieces"] += len(item.pieces)
         for part, piece in enumerate(item.pieces):
-            seconds = len(piece) / audio.SAMPLE_RATE
+            seconds = _seconds(piece)
             row = _row(item, part, offset, seconds)
             offset += seconds
             if seconds < shortest:
@@ -144,6 +144,10 @@ def tokenize(
     while running:
         collect()
     return shard
+
+
+def _seconds(waveform: np.ndarray) -> float:
+    return len(waveform) / audio.SAMPLE_RATE
 
 
 def _row(item: Prepared, part: int, offset: float, seconds: float) -> dict[str, Any]:
@@ -164,15 +168,19 @@ def _row(item: Prepared, part: int, offset: float, seconds: float) -> dict[str, 
 
 
 def exactness(
-    clips: Iterable[Clip | Reject], quantizer: Quantizer, batch_size: int, batches: int = 8
+    clips: Iterable[Clip | Reject], quantizer: Quantizer, batch_size: int, enough: int = 10_000
 ) -> tuple[int, int]:
-    """How many codes of the first pieces are those of float32, and how many there are."""
+    """How many codes of the first pieces are those of float32, and how many there are: `enough`, or
+    all that the clips give."""
     pieces: list[np.ndarray] = []
+    codes = 0.0
     for clip in clips:
         item = prepare(clip, quantizer.window, [])
         if isinstance(item, Prepared):
-            pieces += [p for p in item.pieces if len(p) * quantizer.token_rate > audio.SAMPLE_RATE]
-        if len(pieces) >= batches * batch_size:
+            usable = [p for p in item.pieces if _seconds(p) >= 1 / quantizer.token_rate]
+            pieces += usable
+            codes += sum(map(_seconds, usable)) * quantizer.token_rate
+        if codes > enough + len(pieces):  # a last incomplete one is not made
             break
     reduced = quantizer.encode(pieces, batch_size)
     dtype, quantizer.dtype = quantizer.dtype, torch.float32
