@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from speechfuse import artifact, cards, shards
+from stages import push_to_hub
 from tests.hub_server import HubServer, Refused
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +102,13 @@ def run(command: list[str], env: dict) -> str:
     return done.stdout
 
 
+def holds(hub: HubServer, repo: str, folder: Path) -> bool:
+    """Whether the newest commit has every output of an artifact, byte for byte."""
+    files = hub.dataset(repo).at("main")[1].files
+    outputs = artifact.manifest_of(folder)["outputs"]
+    return all(hashlib.sha256(files[n].data).hexdigest() == outputs[n] for n in outputs)
+
+
 def rows_hash(rows: list[dict]) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -117,15 +125,15 @@ base, found = sys.argv[1], {}
 for repo, revision in zip(sys.argv[2::2], sys.argv[3::2]):
     found[repo] = digest(load_dataset(repo, split="train", revision=revision))
 found["streamed"] = digest(load_dataset(repo, split="train", streaming=True))
+ids = AutoTokenizer.from_pretrained("me/base")("where does a bee live", return_tensors="pt")
 for place in ("me/base", base):
-    ids = AutoTokenizer.from_pretrained(place)("where does a bee live", return_tensors="pt")
     found[place] = AutoModelForCausalLM.from_pretrained(place)(**ids).logits.double().sum().item()
 print(json.dumps(found))
 """
 
 
 def test_stock_clients_load_what_was_pushed(hub, tmp_path):
-    """Datasets whole, streamed and at a commit, a model with its tokenizer; sent by Xet and LFS."""
+    """Datasets whole, at a commit and streamed; a model with its tokenizer. Sent by Xet and LFS."""
     revisions, wanted = {}, {}
     for repo, xet in (("me/xet", True), ("me/lfs", False)):
         folder = dataset(tmp_path / repo / "talks", seed=int(xet))
@@ -144,7 +152,8 @@ def test_stock_clients_load_what_was_pushed(hub, tmp_path):
         rows = [{**row, "codes": row["codes"].tolist()} for row in shards.read_rows(folder)]
         wanted[repo] = rows_hash(rows)
     assert hub.requests("PUT /storage/") and hub.requests("POST /cas/v1/xorbs/")
-    run(pushing(BASE, "me/base"), environment(hub, tmp_path))
+    model = shutil.copytree(BASE, tmp_path / "model")
+    run(pushing(model, "me/base"), environment(hub, tmp_path))
     env = environment(hub, tmp_path / "client")
     said = run(python(STOCK, BASE, *sum(revisions.items(), ())), env)
     found = json.loads(said.splitlines()[-1])
@@ -194,9 +203,7 @@ def test_a_push_that_is_killed_twice_ends_whole(hub, tmp_path, xet, upload):
     run(command, env)
     titles = [commit.title for commit in hub.dataset("me/talks").commits.values()]
     assert titles == ["initial commit", "Push talks"]
-    files = hub.dataset("me/talks").at("main")[1].files
-    for name, sha256 in artifact.manifest_of(folder)["outputs"].items():
-        assert hashlib.sha256(files[name].data).hexdigest() == sha256
+    assert holds(hub, "me/talks", folder)
     if not xet:  # what the first two had sent whole was not sent again
         sent = hub.requests(upload)
         assert len(set(sent)) == 5 and max(map(sent.count, sent)) <= 2 and len(sent) <= 7
@@ -225,25 +232,25 @@ print(json.dumps([tried(**step) for step in json.loads(sys.argv[1])]))
 
 def pushes(hub: HubServer, tmp_path: Path, *steps: dict[str, Any]) -> list[str]:
     """What each of several pushes says, all in one process."""
-    env = environment(hub, tmp_path)
-    return json.loads(run(python(JOB, json.dumps(steps)), env).splitlines()[-1])
+    return json.loads(run(python(JOB, json.dumps(steps)), environment(hub, tmp_path)))
 
 
 def test_only_differences_make_a_commit(hub, tmp_path):
     first, second = dataset(tmp_path / "a/talks"), dataset(tmp_path / "b/talks", many=2, seed=1)
-    step = {"token": "good", "repo": "me/talks"}
+    step = {"token": "good"}  # without a repo: the account of the token and the folder's name
     *_, again = pushes(
-        hub, tmp_path, *[step | {"path": str(first)}] * 2, step | {"path": str(second)},
-        step | {"path": str(second)},
-    )  # fmt: skip
+        hub, tmp_path, *[step | {"path": str(first)}] * 2, *[step | {"path": str(second)}] * 2
+    )
     repo = hub.dataset("me/talks")
     assert "has exactly this, nothing to do" in again and repo.branches["main"] in again
     assert [commit.title for commit in repo.commits.values()][1:] == ["Push talks"] * 2
     names = repo.at("main")[1].files
+    assert holds(hub, "me/talks", second)
     assert "shard-00001.parquet" in names and "shard-00002.parquet" not in names
     repo.commit("main", "by hand", {**names, "NOTES.md": names["README.md"]})
     (last,) = pushes(hub, tmp_path, step | {"path": str(first)})
     assert "NOTES.md" in repo.at("main")[1].files and "nothing to do" not in last
+    assert holds(hub, "me/talks", first)
     assert len(repo.commits) == 5
 
 
@@ -267,6 +274,7 @@ def test_refusals_are_one_sentence_and_send_nothing(hub, tmp_path):
     run(pushing(good, "me/private"), environment(hub, tmp_path))
     step = {"token": "good", "repo": "me/new", "path": str(good)}
     unstated = dataset(tmp_path / "unstated", totals=TOTALS | {"licence": None})
+    unsent = dataset(tmp_path / "unsent", seed=7)
     cases = [
         ({"token": None}, "HF_TOKEN is not set"),
         ({"token": "stolen"}, "HF_TOKEN is not a valid token"),
@@ -281,13 +289,25 @@ def test_refusals_are_one_sentence_and_send_nothing(hub, tmp_path):
         ({"path": str(tmp_path)}, "is neither a dataset"),
         ({"path": "no-such-folder"}, "there is no such folder"),
         ({"path": str(unstated), "private": False}, "its licence is not stated"),
+        ({"path": str(unsent), "repo": "me/empty"}, "the transfer stopped"),
+        ({"repo": "me/raced"}, "somebody else has committed"),
     ]  # fmt: skip
-    before = dict(hub.repos)
+    before = set(hub.repos)
+
+    def meddle(method: str, path: str) -> None:
+        if path.startswith("/cas/v1/xorbs/"):
+            raise Refused(403, "", "the storage is full")
+        if path.endswith("me/raced/commit/main"):
+            hub.dataset("me/raced").commit("main", "by hand", {})
+
+    hub.before = meddle
     said = pushes(hub, tmp_path, *[step | change for change, _ in cases])
     for text, (change, wanted) in zip(said, cases, strict=True):
         assert text.startswith("refused: ") and wanted in text, (change, text)
-        assert "\n" not in text and "stolen" not in text and "good" != text
-    assert hub.repos == before
+        assert "\n" not in text and "stolen" not in text
+    assert set(hub.repos) - before == {("dataset", "me/empty"), ("dataset", "me/raced")}
+    assert len(hub.dataset("me/empty").commits) == 1
+    assert hub.dataset("me/raced").at("main")[1].files == {}
     here = len(hub.log)
     (dry,) = pushes(hub, tmp_path, step | {"token": None, "dry_run": True, "licence": "MIT"})
     assert len(hub.log) == here and "license: mit" in dry
@@ -308,8 +328,8 @@ found["pinned"] = hub.pinned("me/talks@main", out)
 found["rows"] = sum(1 for _ in shards.read_rows(hub.local(f"me/talks@{commit}"), ["id"]))
 filesystem = hub.filesystem("me/talks", commit)
 root = f"datasets/me/talks@{commit}"
-with filesystem.open(f"{root}/shard-00000.parquet") as file:
-    found["range"] = pq.ParquetFile(file).read(["seconds"]).num_rows
+with filesystem.open(f"{root}/shard-00000.parquet") as file, pq.ParquetFile(file) as table:
+    found["range"] = table.read(["seconds"]).num_rows
 found["refused"] = []
 for path in ("me/talks@branch", "me/none@main"):
     try:
@@ -336,7 +356,7 @@ def test_a_branch_is_read_at_the_commit_that_a_job_began_with(hub, tmp_path):
     work.begin()
     later = repo.at("main")[1].files
     new = repo.commit("main", "by hand", {k: v for k, v in later.items() if k != "manifest.json"})
-    hub.fetched = 0
+    (tmp_path / "hf/token").write_text("good")  # as `hf auth login` leaves it: not to be used
     said = run(python(READING, tmp_path / "out", old), env).splitlines()
     found = json.loads(said[-1])
     assert found["folder"] is None and found["fresh"] == f"me/talks@{new}"
@@ -432,6 +452,15 @@ def test_a_card_says_what_the_manifest_does(tmp_path):
     own = cards.card(folder, ROOT / "data_cards", "me/talks", "Talks Licence 2")
     metadata = yaml.safe_load(own.split("---")[1])
     assert (metadata["license"], metadata["license_name"]) == ("other", "talks-licence-2")
+
+
+def test_a_name_is_looked_for_where_artifacts_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out/data/talks").mkdir(parents=True)
+    (tmp_path / "out/models/tiny").mkdir(parents=True)
+    assert push_to_hub.folder_of("talks") == Path("out/data/talks")
+    assert push_to_hub.folder_of("tiny") == Path("out/models/tiny")
+    assert push_to_hub.folder_of("out/data/talks") == Path("out/data/talks")
 
 
 def test_a_slot_that_nothing_fills_is_an_error(tmp_path):

@@ -124,7 +124,10 @@ def push(
     }  # fmt: skip
     artifact.write_json(record_of(folder), record)
     if changed:
-        print(f"{folder}: {what}, {changed:,} of them new or changed, are {repo}@{commit} ({how})")
+        print(
+            f"{folder}: {what} are {repo}@{commit} ({how}); {changed:,} files were added, changed "
+            "or removed"
+        )
     else:
         print(f"{folder}: {repo}@{commit} ({how}) has exactly this, nothing to do")
     return commit
@@ -221,7 +224,8 @@ def _on_hub(path: str) -> re.Match[str] | None:
 
 
 def _token() -> str | bool:
-    return os.environ.get("HF_TOKEN") or False  # False: not the one in a file of its own either
+    # False: not the one that huggingface_hub keeps in a file either
+    return os.environ.get("HF_TOKEN", "").strip() or False
 
 
 def _api() -> HfApi:
@@ -249,3 +253,8 @@ def _told(what: str) -> Iterator[None]:
         raise ValueError(
             f"{what}: no connection to {constants.ENDPOINT}, and it is not in the cache: {e}"
         ) from e
+    except (ConnectionError, RuntimeError) as error:  # of a file on its way: by Xet, by LFS
+        raise ValueError(
+            f"{what}: the transfer stopped ({error.__cause__ or error}); run it again, what has "
+            "arrived is not sent twice"
+        ) from error
