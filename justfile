@@ -44,6 +44,18 @@ data: setup
 tokenize config *args: setup
     {{python}} -m stages.tokenize_speech {{config}} {{args}}
 
+# check a finished artifact against its manifest: just verify out/data/NAME
+verify path: setup
+    {{python}} -m stages.verify path={{quote(path)}}
+
+# look at a dataset's codes: hours, use, entropy, lengths, rejects, plots: just inspect out/data/NAME
+inspect path *args: setup
+    {{python}} -m stages.inspect_dataset path={{quote(path)}} {{args}}
+
+# put a finished dataset or model on the Hub: just push NAME [repo=OWNER/NAME private=false dry_run=true]
+push name *args: setup
+    {{python}} -m stages.push_to_hub path={{quote(name)}} {{args}}
+
 # give the base model its sound tokens
 expand *args: setup
     {{python}} -m stages.expand_vocab {{r}}/expand_vocab.yaml {{args}}
@@ -84,7 +96,7 @@ train-base *args: setup
     {{train}} recipes/finetune.py {{r}}/train_base.yaml {{args}}
     {{python}} -m stages.evaluate {{r}}/evaluate.yaml only=[base] checkpoints.0.path=out/models/base_training/epoch_2 out=out/models/evals
 
-# show that a promise holds: just prove demo | tokenize (killed, resumed, compared)
+# show that a promise holds: just prove demo | tokenize | quantizer
 prove what: setup
     PYTHONPATH=. {{python}} tests/prove_{{what}}.py
 

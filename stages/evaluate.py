@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speechfuse import artifact, config
+from speechfuse import artifact, config, hub
 
 VERSION = 1
 
@@ -48,6 +48,13 @@ def fingerprint(task: dict[str, Any], checkpoint: Path) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
+def pinned(task: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The task with the commits of its repo@revision data, and with the folders of those."""
+    texts = {key: value for key, value in task.items() if isinstance(value, str)}
+    pins = {key: pin for key, value in texts.items() if (pin := hub.pinned(value))}
+    return {**task, **pins}, {**task, **{key: str(hub.local(pin)) for key, pin in pins.items()}}
+
+
 def move_aside(path: Path) -> None:
     number = 1
     while (aside := path.with_suffix(f".old-{number}")).exists():
@@ -61,13 +68,15 @@ def main(job: Evaluate) -> None:
     for name in job.only:
         if name not in names:
             raise ValueError(f"only={job.only}: no checkpoint is named {name!r}; there are {names}")
+    wanted = {task for entry in job.checkpoints for task in entry["tasks"]}
+    tasks = {task: pinned(job.tasks[task]) for task in sorted(wanted)}
     made = kept = 0
     for entry in job.checkpoints:
         if job.only and entry["name"] not in job.only:
             continue
         for name, checkpoint in expand(entry):
             for task in entry["tasks"]:
-                spec = job.tasks[task]
+                spec, here = tasks[task]
                 cell = Path(job.out) / name / f"{task}.json"
                 key = fingerprint(spec, checkpoint)
                 if cell.exists() and json.loads(cell.read_text())["fingerprint"] == key:
@@ -75,7 +84,7 @@ def main(job: Evaluate) -> None:
                     continue
                 if cell.exists():
                     move_aside(cell)
-                scores, items = config.instantiate(spec, checkpoint=checkpoint)
+                scores, items = config.instantiate(here, checkpoint=checkpoint)
                 result = {
                     "checkpoint": name, "fingerprint": key, "scores": [asdict(s) for s in scores],
                     "items": items,

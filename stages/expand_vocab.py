@@ -37,7 +37,8 @@ def main(job: ExpandVocab) -> None:
     if not work.begin(fresh=job.fresh):
         return
     layout = vocab.expand(base, out, quantizer.codebook_size, quantizer.identity, job.seed)
-    outputs = sorted(p for p in out.iterdir() if p.name not in ("plan.json", "manifest.json"))
+    made = (p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
+    outputs = sorted(made)
     work.finish(asdict(layout), outputs)
     print(
         f"{out}: sound_start {layout.start}, sound_end {layout.end}, codes {layout.first} to "

@@ -101,7 +101,8 @@ def main(job: InitBase) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     parameters = sum(p.numel() for p in model.parameters())
-    outputs = sorted(p for p in out.iterdir() if p.name not in ("plan.json", "manifest.json"))
+    made = (p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
+    outputs = sorted(made)
     work.finish({"parameters": parameters, "vocabulary": len(tokenizer)}, outputs)
     print(f"{out}: {parameters:,} parameters, {len(tokenizer)} tokens")
 

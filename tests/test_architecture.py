@@ -35,8 +35,12 @@ DOORS = {  # third party: the files that may import it, tests apart
     "whisper.normalizers": ["pipeline/speechfuse/evals/scores.py"],
     "lm_eval": ["pipeline/speechfuse/evals/*"],
     "espeakng_loader": ["pipeline/speechfuse/tts.py"],
+    "ray": ["pipeline/speechfuse/cluster.py"],
+    "huggingface_hub": ["pipeline/speechfuse/hub.py"],
+    "huggingface_hub.save_torch_state_dict": ["pipeline/speechfuse/train/model.py"],
 }
 JOBS: dict[str, type] = {  # recipe file: the schema of its job
+    "tokenize.yaml": TokenizeSpeech,
     "tokenize_*.yaml": TokenizeSpeech,
     "stage[12].yaml": Finetune,
     "stage[12]_*.yaml": Finetune,
