@@ -2,10 +2,10 @@
 
     python -m stages.verify path=out/data/speech_train
 
-In: any complete artifact. Out: a line for each group of checks, then every fault in a sentence of
-its own, with exit status 2. Of every artifact the files are checked against their sha256; of a
-dataset also shards, rows, rejects, totals and the frozen plan, all counted anew. A batch of rows
-is in memory at a time, and 8 bytes for each row.
+In: any complete artifact, or owner/name@revision on the Hub. Out: a line for each group of checks,
+then every fault in a sentence of its own, with exit status 2. Of every artifact the files are
+checked against their sha256; of a dataset also shards, rows, rejects, totals and the frozen plan,
+all counted anew. A batch of rows is in memory at a time, and 8 bytes for each row.
 """
 
 import json
@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from speechfuse import artifact, config, inspection, shards
+from speechfuse import artifact, config, hub, inspection, shards
 
-KEYS = ("config", "fingerprint", "inputs", "job", "outputs", "totals", "version")
+STREAM = {"codebook_size": int, "codebooks": int, "quantizer": str, "token_rate": float}
 KINDS = {"speech": shards.SPEECH, "conversations": shards.CONVERSATIONS}
 ROUNDED = {"hours": 4, "bits_per_code": 3}  # decimals of the manifest
 JOINT = 1e-3  # seconds; `seconds` is a float32
@@ -30,7 +30,7 @@ JOINT = 1e-3  # seconds; `seconds` is a float32
 
 @dataclass
 class Verify:
-    path: str = field(metadata={"help": "folder of the artifact"})
+    path: str = field(metadata={"help": "folder of the artifact, or owner/name@revision"})
 
 
 class Report:
@@ -81,7 +81,8 @@ class Counted:
 
     def totals(self) -> dict[str, Any]:
         """By the names that they have in the manifest."""
-        filtered, rejected = inspection.filtered(self.rejects)
+        filtered = {k: n for k, n in self.rejects.items() if k.startswith(inspection.FILTERED)}
+        rejected = {k: n for k, n in self.rejects.items() if k not in filtered}
         return {
             "rows": self.rows,
             "codes": self.codes,
@@ -99,11 +100,15 @@ class Counted:
 
 
 def check_manifest(folder: Path, manifest: dict[str, Any], report: Report) -> None:
-    if missing := [key for key in KEYS if key not in manifest]:
-        raise ValueError(f"{folder}/manifest.json is none of ours: it lacks {', '.join(missing)}")
-    job, version = manifest["job"], manifest["version"]
+    for key in ("config", "inputs", "outputs", "totals"):
+        if not isinstance(manifest.get(key), dict):
+            raise ValueError(
+                f"{folder}/manifest.json states no {key}, so there is nothing to verify; of a "
+                "training verify the folder of the run, not of an epoch"
+            )
+    job, version = manifest.get("job", ""), manifest.get("version", 0)
     again = artifact.Artifact(folder, job, version, manifest["config"], manifest["inputs"])
-    if again.fingerprint != manifest["fingerprint"]:
+    if again.fingerprint != manifest.get("fingerprint"):
         report.fault("manifest.json", "its fingerprint is not that of its job, config and inputs")
     report.group("manifest", f"{job}, version {version}, fingerprint {again.fingerprint[:12]}")
 
@@ -121,15 +126,22 @@ def check_files(folder: Path, outputs: dict[str, str], report: Report) -> list[P
             sizes[name] = path.stat().st_size
     with tqdm(total=sum(sizes.values()), desc="files", unit="B", unit_scale=True, delay=2) as bar:
         for name, size in sizes.items():
-            if artifact.sha256_of(folder / name) != outputs[name]:
-                report.fault(name, "its bytes do not have the sha256 of the manifest")
+            try:
+                if artifact.sha256_of(folder / name) != outputs[name]:
+                    report.fault(name, "its bytes do not have the sha256 of the manifest")
+            except OSError as error:
+                report.fault(name, f"it cannot be read: {error.strerror}")
             bar.update(size)
     for path in sorted(folder.glob("shard-*")):
         if path.name not in outputs:
             report.fault(path.name, "the manifest does not list this shard file")
     total = sum(sizes.values())
     report.group("files", f"{len(sizes):,} of {len(outputs):,} present, {total:,} bytes hashed")
-    return [folder / name for name in sorted(sizes) if Path(name).match("shard-*.parquet")]
+    return [folder / name for name in sorted(sizes) if _is_shard(name)]
+
+
+def _is_shard(name: str) -> bool:
+    return Path(name).match("shard-*.parquet") and "/" not in name
 
 
 def _leaves(folder: Path, name: str) -> bool:
@@ -145,11 +157,11 @@ def _leaves(folder: Path, name: str) -> bool:
 
 def open_shards(paths: list[Path], counted: Counted, report: Report) -> list[Path]:
     """Those that open and have a known schema; all are of one kind and one stream."""
-    opened = []
+    opened: list[Path] = []
     for path in paths:
         try:
             schema = pq.read_schema(path)
-            stream = shards.stream_of(path)
+            stream = _stream(schema)
         except (pa.ArrowException, OSError, ValueError) as error:
             report.fault(path.name, f"it does not open: {_line(error)}")
             continue
@@ -169,6 +181,15 @@ def open_shards(paths: list[Path], counted: Counted, report: Report) -> list[Pat
     return opened
 
 
+def _stream(schema: pa.Schema) -> dict[str, Any]:
+    """What shards.write_shard stated of the codes; {} where there are none."""
+    stream = json.loads((schema.metadata or {}).get(b"speechfuse.stream", b"{}"))
+    kinds = {key: type(value) for key, value in stream.items()}
+    if stream and (kinds != STREAM or stream["codebook_size"] < 1 or stream["token_rate"] <= 0):
+        raise ValueError(f"its stream is {stream}")
+    return stream
+
+
 class Pieces:
     """Pieces of recordings that were split, in the order of one shard: parts 0, 1, ... one after
     another, each beginning where the one before ends."""
@@ -181,7 +202,8 @@ class Pieces:
     def add(self, batch: pa.RecordBatch, shard: str, report: Report) -> None:
         offsets = pc.struct_field(batch["source"], "offset")
         columns = [batch["id"], batch["parent"], batch["part"], offsets, batch["seconds"]]
-        for id, parent, part, offset, seconds in zip(*map(pa.Array.to_pylist, columns), strict=True):
+        rows = zip(*map(pa.Array.to_pylist, columns), strict=True)
+        for id, parent, part, offset, seconds in rows:
             if parent is None and part is None:
                 self.whole += 1
                 self._last = (None, 0.0)
@@ -292,62 +314,69 @@ def check_totals(totals: dict[str, Any], counted: Counted, report: Report) -> No
     report.group("totals", f"{len(known)} of the manifest's counted anew: {', '.join(known)}")
 
 
-def check_plan(folder: Path, manifest: dict[str, Any], counted: Counted, report: Report) -> None:
-    """The frozen plan: each shard has a row (or pieces) or a reject for each of its clips."""
+def check_plan(folder: Path, fingerprint: str, counted: Counted, report: Report) -> None:
+    """Each shard has a row, pieces or a reject for each of its planned clips."""
     if not (folder / "plan.json").exists():
-        report.group("plan", "not checked: plan.json is not here (it is no output)")
+        report.group("plan", "not checked: plan.json is not here, it is no output")
         return
-    frozen = json.loads((folder / "plan.json").read_text("utf-8"))
-    if frozen.get("fingerprint") != manifest["fingerprint"]:
-        report.fault("plan.json", "its fingerprint is not that of the manifest")
-    plan = frozen.get("plan")
-    if not isinstance(plan, list) or not all("count" in shard for shard in plan):
-        report.group("plan", "it plans no clips")
-        return
-    for i, shard in enumerate(plan):
+    try:
+        frozen = json.loads((folder / "plan.json").read_text("utf-8"))
+        planned = [shard["count"] for shard in (frozen["plan"] or {}).get("shards", [])]
+        if frozen["fingerprint"] != fingerprint:
+            report.fault("plan.json", "its fingerprint is not that of the manifest")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        report.fault("plan.json", f"it is no plan of ours: {_line(error)}")
+        planned = []
+    for i, clips in enumerate(planned):
         name = shards.shard_name(i)
         if name not in counted.clips:
-            report.fault("plan.json", f"its shard {name} is not in the manifest or cannot be read")
-        elif counted.clips[name] != shard["count"]:
-            report.fault(
-                name, f"{counted.clips[name]:,} clips are rows or rejects, planned: {shard['count']:,}"
-            )
-    clips = sum(shard["count"] for shard in plan)
-    report.group("plan", f"{clips:,} clips in {len(plan):,} shards are rows or rejects")
+            report.fault("plan.json", f"its shard {name} is not an output that can be read")
+        elif counted.clips[name] != clips:
+            found = f"{counted.clips[name]:,} clips are rows, pieces or rejects"
+            report.fault(name, f"{found}, planned are {clips:,}")
+    report.group("plan", f"{sum(planned):,} clips in {len(planned):,} shards")
+
+
+def check_dataset(
+    folder: Path, paths: list[Path], manifest: dict[str, Any], report: Report
+) -> Counted:
+    counted = Counted()
+    opened = open_shards(paths, counted, report)
+    rows = sum(pq.read_metadata(path).num_rows for path in opened)
+    with tqdm(total=rows, desc="rows", unit="row", unit_scale=True, delay=2) as bar:
+        for path in opened:
+            try:
+                check_shard(path, counted, report, bar)
+            except (pa.ArrowException, OSError) as error:
+                report.fault(path.name, f"its rows cannot be read: {_line(error)}")
+    check_ids(opened, counted, report)
+    mask = f"{counted.mask:,} of them the mask code"
+    report.group("rows", f"{counted.rows:,} with {counted.codes:,} codes, {mask}")
+    report.group("pieces", f"{counted.pieces:,} of {counted.split:,} split recordings")
+    report.group("rejects", f"{counted.rejects.total():,}")
+    check_totals(manifest["totals"], counted, report)
+    check_plan(folder, manifest["fingerprint"], counted, report)
+    return counted
 
 
 def main(job: Verify) -> None:
-    folder = Path(job.path)
-    manifest = artifact.manifest_of(folder)
-    report, counted = Report(), Counted()
+    folder = hub.local(job.path)
+    manifest, report = artifact.manifest_of(folder), Report()
     check_manifest(folder, manifest, report)
-    outputs = manifest["outputs"]
-    paths = check_files(folder, outputs, report)
-    said = f"{len(outputs):,} files"
-    if any(Path(name).match("shard-*.parquet") for name in outputs):
-        opened = open_shards(paths, counted, report)
-        rows = sum(pq.read_metadata(path).num_rows for path in opened)
-        with tqdm(total=rows, desc="rows", unit="row", unit_scale=True, delay=2) as bar:
-            for path in opened:
-                try:
-                    check_shard(path, counted, report, bar)
-                except (pa.ArrowException, OSError) as error:
-                    report.fault(path.name, f"its rows cannot be read: {_line(error)}")
-        check_ids(opened, counted, report)
+    paths = check_files(folder, manifest["outputs"], report)
+    said = f"{len(manifest['outputs']):,} files"
+    if any(map(_is_shard, manifest["outputs"])):
+        counted = check_dataset(folder, paths, manifest, report)
         hours = f"{counted.seconds / 3600:.2f} h"
-        mask = f"{counted.mask:,} of them the mask code"
-        report.group("rows", f"{counted.rows:,}, {hours}, {counted.codes:,} codes ({mask})")
-        report.group("pieces", f"{counted.split:,} recordings in {counted.pieces:,} pieces")
-        report.group("rejects", f"{counted.rejects.total():,}")
-        check_totals(manifest["totals"], counted, report)
-        check_plan(folder, manifest, counted, report)
-        said += f", {counted.rows:,} rows, {counted.codes:,} codes, {hours}"
+        said += f", {counted.rows:,} rows, {counted.codes:,} codes, {hours} of speech"
     faults = report.faults()
     for fault in faults:
         print(f"FAULT     {fault}")
     if faults:
-        raise ValueError(f"{folder} is not what its manifest says: faults, listed above: {len(faults)}")
-    print(f"verified: {folder}: {said}")
+        raise ValueError(
+            f"{job.path} is not what its manifest says; faults, listed above: {len(faults)}"
+        )
+    print(f"verified: {job.path}: {said}")
 
 
 def _line(error: Exception) -> str:

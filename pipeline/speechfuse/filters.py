@@ -4,7 +4,7 @@ In: a clip's waveform (mono float32 at 16 kHz, before it is split) and its text,
 None to keep it, else "name: why not". Named in a job's YAML, in order:
 
     filters:
-      - {_component_: speechfuse.filters.level, min_dbfs: -45}
+      - {_component_: speechfuse.filters.level, min_dbfs: -50}
       - {_component_: speechfuse.filters.speech_share, min_share: 0.5}
 """
 
@@ -64,7 +64,8 @@ def characters_per_second(min: float = -inf, max: float = inf) -> Filter:
 
 def speech_share(min_share: float, threshold: float = 0.5) -> Filter:
     """Keep what is speech for at least `min_share` (0 to 1) of its time: frames of 32 ms to which
-    Silero VAD gives a probability of at least `threshold`. Needs the extra `vad`."""
+    Silero VAD gives a probability of at least `threshold`. Needs the extra `vad`. Words that stand
+    alone and are shorter than half a second may have none."""
     fault = _bounds("speech share", "share", _share("min_share", min_share), inf)
     threshold, model = _share("threshold", threshold), _silero()
     return lambda waveform, _: fault(_mean(model.audio_forward(waveform) >= threshold))

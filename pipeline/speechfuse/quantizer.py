@@ -108,11 +108,8 @@ class Quantizer(nn.Module):
         }
 
     def mel(self, waveform: np.ndarray) -> Tensor:
-        """Log-mel of one clip, (n_mels, frames). Per clip, because Whisper's floor is the maximum
-        of what it is given: in a batch, a clip's tokens would depend on its neighbours."""
-        device = self.codebook.device
-        samples = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32)).to(device)
-        return whisper.log_mel_spectrogram(samples, self.config.n_mels)
+        """Log-mel of one clip on the quantizer's device, (n_mels, frames)."""
+        return log_mel(waveform, self.config.n_mels, self.codebook.device)
 
     def embed(self, mels: Tensor) -> Tensor:
         """(batch, n_mels, window frames) -> (batch, window tokens, width), what the codebook
@@ -184,9 +181,9 @@ class Quantizer(nn.Module):
         openai-whisper `.pt` that its config names). ValueError says what does not fit."""
         path = Path(path)
         if path.is_dir():
-            config, tensors = _read_ours(path)
+            config, tensors = read_ours(path)
         else:
-            config, tensors = _read_published(path, whisper)
+            config, tensors = read_published(path, whisper)
         model = cls(config)
         try:
             model.load_state_dict(tensors)
@@ -197,7 +194,15 @@ class Quantizer(nn.Module):
         return model.eval()
 
 
-def _read_ours(folder: Path) -> tuple[QuantizerConfig, dict[str, Tensor]]:
+def log_mel(waveform: np.ndarray, n_mels: int, device: torch.device | str = "cpu") -> Tensor:
+    """Log-mel of one clip, (n_mels, frames) of 10 ms. Per clip, because Whisper's floor is the
+    maximum of what it is given: in a batch, a clip's tokens would depend on its neighbours."""
+    samples = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32)).to(device)
+    return whisper.log_mel_spectrogram(samples, n_mels)
+
+
+def read_ours(folder: Path) -> tuple[QuantizerConfig, dict[str, Tensor]]:
+    """Shape and tensors of a folder of ours; ValueError when it is none."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a quantizer: it has no {name}")
@@ -208,7 +213,8 @@ def _read_ours(folder: Path) -> tuple[QuantizerConfig, dict[str, Tensor]]:
         raise ValueError(f"{folder} is not a quantizer of ours: {error}") from None
 
 
-def _read_torch(path: Path, keys: set[str], what: str) -> dict:
+def read_torch(path: Path, keys: set[str], what: str) -> dict:
+    """The dict in a torch file, of plain values and tensors only; ValueError without these `keys`."""
     if not path.is_file():
         raise FileNotFoundError(f"no {what} at {path}")
     try:
@@ -220,10 +226,11 @@ def _read_torch(path: Path, keys: set[str], what: str) -> dict:
     return content
 
 
-def _read_published(
+def read_published(
     path: Path, whisper_path: Path | None
 ) -> tuple[QuantizerConfig, dict[str, Tensor]]:
-    published = _read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
+    """Shape and tensors, under our names, of a published WhisperVQ and its Whisper's encoder."""
+    published = read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
     config, tunables = published["config"], published.get("tunables") or {}
     name = config.get("whisper_model_name", "tiny.en")
     if whisper_path is None:
@@ -240,7 +247,7 @@ def _read_published(
                 f"{path}: unsupported {key}; WhisperVQ has q_depth 1, use_cosine_sim and no "
                 "downsample_conv"
             )
-    teacher = _read_torch(Path(whisper_path), {"dims", "model_state_dict"}, "Whisper checkpoint")
+    teacher = read_torch(Path(whisper_path), {"dims", "model_state_dict"}, "Whisper checkpoint")
     dims, state = teacher["dims"], published["state_dict"]
     # vector-quantize-pytorch moved project_in from the first layer to the residual quantizer in
     # 2024
