@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from speechfuse import artifact, config, workers
-from speechfuse.corpora import Reject, Utterance
+from speechfuse import artifact, config, tokenizing, workers
+from speechfuse.corpora import Clip, Reject
 from speechfuse.quantizer import Quantizer, QuantizerConfig
 from speechfuse.train import quantizer as training
 from speechfuse.train import state
@@ -51,18 +51,18 @@ class TrainQuantizer:
     runtime: Runtime = field(default_factory=Runtime)
 
 
-def speak(spec: dict[str, Any], items: list[str]) -> list[Utterance | Reject]:
+def speak(spec: dict[str, Any], shard: dict[str, Any]) -> list[Clip | Reject]:
     """One shard of a corpus, in a worker process."""
-    return list(config.instantiate(spec).utterances(items))
+    return list(config.instantiate(spec).clips(shard))
 
 
-def utterances(spec: dict[str, Any], runtime: Runtime, what: str) -> list[Utterance]:
+def utterances(spec: dict[str, Any], runtime: Runtime, what: str) -> list[Clip]:
     """All utterances of a synthetic corpus. ValueError when one was rejected or has no phonemes."""
     shards = config.instantiate(spec).plan(250)
     with workers.pool(runtime.workers) as pool:
         made = pool.map(speak, [spec] * len(shards), shards)
         result = [u for shard in tqdm(made, what, len(shards), unit="shard") for u in shard]
-    kept = [u for u in result if isinstance(u, Utterance) and u.phonemes]
+    kept = [u for u in result if isinstance(u, Clip) and u.phonemes]
     if len(kept) != len(result):
         raise ValueError(f"{what}: {len(result) - len(kept)} utterances have no phoneme times")
     return kept
@@ -108,7 +108,7 @@ def main(job: TrainQuantizer) -> None:
         name: [training.example(model, u, phonemes) for u in tqdm(group, f"mel {name}")]
         for name, group in spoken.items()
     }
-    hours = sum(len(u.waveform) for u in spoken["corpus"]) / 16_000 / 3600
+    hours = sum(len(tokenizing.decode(u).waveform) for u in spoken["corpus"]) / 16_000 / 3600
     del spoken
     trainee = training.Trainee(model, len(phonemes), job.decay)
     optimizer = torch.optim.AdamW(trainee.parameters(), lr=job.lr, weight_decay=0.01)

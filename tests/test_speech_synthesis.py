@@ -283,7 +283,7 @@ def test_a_folder_gives_ids_transcripts_and_paths(folder):
     assert (said.text, said.language, said.uri) == ("what was said", "en", "b/said.wav")
     assert len(audio.decode(said.audio).waveform) == 16_000
     assert silent.text is None and len(audio.decode(silent.audio).waveform) == 8000
-    with pytest.raises(ValueError, match="^not audio: "):
+    with pytest.raises(ValueError, match=r"^not audio: "):
         audio.decode(broken.audio)
 
 

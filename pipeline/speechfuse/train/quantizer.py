@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
-from speechfuse.corpora import Utterance
+from speechfuse import tokenizing
+from speechfuse.corpora import Clip
 from speechfuse.quantizer import PADDING, Quantizer
 
 SILENCE, IGNORE = "_", -100
@@ -37,9 +38,9 @@ def phoneme_name(name: str) -> str:
     return name.strip("',%=|!;-_:^\"") or SILENCE
 
 
-def example(quantizer: Quantizer, utterance: Utterance, phonemes: list[str]) -> Example:
+def example(quantizer: Quantizer, utterance: Clip, phonemes: list[str]) -> Example:
     """Mel and labels of one utterance; a phoneme that `phonemes` lacks is ignored by the loss."""
-    mel = quantizer.mel(utterance.waveform)
+    mel = quantizer.mel(tokenizing.decode(utterance).waveform)
     count = mel.shape[1] // FRAMES_PER_LABEL
     starts = np.array([second for second, _ in utterance.phonemes])
     classes = {name: i for i, name in enumerate(phonemes)}
