@@ -359,8 +359,10 @@ def test_ffmpeg_has_a_time_limit_and_is_ended_with_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(containers, "FFMPEG_SECONDS", 0.5)
     threads = threading.active_count()
+    start = time.monotonic()
     with pytest.raises(ValueError, match=r"^not audio: ffmpeg finds none"):
         audio.decode(b"\0\0\0\x18ftypM4A ")
+    assert time.monotonic() - start < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "ffmpeg.pid").read_text()), 0)
     assert threading.active_count() == threads

@@ -17,6 +17,7 @@ from speechfuse import artifact, audio, shards, tts
 from speechfuse.config import main
 from speechfuse.quantizer import Quantizer
 from stages import tokenize_speech
+from tests import bad_audio
 
 ROOT = Path(__file__).parent.parent
 QUANTIZER = "recipes/demo/models/quantizer"
@@ -350,3 +351,30 @@ def test_reduced_precision_is_part_of_what_is_made_and_its_codes_are_compared(
     equal = artifact.manifest_of(tmp_path / "data")["totals"]["equal_to_float32"]
     assert 100 < equal["equal"] <= equal["codes"]
     assert f"bfloat16 gave float32's code for {equal['equal'] / equal['codes']:.2%}" in said
+
+
+def test_a_corpus_of_bad_files_is_counted_by_kind_and_stops_nothing(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "speech"
+    expected = bad_audio.make(folder, minutes=0.5)
+    job = config(
+        tmp_path / "job.yaml", folder, tmp_path / "data", shard_size=30,
+        runtime={"workers": 2, "max_reject_rate": 1.0},
+    )  # fmt: skip
+    assert called(monkeypatch, job) == 0
+    out = tmp_path / "data"
+    rows = {row["parent"] or row["id"] for row in shards.read_rows(out)}
+    found = dict.fromkeys(rows, "used")
+    for path in shards.shard_paths(out):
+        for reject in shards.read_rejects(path):
+            found[reject["id"]] = reject["reason"].partition(":")[0]
+    expected = {id: "too short" if id == "one sample" else kind for id, kind in expected.items()}
+    assert len([kind for kind in found.values() if kind != "used"]) >= 25
+    assert {id: kind for id, kind in found.items() if kind != "used"} == {
+        id: kind for id, kind in expected.items() if kind != "used"
+    }
+    assert rows == {id for id, kind in expected.items() if kind == "used"}
+    totals = artifact.manifest_of(out)["totals"]
+    assert sum(totals["rejected"].values()) == len(found) - len(rows)
+    assert totals["ignored"] == bad_audio.IGNORED
+    said = capsys.readouterr().out
+    assert all(f"{n} {kind}" in said for kind, n in totals["rejected"].items())
