@@ -120,7 +120,7 @@ class Statistics:
 
     @property
     def rate(self) -> float:
-        """Codes a second. A little under the quantizer's: a row's last incomplete one is not made."""
+        """Codes a second: a little under the quantizer's, which makes no incomplete last one."""
         return self.codes / self.coded_seconds if self.coded_seconds else 0.0
 
     @property

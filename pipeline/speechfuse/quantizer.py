@@ -214,7 +214,7 @@ def read_ours(folder: Path) -> tuple[QuantizerConfig, dict[str, Tensor]]:
 
 
 def read_torch(path: Path, keys: set[str], what: str) -> dict:
-    """The dict in a torch file, of plain values and tensors only; ValueError without these `keys`."""
+    """The dict in a torch file of plain values and tensors; ValueError without these `keys`."""
     if not path.is_file():
         raise FileNotFoundError(f"no {what} at {path}")
     try:

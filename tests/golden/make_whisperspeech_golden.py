@@ -1,12 +1,17 @@
-"""Golden codes of WhisperVQ, made by the genuine whisperspeech 0.8.9.
+"""Golden codes of WhisperVQ, and what it decodes of codes, made by the genuine whisperspeech 0.8.9.
 
 In: nothing; all weights and clips are random. Out, beside this file:
     whisper.pt                an openai-whisper checkpoint, in fp16 as the published ones
     whispervq.model           a WhisperVQ, tensors named as in the published en+pl and v3-7lang
     whispervq-fixed.model     the same, tensors named as in their "-fixed" copies
     whisperspeech_codes.json  for each clip of `clips()`: checksum of the waveform, codes
-The genuine package reads the first two back, and the codes come from what it read. Tensors that
-only decoding uses have their true shape but are one zero repeated (stride 0), which takes no room.
+    whisper-decoding.pt       another Whisper, with the published .en vocabulary
+    whispervq-decoding.model  another WhisperVQ, with all settings of the published ones
+    whispervq-oldest.model    the same without the settings that came later: rope, mask_embs, ...
+    whisperspeech_decoding.json  for each of the two: codes, the features and text decoded of them
+The genuine package reads the models back, and all results come from what it read. Tensors that
+only decoding uses have their true shape in the first models but are one zero repeated (stride 0),
+which takes no room; large tables of the others are rows of one vector, each a place further on.
 
 whisperspeech cannot share an environment with the project's torch. To make its own (about 7 GB),
 and to run:
@@ -34,6 +39,7 @@ SECONDS = (0.5, 1.0, 1.7, 2.99, 3.01, 5.0, 8.3, 12.0, 20.0, 29.98, 30.0)
 SAMPLE_RATE = 16_000
 TOKEN_RATE = 25
 CODES = 512
+DECODING_CODES = 32
 GAIN = 1.25
 # Least distance in cosine between the best and the second-best code of any token. Cosines move by
 # about 1e-6 from one set of CPU kernels to another: codes must not depend on the machine.
@@ -164,7 +170,90 @@ def rename_as_fixed(path: Path, fixed: Path) -> None:
     torch.save(content, fixed)
 
 
+def slanted(rows: int, width: int, std: float, dtype: torch.dtype) -> Tensor:
+    """A random (rows, width) table in the room of one vector: row i is its numbers from i on."""
+    vector = torch.randn(rows + width).mul(std).to(dtype)
+    return vector.as_strided((rows, width), (1, 1))
+
+
+def make_decoding_whisper(path: Path) -> nn.Module:
+    """Write a random Whisper that can decode text, return it as openai-whisper reads it."""
+    import whisper
+
+    dims = whisper.model.ModelDimensions(
+        n_mels=80, n_audio_ctx=1500, n_audio_state=32, n_audio_head=2, n_audio_layer=1,
+        n_vocab=51_864, n_text_ctx=16, n_text_state=32, n_text_head=2, n_text_layer=1,
+    )  # fmt: skip
+    model = whisper.model.Whisper(dims)
+    model.decoder.positional_embedding.data.normal_()
+    randomize(model)
+    for part in (model.decoder.blocks[0].cross_attn.key, model.decoder.blocks[0].cross_attn.out):
+        part.weight.data *= 3  # so that the text depends more on what is heard than on itself
+    state = model.half().state_dict()
+    state["decoder.token_embedding.weight"] = slanted(dims.n_vocab, 32, 0.2, torch.float16)
+    torch.save({"dims": asdict(dims), "model_state_dict": state}, path)
+    return whisper.load_model(str(path), device="cpu").eval()
+
+
+def make_decoding_quantizer(path: Path, teacher: nn.Module, tunables: dict) -> Any:
+    """Write a small random WhisperVQ whose decoding half is real, return it as read back."""
+    from whisperspeech.vq_stoks import RQBottleneckTransformer, Tunables
+
+    model = RQBottleneckTransformer(
+        vq_codes=DECODING_CODES, q_depth=1, depth=2, n_head=2, head_width=16, codebook_dim=8,
+        use_cosine_sim=True, downsample=2, whisper_model_name="tiny.en",
+        tunables=Tunables(**Tunables.upgrade(tunables)),
+    ).eval()  # fmt: skip
+    randomize(model)
+    embedding = model.rq.layers[0]._codebook.embed
+    embedding.copy_(nn.functional.normalize(torch.randn_like(embedding), dim=-1))
+    state = model.state_dict()
+    state["positional_embedding.weight"] = slanted(1500, 32, 0.5, torch.float32)
+    config = {name: getattr(model, name) for name in STORED.split(",")}
+    torch.save({"config": config, "tunables": tunables, "state_dict": state}, path)
+    model = RQBottleneckTransformer.load_model(str(path))
+    model.whmodel = [teacher]
+    return model
+
+
+def decode(model: Any, teacher: nn.Module, codes: Tensor) -> dict[str, Any]:
+    """Features at some places and the text of one clip's codes, by the genuine packages."""
+    import whisper
+
+    options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
+    with torch.inference_mode():
+        features = model.dequantize(codes)
+        model.ensure_whisper()
+        text = model.decode_text(codes, options)[0].text
+        for _ in range(8):  # the text must not depend on the last bits of the machine's arithmetic
+            near = features + torch.randn_like(features) * MARGIN
+            if teacher.decode(near, options)[0].text != text:
+                raise SystemExit("a near-tie in the text; try another SEED")
+    places = [0, 1, *torch.randint(2, 1498, (4,)).tolist(), 1499]
+    kept = {str(at): [round(v, 5) for v in features[0, at].tolist()] for at in places}
+    return {"codes": codes.tolist(), "text": text, "features": kept}
+
+
+def make_decoding_golden() -> None:
+    torch.manual_seed(SEED)
+    teacher = make_decoding_whisper(HERE / "whisper-decoding.pt")
+    newest = {"rope": True, "mask_embs": True, "downsample_mean": True, "query_mult": 2}
+    results = {}
+    for name, tunables in (("decoding", newest), ("oldest", {})):
+        model = make_decoding_quantizer(HERE / f"whispervq-{name}.model", teacher, tunables)
+        clips = [torch.randint(0, DECODING_CODES, (length,)) for length in (0, 1, 40, 377, 750)]
+        results[name] = [decode(model, teacher, codes) for codes in clips]
+    texts = {clip["text"] for clips in results.values() for clip in clips}
+    rows = [
+        f'  "{name}": [\n' + ",\n".join(f"   {json.dumps(clip)}" for clip in clips) + "\n  ]"
+        for name, clips in results.items()
+    ]
+    (HERE / "whisperspeech_decoding.json").write_text("{\n" + ",\n".join(rows) + "\n}\n")
+    print(f"{len(texts)} different texts: {sorted(texts)}")
+
+
 def main() -> None:
+    make_decoding_golden()
     torch.manual_seed(SEED)
     waveforms = clips()
     teacher = make_whisper(HERE / "whisper.pt")

@@ -1,14 +1,26 @@
 """Training a small quantizer of the WhisperVQ class on speech whose phonemes are known.
 
-In: utterances with phoneme times (synthetic speech gives them for free). Out: a Quantizer. Where
+In: clips with phoneme times (synthetic speech gives them for free). Out: a Quantizer. Where
 WhisperVQ distils a large Whisper, this one learns from framewise phoneme targets through the same
 bottleneck: encoder, mean downsampling, MLP, cosine codebook trained by vector-quantize-pytorch
 (EMA). Each 40 ms token predicts the phonemes of its two 20 ms halves.
+
+A method of `stages.train_quantizer` is a class with
+
+    window    speechfuse.train.examples.Window: the clips it can be trained on
+    inputs    {name: fingerprint} of what it reads beside the corpora
+    begin(training, validation, device)  -> the module whose parameters train and whose state is
+              kept; ValueError when training would be in vain
+    losses(step, steps, size, seed)      -> {name: loss}, their sum is minimised; a pure function of
+              its arguments, the module and torch's random state
+    finish(out)  -> (totals, files written)
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,20 +28,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
-from speechfuse import tokenizing
-from speechfuse.corpora import Clip
+from speechfuse import config
 from speechfuse.quantizer import PADDING, Quantizer
+from speechfuse.train.examples import Example, Window
 
 SILENCE, IGNORE = "_", -100
 FRAMES_PER_LABEL = 2  # mel frames (10 ms) per phoneme label (20 ms)
 
 
 @dataclass(frozen=True)
-class Example:
-    """`mel`: float16 (n_mels, frames). `labels`: int64 (frames // 2,), indices into the phoneme
-    list."""
+class Labelled:
+    """`labels`: int64 (frames // 2,), indices into the phoneme list."""
 
-    mel: Tensor
+    example: Example
     labels: Tensor
 
 
@@ -38,17 +49,16 @@ def phoneme_name(name: str) -> str:
     return name.strip("',%=|!;-_:^\"") or SILENCE
 
 
-def example(quantizer: Quantizer, utterance: Clip, phonemes: list[str]) -> Example:
-    """Mel and labels of one utterance; a phoneme that `phonemes` lacks is ignored by the loss."""
-    mel = quantizer.mel(tokenizing.decode(utterance).waveform)
-    count = mel.shape[1] // FRAMES_PER_LABEL
-    starts = np.array([second for second, _ in utterance.phonemes])
+def labelled(example: Example, phonemes: list[str]) -> Labelled:
+    """Labels of one clip; a phoneme that `phonemes` lacks is ignored by the loss."""
+    count = example.mel.shape[1] // FRAMES_PER_LABEL
+    starts = np.array([second for second, _ in example.phonemes])
     classes = {name: i for i, name in enumerate(phonemes)}
-    names = [classes.get(phoneme_name(name), IGNORE) for _, name in utterance.phonemes]
+    names = [classes.get(phoneme_name(name), IGNORE) for _, name in example.phonemes]
     middles = (np.arange(count) + 0.5) * FRAMES_PER_LABEL / 100
     current = np.searchsorted(starts, middles, side="right") - 1
     labels = np.where(current >= 0, np.array(names)[current], classes[SILENCE])
-    return Example(mel.half(), torch.from_numpy(labels.astype(np.int64)))
+    return Labelled(example, torch.from_numpy(labels.astype(np.int64)))
 
 
 class Trainee(nn.Module):
@@ -86,7 +96,7 @@ class Trainee(nn.Module):
 
 
 def batch(
-    examples: Sequence[Example], frames: int, size: int, seed: int, step: int
+    examples: Sequence[Labelled], frames: int, size: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """The windows of one step, a pure function of (seed, step): mels (size, n_mels, frames), labels
     (size, frames // 2).
@@ -97,7 +107,7 @@ def batch(
     and microphones.
     """
     rng = random.Random(f"{seed}/{step}")
-    mels = torch.full((size, examples[0].mel.shape[0], frames), PADDING)
+    mels = torch.full((size, examples[0].example.n_mels, frames), PADDING)
     labels = torch.full((size, frames // FRAMES_PER_LABEL), IGNORE)
     for row in range(size):
         start, alone = 0, rng.random() < 0.3
@@ -106,7 +116,8 @@ def batch(
             length = len(item.labels) * FRAMES_PER_LABEL
             if start + length > frames:
                 break
-            mels[row, :, start : start + length] = _disturb(item.mel[:, :length].float(), rng)
+            mel = item.example.mel[:, :length].float()
+            mels[row, :, start : start + length] = _disturb(mel, rng)
             half = start // FRAMES_PER_LABEL
             labels[row, half : half + len(item.labels)] = item.labels
             start += length
@@ -128,6 +139,16 @@ def _disturb(mel: Tensor, rng: random.Random) -> Tensor:
     return mel
 
 
+@torch.inference_mode()
+def codes_of(quantizer: Quantizer, examples: Sequence[Example]) -> np.ndarray:
+    """Codes of a batch of clips, int64 (clips, window tokens), those of the padding included."""
+    window = torch.full((len(examples), quantizer.config.n_mels, quantizer.frames), PADDING)
+    for row, each in zip(window, examples, strict=True):
+        row[:, : each.mel.shape[1]] = each.mel
+    embedded = quantizer.embed(window.to(quantizer.codebook.device))
+    return quantizer.quantize(embedded).cpu().numpy()
+
+
 def phoneme_information(codes: np.ndarray, labels: np.ndarray) -> float:
     """PNMI: the share of the phonemes' entropy that the codes explain, 0 to 1 (HuBERT, Hsu et al.
     2021, section IV.D)."""
@@ -139,3 +160,58 @@ def phoneme_information(codes: np.ndarray, labels: np.ndarray) -> float:
     information = (joint[seen] * np.log(joint[seen] / (code @ label)[seen])).sum()
     entropy = -(label[label > 0] * np.log(label[label > 0])).sum()
     return float(information / entropy)
+
+
+class Phonemes:
+    """The method that needs no teacher. `model`: the keys of QuantizerConfig; `quantize_from`: the
+    share of the steps before the codebook starts; `decay`: of its moving average."""
+
+    inputs: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(
+        self, model: dict[str, Any], quantize_from: float = 0.4, decay: float = 0.95
+    ) -> None:
+        shape = {"_component_": "speechfuse.quantizer.QuantizerConfig", **model}
+        self.quantizer = Quantizer(config.instantiate(shape))
+        self.quantize_from, self.decay = quantize_from, decay
+        self.window = Window(self.quantizer.config.n_mels, self.quantizer.window, "phonemes")
+
+    def begin(self, training: list[Example], validation: list[Example], device: str) -> nn.Module:
+        names = {phoneme_name(name) for each in training for _, name in each.phonemes}
+        self.phonemes = sorted(names | {SILENCE})
+        self.training = [labelled(each, self.phonemes) for each in training]
+        self.validation = [labelled(each, self.phonemes) for each in validation]
+        self.trainee = Trainee(self.quantizer, len(self.phonemes), self.decay).to(device)
+        return self.trainee
+
+    def losses(self, step: int, steps: int, size: int, seed: int) -> dict[str, Tensor]:
+        device = self.quantizer.codebook.device
+        mels, labels = batch(self.training, self.quantizer.frames, size, seed, step)
+        quantize = step >= self.quantize_from * steps
+        logits, commitment = self.trainee(mels.to(device), quantize)
+        targets = labels.to(device).flatten()
+        loss = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORE)
+        return {"loss": loss, "commitment": commitment}
+
+    def finish(self, out: Path) -> tuple[dict[str, Any], list[Path]]:
+        """Phoneme-normalised mutual information of codes and phonemes on the validation clips, and
+        how many codes they use."""
+        model = self.trainee.finish()
+        codes, labels = [], []
+        for item in self.validation:
+            found = codes_of(model, [item.example])[0].repeat(FRAMES_PER_LABEL)
+            codes.append(found[: len(item.labels)])
+            labels.append(item.labels.numpy())
+        every_code, every_label = np.concatenate(codes), np.concatenate(labels)
+        known = every_label >= 0
+        totals = {
+            "phonemes": len(self.phonemes),
+            "identity": model.identity,
+            "pnmi": round(phoneme_information(every_code[known], every_label[known]), 4),
+            "codes_used": len(np.unique(every_code)),
+        }
+        model.save(out)
+        return totals, [out / "config.json", out / "model.safetensors"]
+
+
+phonemes = Phonemes  # its name in YAML
