@@ -10,6 +10,8 @@ config.json.
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
+
 from speechfuse import artifact, config, vocab
 from speechfuse.quantizer import Quantizer
 
@@ -36,6 +38,7 @@ def main(job: ExpandVocab) -> None:
     work = artifact.Artifact(out, "expand_vocab", 1, asdict(job), inputs)
     if not work.begin(fresh=job.fresh):
         return
+    torch.set_num_threads(1)  # the new rows' covariance is another to the last bit with two
     layout = vocab.expand(base, out, quantizer.codebook_size, quantizer.identity, job.seed)
     made = (p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
     outputs = sorted(made)

@@ -250,3 +250,17 @@ def test_the_job_records_the_layout_of_the_quantizer_it_is_given(base, tmp_path)
     manifest = artifact.manifest_of(tmp_path / "out")
     assert manifest["inputs"]["quantizer"] == manifest["totals"]["quantizer"] == identity
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= manifest["outputs"].keys()
+    assert not [name for name in manifest["outputs"] if name.startswith(".")]  # its lock is gone
+
+
+def test_the_new_rows_do_not_depend_on_the_number_of_threads(tmp_path):
+    """Their covariance is a matrix product; its last bits decided over every later number."""
+    made = {}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        out = tmp_path / str(threads)
+        models = ROOT / "recipes/demo/models"
+        base, quantizer = str(models / "base"), str(models / "quantizer")
+        expand_vocab.main(expand_vocab.ExpandVocab(out=str(out), base=base, quantizer=quantizer))
+        made[threads] = artifact.sha256_of(out / "model.safetensors")
+    assert made[1] == made[2]
