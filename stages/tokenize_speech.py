@@ -16,15 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
 from speechfuse import artifact, config, shards, tokenizing, workers
 from speechfuse.corpora import Clip
+from speechfuse.inspection import FILTERED, bytes_of_codes
 from speechfuse.quantizer import Quantizer
 
-FILTERED = "filter "  # a reject of this kind was asked for, and does not count as a fault
 
 
 @dataclass
@@ -186,7 +185,7 @@ def totals_of(paths: list[Path], rejects: list[dict[str, str]]) -> dict[str, Any
         counts.update(shards.read_counts(path))
         for row in shards.read_shard(path, ["seconds", "codes"]):
             seconds, codes, rows = seconds + row["seconds"], codes + len(row["codes"]), rows + 1
-        size += _bytes_of_codes(path)
+        size += bytes_of_codes(path)
     named = ("split", "pieces", "resampled", "mixed_down", "without_text")
     return {
         "rows": rows,
@@ -197,13 +196,6 @@ def totals_of(paths: list[Path], rejects: list[dict[str, str]]) -> dict[str, Any
         "rejected": _kinds(rejects, filtered=False),
         "filtered": _kinds(rejects, filtered=True),
     }
-
-
-def _bytes_of_codes(path: Path) -> int:
-    metadata = pq.read_metadata(path)
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
-    return sum(c.total_compressed_size for c in columns if c.path_in_schema.startswith("codes."))
 
 
 def plan_of(job: TokenizeSpeech, corpus: Any) -> dict[str, Any]:
