@@ -25,7 +25,6 @@ from speechfuse.inspection import FILTERED, bytes_of_codes
 from speechfuse.quantizer import Quantizer
 
 
-
 @dataclass
 class QuantizerOf:
     checkpoint: str = field(
