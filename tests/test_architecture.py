@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "stages", "recipes", "tests")
 DOORS = {  # third party: the files that may import it, tests apart
     "torchtune": ["pipeline/speechfuse/train/*", "pipeline/speechfuse/datasets.py"],
-    "whisper": ["pipeline/speechfuse/quantizer.py"],
+    "whisper": ["pipeline/speechfuse/quantizer.py", "pipeline/speechfuse/codec.py"],
     "whisper.normalizers": ["pipeline/speechfuse/evals/scores.py"],
     "lm_eval": ["pipeline/speechfuse/evals/*"],
     "espeakng_loader": ["pipeline/speechfuse/tts.py"],
