@@ -116,18 +116,19 @@ def main(job: TrainQuantizer) -> None:
         lambda: {name: corpus.plan(SHARD) for name, corpus in corpora.items()}, fresh=job.fresh
     ):
         return
+    mels = out / "mels"
+    examples.make(specs, work.plan, mels, method.window, runtime.workers)
     found, counts = {}, {}
-    for name, spec in specs.items():
+    for name in specs:
         found[name], counts[name] = examples.load(
-            spec, work.plan[name], out / "mels" / name, method.window, runtime.workers,
-            runtime.max_reject_rate,
-        )  # fmt: skip
+            mels / name, method.window, runtime.max_reject_rate
+        )
     trainee = method.begin(found["corpus"], found["validation"], device)
     losses = train(job, method, trainee, device)
     totals, outputs = method.finish(out)
     totals |= {"losses": losses, "speech": counts}
     work.finish(totals, outputs)
-    shutil.rmtree(out / "mels")
+    shutil.rmtree(mels)
     print(f"{out}: {totals}")
 
 

@@ -1,8 +1,8 @@
 """A Whisper small enough to be trained here: it transcribes forty words that espeak-ng speaks.
 
-In: a seed. Out: {dims, model_state_dict} in openai-whisper's format, with the published .en
-vocabulary and a window of 2.4 s, and the corpora it was trained and is tried on. The makers of
-`prove_quantizer.py` and of nothing else; it is no part of the library.
+In: nothing. Out: the corpora that it is trained and tried on, and {dims, model_state_dict} in
+openai-whisper's format, with the published .en vocabulary and a window of 2.4 s. Used by
+prove_quantizer.py.
 """
 
 import json
@@ -59,9 +59,11 @@ def corpora(folder: Path, training: int, validation: int) -> dict[str, dict[str,
     return {split: {**spoken, "splits": [split]} for split in ("training", "validation")}
 
 
-def load(spec: dict[str, Any], folder: Path) -> list[examples.Example]:
-    plan = config.instantiate(spec).plan(250)
-    return examples.load(spec, plan, folder, WINDOW, 1, 0.02)[0]
+def load(corpora: dict[str, dict[str, Any]], folder: Path) -> dict[str, list[examples.Example]]:
+    """The clips of both corpora."""
+    plans = {name: config.instantiate(spec).plan(250) for name, spec in corpora.items()}
+    examples.make(corpora, plans, folder, WINDOW, 1)
+    return {name: examples.load(folder / name, WINDOW, 0.02)[0] for name in corpora}
 
 
 def train(path: Path, speech: list[examples.Example], steps: int, size: int = 16) -> None:

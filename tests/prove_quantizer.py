@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         corpora = micro_whisper.corpora(folder, CLIPS["training"], CLIPS["validation"])
-        speech = {name: micro_whisper.load(spec, folder / name) for name, spec in corpora.items()}
+        speech = micro_whisper.load(corpora, folder / "mels")
         teacher = folder / "micro.pt"
         micro_whisper.train(teacher, speech["training"], TEACHER_STEPS)
         refused = {}

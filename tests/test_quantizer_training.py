@@ -21,7 +21,7 @@ from speechfuse import config, tts, workers
 from speechfuse.codec import Decoder
 from speechfuse.evals.scores import word_error_rate
 from speechfuse.quantizer import Quantizer
-from speechfuse.train import distillation, quantizer
+from speechfuse.train import distillation, examples, quantizer
 from stages import train_quantizer
 
 TEXTS = ("red cat", "green dog", "blue bird", "yellow fish", "black horse", "white cow")
@@ -192,9 +192,8 @@ def test_the_loss_falls_and_the_teacher_stays_as_it_is(
     what.runtime.state_every = 100
     before = {k: v.clone() for k, v in method.teacher.state_dict().items() if not v.is_sparse}
     plan = config.instantiate(what.corpus).plan(250)
-    found, _ = train_quantizer.examples.load(
-        what.corpus, plan, tmp_path / "mels", method.window, 1, 0.0
-    )
+    examples.make({"mels": what.corpus}, {"mels": plan}, tmp_path, method.window, 1)
+    found, _ = examples.load(tmp_path / "mels", method.window, 0.0)
     torch.manual_seed(0)
     trainee = method.begin(found, found, "cpu")
     first = {name: loss.item() for name, loss in method.losses(0, 40, 6, 0).items()}
@@ -232,8 +231,8 @@ def test_what_cannot_be_trained_on_is_counted(teacher: Path, tmp_path: Path) -> 
         said = engine.speak("red cat", tts.Voice("en-us+Annie")).waveform
     rng = np.random.default_rng(0)
     for name, samples, text in (
-        ("a", said, "red cat"), ("b", said[::-1], "green dog"), ("c", said[:3000], "a b c " * 9),
-        ("long", rng.standard_normal(40_000) * 0.1, "words"), ("mute", said, "  "),
+        ("a", said, "red cat"), ("b", said[::-1], "<|endoftext|> dog"), ("mute", said, "  "),
+        ("c", said[:3000], "a b c " * 9), ("long", rng.standard_normal(40_000) * 0.1, "words"),
     ):  # fmt: skip
         soundfile.write(folder / f"{name}.wav", samples, 16_000)
         (folder / f"{name}.txt").write_text(text)

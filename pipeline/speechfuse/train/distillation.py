@@ -60,7 +60,8 @@ class Student(nn.Module):
 class Whisper:
     """The method. `whisper`: an openai-whisper `.pt` of any size; `codes` and `codebook_dim`: of
     the codebook; `depth`: of the decoding half; `decay`: of the codebook's moving average;
-    `language`: of the transcripts; `validation_clips`: how many are decoded for the error rates;
+    `language`: of the transcripts; `validation_clips`: how many are decoded for the error rates,
+    for which both sides pass Whisper's English normaliser;
     `max_teacher_wer`: a teacher that is worse is refused; `dtype`: float32, or bfloat16 for the
     matrix products."""
 
@@ -78,6 +79,8 @@ class Whisper:
     ) -> None:
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"method.dtype={dtype!r}: choose float32 or bfloat16")
+        if validation_clips < 1:
+            raise ValueError(f"method.validation_clips={validation_clips}: at least 1 is needed")
         self.path, self.language = Path(whisper), language
         self.teacher = codec.load_whisper(self.path)
         self.tokenizer = codec.tokenizer_of(self.teacher, language)
@@ -110,18 +113,19 @@ class Whisper:
                 f"{self.max_teacher_wer}; it hears {self.teacher_heard[0]!r} in "
                 f"{self.texts[0]!r}; give a trained Whisper that knows this speech and language"
             )
-        begin = self.tokenizer.sot_sequence_including_notimestamps
-        most = self.teacher.dims.n_text_ctx - len(begin)
-        self.training = [
-            (each, [*begin, *tokens])
-            for each in training
-            if len(tokens := self.tokenizer.encode(f" {(each.text or '').strip()}")) <= most
-        ]
+        most = self.teacher.dims.n_text_ctx
+        read = [(each, self._tokens(each.text or "")) for each in training]
+        self.training = [(each, tokens) for each, tokens in read if len(tokens) <= most]
         self.text_too_long = len(training) - len(self.training)
         if not self.training:
             raise ValueError(f"every transcript has more than the {most} tokens of {self.path}")
         self.student = Student(self.config, self.depth, self.decay).to(self.device)
         return self.student
+
+    def _tokens(self, text: str) -> list[int]:
+        """What the text decoder reads: the task, then the text, whatever stands in it."""
+        tokens = self.tokenizer.encode(f" {text.strip()}", disallowed_special=())
+        return [*self.tokenizer.sot_sequence_including_notimestamps, *tokens]
 
     @property
     def texts(self) -> list[str]:

@@ -54,29 +54,37 @@ class Window:
     needs: str
 
 
-def load(
-    spec: dict[str, Any],
-    plan: list[dict[str, Any]],
+def make(
+    specs: dict[str, dict[str, Any]],
+    plans: dict[str, list[dict[str, Any]]],
     folder: Path,
     window: Window,
     processes: int,
-    max_reject_rate: float,
+) -> None:
+    """Make the shards of corpora by name, each in <folder>/<name>, that are not there yet."""
+    tasks = [
+        (json.dumps(specs[name]), shard, folder / name / f"{i:05d}.json", window)
+        for name, plan in plans.items()
+        for i, shard in enumerate(plan)
+    ]
+    missing = [task for task in tasks if not task[2].exists()]
+    done = len(tasks) - len(missing)
+    with tqdm(total=len(tasks), initial=done, desc="mels", unit="shard") as bar:
+        for _ in workers.processes(_store, missing, processes, "cpu"):
+            bar.update()
+
+
+def load(
+    folder: Path, window: Window, max_reject_rate: float
 ) -> tuple[list[Example], dict[str, Any]]:
-    """All examples of a corpus in order, and {hours, clips, rejected: {kind: n}}.
+    """All examples of a corpus that was made, in order, and {hours, clips, rejected: {kind: n}}.
 
     ValueError when more than `max_reject_rate` of the clips are rejected, or no clip is left.
     """
-    paths = [folder / f"{i:05d}.json" for i in range(len(plan))]
-    missing = [i for i, path in enumerate(paths) if not path.exists()]
-    tasks = [(json.dumps(spec), plan[i], paths[i], window) for i in missing]
-    bar = tqdm(total=len(paths), initial=len(paths) - len(tasks), desc=folder.name, unit="shard")
-    with bar:
-        for _ in workers.processes(_store, tasks, processes, "cpu"):
-            bar.update()
     examples: list[Example] = []
     rejects: list[dict[str, str]] = []
     frames = 0
-    for path in paths:
+    for path in sorted(folder.glob("*.json")):
         shard = json.loads(path.read_text("utf-8"))
         rejects += shard["rejects"]
         stored = np.load(path.with_suffix(".npy"), mmap_mode="r")
