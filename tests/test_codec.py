@@ -65,6 +65,15 @@ def test_both_halves_survive_our_format_and_the_published_one(tmp_path: Path) ->
         )
 
 
+def test_a_saved_half_always_has_the_same_bytes(tmp_path: Path) -> None:
+    half = Decoder.load(NEWEST, WHISPER).half
+    made = set()
+    for _ in range(8):
+        half.save(tmp_path)
+        made.add((tmp_path / "decoder.safetensors").read_bytes())
+    assert len(made) == 1
+
+
 def test_written_file_has_the_tensors_of_a_genuine_one(tmp_path: Path) -> None:
     """whisperspeech reads strictly: one name more or less, or another shape, is an error."""
     written, genuine = tmp_path / "written.model", torch.load(NEWEST, weights_only=True)

@@ -109,7 +109,8 @@ class DecodingHalf(nn.Module):
     def save(self, folder: Path) -> None:
         """Write decoder.safetensors."""
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        about = {"format": "pt", "shape": json.dumps(asdict(self.shape))}
+        # one entry only: safetensors writes several in a random order, so the bytes would differ
+        about = {"shape": json.dumps(asdict(self.shape))}
         with replacing(folder / FILE) as temporary:
             save_file(tensors, temporary, metadata=about)
 
