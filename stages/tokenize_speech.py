@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from speechfuse import artifact, config, shards, tokenizing, workers
+from speechfuse import artifact, config, hub, shards, tokenizing, workers
 from speechfuse.corpora import Clip
 from speechfuse.inspection import FILTERED, bytes_of_codes
 from speechfuse.quantizer import Quantizer
@@ -229,7 +229,9 @@ def main(job: TokenizeSpeech) -> None:
         said = f"{clips:,} clips of {corpus.source_name} in {len(shard_list)} shards"
         print(f"{out}: {said}; not started")
         return
-    inputs = {"corpus": corpus.fingerprint, "quantizer": quantizer.identity}
+    begun = None if job.fresh else out
+    found = hub.kept(corpus.fingerprint, "corpus", begun)
+    inputs = {"corpus": found, "quantizer": quantizer.identity}
     work = artifact.Artifact(out, "tokenize_speech", 2, asdict(job), inputs)
     if not work.begin(lambda: plan_of(job, corpus), fresh=job.fresh):
         return

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from speechfuse import artifact, config, workers
+from speechfuse import artifact, config, hub, workers
 from speechfuse.train import examples, state
 
 SHARD = 250  # clips; espeak-ng starts anew with each, so another size is other speech
@@ -110,7 +110,9 @@ def main(job: TrainQuantizer) -> None:
     method = config.instantiate(job.method)
     specs = {"corpus": job.corpus, "validation": job.validation}
     corpora = {name: config.instantiate(spec) for name, spec in specs.items()}
-    inputs = {name: corpus.fingerprint for name, corpus in corpora.items()} | method.inputs
+    begun = None if job.fresh else out
+    inputs = {name: hub.kept(corpus.fingerprint, name, begun) for name, corpus in corpora.items()}
+    inputs |= method.inputs
     work = artifact.Artifact(out, "train_quantizer", 2, asdict(job), inputs)
     if not work.begin(
         lambda: {name: corpus.plan(SHARD) for name, corpus in corpora.items()}, fresh=job.fresh

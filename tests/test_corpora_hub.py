@@ -67,8 +67,9 @@ class Reader:
             "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_EXPERIMENTAL_WARNING": "1",
             "PYTHONPATH": f"{ROOT}/pipeline:{ROOT}", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
+        self.place = {"cwd": ROOT, "env": environment, "text": True}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", READ], cwd=ROOT, env=environment, text=True,
+            [sys.executable, "-c", READ], **self.place,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
@@ -138,6 +139,47 @@ def test_a_dataset_of_the_hub_is_read_as_the_same_files_on_disk(hub, tmp_path):
     old = {"revision": "main", "data_files": "german/*", **columns}
     assert read(shard=plan[0], **old) == clips[:3]  # planned work stays with its commit
     assert read(**old)[0] == f"me/speech@{moved}"
+
+
+TOKENIZE = """
+import json, sys
+from speechfuse import config
+from stages import tokenize_speech
+
+job = config.load(tokenize_speech.TokenizeSpeech, sys.argv[1], [])
+if sys.argv[2] == "stop":
+    tokenize_speech._run = lambda *_: exit("stopped")
+tokenize_speech.main(job)
+"""
+
+
+def test_tokenizing_stays_with_the_commit_that_it_was_begun_with(hub, tmp_path):
+    _, commit, read = hub
+    written(tmp_path, "a.parquet", [row(i) for i in range(3)])
+    first = commit(tmp_path)
+    recipe = {
+        "out": str(tmp_path / "out"),
+        "corpus": {
+            "_component_": "speechfuse.corpora.hub", "repo": "me/speech", "revision": "main",
+            "data_files": "a.parquet", "id_column": "id",
+        },
+        "quantizer": {"checkpoint": str(ROOT / "recipes/demo/models/quantizer")},
+        "runtime": {"workers": 1, "device": "cpu"},
+    }  # fmt: skip
+    (tmp_path / "job.yaml").write_text(json.dumps(recipe))
+    command = [sys.executable, "-c", TOKENIZE, str(tmp_path / "job.yaml")]
+
+    def run(how: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*command, how], **read.place, capture_output=True)
+
+    assert "stopped" in run("stop").stderr
+    written(tmp_path, "a.parquet", [row(i) for i in range(5)])
+    now = commit(tmp_path)
+    done = run("on")
+    assert done.returncode == 0, done.stderr
+    assert f"begun with me/speech@{first}" in done.stdout and f"me/speech@{now}" in done.stdout
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["inputs"]["corpus"] == f"me/speech@{first}" and manifest["totals"]["rows"] == 3
 
 
 def test_only_the_ranges_that_are_used_are_fetched(hub, tmp_path):

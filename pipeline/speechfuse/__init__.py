@@ -4,4 +4,9 @@ The library: the only package that is imported and the only one in the wheel. Jo
 runs are stated in recipes/.
 """
 
+import logging
+
+# torchao 0.15 warns about kernels that it cannot load beside this torch and that nothing here uses
+logging.getLogger("torchao").setLevel(logging.ERROR)
+
 __version__ = "0.1.0"

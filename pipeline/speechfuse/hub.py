@@ -59,19 +59,23 @@ def filesystem(repo: str, commit: str) -> HfFileSystem:
 
 
 def pinned(path: str, out: Path | None = None) -> str | None:
-    """owner/name@commit for owner/name@revision; None for the path of a folder.
-
-    `out` is the artifact that is made of it. Once that is begun, the commit is the one among the
-    inputs of its plan.json: where the branch has moved since, that is said and makes no difference.
-    """
+    """owner/name@commit for owner/name@revision; None for the path of a folder. `out`: as `kept`,
+    where the input has the name `path`."""
     if not (match := _on_hub(path)):
         return None
-    now = f"{match[1]}@{resolve(match[1], match[2])}"
+    return kept(f"{match[1]}@{resolve(match[1], match[2])}", path, out)
+
+
+def kept(now: str, name: str, out: Path | None) -> str:
+    """The owner/name@commit that an artifact stays with: once `out` is begun, the one that stands
+    as input `name` in its plan.json, else `now`. Where the branch has moved since, that is said and
+    makes no difference. What is not on the Hub is given back as it is."""
     plan = out / "plan.json" if out else None
     record = json.loads(plan.read_text("utf-8")) if plan and plan.exists() else {}
-    before = record.get("inputs", {}).get(path, now)
-    if before != now:
-        print(f"{path} has moved: {out} was begun with {before} and stays with it; now it is {now}")
+    before = str(record.get("inputs", {}).get(name, now))
+    if before == now or not before.startswith(f"{now.partition('@')[0]}@"):
+        return now
+    print(f"{name} has moved: {out} was begun with {before} and stays with it; now it is {now}")
     return before
 
 
