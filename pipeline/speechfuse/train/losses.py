@@ -1,17 +1,27 @@
 """What a training step computes: `step(model, batch) -> {name: (loss sum, target count)}`, chosen
-by dotted path."""
+by dotted path. The sum of all losses is what is trained, divided by all targets of the step."""
+
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speechfuse.datasets import IGNORE
+from speechfuse.train.head import Head
 
 
-def next_token(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Cross-entropy of the next token, summed over the targets of the batch, and their number."""
-    logits = model(batch["tokens"], mask=batch["mask"], input_pos=batch["input_pos"])
-    labels = batch["labels"]
+def next_token(model: nn.Module, batch: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Cross-entropy of the next token, apart for text and sound tokens.
+
+    `batch`: tokens, labels, input_pos (rows, length), mask (see attention.mask_of), sound (rows,
+    length): where the label is a sound token.
+    """
+    head, labels, sound = model.output, batch["labels"], batch["sound"]
+    assert isinstance(head, Head)
+    with head.scoring(labels, sound.long(), 2):
+        sums = model(batch["tokens"], mask=batch["mask"], input_pos=batch["input_pos"])
     kept = labels != IGNORE
-    loss = F.cross_entropy(logits[kept].float(), labels[kept], reduction="sum")
-    return {"loss": (loss, torch.count_nonzero(kept))}
+    return {
+        "text": (sums[0], torch.count_nonzero(kept & ~sound)),
+        "sound": (sums[1], torch.count_nonzero(kept & sound)),
+    }
