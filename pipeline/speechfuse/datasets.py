@@ -1,13 +1,11 @@
-"""Samples, mixture and packing: from rows on disk to the batches of every optimizer step.
+"""Samples and batches: from rows on disk to what every optimizer step is given.
 
-In: datasets of rows with a share each. Out: for any step, the same batch {tokens, labels,
-input_pos, mask} whatever the number of ranks: batches are a pure function of (seed, step), so the
-step alone is the data's position. Here codes become vocabulary ids.
+In: a recipe's `datasets`, each with a share, and the plan that packs them. Out: for any step the
+same batch {tokens, labels, input_pos, document, sound} whatever the number of ranks. Here codes
+become vocabulary ids, when the step needs them and not before.
 """
 
-import json
-import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,50 +13,41 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from speechfuse import config, prompts, shards
-from speechfuse.vocab import Vocabulary, check_quantizer
+from speechfuse import config, index, packing, prompts, shards
+from speechfuse.index import Sample, View
+from speechfuse.vocab import SoundLayout, Vocabulary, check_quantizer
 
-OPEN_PACKS = 16  # more would fill packs better, and mix samples over a longer stretch of the epoch
 IGNORE = -100  # torch's cross-entropy leaves these labels out
+PADDING = -1  # the document of tokens that fill a row up
 
 
-@dataclass(frozen=True)
-class Sample:
-    """`tokens` int32 (n,); `targets` bool (n,): which tokens the model is to predict."""
-
-    name: str
-    tokens: np.ndarray
-    targets: np.ndarray
-
-
-def _selected(path: str, select: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    for row in shards.read_rows(Path(path)):
-        row["extra"] = json.loads(row["extra"] or "{}")
-        if all(row["extra"].get(key) == value for key, value in (select or {}).items()):
-            yield row
-
-
-def _samples(
-    rows: Iterable[dict[str, Any]],
-    render: Callable[[dict[str, Any]], tuple[list[int], list[bool]]],
+def _view(
+    path: str,
+    select: dict[str, Any] | None,
     train_on: str,
-) -> list[Sample]:
+    render: Callable[[dict[str, Any]], tuple[list[int], list[bool]] | None],
+) -> View:
     if train_on not in ("answers", "all"):
         raise ValueError(f"train_on={train_on!r}: choose answers or all")
-    samples = []
-    for row in rows:
-        tokens, targets = render(row)
+
+    def sample(row: dict[str, Any]) -> Sample | None:
+        if (rendered := render(row)) is None:
+            return None
+        tokens, targets = rendered
         if train_on == "all":
             targets = [False] + [True] * (len(tokens) - 1)
-        samples.append(Sample(row["id"], np.array(tokens, np.int32), np.array(targets)))
-    return samples
+        return Sample(row["id"], np.array(tokens, np.int32), np.array(targets))
+
+    return View(Path(path), select or {}, sample)
 
 
-def sound(vocabulary: Vocabulary, path: str, select: dict[str, Any] | None = None) -> list[Sample]:
+def sound(vocabulary: Vocabulary, path: str, select: dict[str, Any] | None = None) -> View:
     """Stage 1: every row's codes alone, all of them targets."""
-    rows = _selected(path, select)
-    return _samples(rows, lambda row: prompts.render_sound(vocabulary, row["codes"]), "answers")
+    return _view(
+        path, select, "answers", lambda row: prompts.render_sound(vocabulary, row["codes"])
+    )
 
 
 def speech(
@@ -67,19 +56,16 @@ def speech(
     turns: dict[str, Any],
     select: dict[str, Any] | None = None,
     train_on: str = "answers",
-) -> list[Sample]:
+) -> View:
     """Speech rows made into conversations by `turns` (a function of speechfuse.instructions). Rows
     without a transcript (pieces of a split recording) are left out, which is said."""
 
-    rows = list(_selected(path, select))
-    spoken = [row for row in rows if row["text"] is not None]
-    if len(spoken) < len(rows):
-        print(f"{path}: {len(rows) - len(spoken)} rows without a transcript are left out")
-
-    def render(row: dict[str, Any]) -> tuple[list[int], list[bool]]:
+    def render(row: dict[str, Any]) -> tuple[list[int], list[bool]] | None:
+        if row["text"] is None:
+            return None
         return prompts.render(vocabulary, config.instantiate(turns, row=row))
 
-    return _samples(spoken, render, train_on)
+    return _view(path, select, train_on, render)
 
 
 def conversations(
@@ -87,129 +73,49 @@ def conversations(
     path: str,
     select: dict[str, Any] | None = None,
     train_on: str = "answers",
-) -> list[Sample]:
+) -> View:
     """Rows that are conversations already: text replay, and the text training of a base model."""
-    rows = _selected(path, select)
-    return _samples(rows, lambda row: prompts.render(vocabulary, row["turns"]), train_on)
+    return _view(
+        path, select, train_on, lambda row: prompts.render(vocabulary, row["turns"])
+    )
 
 
+@dataclass
 class Mixture:
-    """Samples of several datasets in fixed shares, packed.
+    """The datasets of a recipe, `paths` as it names them, and the plan of all its steps."""
 
-    An epoch sees every sample of the first dataset once; the others give what their share asks for,
-    in shuffled passes of their own that go on from epoch to epoch. Samples longer than `seq_len`
-    are left out and counted in `dropped`; packs that do not fill the last batch of an epoch are
-    left out of it.
-    """
+    vocabulary: Vocabulary
+    paths: list[str]
+    indexes: list[index.Index]
+    plan: packing.Plan
 
-    def __init__(
-        self,
-        datasets: list[list[Sample]],
-        shares: list[float],
-        seq_len: int,
-        batch_size: int,
-        seed: int,
-    ) -> None:
-        self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
-        self.datasets = [[s for s in group if len(s.tokens) <= seq_len] for group in datasets]
-        self.dropped = sum(map(len, datasets)) - sum(map(len, self.datasets))
-        for i, group in enumerate(self.datasets):
-            if not group:
-                raise ValueError(
-                    f"dataset {i}: none of its {len(datasets[i])} samples (after its select) has "
-                    f"at most seq_len={seq_len} tokens"
-                )
-        total = len(self.datasets[0]) / shares[0]
-        self.counts = [len(self.datasets[0]), *(round(share * total) for share in shares[1:])]
-
-    def _stream(self, dataset: int, start: int, count: int) -> Iterator[Sample]:
-        samples, order, current = self.datasets[dataset], [], -1
-        for position in range(start, start + count):
-            turn, index = divmod(position, len(samples))
-            if turn != current:
-                current, order = turn, list(range(len(samples)))
-                random.Random(f"{self.seed}/{dataset}/{turn}").shuffle(order)
-            yield samples[order[index]]
-
-    def packs(self, epoch: int) -> list[list[Sample]]:
-        """All packs of an epoch: each sample goes into the first of the last few open packs that
-        has room for it."""
-        chosen = [
-            sample
-            for i, count in enumerate(self.counts)
-            for sample in self._stream(i, epoch * count, count)
+    def sizes(self, step: int) -> list[int]:
+        """Tokens of each row of a step."""
+        return [
+            sum(int(self.indexes[d].lengths[number]) for d, number in row)
+            for row in self.plan.rows(step)
         ]
-        random.Random(f"{self.seed}/{epoch}").shuffle(chosen)
-        closed: list[list[Sample]] = []
-        packs: list[list[Sample]] = []
-        room: list[int] = []
-        for sample in chosen:
-            length = len(sample.tokens)
-            i = next((i for i, left in enumerate(room) if left >= length), len(room))
-            if i == len(room):
-                if len(room) == OPEN_PACKS:
-                    closed.append(packs.pop(0))
-                    room.pop(0)
-                packs.append([])
-                room.append(self.seq_len)
-                i = len(room) - 1
-            packs[i].append(sample)
-            room[i] -= length
-        return closed + packs
 
-    def batches(self, epoch: int) -> list[list[list[Sample]]]:
-        """The steps of an epoch, each `batch_size` packs. ValueError when there is not one full
-        batch."""
-        packs = self.packs(epoch)
-        full = len(packs) // self.batch_size
-        if full == 0:
-            raise ValueError(
-                f"the data fills {len(packs)} packs of {self.seq_len} tokens, less than one batch "
-                f"of {self.batch_size}: lower batch_size or seq_len, or add data"
-            )
-        return [packs[i * self.batch_size : (i + 1) * self.batch_size] for i in range(full)]
-
-
-def collate(
-    packs: list[list[Sample]], seq_len: int, pad: int, device: torch.device | str = "cpu"
-) -> dict[str, Tensor]:
-    """Packs -> {tokens, labels, input_pos: (packs, seq_len), mask: (packs, seq_len, seq_len) bool}.
-
-    Positions restart with each sample, attention stays inside it, and no label crosses into the
-    next: label t is token t + 1 where that is a target of the same sample.
-    """
-    tokens = torch.full((len(packs), seq_len), pad)
-    labels = torch.full((len(packs), seq_len), IGNORE)
-    positions = torch.zeros((len(packs), seq_len), dtype=torch.long)
-    document = torch.full((len(packs), seq_len), -1)
-    for row, pack in enumerate(packs):
-        start = 0
-        for i, sample in enumerate(pack):
-            end = start + len(sample.tokens)
-            ids = torch.from_numpy(sample.tokens).long()
-            tokens[row, start:end] = ids
-            labels[row, start : end - 1] = ids[1:].masked_fill(
-                ~torch.from_numpy(sample.targets[1:]), IGNORE
-            )
-            positions[row, start:end] = torch.arange(end - start)
-            document[row, start:end] = i
-            start = end
-    same = document[:, :, None] == document[:, None, :]
-    mask = same & torch.ones(seq_len, seq_len, dtype=torch.bool).tril()
-    batch = {"tokens": tokens, "labels": labels, "input_pos": positions, "mask": mask}
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    def samples(self, step: int) -> list[list[Sample]]:
+        """The rendered samples of a step, by row of the batch."""
+        return [[self.indexes[d][number] for d, number in row] for row in self.plan.rows(step)]
 
 
 def load(
-    specs: list[dict[str, Any]], checkpoint: Path, seq_len: int, batch_size: int, seed: int
-) -> tuple[Vocabulary, Mixture]:
+    specs: list[dict[str, Any]],
+    checkpoint: Path,
+    shape: packing.Shape,
+    epochs: int,
+    steps: int | None,
+    seed: int,
+    folder: Path,
+) -> Mixture:
     """The mixture that a recipe's `datasets` describe: entries {_component_, path, share, ...}.
 
-    ValueError when codes were made with another quantizer than `checkpoint` knows, and for shares
-    that are not positive.
+    What has to be read for it is kept in the cache `folder`. ValueError when codes were made with
+    another quantizer than `checkpoint` knows, and for shares that are not positive.
     """
-    vocabulary = Vocabulary.load(checkpoint)
-    groups, shares = [], []
+    shares, indexes = [], []
     for spec in specs:
         share = spec.get("share")
         if "path" not in spec or not isinstance(share, int | float) or share <= 0:
@@ -217,8 +123,69 @@ def load(
         stream = shards.read_stream(Path(spec["path"]))
         if stream:
             check_quantizer(checkpoint, stream["quantizer"], spec["path"])
-        arguments = {key: value for key, value in spec.items() if key != "share"}
-        groups.append(config.instantiate(arguments, vocabulary=vocabulary))
+        entry = {key: value for key, value in spec.items() if key != "share"}
+        indexes.append(index.build(entry, checkpoint, folder))
         shares.append(share)
     total = sum(shares)
-    return vocabulary, Mixture(groups, [s / total for s in shares], seq_len, batch_size, seed)
+    key = index.key_of([each.key for each in indexes], shares, shape, epochs, steps, seed)
+    with index.alone(folder):
+        plan = packing.make(
+            [each.lengths for each in indexes], [s / total for s in shares], shape, epochs, steps,
+            seed, folder / f"plan-{key}",
+        )  # fmt: skip
+    return Mixture(Vocabulary.load(checkpoint), [s["path"] for s in specs], indexes, plan)
+
+
+class Batches(Dataset):
+    """One rank's micro-batches of every step, to be loaded by torch's DataLoader."""
+
+    def __init__(self, mixture: Mixture, rank: int, ranks: int, micro: int) -> None:
+        self.mixture, self.rank, self.ranks, self.micro = mixture, rank, ranks, micro
+
+    def __getitem__(self, step: int) -> list[dict[str, Tensor]]:
+        shape, vocabulary = self.mixture.plan.shape, self.mixture.vocabulary
+        own = self.mixture.samples(step)[self.rank :: self.ranks]
+        parts = [own[start : start + self.micro] for start in range(0, len(own), self.micro)]
+        lengths = [shape.seq_len if shape.packed else longest(part) for part in parts]
+        return [
+            collate(part, length, vocabulary.end, vocabulary.layout)
+            for part, length in zip(parts, lengths, strict=True)
+        ]
+
+
+def longest(rows: list[list[Sample]]) -> int:
+    return max((sum(len(sample.tokens) for sample in row) for row in rows), default=1) or 1
+
+
+def collate(
+    rows: list[list[Sample]], length: int, pad: int, layout: SoundLayout | None
+) -> dict[str, Tensor]:
+    """Samples by row -> {tokens, labels, input_pos, document: int64, sound: bool}, all
+    (rows, length).
+
+    Positions restart with each sample, `document` numbers the samples of a row (PADDING behind
+    them), and no label crosses into the next: label t is token t + 1 where that is a target of the
+    same sample. `sound`: where the label is a sound token.
+    """
+    tokens = torch.full((len(rows), length), pad)
+    labels = torch.full((len(rows), length), IGNORE)
+    positions = torch.zeros((len(rows), length), dtype=torch.long)
+    document = torch.full((len(rows), length), PADDING)
+    for number, row in enumerate(rows):
+        start = 0
+        for i, sample in enumerate(row):
+            end = start + len(sample.tokens)
+            ids = torch.from_numpy(sample.tokens).long()
+            tokens[number, start:end] = ids
+            labels[number, start : end - 1] = ids[1:].masked_fill(
+                ~torch.from_numpy(sample.targets[1:]), IGNORE
+            )
+            positions[number, start:end] = torch.arange(end - start)
+            document[number, start:end] = i
+            start = end
+    sound_ids = range(0) if layout is None else layout.ids
+    sound = (labels >= sound_ids.start) & (labels < sound_ids.stop)
+    return {
+        "tokens": tokens, "labels": labels, "input_pos": positions, "document": document,
+        "sound": sound,
+    }  # fmt: skip

@@ -27,7 +27,9 @@ def _text(row: dict[str, Any]) -> str:
 def answer(row: dict[str, Any], repeat_first: bool = False) -> list[dict[str, Any]]:
     """A spoken question and its answer (`extra.answer`). `repeat_first`: the target is the
     transcript, then the answer."""
-    reply = row["extra"]["answer"]
+    reply = row["extra"].get("answer")
+    if not isinstance(reply, str):
+        raise ValueError(f"row {row['id']} has no answer in extra: a spoken question needs one")
     if repeat_first:
         reply = SPOKEN_ANSWER.format(transcript=_text(row), answer=reply)
     return _turns([{"speech": row}], reply)

@@ -97,7 +97,7 @@ def read_stream(folder: Path) -> dict[str, Any]:
     {} when its shards have none (they hold no codes). Raises ValueError when two shards disagree.
     """
     paths = shard_paths(folder)
-    streams = [json.loads((pq.read_schema(p).metadata or {}).get(_STREAM, b"{}")) for p in paths]
+    streams = [json.loads(_metadata(path).get(_STREAM, b"{}")) for path in paths]
     for path, stream in zip(paths, streams, strict=True):
         if stream != streams[0]:
             raise ValueError(
@@ -110,7 +110,22 @@ def read_stream(folder: Path) -> dict[str, Any]:
 
 def read_counts(path: Path) -> dict[str, int]:
     """The counts of one shard, as `write_shard` was given them."""
-    return json.loads((pq.read_schema(path).metadata or {}).get(_COUNTS, b"{}"))
+    return json.loads(_metadata(path).get(_COUNTS, b"{}"))
+
+
+def _metadata(path: Path) -> dict[bytes, bytes]:
+    try:
+        return pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """What to say of a shard that Parquet cannot read."""
+    return ValueError(
+        f"{path} cannot be read ({' '.join(str(error).split())}): `just verify {path.parent}` says "
+        "what is damaged; copy it again, or make it again"
+    )
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -147,14 +162,18 @@ def read_shard(path: Path, columns: list[str] | None = None) -> Iterator[dict[st
         if unknown := [name for name in columns or [] if name not in names]:
             raise ValueError(f"{path}: no column '{unknown[0]}'; it has {', '.join(names)}")
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group, columns=columns)
-            codes = table.column("codes") if "codes" in table.column_names else None
-            rest = table.drop_columns(["codes"]) if codes is not None else table
-            rows = rest.to_pylist() if rest.num_columns else [{} for _ in range(len(table))]
-            if codes is not None:
-                for row, item in zip(rows, codes, strict=True):
-                    row["codes"] = None if item.values is None else np.array(item.values)
-            yield from rows
+            yield from rows_of(file.read_row_group(group, columns=columns))
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Rows of a table in one of the schemas, or in some of its columns, as `read_rows`."""
+    codes = table.column("codes") if "codes" in table.column_names else None
+    rest = table.drop_columns(["codes"]) if codes is not None else table
+    rows = rest.to_pylist() if rest.num_columns else [{} for _ in range(len(table))]
+    if codes is not None:
+        for row, item in zip(rows, codes, strict=True):
+            row["codes"] = None if item.values is None else np.array(item.values)
+    yield from rows
 
 
 def write_rejects(path: Path, rejects: Iterable[dict[str, str]]) -> None:

@@ -39,6 +39,11 @@ class SoundLayout:
     codes: int
     quantizer: str
 
+    @property
+    def ids(self) -> range:
+        """Of all sound tokens, the mask code's included."""
+        return range(self.start, self.first + self.codes + 1)
+
 
 class Vocabulary:
     """Text, control tokens and (if expanded) sound tokens of one checkpoint, as ids."""
