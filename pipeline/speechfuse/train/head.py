@@ -106,7 +106,7 @@ class Head(nn.Module):
         if not tied:
             self.weight = output.weight
         # in a list, or the embedding would be a part of this module and have two names
-        self._owner = [output.tied_module if tied else self]
+        self._owner: list[Any] = [output.tied_module if tied else self]
         self._targets: tuple[Tensor, Tensor, int] | None = None
 
     @contextmanager

@@ -1,0 +1,92 @@
+"""The exit from torchtune: transformers' Llama behind the call of torchtune's decoder.
+
+In: the arguments of torchtune's llama3_1 and llama3_2 builders. Out: a model that the loop, the
+losses and FSDP2 cannot tell from theirs. A recipe changes its `model._component_`, nothing else.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+from torchtune.modules import TiedLinear
+from transformers import LlamaConfig, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+HEAD_NAMES = {"lm_head.weight": "output.weight"}  # the one weight that has another name here
+
+
+class Llama(nn.Module):
+    """Weights have the names of a Hugging Face folder, except for the head's (HEAD_NAMES)."""
+
+    def __init__(self, shape: LlamaConfig) -> None:
+        super().__init__()
+        self.model = LlamaModel(shape)
+        self.model.set_attn_implementation("sdpa")
+        self.output: Any = (
+            TiedLinear(self.tok_embeddings)
+            if shape.tie_word_embeddings
+            else nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
+        )
+
+    @property
+    def tok_embeddings(self) -> nn.Embedding:
+        return self.model.embed_tokens
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.model.layers
+
+    def rope_init(self) -> None:
+        """Fill the tables of positions, which a model made on the meta device lacks."""
+        self.model.rotary_emb = LlamaRotaryEmbedding(self.model.config)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        mask: Tensor | BlockMask | None = None,
+        input_pos: Tensor | None = None,
+    ) -> Tensor:
+        """As torchtune's decoder: tokens and positions (rows, length), mask as attention.mask_of
+        makes it, causal when None -> logits (rows, length, vocabulary), float32, or what the head
+        gives."""
+        kind = "flex_attention" if isinstance(mask, BlockMask) else "sdpa"
+        if self.model.config._attn_implementation != kind:
+            self.model.set_attn_implementation(kind)
+        hidden = self.model(
+            tokens,
+            attention_mask=mask[:, None] if isinstance(mask, Tensor) else mask,
+            position_ids=input_pos,
+            use_cache=False,
+        ).last_hidden_state
+        return self.output(hidden).float()
+
+
+def llama(
+    vocab_size: int,
+    num_layers: int,
+    num_heads: int,
+    num_kv_heads: int,
+    embed_dim: int,
+    max_seq_len: int,
+    intermediate_dim: int,
+    rope_base: int = 500_000,
+    norm_eps: float = 1e-5,
+    scale_factor: int = 8,
+    tie_word_embeddings: bool = False,
+) -> Llama:
+    """Builder with torchtune's arguments (those of llama3_1; llama3_2 ties its embeddings and has
+    a scale_factor of 32)."""
+    shape = LlamaConfig(
+        vocab_size=vocab_size, hidden_size=embed_dim, intermediate_size=intermediate_dim,
+        num_hidden_layers=num_layers, num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads, max_position_embeddings=max_seq_len,
+        rms_norm_eps=norm_eps, tie_word_embeddings=tie_word_embeddings,
+        rope_parameters={
+            "rope_type": "llama3", "rope_theta": float(rope_base), "factor": float(scale_factor),
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        pad_token_id=None,
+    )  # fmt: skip
+    return Llama(shape)
