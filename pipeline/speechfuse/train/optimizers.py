@@ -1,0 +1,41 @@
+"""Optimizers by dotted path: any of torch's, and those of torchao with states of 8 bits.
+
+In: `optimizer` of a recipe. Out: the optimizer, and its learning rates as plain numbers, which
+torchao keeps in tensors and torch does not.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchao.optim.subclass_8bit import OptimState8bit
+
+from speechfuse import config
+
+
+@OptimState8bit.implements(torch.ops.aten.new_empty.default)
+def _(function: Any, types: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
+    """What torchao (to 0.15) lacks for a state to be saved while the training goes on."""
+    state, shape = arguments[:2]
+    device = keywords.get("device") or state.device
+    return OptimState8bit.zeros(shape, state.signed, state.block_size, device)
+
+
+def make(spec: dict[str, Any], parameters: list[nn.Parameter]) -> Optimizer:
+    """The optimizer that `spec` ({_component_, lr, ...}) names, for `parameters`."""
+    return config.instantiate(spec, params=parameters)
+
+
+def rates(optimizer: Optimizer) -> list[float]:
+    """The learning rate of each group."""
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def set_rates(optimizer: Optimizer, values: list[float]) -> None:
+    """Set the learning rate of each group, in place where it is a tensor."""
+    for group, value in zip(optimizer.param_groups, values, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
