@@ -1,0 +1,218 @@
+"""What a run shows of itself while it trains.
+
+In: the numbers of every optimizer step. Out: metrics.jsonl (one line a step), TensorBoard's files
+under tensorboard/, and where `runtime.tracker` asks for it Weights & Biases or Trackio. Speed and
+utilisation count the tokens of samples alone: padding is no work done. A run that is resumed takes
+back what came after the restored step.
+"""
+
+import importlib
+import json
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from speechfuse import artifact
+from speechfuse.train.gpus import Gpu
+
+TRACKERS = ("none", "wandb", "trackio")
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations that training needs for a token of a sample.
+
+    `products`: of the matrix products, for every token. `attention`: for every token that a token
+    may see in its own document, itself included. Nothing is counted twice for recomputation.
+    """
+
+    products: float
+    attention: float
+    formula: str
+
+    @classmethod
+    def of(cls, model: nn.Module, shape: dict[str, Any]) -> "Flops":
+        """For a decoder, on any device, and its config.json. Of 6 operations for a weight that
+        trains 2 are the forward pass, 2 the gradient of what comes in, 2 its own gradient; a frozen
+        one has not the last, and with nothing below it to train not the second either."""
+        embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+        used = [(name, p) for name, p in model.named_parameters() if id(p) not in embedding]
+        if shape.get("tie_word_embeddings"):
+            used += [(name, p) for name, p in model.named_parameters() if id(p) in embedding]
+        weights = {6: 0, 4: 0, 2: 0}
+        # what trains in the embedding is below everything
+        reached = any(p.requires_grad for p in model.parameters() if id(p) in embedding)
+        passed: dict[str, bool] = {}
+        for name, parameter in used:
+            if parameter.ndim > 1:
+                kind = 6 if parameter.requires_grad else 4 if reached else 2
+                weights[kind] += parameter.numel()
+            reached |= parameter.requires_grad
+            if found := re.search(r"layers\.(\d+)\.", name):
+                passed[found[1]] = reached
+        heads = shape["num_attention_heads"]
+        width = heads * shape.get("head_dim", shape["hidden_size"] // heads)
+        times = sum(12 if back else 4 for back in passed.values())
+        products = float(sum(kind * count for kind, count in weights.items()))
+        counted = " + ".join(f"{kind} x {n:,}" for kind, n in weights.items() if n)
+        return cls(
+            products, float(times * width),
+            f"FLOP a token = {counted} weights of matrix products (the head's are, the input "
+            f"embedding's are not) + {times:,} x {width:,} for each token of its document that it "
+            "may see",
+        )  # fmt: skip
+
+    def of_tokens(self, tokens: int, pairs: int) -> float:
+        """For so many tokens, of which `pairs` may see one another: see pairs_of."""
+        return self.products * tokens + self.attention * pairs
+
+
+def pairs_of(lengths: Iterable[int]) -> int:
+    """Pairs (token, one it may see) in samples of these lengths."""
+    return sum(n * (n + 1) // 2 for n in lengths)
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What a step's numbers are measured against: `gpus` GPUs at `dollars` an hour each."""
+
+    flops: Flops
+    gpu: Gpu | None
+    gpus: int = 1
+    dollars: float | None = None
+
+    def about(self) -> str:
+        """How MFU is computed, or why it is not, in a line."""
+        if self.gpu is None:
+            return f"MFU is left out without a GPU; {self.flops.formula}"
+        if self.gpu.peak is None:
+            return f"MFU is left out: no peak is known of {self.gpu.name}; {self.flops.formula}"
+        return (
+            f"MFU = useful tokens/s x FLOP a token / ({self.gpus} x {self.gpu.peak / 1e12:g} "
+            f"TFLOP/s of {self.gpu.name}, dense bf16); {self.flops.formula}; padding and "
+            "recomputation count for nothing"
+        )
+
+    def mfu(self, tokens: int, pairs: int, seconds: float) -> float | None:
+        """Share of the peak of all GPUs that useful work had; None where no peak is known."""
+        if self.gpu is None or self.gpu.peak is None:
+            return None
+        return self.flops.of_tokens(tokens, pairs) / seconds / self.gpus / self.gpu.peak
+
+    def spent(self, seconds: float) -> float | None:
+        """Dollars for so many seconds of all GPUs; None where no price is given."""
+        return None if self.dollars is None else self.dollars * self.gpus * seconds / 3600
+
+
+class Metrics:
+    """The lines of a run; rank 0 alone `writes`."""
+
+    def __init__(
+        self,
+        out: Path,
+        done: int,
+        meter: Meter,
+        writes: bool = True,
+        tracker: str = "none",
+        identity: str = "",
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        """`done`: steps of the restored state. `identity` and `config`: the run's fingerprint and
+        keys, under which a tracker goes on with the same run."""
+        self.path, self.meter = out / "metrics.jsonl", meter
+        lines = read(self.path)
+        self.earlier = [line for line in lines if line["step"] <= done]
+        # steps that are taken back were paid for as well
+        self._before = max((line.get("elapsed", 0.0) for line in lines), default=0.0)
+        self._began = time.perf_counter()
+        self._last: dict[str, Any] = {}
+        self._board: SummaryWriter | None = None
+        self._tracker: ModuleType | None = None
+        if not writes:
+            return
+        artifact.write_atomic(self.path, "".join(f"{json.dumps(e)}\n" for e in self.earlier))
+        self._board = SummaryWriter(out / "tensorboard", purge_step=done + 1, flush_secs=10)
+        self._tracker = tracker_of(tracker)
+        if self._tracker:
+            name = f"{out.name}-{identity[:8]}"
+            known = {"id": name} if tracker == "wandb" else {}  # Trackio knows a run by its name
+            self._tracker.init(
+                project="speechfuse", name=name, config=config, resume="allow", **known
+            )
+
+    def add(
+        self, step: int, loss: float, lengths: list[int], seconds: float, **values: Any
+    ) -> None:
+        """The line of a step: `lengths` of its samples, `seconds` it took, and what else is known
+        of it."""
+        assert self._board
+        tokens, pairs = sum(lengths), pairs_of(lengths)
+        elapsed = self._before + time.perf_counter() - self._began
+        line: dict[str, Any] = {"step": step, "loss": loss, **values}
+        line |= {"tokens": tokens, "seconds": round(seconds, 4), "elapsed": round(elapsed, 1)}
+        line["tokens_per_s"] = round(tokens / seconds, 1)
+        if (mfu := self.meter.mfu(tokens, pairs, seconds)) is not None:
+            line["mfu"] = round(mfu, 4)
+        if (spent := self.meter.spent(elapsed)) is not None:
+            line["dollars"] = round(spent, 4)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        numbers = {
+            name: value for name, value in line.items()
+            if name != "step" and isinstance(value, int | float)
+        }  # fmt: skip
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+        if self._tracker:
+            self._tracker.log(numbers, step=step)
+        self._last = line
+
+    def shown(self) -> dict[str, str]:
+        """What the bar shows of the last step, beside the time that is left."""
+        line = self._last
+        shown = {"loss": f"{line['loss']:.3f}", "tok_s": f"{line['tokens_per_s']:,.0f}"}
+        if "mfu" in line:
+            shown["MFU"] = f"{line['mfu']:.1%}"
+        if "dollars" in line:
+            shown["spent"] = f"${line['dollars']:,.2f}"
+        return shown
+
+    def close(self) -> None:
+        """Until all is written."""
+        if self._board:
+            self._board.close()
+        if self._tracker:
+            self._tracker.finish()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, but for the last where a kill cut it short."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def tracker_of(name: str) -> ModuleType | None:
+    """The module that `runtime.tracker` names; ValueError when it is unknown or not installed."""
+    if name not in TRACKERS:
+        raise ValueError(f"runtime.tracker={name!r}: choose one of {', '.join(TRACKERS)}")
+    if name == "none":
+        return None
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"runtime.tracker={name}: the package {name} is not installed; pip install {name}, or "
+            "runtime.tracker=none (metrics.jsonl and TensorBoard's files are written anyway)"
+        ) from error
