@@ -68,6 +68,10 @@ stage1 *args: setup
 stage2 *args: setup
     {{train}} recipes/finetune.py {{r}}/stage2.yaml {{args}}
 
+# which row spoiled a step: just bisect-batch recipes/NAME/stage2.yaml 123
+bisect-batch config at *args: setup
+    {{python}} -m stages.bisect_batch {{config}} at={{at}} {{args}}
+
 # score the checkpoints: text multiple choice, spoken questions, transcription
 evaluate *args: setup
     {{python}} -m stages.evaluate {{r}}/evaluate.yaml {{args}}

@@ -26,7 +26,8 @@ def main(job: loop.Finetune) -> None:
     place: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}
     if torch.cuda.is_available() and job.runtime.device != "cpu":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("nccl", **place)
+        # gloo for what the background thread that writes states has to agree on
+        dist.init_process_group("cpu:gloo,cuda:nccl", **place)
     else:
         dist.init_process_group("gloo", **place)
     try:

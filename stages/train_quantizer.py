@@ -67,20 +67,12 @@ def optimizer_of(trainee: nn.Module, lr: float) -> torch.optim.Optimizer:
     return optimizer
 
 
-def random_state(device: str) -> torch.Tensor:
-    return torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state(device)
-
-
 def train(job: TrainQuantizer, method: Any, trainee: nn.Module, device: str) -> dict[str, float]:
     """The losses of the last step."""
     folder = Path(job.out) / "state"
     optimizer = optimizer_of(trainee, job.lr)
-    # the codebook is begun and refilled with random vectors: where chance stands is part of a state
-    trainee.register_buffer("random", random_state(device))
-    start = state.restore(folder, trainee, optimizer)
-    if start:
-        saved = trainee.get_buffer("random").cpu()
-        torch.set_rng_state(saved) if device == "cpu" else torch.cuda.set_rng_state(saved, device)
+    states = state.States(folder, trainee, optimizer)
+    start = states.restore()
     losses: dict[str, torch.Tensor] = {}
     bar = tqdm(range(start, job.steps), "training", job.steps, initial=start)
     for step in bar:
@@ -93,8 +85,8 @@ def train(job: TrainQuantizer, method: Any, trainee: nn.Module, device: str) -> 
         if step % 10 == 0:
             bar.set_postfix({name: f"{loss.item():.3f}" for name, loss in losses.items()})
         if (step + 1) % job.runtime.state_every == 0 and step + 1 < job.steps:
-            trainee.get_buffer("random").copy_(random_state(device))
-            state.save(folder, step + 1, trainee, optimizer)
+            states.save(step + 1)
+    states.wait()
     return {name: round(loss.item(), 4) for name, loss in losses.items()}
 
 

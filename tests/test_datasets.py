@@ -32,7 +32,9 @@ def sample(name: str, length: int, rng: np.random.Generator) -> Sample:
 @pytest.fixture(scope="module")
 def packed() -> tuple[list[list[Sample]], dict[str, torch.Tensor]]:
     rng = np.random.default_rng(0)
-    rows = [[sample(f"{r}{i}", int(rng.integers(3, 9)), rng) for i in range(r % 5)] for r in range(8)]
+    rows = [
+        [sample(f"{r}{i}", int(rng.integers(3, 9)), rng) for i in range(r % 5)] for r in range(8)
+    ]
     assert max(map(len, rows)) >= 4 and not rows[0]
     batch = collate(rows, 32, PAD, LAYOUT)
     return rows, batch | {"mask": mask_of(batch["document"], "dense")}
@@ -233,8 +235,8 @@ def test_a_batch_is_rendered_alike_by_any_number_of_ranks_and_workers(parts):
     assert len(whole) >= 3
     for ranks, micro, workers in ((2, 2, 0), (2, 1, 2), (4, 1, 1)):
         loaders = [
-            DataLoader(Batches(mixture, rank, ranks, micro), None, sampler=steps, num_workers=workers)
-            for rank in range(ranks)
+            DataLoader(each, None, sampler=steps, num_workers=workers)
+            for each in (Batches(mixture, rank, ranks, micro) for rank in range(ranks))
         ]
         for expected, *parts_of in zip(whole, *loaders, strict=True):
             for name in ("tokens", "labels", "document"):

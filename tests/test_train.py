@@ -1,11 +1,9 @@
-"""The training loop: ranks, micro-batches, resuming, exported logits, refusals. Real torchtune,
-FSDP2, gloo, torchrun."""
+"""The training loop: ranks, micro-batches, resuming, exported logits, guards, refusals. Real
+torchtune, FSDP2, gloo, torchrun."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,116 +14,24 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from speechfuse import artifact, datasets, shards, vocab
+from speechfuse import shards
 from speechfuse.train import model as models
-from stages import init_base
-
-ROOT = Path(__file__).parent.parent
-STREAM = {"quantizer": "0" * 64, "token_rate": 25.0, "codebooks": 1, "codebook_size": 16}
-
-
-def dataset(folder: Path, schema, rows: list[dict], stream: dict | None) -> Path:
-    work = artifact.Artifact(folder, "test", 1, {"rows": len(rows)}, {})
-    work.begin()
-    path = folder / shards.shard_name(0)
-    shards.write_shard(path, rows, schema, stream)
-    work.finish({}, [path])
-    return folder
+from tests.small_training import (
+    ROOT,
+    STREAM,
+    command,
+    dataset,
+    losses,
+    make_parts,
+    recipe,
+    train,
+    weights,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Path:
-    """A folder with texts, speech of random codes, and an expanded tiny checkpoint."""
-    folder = tmp_path_factory.mktemp("parts")
-    words = "one two three four five six seven eight".split()
-    texts = [
-        {
-            "id": f"t{i}",
-            "turns": [
-                {"role": "user", "segments": [{"text": f"say {word}"}]},
-                {"role": "assistant", "segments": [{"text": word}]},
-            ],
-            "extra": "{}",
-        }
-        for i, word in enumerate(words * 4)
-    ]
-    dataset(folder / "texts", shards.CONVERSATIONS, texts, None)
-    rng = np.random.default_rng(0)
-    speech = [
-        {
-            "id": f"s{i}",
-            "codes": rng.integers(0, 16, rng.integers(5, 20)).astype(np.uint16),
-            "seconds": 1.0,
-            "text": words[i % 8],
-            "extra": json.dumps({"answer": words[i % 8]}),
-        }
-        for i in range(200)
-    ]
-    dataset(folder / "speech", shards.SPEECH, speech, STREAM)
-    init_base.main(
-        init_base.InitBase(
-            out=str(folder / "init"), texts=str(folder / "texts"), vocab_size=300, hidden_size=32,
-            num_layers=2, num_heads=2, intermediate_size=64,
-        )
-    )  # fmt: skip
-    work = artifact.Artifact(folder / "expanded", "expand_vocab", 1, {}, {})
-    work.begin()
-    vocab.expand(folder / "init", folder / "expanded", 16, STREAM["quantizer"], seed=0)
-    work.finish({}, [folder / "expanded/config.json"])
-    return folder
-
-
-def recipe(parts: Path, out: Path, **changes) -> Path:
-    """A recipe on disk over `parts`, with 20 steps unless changed."""
-    shape = vocab.read_config(parts / "expanded")
-    content = {
-        "out": str(out), "checkpoint": str(parts / "expanded"),
-        "model": {
-            "_component_": "torchtune.models.llama3_1.llama3_1", "vocab_size": shape["vocab_size"],
-            "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "embed_dim": 32,
-            "intermediate_dim": 64, "max_seq_len": 128,
-        },
-        "datasets": [
-            {
-                "_component_": "speechfuse.datasets.speech",
-                "path": str(parts / "speech"),
-                "share": 0.8,
-                "turns": {"_component_": "speechfuse.instructions.answer", "repeat_first": True},
-            },
-            {
-                "_component_": "speechfuse.datasets.conversations",
-                "path": str(parts / "texts"),
-                "share": 0.2,
-            },
-        ],
-        "seq_len": 64, "batch_size": 4, "epochs": 1,
-        "optimizer": {"_component_": "torch.optim.AdamW", "lr": 3e-3}, "warmup_steps": 2,
-        "clip_grad_norm": 1.0, "runtime": {"threads": 1, "state_every": 5},
-    }  # fmt: skip
-    content.update(changes)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def command(config: Path, ranks: int = 1) -> list[str]:
-    launch = [sys.executable]
-    if ranks > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [*launch, "recipes/finetune.py", str(config)]
-
-
-def train(config: Path, ranks: int = 1) -> subprocess.CompletedProcess:
-    return subprocess.run(command(config, ranks), cwd=ROOT, capture_output=True, text=True)
-
-
-def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(out: Path, epoch: int = 0) -> dict[str, torch.Tensor]:
-    return load_file(out / f"epoch_{epoch}" / "model.safetensors")
+    return make_parts(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")
@@ -234,11 +140,3 @@ def test_codes_of_another_quantizer_are_refused(parts, tmp_path):
     )  # fmt: skip
     done = train(config)
     assert done.returncode == 2 and "was made with quantizer ffffffffffff" in done.stderr
-
-
-def test_batches_depend_on_the_seed_alone(parts):
-    specs = yaml.safe_load(recipe(parts, parts / "unused").read_text())["datasets"]
-    _, mixture = datasets.load(specs, parts / "expanded", 64, 4, 0)
-    names = [[s.name for s in pack] for batch in mixture.batches(0) for pack in batch]
-    _, again = datasets.load(specs, parts / "expanded", 64, 4, 0)
-    assert names == [[s.name for s in pack] for batch in again.batches(0) for pack in batch]

@@ -89,10 +89,10 @@ class Mixture:
     indexes: list[index.Index]
     plan: packing.Plan
 
-    def sizes(self, step: int) -> list[int]:
-        """Tokens of each row of a step."""
+    def lengths(self, step: int) -> list[list[int]]:
+        """Tokens of the samples of a step, by row of the batch."""
         return [
-            sum(int(self.indexes[d].lengths[number]) for d, number in row)
+            [int(self.indexes[d].lengths[number]) for d, number in row]
             for row in self.plan.rows(step)
         ]
 

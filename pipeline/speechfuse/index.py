@@ -120,11 +120,9 @@ def build(spec: dict[str, Any], checkpoint: Path, folder: Path) -> Index:
 def _read(tasks: list[tuple], path: Path) -> Iterator["_Read"]:
     processes = min(os.cpu_count() or 1, len(tasks) // SHARDS_A_WORKER)
     with tqdm(total=len(tasks), desc=f"index of {path.name}", unit="shard", delay=2) as bar:
-        if processes < 2:
-            done = (read_shard(*task) for task in tasks)
-        else:
-            done = workers.processes(read_shard, tasks, processes, "cpu")
-        for each in done:
+        alone = (read_shard(*task) for task in tasks)
+        many = workers.processes(read_shard, tasks, processes, "cpu")
+        for each in alone if processes < 2 else many:
             bar.update()
             yield each
 

@@ -114,7 +114,8 @@ def _write(
     counts: dict[str, Any] = {
         "steps": 0, "tokens": 0, "samples": [0] * len(lengths), "dropped": dropped,
     }  # fmt: skip
-    open_passes, ended = [len(fitting[0])] * epochs, []
+    open_passes = [len(fitting[0])] * epochs
+    ended: list[int] = []
     chosen = _stream(fitting, lengths, shares, epochs, seed)
     filled = _packed(chosen, shape) if shape.packed else _plain(chosen, shape)
     total = 0

@@ -1,15 +1,17 @@
 """The training loop of both stages and of the base model.
 
 In: a checkpoint with a manifest, datasets, and a recipe (the `Finetune` keys). Out, in the run's
-folder: metrics.jsonl (one line a step), state/ (for resuming), epoch_0/, epoch_1/ ... (Hugging Face
-files) and manifest.json. Losses are divided by the number of target tokens of the whole step, over
-all ranks and micro-batches. Started again after a stop it goes on from its last state and ends as
-if nothing had happened.
+folder: metrics.jsonl and TensorBoard's files (one entry a step), state/ (for resuming), epoch_0/,
+epoch_1/ ... (Hugging Face files) and manifest.json. Losses are divided by the number of target
+tokens of the whole step, over all ranks and micro-batches. Started again after a stop it goes on
+from its last state and ends as if nothing had happened.
 """
 
 import hashlib
 import json
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -20,15 +22,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 from torchtune.training import get_cosine_schedule_with_warmup
 from tqdm import tqdm
 
-from speechfuse import artifact, config, datasets, hub
+from speechfuse import artifact, config, datasets, hub, packing
+from speechfuse.train import attention, gpus, guards, state
 from speechfuse.train import model as models
-from speechfuse.train import state
+from speechfuse.train.guards import Guards
+from speechfuse.train.metrics import Flops, Meter, Metrics, read
+from speechfuse.vocab import read_config
 
-VERSION = 1
-Step = Callable[[nn.Module, dict[str, Tensor]], dict[str, tuple[Tensor, Tensor]]]
+VERSION = 2
+Step = Callable[[nn.Module, dict[str, Any]], dict[str, tuple[Tensor, Tensor]]]
 
 
 @dataclass
@@ -38,6 +44,24 @@ class Runtime:
         default=0, metadata={"help": "CPU threads a rank; 0 divides the cores among ranks"}
     )
     state_every: int = field(default=200, metadata={"help": "steps between saved states"})
+    loader_workers: int = field(
+        default=0, metadata={"help": "processes a rank that render batches ahead; 0: none"}
+    )
+    tracker: str = field(
+        default="none", metadata={"help": "wandb or trackio, beside TensorBoard; or none"}
+    )
+    dry_run: bool = field(default=False, metadata={"help": "say what it would take; train nothing"})
+    gpu: str | None = field(
+        default=None, metadata={"help": "plan for such GPUs (H100, ...) instead of those here"}
+    )
+    gpus: int | None = field(default=None, metadata={"help": "plan for so many instead of ranks"})
+    dollars_per_gpu_hour: float | None = field(
+        default=None, metadata={"help": "price, for the bill beforehand and so far"}
+    )
+    cache: str = field(
+        default="out/cache", metadata={"help": "folder of indexes and plans; may be deleted"}
+    )
+    guards: Guards = field(default_factory=Guards)
 
 
 @dataclass
@@ -46,17 +70,25 @@ class Finetune:
     checkpoint: str = field(
         metadata={"help": "Hugging Face folder to start from, made by a job here"}
     )
-    model: dict[str, Any] = field(metadata={"help": "torchtune builder of that checkpoint's shape"})
+    model: dict[str, Any] = field(metadata={"help": "builder of that checkpoint's shape"})
     datasets: list[dict[str, Any]] = field(
-        metadata={"help": "entries {_component_, path, share, ...}; path: folder or repo@revision"}
+        metadata={
+            "help": "entries {_component_, path, share of the samples, ...}; path: folder or "
+            "repo@revision"
+        }
     )
-    seq_len: int = field(metadata={"help": "tokens of a pack"})
-    batch_size: int = field(metadata={"help": "packs of an optimizer step, over all ranks"})
+    seq_len: int = field(metadata={"help": "tokens of a row; longer samples are left out"})
+    batch_size: int = field(metadata={"help": "rows of an optimizer step, over all ranks"})
     epochs: int = field(metadata={"help": "passes over the first dataset"})
-    optimizer: dict[str, Any] = field(metadata={"help": "torch optimizer with its lr"})
+    optimizer: dict[str, Any] = field(metadata={"help": "optimizer with its peak lr"})
     warmup_steps: int = field(metadata={"help": "linear warm-up, then cosine to 0"})
+    packed: bool = field(
+        default=True,
+        metadata={"help": "fill rows with samples; false: one a row, padded to its micro-batch"},
+    )
+    steps: int | None = field(default=None, metadata={"help": "stop after so many steps"})
     micro_batch_size: int = field(
-        default=0, metadata={"help": "packs of one forward a rank; 0: all"}
+        default=0, metadata={"help": "rows of one forward a rank; 0: all"}
     )
     clip_grad_norm: float | None = field(default=None, metadata={"help": "null: no clipping"})
     freeze: list[str] = field(
@@ -67,18 +99,33 @@ class Finetune:
         default="fp32", metadata={"help": "of the weights and moments: fp32 or bf16"}
     )
     compute_dtype: str = field(default="fp32", metadata={"help": "of the products: fp32 or bf16"})
-    recompute: bool = field(default=False, metadata={"help": "full activation checkpointing"})
-    compile: bool = field(default=False, metadata={"help": "torch.compile the model"})
+    activation_checkpointing: str = field(
+        default="none", metadata={"help": "recomputed in the backward pass: none, selective, full"}
+    )
+    compile: bool = field(default=False, metadata={"help": "torch.compile every layer"})
+    attention: str = field(
+        default="auto", metadata={"help": "dense, flex (GPU only), or auto: flex on a GPU"}
+    )
+    loss_chunk: int = field(
+        default=1024, metadata={"help": "targets whose logits exist at a time"}
+    )
+    shard_group: int | None = field(
+        default=None, metadata={"help": "ranks that share one copy of the model; null: all (FSDP)"}
+    )
+    new_rows_first: int = field(
+        default=0, metadata={"help": "first steps that train the sound tokens' rows alone"}
+    )
     step: str = field(
         default="speechfuse.train.losses.next_token",
         metadata={"help": "dotted path of step(model, batch) -> {name: (loss sum, count)}"},
     )
-    seed: int = field(default=0, metadata={"help": "of the data's order"})
+    seed: int = field(default=0, metadata={"help": "of the data's order, and of adapters"})
     fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
     runtime: Runtime = field(default_factory=Runtime)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of this rank."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
@@ -89,35 +136,18 @@ def _check(job: Finetune, ranks: int) -> int:
     for key in ("dtype", "compute_dtype"):
         if getattr(job, key) not in models.DTYPES:
             raise ValueError(f"{key}={getattr(job, key)!r}: choose one of {sorted(models.DTYPES)}")
+    for key, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("seq_len", 2)):
+        if (value := getattr(job, key)) is not None and value < least:
+            raise ValueError(f"{key}={value}: at least {least} is needed")
     if job.batch_size % ranks:
         raise ValueError(f"batch_size={job.batch_size} is not a multiple of the {ranks} ranks")
     own = job.batch_size // ranks
     micro = job.micro_batch_size or own
     if own % micro:
         raise ValueError(
-            f"micro_batch_size={micro} does not divide the {own} packs of each of {ranks} ranks"
+            f"micro_batch_size={micro} does not divide the {own} rows of each of {ranks} ranks"
         )
     return micro
-
-
-class Metrics:
-    """metrics.jsonl: one line a step, on rank 0. Lines after the restored step are taken back."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        kept = []
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                if json.loads(line)["step"] > step:
-                    break
-            except ValueError:  # the line that a kill cut short
-                break
-            kept.append(line)
-        artifact.write_atomic(path, "".join(f"{line}\n" for line in kept))
-
-    def add(self, **values: Any) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
 
 
 def _agreed(value: Any) -> Any:
@@ -128,11 +158,11 @@ def _agreed(value: Any) -> Any:
     return shared[0]
 
 
-def _pins(job: Finetune, rank: int) -> dict[str, str | None]:
+def pins_of(job: Finetune) -> dict[str, str | None]:
     """The commit to read for each path of `datasets` that is on the Hub, None for folders."""
     paths = dict.fromkeys(spec["path"] for spec in job.datasets if "path" in spec)
     begun = None if job.fresh else Path(job.out)
-    return _agreed({path: hub.pinned(path, begun) for path in paths} if rank == 0 else None)
+    return {path: hub.pinned(path, begun) for path in paths}
 
 
 def _begin(
@@ -146,6 +176,17 @@ def _begin(
     return work, _agreed(work.begin(fresh=job.fresh) if rank == 0 else None)
 
 
+def load_data(job: Finetune, pins: dict[str, str | None]) -> datasets.Mixture:
+    """The mixture and the plan of all steps; what they need is read once and then kept."""
+    here = {path: {"path": str(hub.local(pin))} for path, pin in pins.items() if pin}
+    specs = [spec | here.get(spec.get("path", ""), {}) for spec in job.datasets]
+    shape = packing.Shape(job.seq_len, job.batch_size, job.packed)
+    return datasets.load(
+        specs, Path(job.checkpoint), shape, job.epochs, job.steps, job.seed,
+        Path(job.runtime.cache),
+    )  # fmt: skip
+
+
 def _about(work: artifact.Artifact, epoch: int) -> dict[str, Any]:
     """manifest.json of an epoch: its own fingerprint, and all that the run was started from."""
     name = hashlib.sha256(f"{work.fingerprint}/{epoch}".encode()).hexdigest()
@@ -153,35 +194,111 @@ def _about(work: artifact.Artifact, epoch: int) -> dict[str, Any]:
     return {"fingerprint": name, "epoch": epoch, "run": run}
 
 
-def _total(value: Tensor) -> Tensor:
-    """Sum over the ranks."""
-    if dist.is_initialized():
-        dist.all_reduce(value)
-    return value
+@dataclass
+class Trainer:
+    """The parts of a run that every step needs."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: Step
+    attention: str
+    device: torch.device
+    clip: float | None
+
+    def __post_init__(self) -> None:
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.stop = False
+
+    def on_device(self, part: dict[str, Tensor]) -> dict[str, Any]:
+        batch: dict[str, Any] = {
+            name: tensor.to(self.device, non_blocking=True) for name, tensor in part.items()
+        }
+        batch["mask"] = attention.mask_of(batch.pop("document"), self.attention)
+        return batch
+
+    def backward(self, parts: list[dict[str, Tensor]]) -> tuple[dict[str, tuple[float, int]], bool]:
+        """Forward and backward of one optimizer step: ({name: (loss sum, targets)} over all ranks,
+        whether a rank was asked to stop). Gradients are then of the mean over all targets."""
+        names: list[str] = []
+        sums = torch.zeros(0, dtype=torch.float64, device=self.device)
+        for part in parts:
+            losses = self.step(self.model, self.on_device(part))
+            torch.stack([value for value, _ in losses.values()]).sum().backward()
+            found = torch.stack(
+                [each.detach().double() for pair in losses.values() for each in pair]
+            )
+            sums = found if not names else sums + found
+            names = list(losses)
+        sums = torch.cat([sums, sums.new_tensor([float(self.stop)])])
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        *values, stop = sums.tolist()
+        result = {
+            name: (values[2 * i], int(values[2 * i + 1])) for i, name in enumerate(names)
+        }
+        # FSDP2 averages gradients over ranks, so their sum is that times the ranks
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        targets = max(1, sum(count for _, count in result.values()))
+        for parameter in self.trained:
+            if parameter.grad is not None:
+                parameter.grad.mul_(ranks / targets)
+        return result, stop > 0
+
+    def clipped_norm(self) -> float:
+        """The norm of the gradient before clipping."""
+        limit = self.clip if self.clip is not None else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, limit)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
-def _train_step(
-    model: nn.Module, step: Step, parts: list[dict[str, Tensor]], trained: list[nn.Parameter]
-) -> tuple[float, int]:
-    """Forward and backward of one optimizer step: (loss per target, targets), over all ranks.
+def prepare(job: Finetune) -> Trainer:
+    """Model and optimizer as `job` says, with the checkpoint's weights."""
+    device = device_of(job.runtime.device)
+    torch.manual_seed(job.seed)
+    model = models.build(
+        job.model, Path(job.checkpoint), device, job.dtype, job.compute_dtype,
+        activation_checkpointing=job.activation_checkpointing, compile=job.compile,
+        shard_group=job.shard_group, loss_chunk=job.loss_chunk, seed=job.seed,
+    )  # fmt: skip
+    models.freeze(model, job.freeze)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return Trainer(
+        model, config.instantiate(job.optimizer, params=trained), config.resolve(job.step),
+        attention.kind_of(job.attention, device), device, job.clip_grad_norm,
+    )  # fmt: skip
 
-    Gradients are of the summed losses until the end, when the number of targets is known.
-    """
-    device = parts[0]["labels"].device
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
-    for part in parts:
-        losses = step(model, part)
-        loss = torch.stack([value for value, _ in losses.values()]).sum()
-        loss.backward()
-        targets = torch.stack([count for _, count in losses.values()]).sum()
-        sums += torch.stack([loss.detach().double(), targets.double()])
-    total, count = _total(sums).tolist()
-    # FSDP2 averages gradients over ranks, so their sum is that times the ranks
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
-    for parameter in trained:
-        if parameter.grad is not None:
-            parameter.grad.mul_(ranks / count)
-    return total / count, int(count)
+
+def meter_of(job: Finetune, trainer: Trainer, ranks: int) -> Meter:
+    """What speed, utilisation and money are measured against."""
+    flops = Flops.of(trainer.model, read_config(Path(job.checkpoint)))
+    gpu = None
+    if trainer.device.type == "cuda":
+        about = torch.cuda.get_device_properties(trainer.device)
+        gpu = gpus.reported(about.name, about.total_memory)
+    return Meter(flops, gpu, ranks, job.runtime.dollars_per_gpu_hour)
+
+
+def _bad_step(
+    job: Finetune, step: int, fault: str, mixture: datasets.Mixture, states: state.States,
+    watch: guards.Watch, rank: int,
+) -> None:  # fmt: skip
+    """Write out the rows of a step that may not reach the weights. ValueError where the run is to
+    stop; its state before the step is then saved."""
+    watch.quarantined += 1
+    if rank == 0:
+        guards.write_rows(Path(job.out) / "quarantine", step, fault, mixture)
+    many = watch.quarantined > watch.guards.most
+    if watch.guards.policy == "quarantine" and not many:
+        return
+    states.save(step - 1)
+    states.wait()
+    raise ValueError(
+        f"{job.out}: step {step}: {fault}"
+        + (f", and {watch.quarantined - 1} steps before it were left out" if many else "")
+        + f"; its rows are in {job.out}/quarantine/step_{step}.jsonl, the state before is saved; "
+        f"just bisect-batch RECIPE {step} finds the row; runtime.guards.policy=quarantine leaves "
+        "such steps out"
+    )
 
 
 def run(job: Finetune) -> None:
@@ -190,87 +307,114 @@ def run(job: Finetune) -> None:
     micro = _check(job, ranks)
     checkpoint, out = Path(job.checkpoint), Path(job.out)
     models.check_shape(job.model, checkpoint)
-    pins = _pins(job, rank)
+    pins = _agreed(pins_of(job) if rank == 0 else None)
     work, todo = _begin(job, checkpoint, pins, rank)
     if not todo:
         return
-    device = _device(job.runtime.device)
     torch.set_num_threads(job.runtime.threads or max(1, (os.cpu_count() or 1) // ranks))
-    here = {path: {"path": str(hub.local(pin))} for path, pin in pins.items() if pin}
-    specs = [spec | here.get(spec.get("path", ""), {}) for spec in job.datasets]
-    vocabulary, mixture = datasets.load(specs, checkpoint, job.seq_len, job.batch_size, job.seed)
-    if mixture.dropped and rank == 0:
-        print(f"{mixture.dropped} samples longer than seq_len={job.seq_len} tokens are left out")
-    model = models.build(job.model, checkpoint, device, job.dtype, job.compute_dtype, job.recompute)
-    models.freeze(model, job.freeze)
-    if job.compile:
-        model.compile()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = config.instantiate(job.optimizer, params=trained)
-    steps = [
-        (epoch, i + 1 == len(batches), packs)
-        for epoch, batches in enumerate(map(mixture.batches, range(job.epochs)))
-        for i, packs in enumerate(batches)
-    ]
+    mixture = load_data(job, pins)
+    counts = mixture.plan.counts
+    said = guards.check_rejected(job.runtime.guards, mixture)
+    if sum(counts.dropped):
+        said.append(
+            f"{sum(counts.dropped):,} samples longer than seq_len={job.seq_len} tokens are left out"
+        )
+    if rank == 0:
+        print("\n".join(said), end="\n" * bool(said))
+    trainer = prepare(job)
+    optimizer = trainer.optimizer
     peaks = [group["lr"] for group in optimizer.param_groups]
-    (factor,) = get_cosine_schedule_with_warmup(optimizer, job.warmup_steps, len(steps)).lr_lambdas
-    done = state.restore(out / "state", model, optimizer)
-    metrics = Metrics(out / "metrics.jsonl", done) if rank == 0 else None
-    step_function = config.resolve(job.step)
-    limit = job.clip_grad_norm if job.clip_grad_norm is not None else float("inf")
-    bar = tqdm(total=len(steps), initial=done, desc=out.name, unit="step", disable=rank != 0)
-    for step, (epoch, last, packs) in enumerate(steps[done:], done + 1):
-        started = time.perf_counter()
-        own = packs[rank::ranks]
-        parts = [
-            datasets.collate(own[i : i + micro], job.seq_len, vocabulary.end, device)
-            for i in range(0, len(own), micro)
-        ]
-        loss, targets = _train_step(model, step_function, parts, trained)
-        norm = torch.nn.utils.clip_grad_norm_(trained, limit)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    (factor,) = get_cosine_schedule_with_warmup(
+        optimizer, job.warmup_steps, counts.steps
+    ).lr_lambdas
+    states = state.States(out / "state", trainer.model, optimizer)
+    done = states.restore()
+    meter = meter_of(job, trainer, ranks)
+    if rank == 0:
+        print(meter.about())
+    metrics = Metrics(
+        out, done, meter, rank == 0, job.runtime.tracker, work.fingerprint, asdict(job)
+    )
+    watch = guards.Watch(job.runtime.guards, metrics.earlier)
+    signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "stop", True))
+    batches = datasets.Batches(mixture, rank, ranks, micro)
+    loader = DataLoader(
+        batches, batch_size=None, sampler=range(done, counts.steps),
+        num_workers=job.runtime.loader_workers,
+    )  # fmt: skip
+    bar = tqdm(total=counts.steps, initial=done, desc=out.name, unit="step", disable=rank != 0)
+    started = time.perf_counter()
+    for step, parts in enumerate(loader, done + 1):
+        losses, stop = trainer.backward(parts)
+        norm = trainer.clipped_norm()
+        targets = sum(count for _, count in losses.values())
+        loss = sum(value for value, _ in losses.values()) / max(1, targets)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor(step - 1)
-        optimizer.step()
+        fault = watch.fault(loss, norm)
+        if fault:
+            _bad_step(job, step, fault, mixture, states, watch, rank)
+        else:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if metrics:
-            tokens = sum(len(sample.tokens) for pack in packs for sample in pack)
-            seconds = round(time.perf_counter() - started, 4)
+        if rank == 0:
+            lengths = mixture.lengths(step - 1)
+            seconds, started = time.perf_counter() - started, time.perf_counter()
             metrics.add(
-                step=step,
-                epoch=epoch,
-                loss=loss,
-                lr=optimizer.param_groups[0]["lr"],
-                grad_norm=float(norm),
-                tokens=tokens,
-                targets=targets,
-                seconds=seconds,
-            )
-            bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{tokens / seconds:,.0f}")
+                step, loss, [n for row in lengths for n in row], seconds, grad_norm=norm,
+                lr=optimizer.param_groups[0]["lr"], targets=targets,
+                positions=positions(job, list(map(sum, lengths)), ranks, micro),
+                **{f"loss_{name}": value / n for name, (value, n) in losses.items() if n},
+                **({"quarantined": fault} if fault else {}),
+            )  # fmt: skip
+            bar.set_postfix(metrics.shown())
         bar.update()
         # the epoch is written before the state that would let a resumed run go past it
-        if last and not (out / f"epoch_{epoch}").exists():
-            models.export(model, checkpoint, out / f"epoch_{epoch}", _about(work, epoch))
-        if step % job.runtime.state_every == 0 and step < len(steps):
-            state.save(out / "state", step, model, optimizer)
+        for epoch, end in enumerate(counts.epoch_ends):
+            if end == step and not (out / f"epoch_{epoch}").exists():
+                about = _about(work, epoch)
+                models.export(trainer.model, checkpoint, out / f"epoch_{epoch}", about)
+        if step < counts.steps and (stop or step % job.runtime.state_every == 0):
+            states.save(step)
+        if step < counts.steps and stop:
+            states.wait()
+            metrics.close()
+            bar.close()
+            if rank == 0:
+                print(f"{out}: stopped by SIGTERM; step {step} is saved: run again to resume")
+            sys.exit(128 + signal.SIGTERM)
+    states.wait()
+    metrics.close()
     bar.close()
     if rank == 0:
-        _finish(job, work, steps, mixture)
+        _finish(work, mixture)
 
 
-def _finish(
-    job: Finetune, work: artifact.Artifact, steps: list[Any], mixture: datasets.Mixture
-) -> None:
-    lines = [json.loads(line) for line in (work.out / "metrics.jsonl").read_text().splitlines()]
-    tokens = sum(line["tokens"] for line in lines)
-    useful = tokens / (len(steps) * job.batch_size * job.seq_len)
+def positions(job: Finetune, sizes: list[int], ranks: int, micro: int) -> int:
+    """Tokens and padding of a step whose rows have these sizes."""
+    if job.packed:
+        return len(sizes) * job.seq_len
+    parts = (sizes[rank::ranks][i : i + micro] for rank in range(ranks)
+             for i in range(0, len(sizes) // ranks, micro))  # fmt: skip
+    return sum(len(part) * max(1, *part) for part in parts)
+
+
+def _finish(work: artifact.Artifact, mixture: datasets.Mixture) -> None:
+    lines = read(work.out / "metrics.jsonl")
+    counts = mixture.plan.counts
+    useful = counts.tokens / sum(line["positions"] for line in lines)
+    bad = sum("quarantined" in line for line in lines)
+    last = next((line["loss"] for line in reversed(lines) if "quarantined" not in line), None)
     totals = {
-        "steps": len(steps), "samples": sum(mixture.counts) * job.epochs, "tokens": tokens,
-        "dropped": mixture.dropped, "useful_share": round(useful, 4),
-        "last_loss": lines[-1]["loss"],
+        "steps": counts.steps, "tokens": counts.tokens, "useful_share": round(useful, 4),
+        "samples": counts.samples, "dropped": counts.dropped,
+        "left_out": [each.left_out for each in mixture.indexes],
+        "rejected": [len(each.rejected) for each in mixture.indexes],
+        "quarantined_steps": bad, "last_loss": last,
     }  # fmt: skip
     work.finish(totals, [work.out / "metrics.jsonl", *work.out.glob("epoch_*/*.safetensors")])
     print(
-        f"{work.out}: {len(steps)} steps, last loss {lines[-1]['loss']:.3f}, {tokens:,} tokens "
-        f"({useful:.0%} of the packs), {job.epochs} epochs"
+        f"{work.out}: {counts.steps:,} steps, last loss {last and round(last, 3)}, "
+        f"{counts.tokens:,} tokens ({useful:.1%} of the positions), {len(counts.epoch_ends)} epochs"
+        + (f", {bad} steps in quarantine" if bad else "")
     )

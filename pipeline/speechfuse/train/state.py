@@ -1,17 +1,20 @@
 """Training state: what exact resuming needs, written by torch's distributed checkpointing.
 
 In: a model (plain or sharded by FSDP2) and its optimizer. Out: <folder>/step_<n>/, complete when
-its `.metadata` file exists, because distributed checkpointing writes that last. The data's position
-is the step itself: batches are a pure function of (seed, step).
+its `.metadata` file exists, because distributed checkpointing writes that last. Weights and moments
+are copied at once and written while the training goes on. The data's position is the step itself;
+where chance stands (dropout of adapters) is kept for each rank.
 """
 
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
@@ -23,26 +26,89 @@ def complete_steps(folder: Path) -> list[int]:
     return sorted(int(p.parent.name.removeprefix("step_")) for p in folder.glob("step_*/.metadata"))
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizer: Optimizer) -> None:
-    """Write the state after `step` optimizer steps; then drop all but the newest two. Call on every
-    rank."""
-    weights, moments = get_state_dict(model, optimizer)
-    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder / f"step_{step}")
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        for old in complete_steps(folder)[:-KEEP]:
-            shutil.rmtree(folder / f"step_{old}")
+def _first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> int:
-    """Load the newest complete state into `model` and `optimizer`; returns its step, 0 when there
-    is none."""
-    steps = complete_steps(folder)
-    if not steps:
-        return 0
-    weights, moments = get_state_dict(model, optimizer)
-    content: dict[str, Any] = {"model": weights, "optimizer": moments}
-    dcp.load(content, checkpoint_id=folder / f"step_{steps[-1]}")
-    set_state_dict(
-        model, optimizer, model_state_dict=content["model"], optim_state_dict=content["optimizer"]
-    )
-    return steps[-1]
+def _chance() -> dict[str, Tensor]:
+    """Where this rank's random numbers stand."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    found = {f"cpu_{rank}": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        found[f"cuda_{rank}"] = torch.cuda.get_rng_state()
+    return found
+
+
+class States:
+    """The states of one run, for every rank to call alike."""
+
+    def __init__(self, folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
+        self.folder, self.model, self.optimizer = folder, model, optimizer
+        self._writing: tuple[int, Future[Any]] | None = None
+        # collectives of the background thread must not meet those of the training
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+
+    def save(self, step: int) -> None:
+        """Begin to write the state after `step` optimizer steps, when the one before is written."""
+        self.wait()
+        if step in complete_steps(self.folder):
+            return
+        weights, moments = get_state_dict(self.model, self.optimizer)
+        content = {"model": weights, "optimizer": moments, "chance": _chance()}
+        future = dcp.async_save(
+            content, checkpoint_id=self.folder / f"step_{step}", process_group=self._group
+        )
+        assert isinstance(future, Future)  # what staging without a stager of our own gives
+        self._writing = step, future
+
+    def wait(self) -> None:
+        """Until what was begun is on disk; then drop all but the newest two. ValueError when it
+        could not be written: the states before are as they were."""
+        if self._writing is None:
+            return
+        (step, future), self._writing = self._writing, None
+        try:
+            future.result()
+        except Exception as error:  # a full disk comes as OSError, RuntimeError or others
+            if _first():
+                shutil.rmtree(self.folder / f"step_{step}", ignore_errors=True)
+            kept = complete_steps(self.folder)
+            raise ValueError(
+                f"{self.folder}: the state of step {step} could not be written ({_cause(error)}); "
+                + (f"that of step {kept[-1]} is whole: " if kept else "there is none before it: ")
+                + "make room on the disk and run again to resume"
+            ) from error
+        if _first():
+            for old in complete_steps(self.folder)[:-KEEP]:
+                shutil.rmtree(self.folder / f"step_{old}")
+
+    def restore(self, at_most: int | None = None) -> int:
+        """Load the newest complete state, of step `at_most` or before; returns its step, 0 when
+        there is none."""
+        steps = [s for s in complete_steps(self.folder) if at_most is None or s <= at_most]
+        if not steps:
+            return 0
+        place = self.folder / f"step_{steps[-1]}"
+        weights, moments = get_state_dict(self.model, self.optimizer)
+        chance = _chance()
+        saved = dcp.FileSystemReader(place).read_metadata().state_dict_metadata
+        # with another number of ranks there is no such place to go on from
+        chance = {name: value for name, value in chance.items() if f"chance.{name}" in saved}
+        content: dict[str, Any] = {"model": weights, "optimizer": moments, "chance": chance}
+        dcp.load(content, checkpoint_id=place)
+        set_state_dict(
+            self.model, self.optimizer,
+            model_state_dict=content["model"], optim_state_dict=content["optimizer"],
+        )  # fmt: skip
+        for name, value in chance.items():
+            set_state = torch.set_rng_state if name.startswith("cpu") else torch.cuda.set_rng_state
+            set_state(value)
+        return steps[-1]
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, in a line."""
+    found: BaseException = error
+    while found.__cause__ or found.__context__:
+        found = found.__cause__ or found.__context__  # type: ignore[assignment]
+    return " ".join(str(found).split())[-200:] or type(found).__name__

@@ -1,0 +1,112 @@
+"""Guards: a step whose loss or gradient is not credible does not reach the weights.
+
+In: loss and gradient norm of every step, and of the steps before. Out: what is wrong with a step,
+in words, and a file with its rows. The run then stops (`policy: stop`, with its state saved), or
+leaves the step out and goes on (`policy: quarantine`), which is counted.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from speechfuse import artifact
+from speechfuse.datasets import Mixture
+
+WINDOW = 100  # steps that a step is compared with
+
+
+@dataclass
+class Guards:
+    policy: str = field(
+        default="stop", metadata={"help": "what a bad row or step does: stop, or quarantine"}
+    )
+    spike: float = field(
+        default=10.0,
+        metadata={"help": "a loss or gradient norm so many times the median of 100 steps is bad"},
+    )
+    enough: int = field(
+        default=20, metadata={"help": "steps before there is something to compare with"}
+    )
+    most: int = field(
+        default=10, metadata={"help": "steps or rows in quarantine after which a run stops"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.policy not in ("stop", "quarantine"):
+            raise ValueError(f"guards.policy={self.policy!r}: choose stop or quarantine")
+        if self.spike <= 1:
+            raise ValueError(f"guards.spike={self.spike}: it must be above 1")
+
+
+class Watch:
+    """Compares every step with the last hundred good ones; `earlier`: the lines of metrics.jsonl of
+    a run that is resumed."""
+
+    def __init__(self, guards: Guards, earlier: list[dict[str, Any]]) -> None:
+        self.guards = guards
+        self.quarantined = sum("quarantined" in line for line in earlier)
+        good = [line for line in earlier if "quarantined" not in line][-WINDOW:]
+        self._seen = [(line["loss"], line["grad_norm"]) for line in good]
+
+    def fault(self, loss: float, norm: float) -> str | None:
+        """What is wrong with a step, None for a good one, which is remembered."""
+        for name, value, seen in (
+            ("loss", loss, [each[0] for each in self._seen]),
+            ("gradient norm", norm, [each[1] for each in self._seen]),
+        ):
+            if not math.isfinite(value):
+                return f"{name} is {value}"
+            if len(seen) >= self.guards.enough and value > self.guards.spike * median(seen):
+                return (
+                    f"{name} {value:.3g} is more than {self.guards.spike:g} times the median of "
+                    f"the last {len(seen)} steps, {median(seen):.3g}"
+                )
+        self._seen = [*self._seen, (loss, norm)][-WINDOW:]
+        return None
+
+
+def write_rows(folder: Path, step: int, fault: str, mixture: Mixture) -> Path:
+    """What step `step` (from 1) was made of, a sample a line, to <folder>/step_<n>.jsonl."""
+    lines = [json.dumps({"step": step, "fault": fault})]
+    for number, row in enumerate(mixture.plan.rows(step - 1)):
+        for dataset, sample in row:
+            index = mixture.indexes[dataset]
+            content = index.row(sample)
+            rendered = index[sample]
+            lines.append(
+                json.dumps(
+                    {
+                        "row": number, "dataset": mixture.paths[dataset], "id": content["id"],
+                        "tokens": rendered.tokens.tolist(),
+                        "targets": int(rendered.targets[1:].sum()),
+                        "source": content.get("source"),
+                    }
+                )
+            )  # fmt: skip
+    path = folder / f"step_{step}.jsonl"
+    artifact.write_atomic(path, "".join(f"{line}\n" for line in lines))
+    return path
+
+
+def check_rejected(guards: Guards, mixture: Mixture) -> list[str]:
+    """Lines that say what was left out of the datasets. ValueError for rows that are broken (codes
+    the checkpoint does not have, no answer), unless they are few and go to quarantine."""
+    said = []
+    for path, index in zip(mixture.paths, mixture.indexes, strict=True):
+        if index.left_out:
+            said.append(f"{path}: {index.left_out:,} rows without a transcript are left out")
+        if not index.rejected:
+            continue
+        first = f"{index.rejected[0]['id']}: {index.rejected[0]['reason']}"
+        count = len(index.rejected)
+        if guards.policy == "stop" or count > guards.most:
+            raise ValueError(
+                f"{path}: {count:,} rows cannot be trained on; first {first}; make the dataset "
+                "again without them, or guards.policy=quarantine with guards.most of so many "
+                "leaves them out"
+            )
+        said.append(f"{path}: {count:,} rows in quarantine; first {first}")
+    return said

@@ -1,0 +1,71 @@
+"""Find the row that spoils a training step.
+
+    python -m stages.bisect_batch recipes/demo/stage2.yaml at=123
+
+In: the recipe of a run that was stopped at a step, or had one in quarantine, and the newest state
+before it. Out: loss and gradient norm of every sample of the step alone, worst first, printed and
+in <run>/quarantine/step_<n>.samples.jsonl. The run itself is not touched.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from speechfuse import artifact, config, datasets
+from speechfuse.train import loop, state
+
+SHOWN = 10
+
+
+@dataclass
+class BisectBatch(loop.Finetune):
+    at: int = field(default=0, metadata={"help": "the step, counted from 1 as in metrics.jsonl"})
+
+
+def main(job: BisectBatch) -> None:
+    out = Path(job.out)
+    mixture = loop.load_data(job, loop.pins_of(job))
+    total = mixture.plan.counts.steps
+    if not 1 <= job.at <= total:
+        raise ValueError(f"at={job.at}: the run has the steps 1 to {total}")
+    trainer = loop.prepare(job)
+    start = state.States(out / "state", trainer.model, trainer.optimizer).restore(job.at - 1)
+    print(f"{out}: weights after step {start}, rows of step {job.at}")
+    vocabulary = mixture.vocabulary
+    found: list[dict[str, Any]] = []
+    places = [place for row in mixture.plan.rows(job.at - 1) for place in row]
+    for dataset, number in tqdm(places, unit="sample"):
+        index = mixture.indexes[dataset]
+        sample = index[number]
+        part = datasets.collate([[sample]], len(sample.tokens), vocabulary.end, vocabulary.layout)
+        losses, _ = trainer.backward([part])
+        targets = sum(count for _, count in losses.values())
+        loss = sum(value for value, _ in losses.values()) / max(1, targets)
+        norm = float(torch.nn.utils.get_total_norm(
+            [p.grad for p in trainer.trained if p.grad is not None]
+        ))  # fmt: skip
+        trainer.optimizer.zero_grad(set_to_none=True)
+        found.append(
+            {
+                "dataset": mixture.paths[dataset], "id": sample.name, "loss": loss,
+                "grad_norm": norm, "targets": targets, "tokens": len(sample.tokens),
+            }
+        )  # fmt: skip
+    found.sort(key=lambda each: (math.isfinite(each["loss"]), -each["loss"] * each["targets"]))
+    path = out / "quarantine" / f"step_{job.at}.samples.jsonl"
+    artifact.write_atomic(path, "".join(json.dumps(each) + "\n" for each in found))
+    for each in found[:SHOWN]:
+        print(
+            f"{each['dataset']}: {each['id']}: loss {each['loss']:.3g} over {each['targets']} "
+            f"targets, gradient norm {each['grad_norm']:.3g}"
+        )
+    print(f"{path}: {len(found)} samples, worst first")
+
+
+if __name__ == "__main__":
+    config.main(main, BisectBatch, __doc__)

@@ -1,0 +1,171 @@
+"""A training small enough for tests: texts, speech of random codes, a checkpoint, and recipes."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from speechfuse import artifact, shards, vocab
+from speechfuse.config import load
+from speechfuse.train import loop
+from speechfuse.train.losses import next_token
+from stages import init_base
+
+ROOT = Path(__file__).parent.parent
+STREAM = {"quantizer": "0" * 64, "token_rate": 25.0, "codebooks": 1, "codebook_size": 16}
+MARK = 309 + 16  # id of the mask code, which no row but a planted one has
+WORDS = "one two three four five six seven eight".split()
+
+
+def dataset(folder: Path, schema: pa.Schema, rows: list[dict], stream: dict | None) -> Path:
+    work = artifact.Artifact(folder, "test", 1, {"rows": len(rows)}, {})
+    work.begin()
+    path = folder / shards.shard_name(0)
+    shards.write_shard(path, rows, schema, stream)
+    work.finish({}, [path])
+    return folder
+
+
+def speech_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
+    return {
+        "id": f"s{number}",
+        "codes": rng.integers(0, 16, rng.integers(5, 20)).astype(np.uint16),
+        "seconds": 1.0,
+        "text": WORDS[number % 8],
+        "extra": json.dumps({"answer": WORDS[number % 8]}),
+    }
+
+
+def make_parts(folder: Path) -> Path:
+    """texts/, speech/ and an expanded tiny checkpoint, expanded/."""
+    texts = [
+        {
+            "id": f"t{i}",
+            "turns": [
+                {"role": "user", "segments": [{"text": f"say {word}"}]},
+                {"role": "assistant", "segments": [{"text": word}]},
+            ],
+            "extra": "{}",
+        }
+        for i, word in enumerate(WORDS * 4)
+    ]
+    dataset(folder / "texts", shards.CONVERSATIONS, texts, None)
+    rng = np.random.default_rng(0)
+    dataset(folder / "speech", shards.SPEECH, [speech_row(i, rng) for i in range(200)], STREAM)
+    init_base.main(
+        init_base.InitBase(
+            out=str(folder / "init"), texts=str(folder / "texts"), vocab_size=300, hidden_size=32,
+            num_layers=2, num_heads=2, intermediate_size=64,
+        )
+    )  # fmt: skip
+    work = artifact.Artifact(folder / "expanded", "expand_vocab", 1, {}, {})
+    work.begin()
+    vocab.expand(folder / "init", folder / "expanded", 16, STREAM["quantizer"], seed=0)
+    work.finish({}, [folder / "expanded/config.json"])
+    return folder
+
+
+def recipe(parts: Path, out: Path, runtime: dict | None = None, **changes: Any) -> Path:
+    """A recipe on disk over `parts`, with about 20 steps unless changed."""
+    shape = vocab.read_config(parts / "expanded")
+    content = {
+        "out": str(out), "checkpoint": str(parts / "expanded"),
+        "model": {
+            "_component_": "torchtune.models.llama3_1.llama3_1", "vocab_size": shape["vocab_size"],
+            "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "embed_dim": 32,
+            "intermediate_dim": 64, "max_seq_len": 128,
+        },
+        "datasets": [
+            {
+                "_component_": "speechfuse.datasets.speech",
+                "path": str(parts / "speech"),
+                "share": 0.8,
+                "turns": {"_component_": "speechfuse.instructions.answer", "repeat_first": True},
+            },
+            {
+                "_component_": "speechfuse.datasets.conversations",
+                "path": str(parts / "texts"),
+                "share": 0.2,
+            },
+        ],
+        "seq_len": 64, "batch_size": 4, "epochs": 1,
+        "optimizer": {"_component_": "torch.optim.AdamW", "lr": 3e-3}, "warmup_steps": 2,
+        "clip_grad_norm": 1.0,
+        "runtime": {
+            "threads": 1, "state_every": 5, "cache": str(parts / "cache"), "device": "cpu",
+            **(runtime or {}),
+        },
+    }  # fmt: skip
+    content.update(changes)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def command(config: Path, ranks: int = 1, *overrides: str) -> list[str]:
+    launch = [sys.executable]
+    if ranks > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*launch, "recipes/finetune.py", str(config), *overrides]
+
+
+def train(config: Path, ranks: int = 1, *overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(config, ranks, *overrides), cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in lines(out)]
+
+
+def weights(out: Path, epoch: int = 0) -> dict[str, torch.Tensor]:
+    return load_file(out / f"epoch_{epoch}" / "model.safetensors")
+
+
+def job(config: Path, **changes: Any) -> loop.Finetune:
+    """A recipe as loop.run takes it, to train in this process."""
+    loaded = load(loop.Finetune, config, [])
+    return replace(loaded, **changes)
+
+
+def marked(batch: dict[str, torch.Tensor]) -> bool:
+    """Whether a batch has the row of `plant`."""
+    return bool((batch["tokens"] == MARK).any())
+
+
+def nan_where_marked(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """A step that gives NaN for the planted row."""
+    return {
+        name: (value + (float("nan") if marked(batch) else 0.0), count)
+        for name, (value, count) in next_token(model, batch).items()
+    }
+
+
+def explodes_where_marked(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """A step whose loss is a thousand times itself for the planted row."""
+    return {
+        name: (value * (1e3 if marked(batch) else 1.0), count)
+        for name, (value, count) in next_token(model, batch).items()
+    }
+
+
+def plant(folder: Path, **changes: Any) -> Path:
+    """A dataset like speech/ with one row more, "planted", the only one with the mask code."""
+    rng = np.random.default_rng(0)
+    rows = [speech_row(i, rng) for i in range(200)]
+    rows.append(speech_row(0, rng) | {"id": "planted", "codes": [1, 16, 2]} | changes)
+    return dataset(folder, shards.SPEECH, rows, STREAM)
