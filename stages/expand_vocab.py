@@ -9,8 +9,7 @@ config.json.
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from speechfuse import artifact, config, vocab
 from speechfuse.quantizer import Quantizer
@@ -26,6 +25,10 @@ class ExpandVocab:
     whisper: str | None = field(
         default=None, metadata={"help": "openai-whisper .pt beside a .model"}
     )
+    initialize: dict[str, Any] = field(
+        default_factory=lambda: dict(vocab.INITIALIZE),
+        metadata={"help": "values of the new rows: normal, mean, mean_and_covariance or codebook"},
+    )
     seed: int = field(default=0, metadata={"help": "of the new rows"})
     fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
 
@@ -35,11 +38,13 @@ def main(job: ExpandVocab) -> None:
     vocab.read_config(base)
     quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
     inputs = {"base": artifact.fingerprint_of_files(base), "quantizer": quantizer.identity}
-    work = artifact.Artifact(out, "expand_vocab", 1, asdict(job), inputs)
+    work = artifact.Artifact(out, "expand_vocab", 2, asdict(job), inputs)
     if not work.begin(fresh=job.fresh):
         return
-    torch.set_num_threads(1)  # the new rows' covariance is another to the last bit with two
-    layout = vocab.expand(base, out, quantizer.codebook_size, quantizer.identity, job.seed)
+    codes = quantizer.codebook_size
+    layout = vocab.expand(
+        base, out, codes, quantizer.identity, job.seed, job.initialize, quantizer.codebook[:codes]
+    )
     made = (p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
     outputs = sorted(made)
     work.finish(asdict(layout), outputs)

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from speechfuse import artifact, datasets, shards, vocab
+from speechfuse import artifact, datasets, embeddings, packing, shards, vocab
 from speechfuse.evals.speech import Listener
 from speechfuse.quantizer import Quantizer
 from speechfuse.vocab import SoundLayout, Vocabulary
@@ -31,8 +31,9 @@ TEXT = 256 + len(init_base.CONTROL)  # tokens before the sound tokens
 def checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase, **changes) -> Path:
     torch.manual_seed(0)
     shape = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, intermediate_size=8, max_position_embeddings=64, **changes,
+        **{"hidden_size": 8, **changes}, vocab_size=len(tokenizer), num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, intermediate_size=8,
+        max_position_embeddings=64,
     )  # fmt: skip
     LlamaForCausalLM(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -209,7 +210,8 @@ def dataset(folder: Path, quantizer: str) -> Path:
 def test_speech_of_another_quantizer_is_refused_by_training(base, expanded, tmp_path):
     def load(folder: Path, checkpoint: Path):
         spec = {"_component_": "speechfuse.datasets.sound", "path": str(folder), "share": 1.0}
-        return datasets.load([spec], checkpoint, 16, 1, 0)
+        shape = packing.Shape(seq_len=16, rows=1, packed=True)
+        return datasets.load([spec], checkpoint, shape, 1, None, 0, tmp_path / "cache")
 
     other = dataset(tmp_path / "other", OTHER)
     with pytest.raises(ValueError) as caught:
@@ -220,8 +222,8 @@ def test_speech_of_another_quantizer_is_refused_by_training(base, expanded, tmp_
     ours = dataset(tmp_path / "ours", OURS)
     with pytest.raises(ValueError, match="no sound tokens: run expand_vocab"):
         load(ours, base)
-    _, mixture = load(ours, expanded)
-    tokens = mixture.batches(0)[0][0][0].tokens.tolist()
+    mixture = load(ours, expanded)
+    tokens = mixture.samples(0)[0][0].tokens.tolist()
     assert tokens == [256, TEXT, TEXT + 3, TEXT + 4, TEXT + 1, 257]
 
 
@@ -253,14 +255,110 @@ def test_the_job_records_the_layout_of_the_quantizer_it_is_given(base, tmp_path)
     assert not [name for name in manifest["outputs"] if name.startswith(".")]  # its lock is gone
 
 
-def test_the_new_rows_do_not_depend_on_the_number_of_threads(tmp_path):
-    """Their covariance is a matrix product; its last bits decided over every later number."""
-    made = {}
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        out = tmp_path / str(threads)
-        models = ROOT / "recipes/demo/models"
-        base, quantizer = str(models / "base"), str(models / "quantizer")
-        expand_vocab.main(expand_vocab.ExpandVocab(out=str(out), base=base, quantizer=quantizer))
-        made[threads] = artifact.sha256_of(out / "model.safetensors")
-    assert made[1] == made[2]
+def given(rows: torch.Tensor, seed: int = 0, **changes) -> embeddings.Given:
+    """For 512 codes, on a codebook of 16 dimensions."""
+    chance = torch.Generator().manual_seed(7)
+    vectors = torch.nn.functional.normalize(torch.randn(512, 16, generator=chance))
+    values = {"codes": 512, "codebook": vectors, "std": 0.02} | changes
+    return embeddings.Given(rows, **values, chance=torch.Generator().manual_seed(seed))
+
+
+def made(name: str, what: embeddings.Given, **arguments) -> torch.Tensor:
+    return embeddings.new_rows({"_component_": f"speechfuse.embeddings.{name}", **arguments}, what)
+
+
+@pytest.fixture(scope="module")
+def rows() -> torch.Tensor:
+    """More than a block; their mean is not 0, their columns are unequal and not independent."""
+    chance = torch.Generator().manual_seed(3)
+    mixed = torch.randn(24, 24, generator=chance) * torch.linspace(0.1, 2, 24)
+    rows = torch.randn(20_000, 24, generator=chance) @ mixed
+    return rows + torch.linspace(-3, 3, 24)
+
+
+def test_each_choice_of_new_rows_is_spread_as_it_says(rows):
+    spread = (rows - rows.mean(0)).norm(dim=1).mean()
+    drawn = made("normal", given(rows))
+    assert drawn.shape == (515, 24) and drawn.mean().abs() < 1e-3
+    assert drawn.std() == pytest.approx(0.02, rel=0.05)
+    same = made("mean", given(rows))
+    torch.testing.assert_close(same, rows.mean(0).repeat(515, 1))
+    theirs = made("mean_and_covariance", given(rows))
+    apart = (theirs - rows.mean(0)).norm(dim=1)
+    assert apart.mean() / spread == pytest.approx(1e-9**0.5, rel=0.1)
+    assert len(theirs.unique(dim=0)) == 515
+    wide = made("mean_and_covariance", given(rows), scale=1.0)
+    for found in (wide, made("codebook", given(rows))):
+        off = found[2:-1].mean(0) - rows.mean(0)
+        assert off.norm() < 0.15 * spread
+        apart = (found - found.mean(0)).norm(dim=1)
+        assert apart.mean() / spread == pytest.approx(1, rel=0.25)
+        assert (apart > 0.1 * spread).all(), "sound_start, sound_end and the mask code too"
+    error = (wide.T.cov() - rows.T.cov()).norm() / rows.T.cov().norm()
+    assert error < 0.2, "of the old rows' covariance, and not of its diagonal"
+
+
+def test_codes_that_are_near_in_the_codebook_begin_near():
+    what = given(torch.randn(2000, 160, generator=torch.Generator().manual_seed(1)))
+    pairs = torch.pdist(what.codebook)
+    for name, least, most in (("codebook", 0.7, 1), ("mean_and_covariance", -0.05, 0.05)):
+        apart = torch.pdist(made(name, what, **({} if least > 0 else {"scale": 1.0}))[2:-1])
+        alike = float(torch.stack([pairs, apart]).corrcoef()[0, 1])
+        assert least < alike < most, name
+
+
+def test_new_rows_of_bfloat16_are_drawn_in_float32(rows):
+    half = made("mean_and_covariance", given(rows.bfloat16()))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, made("mean_and_covariance", given(rows)), atol=1e-2, rtol=0)
+
+
+def test_new_rows_are_the_same_with_any_number_of_threads(rows):
+    """Covariances are matrix products; their last bits decided over every later number."""
+    try:
+        for name in ("normal", "mean", "mean_and_covariance", "codebook"):
+            found = []
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                found.append(made(name, given(rows)))
+                assert torch.get_num_threads() == threads
+            assert torch.equal(*found), name
+            if name != "mean":
+                assert not torch.equal(found[0], made(name, given(rows, seed=1)))
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_new_rows_that_cannot_be_made_are_refused(rows):
+    with pytest.raises(ValueError, match=r"initialize.scale=0: .* choose mean"):
+        made("mean_and_covariance", given(rows), scale=0)
+    with pytest.raises(ValueError, match="needs the vectors of the quantizer's codebook"):
+        made("codebook", given(rows, codebook=None))
+    with pytest.raises(ValueError, match=r"all vectors .* are equal: it is not trained"):
+        made("codebook", given(rows, codebook=torch.ones(512, 16)))
+    with pytest.raises(ValueError, match="did you mean 'normal'"):
+        made("normall", given(rows))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_job_makes_the_rows_it_is_asked_for_and_records_it(tmp_path, tied):
+    tokenizer = init_base.train_tokenizer(["one two"], vocab_size=256)
+    base = checkpoint(tmp_path / "base", tokenizer, tie_word_embeddings=tied, hidden_size=32)
+    quantizer = ROOT / "recipes/demo/models/quantizer"
+    near = torch.pdist(Quantizer.load(quantizer).codebook[:256])
+    found = {}
+    for name in ("codebook", "mean"):
+        job = expand_vocab.ExpandVocab(
+            out=str(tmp_path / name), base=str(base), quantizer=str(quantizer),
+            initialize={"_component_": f"speechfuse.embeddings.{name}"},
+        )  # fmt: skip
+        expand_vocab.main(job)
+        config = artifact.manifest_of(tmp_path / name)["config"]
+        assert config["initialize"] == {"_component_": f"speechfuse.embeddings.{name}"}
+        both = weights(tmp_path / name)
+        found[name] = [both[key][TEXT:] for key in ("model.embed_tokens.weight", "lm_head.weight")]
+    for matrix in found["codebook"]:
+        assert torch.stack([near, torch.pdist(matrix[2:-1])]).corrcoef()[0, 1] > 0.5
+    assert torch.equal(*found["codebook"]) == tied, "another projection for a head of its own"
+    for matrix in found["mean"]:
+        assert len(matrix.unique(dim=0)) == 1 and matrix.any()

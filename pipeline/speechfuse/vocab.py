@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
+
+from speechfuse import embeddings
 
 START, END, SOUND = "<|sound_start|>", "<|sound_end|>", "<|sound_{:04d}|>"
 CHAT_TEMPLATE = (  # Llama 3's layout without the system block that its own template always adds
@@ -24,6 +27,7 @@ CHAT_TEMPLATE = (  # Llama 3's layout without the system block that its own temp
     "{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
+INITIALIZE = {"_component_": "speechfuse.embeddings.mean_and_covariance"}
 transformers_logging.set_verbosity_error()  # its advice is on settings not ours to change
 transformers_logging.disable_progress_bar()
 
@@ -127,22 +131,39 @@ def add_sound_tokens(tokenizer: PreTrainedTokenizerBase, codes: int) -> None:
     tokenizer.add_tokens(names, special_tokens=True)
 
 
-def expand(base: Path, out: Path, codes: int, quantizer: str, seed: int) -> SoundLayout:
+def expand(
+    base: Path,
+    out: Path,
+    codes: int,
+    quantizer: str,
+    seed: int,
+    initialize: dict[str, Any] = INITIALIZE,
+    codebook: Tensor | None = None,
+) -> SoundLayout:
     """Write `base` with sound tokens for `codes` codes and the mask code to `out`.
 
-    New rows are drawn from the mean and covariance of the old ones (transformers' default; Hewitt
-    2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html). ValueError when `base` already
-    has sound tokens.
+    `initialize` chooses the values of the new rows (see speechfuse.embeddings), of the embedding
+    and, where it is another matrix, of the head; `codebook`: the codes' vectors (codes, dim).
+    ValueError when `base` already has sound tokens.
     """
     if read_config(base).get("speechfuse"):
         raise ValueError(f"{base} already has sound tokens: expand the original base model")
-    torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     add_sound_tokens(tokenizer, codes)
-    model.resize_token_embeddings(len(tokenizer))
     start, end, first = (tokenizer.get_vocab()[name] for name in (START, END, SOUND.format(0)))
     layout = SoundLayout(start, end, first, codes, quantizer)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    chance = torch.Generator().manual_seed(seed)
+    embedding, head = (
+        layer.get_parameter("weight").data
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
+    )
+    tied = head.data_ptr() == embedding.data_ptr()
+    for rows in (embedding,) if tied else (embedding, head):
+        std = model.config.initializer_range
+        given = embeddings.Given(rows[:start], codes, codebook, std, chance)
+        rows[start:] = embeddings.new_rows(initialize, given)
     model.config.speechfuse = asdict(layout)
     tokenizer.chat_template = CHAT_TEMPLATE
     model.save_pretrained(out)
