@@ -101,12 +101,12 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
 
 def main(job: Callable[[T], None], schema: type[T], doc: str) -> None:
     """The command line of a job: `config.yaml key=value ...`, `key=value ...` where no file is
-    needed, or `--help` for `doc` and the keys.
+    needed, or `--help` for `doc` and the keys. `--dry-run` is short for runtime.dry_run=true.
 
     A ValueError, or an OSError about a file, is the user's to cure: one line on stderr, exit status
     2. Ctrl-C exits with 130. Any other exception is ours and keeps its traceback.
     """
-    arguments = sys.argv[1:]
+    arguments = ["runtime.dry_run=true" if a == "--dry-run" else a for a in sys.argv[1:]]
     if "--help" in arguments or "-h" in arguments:
         print(f"{doc.strip()}\n\n{_table(schema)}")
         return

@@ -27,7 +27,7 @@ from torchtune.training import get_cosine_schedule_with_warmup
 from tqdm import tqdm
 
 from speechfuse import artifact, config, datasets, hub, packing
-from speechfuse.train import attention, gpus, guards, state
+from speechfuse.train import attention, gpus, guards, preflight, state
 from speechfuse.train import model as models
 from speechfuse.train.guards import Guards
 from speechfuse.train.metrics import Flops, Meter, Metrics, read
@@ -139,15 +139,7 @@ def _check(job: Finetune, ranks: int) -> int:
     for key, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("seq_len", 2)):
         if (value := getattr(job, key)) is not None and value < least:
             raise ValueError(f"{key}={value}: at least {least} is needed")
-    if job.batch_size % ranks:
-        raise ValueError(f"batch_size={job.batch_size} is not a multiple of the {ranks} ranks")
-    own = job.batch_size // ranks
-    micro = job.micro_batch_size or own
-    if own % micro:
-        raise ValueError(
-            f"micro_batch_size={micro} does not divide the {own} rows of each of {ranks} ranks"
-        )
-    return micro
+    return preflight.micro_batch(job, ranks)
 
 
 def _agreed(value: Any) -> Any:
@@ -304,23 +296,28 @@ def _bad_step(
 def run(job: Finetune) -> None:
     """Train as `job` says. Under torchrun call it on every rank, in a process group."""
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    micro = _check(job, ranks)
+    planned = job.runtime.gpus or ranks if job.runtime.dry_run else ranks
+    micro = _check(job, planned)
     checkpoint, out = Path(job.checkpoint), Path(job.out)
-    models.check_shape(job.model, checkpoint)
+    shape = models.check_shape(job.model, checkpoint)
+    device = device_of(job.runtime.device)
+    torch.set_num_threads(job.runtime.threads or max(1, (os.cpu_count() or 1) // ranks))
     pins = _agreed(pins_of(job) if rank == 0 else None)
+    complete = (out / "manifest.json").exists() and not job.fresh
+    if not complete or job.runtime.dry_run:
+        mixture = load_data(job, pins)
+        said = guards.check_rejected(job.runtime.guards, mixture)
+        if rank == 0:
+            data = preflight.Data.of(mixture, planned, micro)
+            report = preflight.preflight(job, shape, data, planned, device)
+            print("\n".join([*said, *report.lines()]))
+            report.check()
+        if job.runtime.dry_run:
+            return
     work, todo = _begin(job, checkpoint, pins, rank)
     if not todo:
         return
-    torch.set_num_threads(job.runtime.threads or max(1, (os.cpu_count() or 1) // ranks))
-    mixture = load_data(job, pins)
     counts = mixture.plan.counts
-    said = guards.check_rejected(job.runtime.guards, mixture)
-    if sum(counts.dropped):
-        said.append(
-            f"{sum(counts.dropped):,} samples longer than seq_len={job.seq_len} tokens are left out"
-        )
-    if rank == 0:
-        print("\n".join(said), end="\n" * bool(said))
     trainer = prepare(job)
     optimizer = trainer.optimizer
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -330,8 +327,6 @@ def run(job: Finetune) -> None:
     states = state.States(out / "state", trainer.model, optimizer)
     done = states.restore()
     meter = meter_of(job, trainer, ranks)
-    if rank == 0:
-        print(meter.about())
     metrics = Metrics(
         out, done, meter, rank == 0, job.runtime.tracker, work.fingerprint, asdict(job)
     )
@@ -363,7 +358,9 @@ def run(job: Finetune) -> None:
             metrics.add(
                 step, loss, [n for row in lengths for n in row], seconds, grad_norm=norm,
                 lr=optimizer.param_groups[0]["lr"], targets=targets,
-                positions=positions(job, list(map(sum, lengths)), ranks, micro),
+                positions=preflight.positions(
+                    list(map(sum, lengths)), job.packed, job.seq_len, ranks, micro
+                ),
                 **{f"loss_{name}": value / n for name, (value, n) in losses.items() if n},
                 **({"quarantined": fault} if fault else {}),
             )  # fmt: skip
@@ -388,15 +385,6 @@ def run(job: Finetune) -> None:
     bar.close()
     if rank == 0:
         _finish(work, mixture)
-
-
-def positions(job: Finetune, sizes: list[int], ranks: int, micro: int) -> int:
-    """Tokens and padding of a step whose rows have these sizes."""
-    if job.packed:
-        return len(sizes) * job.seq_len
-    parts = (sizes[rank::ranks][i : i + micro] for rank in range(ranks)
-             for i in range(0, len(sizes) // ranks, micro))  # fmt: skip
-    return sum(len(part) * max(1, *part) for part in parts)
 
 
 def _finish(work: artifact.Artifact, mixture: datasets.Mixture) -> None:

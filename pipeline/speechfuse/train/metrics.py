@@ -8,6 +8,7 @@ back what came after the restored step.
 
 import importlib
 import json
+import math
 import re
 import time
 from collections.abc import Iterable
@@ -156,6 +157,11 @@ class Metrics:
         tokens, pairs = sum(lengths), pairs_of(lengths)
         elapsed = self._before + time.perf_counter() - self._began
         line: dict[str, Any] = {"step": step, "loss": loss, **values}
+        # JSON has no NaN
+        line = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in line.items()
+        }
         line |= {"tokens": tokens, "seconds": round(seconds, 4), "elapsed": round(elapsed, 1)}
         line["tokens_per_s"] = round(tokens / seconds, 1)
         if (mfu := self.meter.mfu(tokens, pairs, seconds)) is not None:
@@ -177,7 +183,8 @@ class Metrics:
     def shown(self) -> dict[str, str]:
         """What the bar shows of the last step, beside the time that is left."""
         line = self._last
-        shown = {"loss": f"{line['loss']:.3f}", "tok_s": f"{line['tokens_per_s']:,.0f}"}
+        loss = "none" if line["loss"] is None else f"{line['loss']:.3f}"
+        shown = {"loss": loss, "tok_s": f"{line['tokens_per_s']:,.0f}"}
         if "mfu" in line:
             shown["MFU"] = f"{line['mfu']:.1%}"
         if "dollars" in line:
