@@ -87,10 +87,14 @@ def test_states_of_8_bits_take_a_quarter():
 
 @pytest.mark.parametrize("spec", [FUSED, EIGHT_BITS])
 def test_rates_are_numbers_that_schedules_do_not_reach(spec):
-    _, optimizer = make(spec, torch.float32)
+    model, optimizer = make(spec, torch.float32)
     peaks = optimizers.rates(optimizer)
     get_cosine_schedule_with_warmup(optimizer, 5, 10)  # fills a rate that is a tensor with 0
     assert peaks == pytest.approx([1e-2])
     optimizers.set_rates(optimizer, [0.5])
     assert optimizers.rates(optimizer) == [0.5]
     assert type(optimizers.rates(optimizer)[0]) is float
+    before = model[0].weight.full_tensor().clone()
+    train(model, optimizer, range(1))  # torchao refuses a rate that is no longer a tensor
+    moved = (model[0].weight.full_tensor() - before).abs().max().item()
+    assert moved == pytest.approx(0.5, rel=0.1), "Adam's first step is the rate"
