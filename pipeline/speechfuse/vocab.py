@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -91,12 +92,13 @@ class Vocabulary:
         if self.layout is None:
             raise ValueError("this checkpoint has no sound tokens: run expand_vocab first")
         layout = self.layout
-        codes = [int(code) for code in codes]
-        if codes and max(codes) > layout.codes:
+        ids = np.asarray(codes, np.int64) + layout.first
+        if len(ids) and ids.max() > layout.first + layout.codes:
             raise ValueError(
-                f"code {max(codes)} is out of range: this checkpoint has codes 0-{layout.codes}"
+                f"code {ids.max() - layout.first} is out of range: this checkpoint has codes "
+                f"0-{layout.codes}"
             )
-        return [layout.start, *(layout.first + code for code in codes), layout.end]
+        return [layout.start, *ids.tolist(), layout.end]
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
