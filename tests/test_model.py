@@ -263,6 +263,15 @@ def test_the_flex_mask_lets_through_what_the_dense_one_does():
     assert blocks.sparsity() > 0, "documents leave blocks empty, which is what makes it fast"
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_exit_takes_the_flex_mask_too():
+    model, batch = build(BASE, spec_of(BASE, THEIRS)), batch_of(2)
+    document = torch.tensor([[0] * 7 + [1] * 12 + [-1] * 5] * 2)
+    with torch.compiler.set_stance("force_eager"):
+        found = logits(model, batch | {"mask": attention.mask_of(document, "flex")})
+    torch.testing.assert_close(found, logits(model, batch), atol=1e-5, rtol=1e-5)
+
+
 def test_flex_is_for_gpus():
     assert attention.kind_of("auto", CPU) == "dense" == attention.kind_of("dense", CPU)
     assert attention.kind_of("auto", torch.device("cuda", 0)) == "flex"
