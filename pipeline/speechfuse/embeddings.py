@@ -7,6 +7,7 @@ gives the same bytes with any number of threads (see `new_rows`).
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class Given:
     def draw(self, rows: int, width: int) -> Tensor:
         return torch.randn(rows, width, generator=self.chance)
 
+    @cached_property
     def mean(self) -> Tensor:
         """Of the old rows, (width)."""
         total = torch.zeros(self.width, dtype=torch.float64)
@@ -51,9 +53,9 @@ class Given:
     def spread(self, count: int) -> Tensor:
         """So many rows drawn with mean 0 and the covariance of the old ones: random mixtures of
         them, so that the covariance itself, and its root, need not be computed."""
-        mean, total = self.mean(), torch.zeros(count, self.width)
+        total = torch.zeros(count, self.width)
         for block in self.rows.split(BLOCK):
-            total += self.draw(count, len(block)) @ (block.float() - mean)
+            total += self.draw(count, len(block)) @ (block.float() - self.mean)
         return total / len(self.rows) ** 0.5
 
 
@@ -65,7 +67,7 @@ def normal(given: Given) -> Tensor:
 
 def mean(given: Given) -> Tensor:
     """All the mean of the old rows."""
-    return given.mean().repeat(given.count, 1)
+    return given.mean.repeat(given.count, 1)
 
 
 def mean_and_covariance(given: Given, scale: float = 1e-9) -> Tensor:
@@ -77,7 +79,7 @@ def mean_and_covariance(given: Given, scale: float = 1e-9) -> Tensor:
     """
     if not scale > 0:
         raise ValueError(f"initialize.scale={scale}: it must be above 0; for no spread choose mean")
-    return given.mean() + scale**0.5 * given.spread(given.count)
+    return given.mean + scale**0.5 * given.spread(given.count)
 
 
 def codebook(given: Given) -> Tensor:
@@ -93,9 +95,9 @@ def codebook(given: Given) -> Tensor:
             "initialize: all vectors of the quantizer's codebook are equal: it is not trained, or "
             "choose another initialize"
         )
-    codes = vectors / length @ given.spread(vectors.shape[1])
-    others = given.spread(3)
-    return given.mean() + torch.cat([others[:2], codes, others[2:]])
+    projection, others = given.spread(vectors.shape[1] + 3).split([vectors.shape[1], 3])
+    codes = vectors / length @ projection
+    return given.mean + torch.cat([others[:2], codes, others[2:]])
 
 
 def new_rows(spec: dict[str, Any], given: Given) -> Tensor:
