@@ -90,7 +90,7 @@ def test_killed_and_started_again_ends_as_if_undisturbed(parts, undisturbed, tmp
 def test_exported_model_gives_the_trainers_logits_in_transformers(parts, undisturbed):
     config = yaml.safe_load((undisturbed.with_suffix(".yaml")).read_text())
     folder = undisturbed / "epoch_0"
-    ours = models.build(config["model"], folder, torch.device("cpu"), "fp32", "fp32", False)
+    ours = models.build(config["model"], folder, torch.device("cpu"), "fp32", "fp32")
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     tokens = torch.randint(0, config["model"]["vocab_size"], (2, 50))
     with torch.no_grad():

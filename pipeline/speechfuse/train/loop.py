@@ -27,10 +27,11 @@ from torchtune.training import get_cosine_schedule_with_warmup
 from tqdm import tqdm
 
 from speechfuse import artifact, config, datasets, hub, packing
-from speechfuse.train import attention, gpus, guards, preflight, state
+from speechfuse.train import attention, gpus, guards, optimizers, preflight, state
 from speechfuse.train import model as models
 from speechfuse.train.guards import Guards
 from speechfuse.train.metrics import Flops, Meter, Metrics, read
+from speechfuse.train.new_rows import WATCHED, NewRows
 from speechfuse.vocab import read_config
 
 VERSION = 2
@@ -113,7 +114,8 @@ class Finetune:
         default=None, metadata={"help": "ranks that share one copy of the model; null: all (FSDP)"}
     )
     new_rows_first: int = field(
-        default=0, metadata={"help": "first steps that train the sound tokens' rows alone"}
+        default=0,
+        metadata={"help": "first steps train the sound tokens' rows alone, and save no state"},
     )
     step: str = field(
         default="speechfuse.train.losses.next_token",
@@ -255,7 +257,7 @@ def prepare(job: Finetune) -> Trainer:
     models.freeze(model, job.freeze)
     trained = [p for p in model.parameters() if p.requires_grad]
     return Trainer(
-        model, config.instantiate(job.optimizer, params=trained), config.resolve(job.step),
+        model, optimizers.make(job.optimizer, trained), config.resolve(job.step),
         attention.kind_of(job.attention, device), device, job.clip_grad_norm,
     )  # fmt: skip
 
@@ -320,11 +322,12 @@ def run(job: Finetune) -> None:
     counts = mixture.plan.counts
     trainer = prepare(job)
     optimizer = trainer.optimizer
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    peaks = optimizers.rates(optimizer)
     (factor,) = get_cosine_schedule_with_warmup(
         optimizer, job.warmup_steps, counts.steps
     ).lr_lambdas
-    states = state.States(out / "state", trainer.model, optimizer)
+    rows = NewRows(trainer.model, mixture.vocabulary.layout, job.new_rows_first)
+    states = state.States(out / "state", trainer.model, optimizer, job.new_rows_first)
     done = states.restore()
     meter = meter_of(job, trainer, ranks)
     metrics = Metrics(
@@ -341,23 +344,25 @@ def run(job: Finetune) -> None:
     started = time.perf_counter()
     for step, parts in enumerate(loader, done + 1):
         losses, stop = trainer.backward(parts)
+        rows.before_step(step)
         norm = trainer.clipped_norm()
         targets = sum(count for _, count in losses.values())
         loss = sum(value for value, _ in losses.values()) / max(1, targets)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor(step - 1)
+        optimizers.set_rates(optimizer, [peak * factor(step - 1) for peak in peaks])
         fault = watch.fault(loss, norm)
         if fault:
             _bad_step(job, step, fault, mixture, states, watch, rank)
         else:
             optimizer.step()
+        rows.after_step(step)
+        measured = rows.measure(step)
         optimizer.zero_grad(set_to_none=True)
         if rank == 0:
             lengths = mixture.lengths(step - 1)
             seconds, started = time.perf_counter() - started, time.perf_counter()
             metrics.add(
                 step, loss, [n for row in lengths for n in row], seconds, grad_norm=norm,
-                lr=optimizer.param_groups[0]["lr"], targets=targets,
+                lr=optimizers.rates(optimizer)[0], targets=targets, **measured,
                 positions=preflight.positions(
                     list(map(sum, lengths)), job.packed, job.seq_len, ranks, micro
                 ),
@@ -366,6 +371,9 @@ def run(job: Finetune) -> None:
             )  # fmt: skip
             bar.set_postfix(metrics.shown())
         bar.update()
+        if rank == 0 and step == min(WATCHED, counts.steps):
+            if said_of := rows.verdict(read(metrics.path)):
+                bar.write(said_of)
         # the epoch is written before the state that would let a resumed run go past it
         for epoch, end in enumerate(counts.epoch_ends):
             if end == step and not (out / f"epoch_{epoch}").exists():

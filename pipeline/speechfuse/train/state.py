@@ -42,8 +42,13 @@ def _chance() -> dict[str, Tensor]:
 class States:
     """The states of one run, for every rank to call alike."""
 
-    def __init__(self, folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(
+        self, folder: Path, model: nn.Module, optimizer: Optimizer, after: int = 0
+    ) -> None:
+        """`after`: no state of that step or one before it is saved, but for that of the start: the
+        optimizer does not know all weights yet."""
         self.folder, self.model, self.optimizer = folder, model, optimizer
+        self.after = after
         self._writing: tuple[int, Future[Any]] | None = None
         # collectives of the background thread must not meet those of the training
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
@@ -51,7 +56,7 @@ class States:
     def save(self, step: int) -> None:
         """Begin to write the state after `step` optimizer steps, when the one before is written."""
         self.wait()
-        if step in complete_steps(self.folder):
+        if 0 < step <= self.after or step in complete_steps(self.folder):
             return
         weights, moments = get_state_dict(self.model, self.optimizer)
         content = {"model": weights, "optimizer": moments, "chance": _chance()}
