@@ -44,7 +44,7 @@ def speech_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def make_parts(folder: Path) -> Path:
+def make_parts(folder: Path, width: int = 32, layers: int = 2, heads: int = 2) -> Path:
     """texts/, speech/ and an expanded tiny checkpoint, expanded/."""
     texts = [
         {
@@ -62,8 +62,8 @@ def make_parts(folder: Path) -> Path:
     dataset(folder / "speech", shards.SPEECH, [speech_row(i, rng) for i in range(200)], STREAM)
     init_base.main(
         init_base.InitBase(
-            out=str(folder / "init"), texts=str(folder / "texts"), vocab_size=300, hidden_size=32,
-            num_layers=2, num_heads=2, intermediate_size=64,
+            out=str(folder / "init"), texts=str(folder / "texts"), vocab_size=300,
+            hidden_size=width, num_layers=layers, num_heads=heads, intermediate_size=2 * width,
         )
     )  # fmt: skip
     work = artifact.Artifact(folder / "expanded", "expand_vocab", 1, {}, {})
@@ -80,8 +80,9 @@ def recipe(parts: Path, out: Path, runtime: dict | None = None, **changes: Any) 
         "out": str(out), "checkpoint": str(parts / "expanded"),
         "model": {
             "_component_": "torchtune.models.llama3_1.llama3_1", "vocab_size": shape["vocab_size"],
-            "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "embed_dim": 32,
-            "intermediate_dim": 64, "max_seq_len": 128,
+            "num_layers": shape["num_hidden_layers"], "num_heads": shape["num_attention_heads"],
+            "num_kv_heads": shape["num_key_value_heads"], "embed_dim": shape["hidden_size"],
+            "intermediate_dim": shape["intermediate_size"], "max_seq_len": 4096,
         },
         "datasets": [
             {
