@@ -11,13 +11,14 @@ import json
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from speechfuse import artifact
@@ -40,29 +41,36 @@ class Flops:
 
     @classmethod
     def of(cls, model: nn.Module, shape: dict[str, Any]) -> "Flops":
-        """For a decoder, on any device, and its config.json. Of 6 operations for a weight that
-        trains 2 are the forward pass, 2 the gradient of what comes in, 2 its own gradient; a frozen
-        one has not the last, and with nothing below it to train not the second either."""
-        embedding = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-        used = [(name, p) for name, p in model.named_parameters() if id(p) not in embedding]
+        """For a decoder, on any device, and its config.json. A weight takes 2 operations in the
+        forward pass, 2 for the gradient of what comes in where something below it trains, and 2
+        for its own gradient if it trains itself."""
+        embeddings: list[Tensor] = [
+            m.weight for m in model.modules() if isinstance(m, nn.Embedding)
+        ]
+        groups: dict[str, list[Tensor]] = {}  # in the order of the forward pass
+        for name, parameter in model.named_parameters():
+            if not any(parameter is each for each in embeddings):
+                layer = re.search(r"layers\.\d+", name)
+                groups.setdefault(layer[0] if layer else name, []).append(parameter)
         if shape.get("tie_word_embeddings"):
-            used += [(name, p) for name, p in model.named_parameters() if id(p) in embedding]
-        weights = {6: 0, 4: 0, 2: 0}
-        # what trains in the embedding is below everything
-        reached = any(p.requires_grad for p in model.parameters() if id(p) in embedding)
-        passed: dict[str, bool] = {}
-        for name, parameter in used:
-            if parameter.ndim > 1:
-                kind = 6 if parameter.requires_grad else 4 if reached else 2
-                weights[kind] += parameter.numel()
-            reached |= parameter.requires_grad
-            if found := re.search(r"layers\.(\d+)\.", name):
-                passed[found[1]] = reached
+            groups["head"] = embeddings
+        weights: Counter[int] = Counter()
+        times, reached = 0, any(each.requires_grad for each in embeddings)
+        for group, parameters in groups.items():
+            trains = any(p.requires_grad for p in parameters)
+            # inside a layer there are weights below others
+            through = reached or (trains and group.startswith("layers"))
+            for parameter in parameters:
+                if parameter.ndim > 1:
+                    kind = 2 + 2 * through + 2 * parameter.requires_grad
+                    weights[kind] += parameter.numel()
+            if group.startswith("layers"):
+                times += 12 if through else 4
+            reached |= trains
         heads = shape["num_attention_heads"]
         width = heads * shape.get("head_dim", shape["hidden_size"] // heads)
-        times = sum(12 if back else 4 for back in passed.values())
         products = float(sum(kind * count for kind, count in weights.items()))
-        counted = " + ".join(f"{kind} x {n:,}" for kind, n in weights.items() if n)
+        counted = " + ".join(f"{kind} x {n:,}" for kind, n in sorted(weights.items(), reverse=True))
         return cls(
             products, float(times * width),
             f"FLOP a token = {counted} weights of matrix products (the head's are, the input "
