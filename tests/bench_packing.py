@@ -131,7 +131,8 @@ def main() -> None:
     held_out = [unseen.indexes[0][i] for i in range(len(unseen.indexes[0]))]
     for name, job in runs(demo, 16, 48).items():
         losses = [trained_loss(replace(job, seed=seed), held_out) for seed in (0, 1)]
-        print(f"{name}: loss after {TRAINED:,} samples {losses[0]:.4f}, {losses[1]:.4f} (two seeds)")
+        said = ", ".join(f"{loss:.4f}" for loss in losses)
+        print(f"{name}: loss after {TRAINED:,} samples {said} (two seeds)")
 
 
 if __name__ == "__main__":
