@@ -87,7 +87,7 @@ def found(folder: Path) -> list[float]:
     return [
         means[min(FEW, len(means)) - 1], means[min(100, len(means)) - 1], means[-1],
         below[0] if below else math.nan,
-        *(statistics.mean(item["correct"] for item in items) for items in text),
+        *(float(statistics.mean(item["correct"] for item in items)) for items in text),
         scores["spoken_qa", QUESTIONS, "acc"],
         scores["question_transcript", "unseen_voices", "wer"],
     ]  # fmt: skip
@@ -95,7 +95,9 @@ def found(folder: Path) -> list[float]:
 
 def shown(values: list[float]) -> str:
     """Of one seed the value, of several their mean and range."""
-    form = ",.0f" if all(value == int(value) for value in values if value == value) else ".3f"
+    if any(math.isnan(value) for value in values):
+        return "not in every run" if len(values) > 1 else "never"
+    form = ".0f" if isinstance(values[0], int) else ".3f"
     mean = format(statistics.mean(values), form)
     if len(values) == 1:
         return mean

@@ -134,8 +134,8 @@ class NewRows:
     def measure(self, step: int) -> dict[str, float]:
         """After the step, on every rank alike. Of the first hundred steps: norms of the gradients
         (new rows, all else), and of each matrix the mean norm of a new and of an old row, how many
-        new rows are not what they were before step 1, and how far these rows have gone on average,
-        as a share of their norm then."""
+        new rows are not what they were before step 1 (weight decay moves them too), and how far
+        they have gone on average, as a share of their norm then."""
         if not self._matrices or step > WATCHED or not self._gradients:
             return {}
         sums = list(self._gradients)
