@@ -98,18 +98,19 @@ def line(run: Run, report: preflight.Report) -> str:
 
 
 def main() -> None:
-    print("| run | tokens | useful | GPUs | tokens/s a GPU | GPU hours | price | the seed's tokens/s "
-          "| the seed paid |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print("| run | tokens | useful | GPUs | tokens/s a GPU | GPU hours | price | tokens/s then |"
+          " the seed paid |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     reports = []
     for run in RUNS:
         reports.append(report_of(run))
         print(line(run, reports[-1]), flush=True)
     for run, report in zip(RUNS, reports, strict=True):
-        flops = report.meter.flops.of_tokens(report.data.tokens, report.data.pairs)
+        tokens = report.data.tokens
+        flops = report.meter.flops.of_tokens(tokens, report.data.pairs) / tokens
         print(
-            f"\n{run.name}: {report.data.tokens:,} tokens / {report.speed:,.0f} tokens/s / 3600 = "
-            f"{report.data.tokens / (report.speed or 1) / 3600:,.1f} GPU hours x ${run.dollars:.2f}; "
-            f"{flops / report.data.tokens / 1e9:.2f} GFLOP a token; {report.source}"
+            f"\n{run.name}: {tokens:,} tokens / {report.speed:,.0f} tokens/s / 3600 = "
+            f"{tokens / (report.speed or 1) / 3600:,.1f} GPU hours x ${run.dollars:.2f}; "
+            f"{flops / 1e9:.2f} GFLOP a token; {report.source}"
         )
 
 

@@ -60,7 +60,7 @@ def of(job: Any, rows: int, length: int, passes: int, ranks: int, gpu: bool) -> 
     gradients = size * sum(map(_numel, trained))
     step = _Step(job, model, rows, length, shards if sharded else None, gpu)
     peaks = [
-        step.play(min(2, passes)),  # from the second on there are gradients to begin with
+        step.play(again=passes > 1),
         {"gradients": gradients, "update": optimizer_extra(job, trained, gpu)},
     ]
     return Memory(
@@ -252,30 +252,41 @@ class _Step:
                 # what the compiler keeps for the backward pass is about what is costly to make
                 layer.forward = partial(again, context_fn=_products_kept)
 
-    def play(self, passes: int) -> dict[str, int]:
-        """Bytes by kind when most is in use; `passes` micro-batches."""
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(
-                    lambda p: self.live.rename(p.grad, "gradients")
-                )
+    def play(self, again: bool) -> dict[str, int]:
+        """Bytes by kind when most is in use; `again`: there are gradients to begin with, as in
+        every micro-batch but the first."""
         if self.shards is not None:
             for layer in self.model.layers:
                 layer.register_forward_pre_hook(self._before)
                 layer.register_forward_hook(self._after)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(
+                lambda p: self.live.rename(p.grad, "gradients")
+            )
         dense = not self.gpu or self.job.attention == "dense"
         with self.fake, self.live:
-            for _ in range(passes):
-                tokens = torch.zeros(self.rows, self.length, dtype=torch.long)
-                positions, labels, documents = (tokens.clone() for _ in range(3))
-                # flex attention keeps blocks of the mask, which are few
-                mask = documents[:, :, None] == labels[:, None, :] if dense else None
-                self._gather(self.model)
-                self.model(tokens, mask=mask, input_pos=positions).sum().backward()
-                for module in self.groups:
-                    self._reduce(module)
-                self.sent = None
+            if again:
+                self._begin_with_gradients(trained)
+            tokens = torch.zeros(self.rows, self.length, dtype=torch.long)
+            positions, labels, documents = (tokens.clone() for _ in range(3))
+            # flex attention keeps blocks of the mask, which are few
+            mask = documents[:, :, None] == labels[:, None, :] if dense else None
+            self._gather(self.model)
+            self.model(tokens, mask=mask, input_pos=positions).sum().backward()
+            for module in self.groups:
+                self._reduce(module)
         return self.live.peak
+
+    def _begin_with_gradients(self, trained: list[nn.Parameter]) -> None:
+        with self.live.counting_as("gradients"):
+            if self.shards is None:
+                for parameter in trained:
+                    parameter.grad = torch.empty_like(parameter)
+                return
+            for module, group in self.groups.items():
+                own = sum(_numel(local_shape(p, self.shards)) for p in group if p.requires_grad)
+                self.reduced[module] = torch.empty(own, dtype=models.DTYPES[self.job.dtype])
 
     def _before(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self._gather(layer)

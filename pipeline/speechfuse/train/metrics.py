@@ -60,10 +60,9 @@ class Flops:
             trains = any(p.requires_grad for p in parameters)
             # inside a layer there are weights below others
             through = reached or (trains and group.startswith("layers"))
-            for parameter in parameters:
-                if parameter.ndim > 1:
-                    kind = 2 + 2 * through + 2 * parameter.requires_grad
-                    weights[kind] += parameter.numel()
+            for weight in parameters:
+                if weight.ndim > 1:
+                    weights[2 + 2 * through + 2 * weight.requires_grad] += weight.numel()
             if group.startswith("layers"):
                 times += 12 if through else 4
             reached |= trains

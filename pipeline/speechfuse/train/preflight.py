@@ -170,7 +170,7 @@ class Report:
             ("data", f"{' + '.join(f'{n:,}' for n in data.samples)} samples "
              f"({sum(data.dropped):,} too long), {data.tokens:,} tokens, about {data.targets:,} "
              f"of them targets; {data.tokens / max(1, data.positions):.1%} of positions useful"),
-            ("steps", f"{data.steps:,} of {self.job.batch_size} rows, {data.epochs} epochs"),
+            ("steps", f"{data.steps:,} of {self.job.batch_size} rows, epochs: {data.epochs}"),
             ("disk", f"{state.KEEP + 1} states of {self.state_bytes / 1e9:,.1f} GB, {data.epochs} "
              f"epochs of {self.epoch_bytes / 1e9:,.1f} GB: {self.disk / 1e9:,.1f} of "
              f"{self.free / 1e9:,.1f} GB"),
@@ -181,7 +181,7 @@ class Report:
             rows.append(("time", f"{self.hours:,.1f} h, {self.hours * ranks:,.1f} GPU hours"))
         if self.dollars is not None:
             rows.append(("price", f"${self.dollars:,.2f} at ${meter.dollars:,.2f} a GPU hour"))
-        rows.append(("MFU", meter.about()))
+        rows.append(("formula", meter.about()))
         width = max(len(name) for name, _ in rows)
         return [f"{name.ljust(width)}  {text}" for name, text in rows]
 
@@ -238,7 +238,7 @@ def preflight(
 
 
 def _gib(size: float) -> str:
-    return f"{size / gpus.GIB:,.1f}"
+    return f"{size / gpus.GIB:,.2f}"
 
 
 def _group(name: str) -> str:
