@@ -2,6 +2,7 @@
 torchtune, FSDP2, gloo, torchrun."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -140,3 +141,28 @@ def test_codes_of_another_quantizer_are_refused(parts, tmp_path):
     )  # fmt: skip
     done = train(config)
     assert done.returncode == 2 and "was made with quantizer ffffffffffff" in done.stderr
+
+
+def test_a_run_killed_while_new_rows_train_alone_resumes_to_the_bit(parts, tmp_path):
+    """Then most weights have no moments yet, and must have none after."""
+    first, reference, out = {"new_rows_first": 8}, tmp_path / "whole", tmp_path / "killed"
+    done = train(recipe(parts, reference, **first))
+    assert done.returncode == 0, done.stderr
+    assert "new rows after" in done.stdout + done.stderr
+    config = recipe(parts, out, **first)
+    process = subprocess.Popen(
+        command(config), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (out / "state/step_5/.metadata").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for later in set(out.glob("state/step_*")) - {out / "state/step_5"}:
+        shutil.rmtree(later)
+    done = train(config)
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(reference)
+    for name, tensor in weights(reference).items():
+        assert torch.equal(weights(out)[name], tensor), name

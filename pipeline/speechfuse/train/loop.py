@@ -115,7 +115,7 @@ class Finetune:
     )
     new_rows_first: int = field(
         default=0,
-        metadata={"help": "first steps train the sound tokens' rows alone, and save no state"},
+        metadata={"help": "first steps train the sound tokens' rows alone"},
     )
     step: str = field(
         default="speechfuse.train.losses.next_token",
@@ -327,7 +327,7 @@ def run(job: Finetune) -> None:
         optimizer, job.warmup_steps, counts.steps
     ).lr_lambdas
     rows = NewRows(trainer.model, mixture.vocabulary.layout, job.new_rows_first)
-    states = state.States(out / "state", trainer.model, optimizer, job.new_rows_first)
+    states = state.States(out / "state", trainer.model, optimizer)
     done = states.restore()
     meter = meter_of(job, trainer, ranks)
     metrics = Metrics(
@@ -362,7 +362,8 @@ def run(job: Finetune) -> None:
             seconds, started = time.perf_counter() - started, time.perf_counter()
             metrics.add(
                 step, loss, [n for row in lengths for n in row], seconds, grad_norm=norm,
-                lr=optimizers.rates(optimizer)[0], targets=targets, **measured,
+                lr=optimizers.rates(optimizer)[0], targets=targets,
+                epoch=sum(end < step for end in counts.epoch_ends), **measured,
                 positions=preflight.positions(
                     list(map(sum, lengths)), job.packed, job.seq_len, ranks, micro
                 ),

@@ -15,7 +15,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.optim import Optimizer
 
 KEEP = 2  # the newest complete state survives the writing of the next
@@ -42,13 +46,8 @@ def _chance() -> dict[str, Tensor]:
 class States:
     """The states of one run, for every rank to call alike."""
 
-    def __init__(
-        self, folder: Path, model: nn.Module, optimizer: Optimizer, after: int = 0
-    ) -> None:
-        """`after`: no state of that step or one before it is saved, but for that of the start: the
-        optimizer does not know all weights yet."""
+    def __init__(self, folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
         self.folder, self.model, self.optimizer = folder, model, optimizer
-        self.after = after
         self._writing: tuple[int, Future[Any]] | None = None
         # collectives of the background thread must not meet those of the training
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
@@ -56,7 +55,7 @@ class States:
     def save(self, step: int) -> None:
         """Begin to write the state after `step` optimizer steps, when the one before is written."""
         self.wait()
-        if 0 < step <= self.after or step in complete_steps(self.folder):
+        if step in complete_steps(self.folder):
             return
         weights, moments = get_state_dict(self.model, self.optimizer)
         content = {"model": weights, "optimizer": moments, "chance": _chance()}
@@ -99,11 +98,17 @@ class States:
         saved = dcp.FileSystemReader(place).read_metadata().state_dict_metadata
         # with another number of ranks there is no such place to go on from
         chance = {name: value for name, value in chance.items() if f"chance.{name}" in saved}
+        # nor moments of what had not begun to train (new_rows_first)
+        moments["state"] = {
+            name: value for name, value in moments["state"].items()
+            if any(key.startswith(f"optimizer.state.{name}.") for key in saved)
+        }  # fmt: skip
         content: dict[str, Any] = {"model": weights, "optimizer": moments, "chance": chance}
         dcp.load(content, checkpoint_id=place)
         set_state_dict(
             self.model, self.optimizer,
             model_state_dict=content["model"], optim_state_dict=content["optimizer"],
+            options=StateDictOptions(strict=False),  # else moments that are not there are an error
         )  # fmt: skip
         for name, value in chance.items():
             set_state = torch.set_rng_state if name.startswith("cpu") else torch.cuda.set_rng_state
