@@ -16,8 +16,10 @@ import yaml
 
 from speechfuse import config, datasets
 from speechfuse.train import loop, memory, preflight, state
+from speechfuse.train import model as models
 from tests.bench_price import RUNS, SHAPE, report_of
-from tests.prove_preflight import ADAMW, job_of
+from tests.prove_preflight import ADAMW, job_of, real
+from tests.prove_preflight import checkpoint as make_checkpoint
 from tests.small_training import ROOT, make_parts, recipe
 
 TINY = {"vocab_size": 301, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 64,
@@ -49,9 +51,7 @@ def parts_of(found: memory.Memory) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    from tests.prove_preflight import checkpoint
-
-    return checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY)
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"), TINY)
 
 
 def test_bytes_of_each_part_are_those_of_a_real_training_on_two_ranks(checkpoint, tmp_path):
@@ -68,10 +68,38 @@ def test_bytes_of_each_part_are_those_of_a_real_training_on_two_ranks(checkpoint
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(found) == len(CASES)
-    for case, real in zip(CASES, found, strict=True):
+    for case, each in zip(CASES, found, strict=True):
         said = memory.of(job_of(TINY, **case), 2, 16, 1, 2, False)
-        assert parts_of(said) == {name: real[name] for name in parts_of(said)}, case
-    assert len({real["optimizer"] for real in found}) == len(CASES)
+        assert parts_of(said) == {name: each[name] for name in parts_of(said)}, case
+    assert len({each["optimizer"] for each in found}) == len(CASES)
+
+
+@pytest.mark.parametrize(
+    ("builder", "extra", "freeze", "adapters"),
+    [
+        (
+            "torchtune.models.llama3_1.lora_llama3_1",
+            {"lora_attn_modules": ["q_proj"], "lora_rank": 8, "lora_alpha": 16.0},
+            ["^layers[.](?!.*lora_)", "^norm[.]"],
+            3 * 8 * (64 + 64),
+        ),
+        ("speechfuse.train.transformers_llama.llama", {}, [], 0),
+    ],
+)
+def test_adapters_and_the_other_builder_are_counted_too(
+    checkpoint, builder, extra, freeze, adapters
+):
+    job = job_of(TINY, freeze=freeze)
+    job.model = {"_component_": builder, **TINY, **extra}
+    model = models.empty(job.model, "fp32")
+    models.freeze(model, freeze)
+    counted = preflight._count(model)
+    assert counted.get("adapters", (0, 0)) == (adapters, adapters)
+    assert counted["layers"] == (92_608, 0 if adapters else 92_608)
+    said, found = memory.of(job, 2, 16, 1, 1, False), real(checkpoint, job, 2, 16, 1)
+    assert parts_of(said) == {name: found[name] for name in parts_of(said)}
+    job.activation_checkpointing = "full"
+    assert memory.of(job, 2, 16, 1, 1, False).step["activations"] < said.step["activations"] / 1.5
 
 
 @pytest.mark.parametrize("optimizer", [ADAMW, EIGHT_BIT])
@@ -202,6 +230,20 @@ def test_a_full_disk_is_seen_beforehand(tmp_path, monkeypatch):
     saved.write_bytes(bytes(1000))
     tiny_report(job).check()
     assert state.KEEP == 2
+
+
+def test_a_state_on_disk_is_as_large_as_said(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(640, 512), torch.nn.Linear(512, 640))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 640)).sum().backward()
+    optimizer.step()
+    states = state.States(tmp_path, model, optimizer)
+    states.save(1)
+    states.wait()
+    written = sum(path.stat().st_size for path in tmp_path.glob("step_1/*"))
+    said = memory.optimizer_bytes(job_of(TINY), [tuple(p.shape) for p in model.parameters()])
+    said += sum(p.numel() * 4 for p in model.parameters())
+    assert said <= written < 1.01 * said
 
 
 def test_8b_does_not_fit_a_24_gb_card_and_fits_where_it_should():

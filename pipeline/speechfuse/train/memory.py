@@ -18,6 +18,7 @@ from math import ceil
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
@@ -52,7 +53,7 @@ def of(job: Any, rows: int, length: int, passes: int, ranks: int, gpu: bool) -> 
     step is `passes` forwards of `rows` x `length` tokens."""
     model = models.empty(job.model, job.dtype, job.loss_chunk)
     models.freeze(model, job.freeze)
-    sharded = ranks > 1 or job.compute_dtype != job.dtype
+    sharded = ranks > 1 or job.compute_dtype != job.dtype or dist.is_initialized()
     shards = job.shard_group or ranks
     parts = {p: local_shape(p, shards) if sharded else tuple(p.shape) for p in model.parameters()}
     trained = [shape for p, shape in parts.items() if p.requires_grad]
