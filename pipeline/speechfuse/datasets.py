@@ -116,8 +116,11 @@ class Mixture:
         for i, group in enumerate(self.datasets):
             if not group:
                 raise ValueError(
-                    f"dataset {i}: none of its {len(datasets[i])} samples (after its select) has "
-                    f"at most seq_len={seq_len} tokens"
+                    f"dataset {i}: none of its {len(datasets[i])} samples has at most "
+                    f"seq_len={seq_len} tokens"
+                    if datasets[i]
+                    else f"dataset {i}: its select keeps no row; set datasets.{i}.select=null, or "
+                    "select by what its rows have in extra"
                 )
         total = len(self.datasets[0]) / shares[0]
         self.counts = [len(self.datasets[0]), *(round(share * total) for share in shares[1:])]

@@ -6,6 +6,7 @@ is the step itself: batches are a pure function of (seed, step).
 """
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
+# a run of one process has no process group, and needs none
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
 KEEP = 2  # the newest complete state survives the writing of the next
 
 
