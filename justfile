@@ -18,7 +18,7 @@ setup:
 # the whole road on the embedded default: speech in, table of scores out (out/demo/report.md)
 demo: setup data expand stage1 stage2 evaluate report
 
-# the seed's plain stage 2 beside it: no text replay, no transcript in the target
+# the original's plain stage 2 beside it: no text replay, no transcript in the target
 demo-plain: demo
     {{train}} recipes/finetune.py recipes/demo/stage2_plain.yaml
     {{python}} -m stages.evaluate recipes/demo/evaluate_plain.yaml
@@ -100,15 +100,17 @@ train-base *args: setup
     {{train}} recipes/finetune.py {{r}}/train_base.yaml {{args}}
     {{python}} -m stages.evaluate {{r}}/evaluate.yaml only=[base] checkpoints.0.path=out/models/base_training/epoch_2 out=out/models/evals
 
-# show that a promise holds: just prove demo | tokenize | quantizer
+# show that a promise holds: just prove demo | tokenize | quantizer | resume | preflight
 prove what: setup
+    @test -f tests/prove_{{what}}.py || (echo "error: there is no {{what}} to prove; choose" $(cd tests; ls prove_*.py | sed 's/prove_//; s/.py//') >&2; exit 2)
     PYTHONPATH=. {{python}} tests/prove_{{what}}.py
 
 # measure speed: just bench tokenize [key=value ...]
 bench what *args: setup
+    @test -f tests/bench_{{what}}.py || (echo "error: there is no {{what}} to bench; choose" $(cd tests; ls bench_*.py | sed 's/bench_//; s/.py//') >&2; exit 2)
     PYTHONPATH=. {{python}} tests/bench_{{what}}.py {{args}}
 
-# all tests, at most 6 minutes on 2 cores
+# all tests (about 5 minutes on 2 cores)
 test *args: setup
     OMP_NUM_THREADS=1 {{python}} -m pytest -n 2 --dist loadfile {{args}}
 

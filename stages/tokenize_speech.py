@@ -172,7 +172,8 @@ def _check_rejects(job: TokenizeSpeech, faults: list[dict[str, str]], clips: int
         raise ValueError(
             f"{job.out}: {len(faults)} of {clips} clips were rejected, more than "
             f"runtime.max_reject_rate={job.runtime.max_reject_rate}; first: {faults[0]['id']}: "
-            f"{faults[0]['reason']}; finished shards are kept"
+            f"{faults[0]['reason']}; all are in {job.out}/shard-*.rejects.jsonl, and finished "
+            "shards are kept"
         )
 
 
@@ -202,7 +203,9 @@ def plan_of(job: TokenizeSpeech, corpus: Any) -> dict[str, Any]:
     plan = corpus.plan(job.shard_size)
     if not plan:
         raise ValueError(
-            f"corpus {job.corpus['_component_']} has no audio to tokenize: {job.corpus}"
+            f"corpus {job.corpus['_component_']} has no audio to tokenize"
+            + "".join(f", {k}={v}" for k, v in job.corpus.items() if k != "_component_")
+            + (f"; ignored by suffix: {corpus.ignored}" if getattr(corpus, "ignored", {}) else "")
         )
     if job.drop_duplicate_audio and not job.runtime.dry_run:
         _mark_duplicates(job, plan)
@@ -287,6 +290,8 @@ def summary(out: Path, totals: dict[str, Any]) -> str:
         if totals[what]:
             kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(totals[what].items()))
             happened.append(f"{sum(totals[what].values()):,} {what} ({kinds})")
+    if totals["rejected"] or totals["filtered"]:
+        happened.append(f"listed in {out}/shard-*.rejects.jsonl")
     if "equal_to_float32" in totals:
         equal, codes = totals["equal_to_float32"]["equal"], totals["equal_to_float32"]["codes"]
         happened.append(

@@ -131,6 +131,16 @@ def test_fresh_moves_aside_and_deletes_nothing(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_complete_artifact_that_has_lost_a_file_is_not_called_complete(tmp_path):
+    out = tmp_path / "data"
+    complete(out)
+    lost = next(p for p in out.iterdir() if p.name not in ("plan.json", "manifest.json"))
+    lost.unlink()
+    with pytest.raises(ValueError, match=rf"was complete, but {lost.name} .*fresh=true"):
+        make(out).begin()
+    assert make(out).begin("again", fresh=True)
+
+
 def test_a_folder_that_no_job_made_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):

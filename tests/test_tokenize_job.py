@@ -128,7 +128,8 @@ def test_what_is_made_of_a_folder(whole, speech):
     assert totals["codes"] == sum(len(row["codes"]) for row in rows)
     assert totals["hours"] == pytest.approx(sum(row["seconds"] for row in rows) / 3600, abs=1e-4)
     assert said.strip().endswith(
-        "1 split into 3; 1 resampled; 2 without a text; 2 rejected (1 not audio, 1 too short)"
+        "1 split into 3; 1 resampled; 2 without a text; 2 rejected (1 not audio, 1 too short); "
+        f"listed in {out}/shard-*.rejects.jsonl"
     )
     assert {name: manifest["outputs"][name] for name in hashes(out)} == hashes(out)
     assert manifest["inputs"]["quantizer"] == Quantizer.load(ROOT / QUANTIZER).identity

@@ -58,7 +58,8 @@ class Artifact:
         Absent: `plan` (JSON-able, or a function that makes it) is frozen in plan.json. Incomplete:
         its frozen plan is read back, and none is made.
         `fresh` first moves whatever is there aside, to <out>.old-1, -2, ... Raises ValueError when
-        the folder was written from another job, config or inputs, or by no job at all.
+        the folder was written from another job, config or inputs, or by no job at all, and when
+        files that its manifest lists are gone.
         """
         if fresh and self.out.exists():
             self._move_aside()
@@ -67,6 +68,7 @@ class Artifact:
             if path.exists():
                 self._refuse_other(path)
         if (self.out / "manifest.json").exists():
+            self._refuse_missing()
             print(f"{self.out}: complete, nothing to do")
             return False
         if not frozen.exists():
@@ -122,6 +124,15 @@ class Artifact:
 
     def _record(self) -> dict[str, Any]:
         return {**self._identity, "config": self._config, "fingerprint": self.fingerprint}
+
+    def _refuse_missing(self) -> None:
+        listed = _read(self.out / "manifest.json").get("outputs", {})
+        if lost := [name for name in sorted(listed) if not (self.out / name).exists()]:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise ValueError(
+                f"out={self.out} was complete, but {lost[0]}{more} of its manifest is gone: put it "
+                "back, or fresh=true, which moves the folder aside and makes all of it again"
+            )
 
     def _refuse_other(self, path: Path) -> None:
         there = _read(path)

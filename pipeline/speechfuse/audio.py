@@ -74,7 +74,9 @@ def decode(source: Path | bytes, offset: float = 0.0, seconds: float | None = No
     except soundfile.LibsndfileError as error:
         if error.code == 24:
             raise ValueError("bad rate: its header has no sample rate that could be") from None
-        raise ValueError(f"not audio: {error.error_string}") from None
+        # code 2 is what libsndfile says of some damaged files too, of which there is one here
+        why = "Format not recognised." if error.code == 2 else error.error_string
+        raise ValueError(f"not audio: {why}") from None
     except OSError as error:
         if error.errno in _OF_THE_MACHINE:
             raise
@@ -125,6 +127,8 @@ def _decode(file: soundfile.SoundFile, fd: int, offset: float, seconds: float | 
         raise ValueError(f"bad offset: it begins at {offset:.2f} s, after the end of the audio")
     if not frames:
         raise ValueError("empty: it holds 0 seconds of audio")
+    if seconds is not None and not offset and end < seconds - SLACK:
+        raise ValueError(f"bad duration: {seconds:.2f} s, and there are {end:.2f} s of audio")
     if seconds is not None and end < offset + seconds - SLACK:
         raise ValueError(f"bad offset: to {offset + seconds:.2f} s of {end:.2f} s of audio")
     if seconds is None and (why := containers.cut_short(file, fd, end, SLACK)):

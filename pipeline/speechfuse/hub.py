@@ -114,11 +114,7 @@ def push(
         print("\n".join(f"{size:>15,}  {name}" for name, size in sorted(sizes.items())))
         print(f"{folder}: {what} would go to {repo} ({how}); nothing was sent")
         return None
-    if not _token():
-        raise ValueError(
-            "HF_TOKEN is not set: put a token that may write into the environment; "
-            "https://huggingface.co/settings/tokens makes them"
-        )
+    _needs_token()
     with _told(repo):
         commit, changed = _commit(repo, repo_type, private, files, message or f"Push {folder.name}")
     manifest = artifact.manifest_of(folder)
@@ -144,6 +140,7 @@ def record_of(folder: Path) -> Path:
 
 def own_name() -> str:
     """Whose token it is."""
+    _needs_token()
     with _told("your account"):
         return _api().whoami()["name"]
 
@@ -230,6 +227,14 @@ def _on_hub(path: str) -> re.Match[str] | None:
 def _token() -> str | bool:
     # False: not the one that huggingface_hub keeps in a file either
     return os.environ.get("HF_TOKEN", "").strip() or False
+
+
+def _needs_token() -> None:
+    if not _token():
+        raise ValueError(
+            "HF_TOKEN is not set: put a token that may write into the environment; "
+            "https://huggingface.co/settings/tokens makes them"
+        )
 
 
 def _api() -> HfApi:

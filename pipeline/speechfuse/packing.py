@@ -106,8 +106,11 @@ def _write(
         fits = np.flatnonzero(each <= shape.seq_len).astype(np.int32)
         if not len(fits):
             raise ValueError(
-                f"dataset {i}: none of its {len(each)} samples (after its select) has at most "
+                f"dataset {i}: none of its {len(each)} samples has at most "
                 f"seq_len={shape.seq_len} tokens"
+                if len(each)
+                else f"dataset {i}: its select keeps no row; set datasets.{i}.select=null, or "
+                "select by what its rows have in extra"
             )
         fitting.append(fits)
         dropped.append(len(each) - len(fits))

@@ -219,8 +219,11 @@ def read_torch(path: Path, keys: set[str], what: str) -> dict:
         raise FileNotFoundError(f"no {what} at {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} is not a {what}: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        # what torch says of it advises weights_only=False, which would run what the file holds
+        raise ValueError(
+            f"{path} is not a {what}: it is no torch file of plain values and tensors, or damaged"
+        ) from None
     if not isinstance(content, dict) or not keys <= set(content):
         raise ValueError(f"{path} is not a {what}: it must hold {sorted(keys)}")
     return content

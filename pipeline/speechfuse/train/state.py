@@ -7,6 +7,7 @@ where chance stands (dropout of adapters) is kept for each rank.
 """
 
 import shutil
+import warnings
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+# a run of one process has no process group, and needs none
+warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
 KEEP = 2  # the newest complete state survives the writing of the next
 
 
@@ -99,8 +102,9 @@ class States:
         # with another number of ranks there is no such place to go on from
         chance = {name: value for name, value in chance.items() if f"chance.{name}" in saved}
         # nor moments of what had not begun to train (new_rows_first)
+        begun: dict[str, Any] = moments["state"]  # type: ignore[assignment]
         moments["state"] = {
-            name: value for name, value in moments["state"].items()
+            name: value for name, value in begun.items()
             if any(key.startswith(f"optimizer.state.{name}.") for key in saved)
         }  # fmt: skip
         content: dict[str, Any] = {"model": weights, "optimizer": moments, "chance": chance}
