@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch.utils.data import Dataset
@@ -49,8 +50,8 @@ class Samples(Dataset):
     def __getitem__(self, number: int) -> dict[str, list[int]]:
         step, row = self.places[number]
         (sample,) = self.mixture.samples(step)[row]
-        labels = [int(t) if on else IGNORE for t, on in zip(sample.tokens, sample.targets)]
-        return {"tokens": sample.tokens.tolist(), "labels": labels}
+        labels = np.where(sample.targets, sample.tokens, IGNORE)
+        return {"tokens": sample.tokens.tolist(), "labels": labels.tolist()}
 
 
 def ours(config: Path, ranks: int = 1, float64: bool = False) -> list[float]:
