@@ -10,53 +10,17 @@ places; what was split, resampled, mixed down, filtered or rejected is counted a
 
 import hashlib
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from speechfuse import artifact, config, hub, shards, tokenizing, workers
+from speechfuse import artifact, config, hub, sharding, shards, tokenizing, workers
 from speechfuse.corpora import Clip
-from speechfuse.inspection import FILTERED, bytes_of_codes
-from speechfuse.quantizer import Quantizer
-
-
-@dataclass
-class QuantizerOf:
-    checkpoint: str = field(
-        metadata={"help": "folder of ours, or a published WhisperVQ .model file"}
-    )
-    whisper: str | None = field(
-        default=None, metadata={"help": "openai-whisper .pt beside a .model"}
-    )
-    dtype: str = field(
-        default="float32",
-        metadata={"help": "float32 (exact) or bfloat16 (faster; changes some codes)"},
-    )
-
-
-@dataclass
-class Runtime:
-    workers: int = field(
-        default=2, metadata={"help": "processes on the CPU, each with one thread and one quantizer"}
-    )
-    device: str = field(
-        default="auto", metadata={"help": "cpu, cuda (a process per GPU), or auto"}
-    )
-    decode_threads: int = field(default=2, metadata={"help": "of each process, beside the encoder"})
-    prefetch: int = field(default=32, metadata={"help": "clips decoded ahead of the encoder"})
-    max_reject_rate: float = field(
-        default=0.1, metadata={"help": "more rejects than this stop the job"}
-    )
-    dry_run: bool = field(default=False, metadata={"help": "say what would be done, and stop"})
-    engine: dict[str, Any] = field(
-        default_factory=lambda: {"_component_": "speechfuse.workers.processes"},
-        metadata={"help": "speechfuse.cluster.ray_actors for more machines than one"},
-    )
+from speechfuse.inspection import FILTERED
+from speechfuse.sharding import QuantizerOf, Runtime
 
 
 @dataclass
@@ -77,23 +41,13 @@ class TokenizeSpeech:
 
 
 @cache
-def _quantizer(path: str, whisper: str | None, dtype: str, device: str) -> Quantizer:
-    torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
-    quantizer = Quantizer.load(Path(path), Path(whisper) if whisper else None)
-    quantizer.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    return quantizer.to(device)
-
-
-@cache
 def _corpus(spec: str) -> Any:
     return config.instantiate(json.loads(spec))
 
 
 def tokenize_shard(job: TokenizeSpeech, index: int, shard: dict[str, Any]) -> int:
     """Make shard `index` in a worker process; returns its index."""
-    of = job.quantizer
-    quantizer = _quantizer(of.checkpoint, of.whisper, of.dtype, workers.device())
+    quantizer = job.quantizer.load(workers.device())
     clips = _corpus(json.dumps(job.corpus)).clips(shard)
     same = shard.get("same_audio", {})
     made = tokenizing.tokenize(
@@ -138,7 +92,7 @@ def _mark_duplicates(job: TokenizeSpeech, plan: list[dict[str, Any]]) -> None:
     tasks = [(job, i, shard) for i, shard in enumerate(plan)]
     found: dict[int, list] = {}
     with tqdm(total=len(tasks), desc="duplicates", unit="shard") as bar:
-        for index, pairs in _run(job, digests_of, tasks):
+        for index, pairs in sharding.run(job.runtime, digests_of, tasks):
             found[index] = pairs
             bar.update()
     first: dict[str, str] = {}
@@ -148,53 +102,19 @@ def _mark_duplicates(job: TokenizeSpeech, plan: list[dict[str, Any]]) -> None:
                 plan[index].setdefault("same_audio", {})[id] = first[digest]
 
 
-def _run(job: TokenizeSpeech, function: Any, tasks: list[tuple]) -> Any:
-    runtime = job.runtime
-    return config.instantiate(
-        runtime.engine, function=function, tasks=tasks, workers=runtime.workers,
-        device=runtime.device,
-    )  # fmt: skip
-
-
-def _kinds(rejects: list[dict[str, str]], filtered: bool) -> dict[str, int]:
-    kinds = [reject["reason"].partition(":")[0] for reject in rejects]
-    wanted = [kind for kind in kinds if kind.startswith(FILTERED) == filtered]
-    return dict(sorted(Counter(wanted).items()))
-
-
-def _faults(rejects: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [reject for reject in rejects if not reject["reason"].startswith(FILTERED)]
-
-
-def _check_rejects(job: TokenizeSpeech, faults: list[dict[str, str]], clips: int) -> None:
-    """ValueError once more clips are rejected than may be in the whole corpus of so many clips."""
-    if len(faults) > job.runtime.max_reject_rate * clips:
-        raise ValueError(
-            f"{job.out}: {len(faults)} of {clips} clips were rejected, more than "
-            f"runtime.max_reject_rate={job.runtime.max_reject_rate}; first: {faults[0]['id']}: "
-            f"{faults[0]['reason']}; all are in {job.out}/shard-*.rejects.jsonl, and finished "
-            "shards are kept"
-        )
-
-
-def totals_of(paths: list[Path], rejects: list[dict[str, str]]) -> dict[str, Any]:
+def totals_of(paths: list[Path], rejects: sharding.Rejects) -> dict[str, Any]:
     """What the finished shards hold, counted from disk, so that a resumed job counts the same."""
-    counts: Counter[str] = Counter()
-    seconds, codes, rows, size = 0.0, 0, 0, 0
-    for path in paths:
-        counts.update(shards.read_counts(path))
-        for row in shards.read_shard(path, ["seconds", "codes"]):
-            seconds, codes, rows = seconds + row["seconds"], codes + len(row["codes"]), rows + 1
-        size += bytes_of_codes(path)
+    counts = sharding.counts_of(paths)
+    speech = (
+        (row["seconds"], len(row["codes"]))
+        for path in paths
+        for row in shards.read_shard(path, ["seconds", "codes"])
+    )
     named = ("split", "pieces", "resampled", "mixed_down", "without_text")
     return {
-        "rows": rows,
-        "hours": round(seconds / 3600, 4),
-        "codes": codes,
-        "bits_per_code": round(8 * size / max(1, codes), 3),
+        **sharding.totals_of(paths, "rows", speech),
         **{name: counts[name] for name in named},
-        "rejected": _kinds(rejects, filtered=False),
-        "filtered": _kinds(rejects, filtered=True),
+        **sharding.by_reason(rejects),
     }
 
 
@@ -218,14 +138,11 @@ def main(job: TokenizeSpeech) -> None:
         raise ValueError(
             f"shard_size={job.shard_size}, batch_size={job.batch_size}: both must be at least 1"
         )
-    of = job.quantizer
-    if of.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"quantizer.dtype={of.dtype!r}: choose float32 or bfloat16")
     workers.gpus(job.runtime.device)
     for spec in job.filters:
         config.instantiate(spec)
     corpus = config.instantiate(job.corpus)
-    quantizer = _quantizer(of.checkpoint, of.whisper, of.dtype, "cpu")
+    quantizer = job.quantizer.load("cpu")
     if job.runtime.dry_run:
         shard_list = plan_of(job, corpus)["shards"]
         clips = sum(shard["count"] for shard in shard_list)
@@ -240,37 +157,23 @@ def main(job: TokenizeSpeech) -> None:
         return
     plan = work.plan["shards"]
     clips = sum(shard["count"] for shard in plan)
-    paths = [out / shards.shard_name(i) for i in range(len(plan))]
-    missing = [i for i, path in enumerate(paths) if not path.exists()]
-    rejects = {i: shards.read_rejects(path) for i, path in enumerate(paths) if path.exists()}
-    done = sum(plan[i]["count"] for i in rejects)
-    faults = [each for i in sorted(rejects) for each in _faults(rejects[i])]
-    _check_rejects(job, faults, clips)
-    with tqdm(total=clips, initial=done, desc=out.name, unit="clip") as bar:
-        for i in _run(job, tokenize_shard, [(job, i, plan[i]) for i in missing]):
-            rejects[i] = shards.read_rejects(paths[i])
-            faults += _faults(rejects[i])
-            _check_rejects(job, faults, clips)
-            bar.update(plan[i]["count"])
-    every = [each for i in sorted(rejects) for each in rejects[i]]
-    totals = totals_of(paths, every) | {
+    paths, rejects = sharding.make(job, plan, tokenize_shard, "clip")
+    totals = totals_of(paths, rejects) | {
         "clips": clips,
-        "dtype": of.dtype,
+        "dtype": job.quantizer.dtype,
         "ignored": work.plan["ignored"],
         "source": corpus.source_name,
         "licence": corpus.licence,
         "quantizer": quantizer.identity,
         "token_rate": quantizer.token_rate,
     }
-    if of.dtype != "float32":
+    if job.quantizer.dtype != "float32":
         on = (workers.gpus(job.runtime.device) or ["cpu"])[0]
         equal, codes = tokenizing.exactness(
-            corpus.clips(plan[0]),
-            _quantizer(of.checkpoint, of.whisper, of.dtype, on),
-            job.batch_size,
+            corpus.clips(plan[0]), job.quantizer.load(on), job.batch_size
         )
         totals["equal_to_float32"] = {"codes": codes, "equal": equal}
-    work.finish(totals, [*paths, *(p.with_suffix(".rejects.jsonl") for p in paths)])
+    work.finish(totals, [*paths, *sharding.rejects_of(paths)])
     print(summary(out, totals))
 
 
@@ -286,12 +189,7 @@ def summary(out: Path, totals: dict[str, Any]) -> str:
         )
         if totals[name]
     ]
-    for what in ("rejected", "filtered", "ignored"):
-        if totals[what]:
-            kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(totals[what].items()))
-            happened.append(f"{sum(totals[what].values()):,} {what} ({kinds})")
-    if totals["rejected"] or totals["filtered"]:
-        happened.append(f"listed in {out}/shard-*.rejects.jsonl")
+    happened += sharding.said_of(out, totals, ("ignored",))
     if "equal_to_float32" in totals:
         equal, codes = totals["equal_to_float32"]["equal"], totals["equal_to_float32"]["codes"]
         happened.append(

@@ -148,7 +148,7 @@ from stages import tokenize_speech
 
 job = config.load(tokenize_speech.TokenizeSpeech, sys.argv[1], [])
 if sys.argv[2] == "stop":
-    tokenize_speech._run = lambda *_: exit("stopped")
+    tokenize_speech.sharding.make = lambda *_: exit("stopped")
 tokenize_speech.main(job)
 """
 
