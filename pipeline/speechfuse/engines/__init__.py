@@ -20,16 +20,16 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from speechfuse.endpoints import Unavailable
+
+__all__ = ["Engine", "Spoken", "Unavailable", "sentences"]
+
 # after . ! ? or an ellipsis with its closing quotes, unless a small letter follows ("e.g. this");
 # stops of Chinese and Japanese need no space after them
 _CLOSING = "[\"'\u2019\u201d\u300d\u300f\uff09)\\]]*"
 _ENDS = re.compile(
     rf"(?<=[.!?\u2026]){_CLOSING}\s+(?![a-z])|(?<=[\u3002\uff01\uff1f]){_CLOSING}\s*"
 )
-
-
-class Unavailable(ValueError):
-    """The engine cannot go on, whatever the text: the job stops, finished shards are kept."""
 
 
 @dataclass(frozen=True)
