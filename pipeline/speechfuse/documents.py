@@ -1,0 +1,218 @@
+"""Rows of JSON, JSON-lines and Parquet files, on this disk or in a dataset on the Hub.
+
+In: a path and, below a folder or in a repository, the files that are meant. Out: a plan that says
+which rows make a shard, and the rows of a shard, read from their place in the file. Of a Hub
+dataset one commit is read, and no code of it is run.
+"""
+
+import codecs
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from fsspec.implementations.local import LocalFileSystem
+
+from speechfuse import artifact, hub
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+CHUNK = 1 << 20  # bytes of a JSON array that are read at once
+_SKIPPED = re.compile(r"[ \t\r\n,]*")
+Row = tuple[int, dict[str, Any] | str]  # number in its file; the row, or why it cannot be read
+
+
+class Documents:
+    """Files of rows.
+
+    `path`: a file, a folder, or owner/name@revision on the Hub; `data_files`: globs in the last
+    two, e.g. data/train-*.parquet. A revision is resolved to its commit when the work is planned. A
+    .json file is an array of objects, or lines of them. ValueError or FileNotFoundError where
+    there is no such file.
+    """
+
+    def __init__(self, path: str, data_files: str | list[str] | None = None) -> None:
+        self.path = path
+        self.patterns = [data_files] if isinstance(data_files, str) else data_files or []
+        match = None if Path(path).exists() else hub.PATH.fullmatch(path)
+        self.repo = match[1] if match else None
+        self.revision = match[2] if match else ""
+        if not self.repo and not Path(path).exists():
+            raise FileNotFoundError(
+                f"{path}: no such file or folder; a dataset on the Hub is owner/name@COMMIT"
+            )
+        if not self.patterns and (self.repo or Path(path).is_dir()):
+            raise ValueError(f"{path}: say which files of it, e.g. data_files=data/train-*.parquet")
+        if self.patterns and Path(path).is_file():
+            raise ValueError(f"{path} is a file; data_files is for a folder or a Hub dataset")
+
+    @property
+    def name(self) -> str:
+        return self.repo or Path(self.path).absolute().stem
+
+    @cached_property
+    def root(self) -> str:
+        """Folder of the files, in the file system they are in."""
+        if self.repo:
+            return f"datasets/{self.repo}@{hub.resolve(self.repo, self.revision)}"
+        path = Path(self.path).absolute()
+        return str(path.parent if path.is_file() else path)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """owner/name@commit, or a hash of the names and bytes of the files."""
+        if self.repo:
+            return self.root.removeprefix("datasets/")
+        files = [(name, artifact.sha256_of(Path(self.root) / name)) for name in self.files]
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Relative to the root, sorted for each pattern."""
+        if Path(self.path).is_file():
+            names = [Path(self.path).name]
+        else:
+            filesystem = self._filesystem(self.root)
+            found = [
+                p for each in self.patterns for p in sorted(filesystem.glob(f"{self.root}/{each}"))
+            ]
+            names = list(dict.fromkeys(str(p).removeprefix(f"{self.root}/") for p in found))
+        if not names:
+            raise FileNotFoundError(
+                f"{self.path} has no file that matches {', '.join(self.patterns)}"
+            )
+        if other := [name for name in names if not name.endswith(SUFFIXES)]:
+            raise ValueError(f"{self.path}: {other[0]} is none of {', '.join(SUFFIXES)}")
+        return names
+
+    def _filesystem(self, root: str) -> Any:
+        if not self.repo:
+            return LocalFileSystem()
+        return hub.filesystem(self.repo, root.rpartition("@")[2])
+
+    def licence(self) -> str | None:
+        """What the card of a Hub dataset states."""
+        filesystem = self._filesystem(self.root)
+        if not self.repo or not filesystem.exists(f"{self.root}/README.md"):
+            return None
+        head = filesystem.cat_file(f"{self.root}/README.md").decode("utf-8", "replace").split("---")
+        try:
+            stated = yaml.safe_load(head[1])["license"] if len(head) > 2 else None
+        except (yaml.YAMLError, KeyError, TypeError):
+            return None
+        return stated if isinstance(stated, str) else None
+
+    def plan(self, shard_size: int) -> list[dict[str, Any]]:
+        """Shards {root, file, row, start, count}: `count` rows of a file from number `row`, which
+        in JSON begins at byte `start`. ValueError for a file that cannot be read at all."""
+        plan: list[dict[str, Any]] = []
+        for name in self.files:
+            room = 0
+            for row, start in self._places(name, shard_size):
+                if not room:
+                    plan.append(
+                        {"root": self.root, "file": name, "row": row, "start": start, "count": 0}
+                    )
+                    room = shard_size
+                room -= 1
+                plan[-1]["count"] += 1
+        return plan
+
+    def _places(self, name: str, shard_size: int) -> Iterator[tuple[int, int]]:
+        """(number, first byte) of every row of a file."""
+        try:
+            with self._filesystem(self.root).open(f"{self.root}/{name}", "rb") as file:
+                if name.endswith(".parquet"):
+                    yield from ((row, 0) for row in range(pq.ParquetFile(file).metadata.num_rows))
+                elif (start := _array(file)) is not None:
+                    yield from ((row, at) for row, (at, _) in enumerate(_elements(file, start)))
+                else:
+                    yield from ((row, at) for row, at, _ in _lines(file, 0, 0))
+        except (pa.ArrowException, ValueError) as error:
+            raise ValueError(f"{self.path}: {name} cannot be read: {error!s:.120}") from None
+
+    def rows(self, shard: dict[str, Any]) -> Iterator[Row]:
+        """The rows of one shard of `plan`, in order."""
+        row, count, start = shard["row"], shard["count"], shard["start"]
+        with self._filesystem(shard["root"]).open(f"{shard['root']}/{shard['file']}", "rb") as file:
+            if shard["file"].endswith(".parquet"):
+                yield from _parquet(pq.ParquetFile(file), row, count)
+            elif _array(file) is not None:
+                for number, (_, value) in enumerate(islice(_elements(file, start), count), row):
+                    yield number, value if isinstance(value, dict) else "unreadable: no object"
+            else:
+                for number, _, line in islice(_lines(file, start, row), count):
+                    yield number, _object(line)
+
+
+def _object(line: bytes) -> dict[str, Any] | str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        return f"unreadable: no JSON ({error!s:.80})"
+    return value if isinstance(value, dict) else "unreadable: no object"
+
+
+def _lines(file: Any, start: int, number: int) -> Iterator[tuple[int, int, bytes]]:
+    """(number, first byte, line) of the lines that are not blank."""
+    file.seek(start)
+    while line := file.readline():
+        if line.strip():
+            yield number, start, line
+        start += len(line)
+        number += 1
+
+
+def _array(file: Any) -> int | None:
+    """Where the first element of a JSON array begins; None for a file that is no array."""
+    file.seek(0)
+    head = file.read(CHUNK)
+    body = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    return len(head) - len(body) + 1 if body[:1] == b"[" else None
+
+
+def _elements(file: Any, start: int) -> Iterator[tuple[int, Any]]:
+    """(first byte, value) of the elements of a JSON array from byte `start` on, a chunk in memory
+    at a time."""
+    file.seek(start)
+    decode, parse = codecs.getincrementaldecoder("utf-8")().decode, json.JSONDecoder().raw_decode
+    text, more = "", True
+    while more:
+        chunk = file.read(CHUNK)
+        more, at = bool(chunk), 0
+        text += decode(chunk, final=not more)
+        while (begin := _SKIPPED.match(text, at).end()) < len(text):  # type: ignore[union-attr]
+            start, at = start + begin - at, begin  # what is skipped is ASCII
+            if text[at] == "]":
+                return
+            try:
+                value, end = parse(text, at)
+            except ValueError as error:
+                if more:
+                    break  # perhaps it goes on in the next chunk
+                raise ValueError(f"byte {start} of the JSON array: {error!s:.80}") from None
+            yield start, value
+            start, at = start + len(text[at:end].encode()), end
+        text = text[at:]
+    raise ValueError("the JSON array has no end: the file is cut off")
+
+
+def _parquet(file: pq.ParquetFile, row: int, count: int) -> Iterator[Row]:
+    first = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        begin, end = max(row, first), min(row + count, first + rows)
+        if begin < end:
+            try:
+                table = file.read_row_group(group).slice(begin - first, end - begin)
+            except (pa.ArrowException, OSError) as error:
+                yield from ((number, f"unreadable: {error!s:.80}") for number in range(begin, end))
+            else:
+                yield from zip(range(begin, end), table.to_pylist(), strict=True)
+        first += rows
