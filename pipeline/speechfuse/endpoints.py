@@ -1,18 +1,23 @@
 """Servers that speak OpenAI's protocol, and the one door to them: bytes or a form in, bytes out.
 
 Only what may pass is tried again: no connection, a time limit, 429, a 5xx, an answer that breaks
-off. The key is read from the environment (the variable's name stands in the configuration) and from
-nowhere else.
+off. Such servers need not answer twice the same: a `cache` keeps what was received, which makes a
+resumed or repeated job exact, and paid for once. The key is read from the environment (the
+variable's name stands in the configuration) and from nowhere else.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from time import sleep
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
+
+from speechfuse.artifact import write_atomic
 
 T = TypeVar("T")
 LONGEST_WAIT = 60.0  # seconds between two tries
@@ -26,9 +31,11 @@ class Unavailable(ValueError):
 class Server:
     """`url` up to and with the version, `http://127.0.0.1:8880/v1`; `key_variable`: the environment
     variable that holds the key, None where none is needed; `timeout` in seconds, of one silence;
-    `tries` of one request."""
+    `tries` of one request; `cache`: a folder for the answers, None for none."""
 
-    def __init__(self, url: str, key_variable: str | None, timeout: float, tries: int) -> None:
+    def __init__(
+        self, url: str, key_variable: str | None, timeout: float, tries: int, cache: str | None
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
             raise ValueError(
@@ -39,19 +46,25 @@ class Server:
             raise ValueError(f"tries={tries}, timeout={timeout}: at least 1, and above 0")
         self.url, self.key_variable = url.rstrip("/"), key_variable
         self.timeout, self.tries = timeout, tries
+        self.cache = Path(cache) if cache else None
 
     def check(self) -> None:
         """ValueError when the key is not set."""
         self._headers()
 
-    def post(self, path: str, read: Callable[[bytes], T], **request: Any) -> T:
-        """`read` of the answer to one POST; `request` are keywords of requests.post.
+    def post(self, path: str, read: Callable[[bytes], T], key: Any, **request: Any) -> T:
+        """`read` of the answer to one POST; `request` are keywords of requests.post, and `key` is
+        JSON that tells it from all others.
 
         ValueError("refused: ...") for what the server refuses (a 4xx), and that of `read` when it
         still raises one after all tries. Unavailable when the server, the key or the path is not
         there.
         """
         headers, where = self._headers(), f"{self.url}{path}"
+        name = hashlib.sha256(json.dumps([where, key], sort_keys=True).encode()).hexdigest()
+        kept = self.cache / name[:2] / name if self.cache else None
+        if kept and kept.is_file():
+            return read(kept.read_bytes())
         wait, why, unread = 0.0, "", None
         for attempt in range(self.tries):
             sleep(min(LONGEST_WAIT, max(wait, 2.0**attempt / 2 if attempt else 0)))
@@ -75,9 +88,13 @@ class Server:
             if not answer.ok:
                 raise ValueError(f"refused: {_said(answer)}")
             try:
-                return read(answer.content)
+                found = read(answer.content)
             except ValueError as error:
                 unread = error
+                continue
+            if kept:
+                write_atomic(kept, answer.content)
+            return found
         if unread:
             raise unread
         raise Unavailable(f"{where}: {why}, {self.tries} times; see that the server runs")

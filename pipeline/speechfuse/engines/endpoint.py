@@ -1,19 +1,15 @@
 """Speech by any server with OpenAI's `POST /audio/speech`: kokoro, piper, vLLM, OpenAI itself.
 
-In: text. Out: a waveform, whatever format the server sends. The protocol has no seed, so what a
-server says may differ from time to time: `cache`, a folder, keeps what was received, and makes a
-resumed or repeated job exact (and paid for once).
+In: text. Out: a waveform, whatever format the server sends. The protocol has no seed, so a server
+may say the same text in another way the next time: set `cache`, and what was received stays.
 """
 
-import hashlib
-import json
 import random
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from speechfuse import artifact, audio
+from speechfuse import audio
 from speechfuse.endpoints import Server
 from speechfuse.engines import Spoken
 
@@ -41,11 +37,10 @@ class Endpoint:
         tries: int = 6,
         cache: str | None = None,
     ) -> None:
-        self.server = Server(url, key_variable, timeout, tries)
+        self.server = Server(url, key_variable, timeout, tries, cache)
         self.model, self.names, self.format = model, names, format
         self.speed, self.body, self.send_seed = speed, body or {}, send_seed
         self.language, self.max_characters, self.parallel = language, max_characters, parallel
-        self.cache = Path(cache) if cache else None
 
     def voices(self) -> list[str]:
         return self.names
@@ -77,26 +72,14 @@ class Endpoint:
         if self.send_seed:
             about["seed"] = seed
         request |= about
-        key = json.dumps([self.server.url, seed, request], sort_keys=True)
-        name = hashlib.sha256(key.encode()).hexdigest()
-        kept = self.cache / name[:2] / name if self.cache else None
-        if kept and kept.is_file():
-            return Spoken(_sound(kept.read_bytes()), about=about)
-        content = self.server.post("/audio/speech", _checked, json=request)
-        if kept:
-            artifact.write_atomic(kept, content)
-        return Spoken(_sound(content), about=about)
+        key = [seed, request]
+        return Spoken(self.server.post("/audio/speech", _sound, key, json=request), about=about)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
-
-
-def _checked(content: bytes) -> bytes:
-    _sound(content)
-    return content
 
 
 def _sound(content: bytes) -> np.ndarray:

@@ -1,0 +1,111 @@
+"""Round trip: what is heard decides, by whichever listener; voices are told apart."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from speechfuse import endpoints
+from speechfuse.inspection import FILTERED
+from speechfuse.quantizer import Quantizer
+from speechfuse.roundtrip import CodecDecoder, Made, RoundTrip, Transcriber, Verdict, by_voice, rate
+from tests.speech_server import SpeechServer
+
+GOLDEN = Path(__file__).parent / "golden"
+MODEL, WHISPER = str(GOLDEN / "whispervq-decoding.model"), str(GOLDEN / "whisper-decoding.pt")
+RECORDED = json.loads((GOLDEN / "whisperspeech_decoding.json").read_text())["decoding"]
+DECODER = {
+    "_component_": "speechfuse.roundtrip.CodecDecoder", "quantizer": MODEL, "whisper": WHISPER,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "heard", "expected"),
+    [
+        ("What is 3 plus four?", "what is three plus 4", (0.0, 5)),  # numbers, case, stops
+        ("name the capital of france", "name the capital france", (0.2, 5)),
+        ("what is", "", (1.0, 2)),
+        ("um", "", (0.0, 0)),
+    ],
+)
+def test_the_rate_is_of_words_as_said(text, heard, expected):
+    assert rate(text, heard) == pytest.approx(expected)
+
+
+def test_the_rate_of_a_language_without_spaces_is_of_characters():
+    assert rate("今日は晴れ", "今日は 雨れ", characters=True) == pytest.approx((0.2, 5))
+
+
+def test_the_codec_s_decoder_hears_the_codes():
+    made = [
+        Made(clip["text"] if i % 2 else "what is three plus four", np.array(clip["codes"]), None)
+        for i, clip in enumerate(RECORDED)
+    ]
+    found = RoundTrip(DECODER, max_wer=0.5).judge(made)
+    assert [verdict.heard for verdict in found] == [clip["text"].strip() for clip in RECORDED]
+    right = [verdict for i, verdict in enumerate(found) if i % 2]
+    wrong = [verdict for i, verdict in enumerate(found) if not i % 2]
+    assert all(v.reason is None and v.wer == 0 for v in right)
+    assert all(
+        v.wer > 0.5 and (v.reason or "").startswith(f"{FILTERED}round trip: ") for v in wrong
+    )
+    assert "more than 0.5; heard: " in (wrong[0].reason or "")
+
+
+def test_a_decoder_of_another_codec_is_refused():
+    decoder = CodecDecoder(MODEL, WHISPER)
+    own = Quantizer.load(Path(MODEL), Path(WHISPER)).identity
+    decoder.check(own)
+    with pytest.raises(ValueError, match=f"another codec .{own[:12]}.*0000"):
+        decoder.check("0" * 64)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with SpeechServer() as running:
+        yield running
+
+
+def spoken(server, text: str) -> Made:
+    samples, _ = soundfile.read(io.BytesIO(server.speak(text, "echo")), dtype="float32")
+    return Made(text, np.zeros(1, np.uint16), samples)
+
+
+def test_a_transcriber_hears_the_waveform_and_is_asked_once(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(endpoints, "sleep", lambda _: None)
+    listener = {
+        "_component_": "speechfuse.roundtrip.Transcriber", "url": server.url, "model": "asr",
+        "key_variable": None, "cache": str(tmp_path),
+    }  # fmt: skip
+    made = [spoken(server, "what is six minus two"), spoken(server, "name a bird")]
+    made[1] = Made("what is six", made[1].codes, made[1].waveform)  # the audio says another thing
+    server.faults = ["500", "429"]
+    trip = RoundTrip(listener)
+    trip.listener.check("any")
+    first, second = trip.judge(made)
+    assert (first.heard, first.wer, first.reason) == ("what is six minus two", 0, None)
+    assert second.heard == "name a bird" and second.reason and "heard: name a bird" in second.reason
+    server.hears = lambda _: "another answer"  # as a service whose model has changed
+    assert RoundTrip(listener).judge(made) == [first, second]
+
+
+def test_what_cannot_work_is_said_before_it_starts(server):
+    with pytest.raises(ValueError, match="leaves no audio"):
+        Transcriber(server.url, "asr", key_variable=None).hear([Made("six", np.zeros(1), None)])
+    with pytest.raises(ValueError, match="no connection"):
+        Transcriber("http://127.0.0.1:9/v1", "asr", key_variable=None, tries=1).check("any")
+    with pytest.raises(ValueError, match="max_wer=-1"):
+        RoundTrip(DECODER, max_wer=-1)
+
+
+def test_voices_are_reported_the_worst_first():
+    good, bad = Verdict("x", 0.0, 9, None), Verdict("y", 1.0, 3, "filter round trip: no")
+    assert by_voice([("a", good), ("b", bad), ("b", good), ("c", good)]) == {
+        "b": {"rows": 2, "rejected": 1, "wer": 0.25},
+        "a": {"rows": 1, "rejected": 0, "wer": 0.0},
+        "c": {"rows": 1, "rejected": 0, "wer": 0.0},
+    }
+    assert list(by_voice([("a", good), ("b", bad)])) == ["b", "a"]
