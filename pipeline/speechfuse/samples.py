@@ -167,3 +167,23 @@ def _give_voices(samples: list[dict[str, Any]], speakers: dict[str, float], seed
         for part in sample["speech"]:
             if part["voice"] is not None:
                 part["voice"] = name
+
+
+def with_texts(
+    part: list[dict[str, Any]], kinds: dict[str, Entry]
+) -> Iterator[tuple[dict[str, Any], Conversation]]:
+    """The samples of a shard with their texts, one file of texts in memory at a time. ValueError
+    when a text is not what was planned with."""
+    paths = {kind.texts: shards.shard_paths(kind.texts) for kind in kinds.values()}
+    held, rows = None, list[dict[str, Any]]()
+    for sample in part:
+        number, place = sample["at"]
+        path = paths[kinds[sample["kind"]].texts][number]
+        if path != held:
+            held, rows = path, list(shards.read_shard(path))
+        if rows[place]["id"] != sample["text"]:
+            raise ValueError(
+                f"{path}: row {place} is {rows[place]['id']}, the plan was made with "
+                f"{sample['text']}: these are other texts; start anew with fresh=true"
+            )
+        yield sample, conversation_of(rows[place])

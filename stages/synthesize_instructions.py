@@ -1,0 +1,264 @@
+"""Turn instruction text into spoken training data.
+
+    python -m stages.synthesize_instructions recipes/demo/synthesize.yaml
+
+In: finished artifacts of text (stages.curate_texts), kinds of sample with their shares
+(speechfuse.kinds), voices with theirs (speechfuse.engines), augmentation, a quantizer. Out: Parquet
+shards of conversations whose user turns hold speech, one reject list per shard and a manifest.
+plan.json says of every sample what is spoken by whom before the first is made. A shard is made
+whole by one worker process or not at all; after a stop only missing shards are made.
+"""
+
+import json
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from speechfuse import (
+    artifact,
+    augmentation,
+    config,
+    inspection,
+    samples,
+    sharding,
+    shards,
+    workers,
+)
+from speechfuse.engines import Engine
+from speechfuse.quantizer import Quantizer
+from speechfuse.roundtrip import RoundTrip
+from speechfuse.samples import Entry
+from speechfuse.sharding import QuantizerOf, Runtime
+from speechfuse.synthesis import Studio, synthesize
+
+
+@dataclass
+class SynthesizeInstructions:
+    out: str = field(metadata={"help": "folder of the dataset"})
+    kinds: dict[str, dict[str, Any]] = field(
+        metadata={"help": "name: a kind of speechfuse.kinds with its share, texts and select"}
+    )
+    voices: dict[str, dict[str, Any]] = field(
+        metadata={"help": "name: an engine of speechfuse.engines with its share; its voices share"}
+    )
+    quantizer: QuantizerOf = field(metadata={"help": "what makes the codes"})
+    texts: str | None = field(
+        default=None, metadata={"help": "finished artifact of text, for kinds that name none"}
+    )
+    samples: int | None = field(
+        default=None, metadata={"help": "of all kinds; null: no text twice for a kind"}
+    )
+    augmentation: list[dict[str, Any]] = field(
+        default_factory=list, metadata={"help": "of speechfuse.augmentation, in order"}
+    )
+    round_trip: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "of speechfuse.roundtrip: leaves out what says another text"},
+    )
+    seed: int = field(default=0, metadata={"help": "of every choice"})
+    shard_size: int = field(default=500, metadata={"help": "samples of a shard"})
+    batch_size: int = field(default=16, metadata={"help": "pieces of speech of one encoder pass"})
+    fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
+    runtime: Runtime = field(default_factory=Runtime)
+
+
+def engines_of(job: SynthesizeInstructions) -> dict[str, Engine]:
+    """ValueError for a name that a voice could not be found by."""
+    if bad := [name for name in job.voices if "/" in name]:
+        raise ValueError(f"voices.{bad[0]}: a name without a slash is needed")
+    rest = {n: {k: v for k, v in s.items() if k != "share"} for n, s in job.voices.items()}
+    return {name: config.instantiate(spec) for name, spec in rest.items()}
+
+
+def speakers_of(job: SynthesizeInstructions, engines: dict[str, Engine]) -> dict[str, float]:
+    """engine/voice: its share of all samples that speak."""
+    shares = {name: spec.get("share", 1 / len(job.voices)) for name, spec in job.voices.items()}
+    numbers = all(isinstance(share, int | float) and share > 0 for share in shares.values())
+    if not numbers or (shares and abs(sum(shares.values()) - 1) > 1e-6):
+        raise ValueError(f"voices: the shares are {shares}: give each one above 0, together 1")
+    found = {name: engine.voices() for name, engine in engines.items()}
+    if silent := [name for name, voices in found.items() if not voices]:
+        raise ValueError(f"voices.{silent[0]} has no voice: name at least one")
+    return {
+        f"{name}/{voice}": shares[name] / len(voices)
+        for name, voices in found.items()
+        for voice in voices
+    }
+
+
+@cache
+def _round_trip(spec: str) -> RoundTrip | None:
+    known = json.loads(spec)
+    return RoundTrip(**known) if known else None
+
+
+def studio_of(
+    job: SynthesizeInstructions,
+    kinds: dict[str, Entry],
+    engines: dict[str, Engine],
+    quantizer: Quantizer,
+) -> Studio:
+    return Studio(
+        kinds, engines, job.augmentation, job.seed, quantizer.window, quantizer.token_rate
+    )
+
+
+def synthesize_shard(job: SynthesizeInstructions, index: int, shard: dict[str, Any]) -> int:
+    """Make shard `index` in a worker process; returns its index."""
+    quantizer = job.quantizer.load(workers.device())
+    kinds = samples.entries(job.kinds, job.texts)
+    with ExitStack() as stack:
+        engines = {n: stack.enter_context(engine) for n, engine in engines_of(job).items()}
+        made = synthesize(
+            samples.with_texts(shard["samples"], kinds),
+            studio_of(job, kinds, engines, quantizer),
+            quantizer,
+            job.batch_size,
+            _round_trip(json.dumps(job.round_trip)),
+            job.runtime.prefetch,
+        )
+    path = Path(job.out) / shards.shard_name(index)
+    shards.write_rejects(path, made.rejects)
+    shards.write_shard(path, made.rows, shards.CONVERSATIONS, quantizer.stream, made.counts)
+    return index
+
+
+def plan_of(
+    job: SynthesizeInstructions, kinds: dict[str, Entry], speakers: dict[str, float]
+) -> dict[str, Any]:
+    """What plan.json holds: the shards and their samples."""
+    plan = samples.plan(kinds, job.samples, speakers, job.seed, job.shard_size)
+    if not plan:
+        raise ValueError(f"samples={job.samples}: nothing is left to be made of so few texts")
+    return {"shards": plan}
+
+
+def totals_of(paths: list[Path], rejects: sharding.Rejects, plan: samples.Plan) -> dict[str, Any]:
+    """What the finished shards hold, counted from disk, so that a resumed job counts the same."""
+    planned = Counter(sample["kind"] for shard in plan for sample in shard["samples"])
+    kinds, sources, speakers = Counter[str](), Counter[str](), Counter[str]()
+    licences: set[str] = set()
+    speech: list[tuple[float, int]] = []
+    for path in paths:
+        for batch in inspection.batches(path):
+            for extra in map(json.loads, batch["extra"].to_pylist()):
+                kinds[extra["kind"]] += 1
+                sources[extra["source"]] += 1
+                licences.add(extra.get("licence") or "unknown")
+            rows = inspection.speech_of(batch)
+            lengths = pc.list_value_length(rows["codes"]).to_pylist()
+            speech += zip(rows["seconds"].to_pylist(), lengths, strict=True)
+            speakers.update(rows["speaker"].drop_null().to_pylist())
+    counts = sharding.counts_of(paths)
+    return {
+        "rows": kinds.total(),
+        **sharding.totals_of(paths, "pieces_of_speech", speech),
+        "kinds": {name: {"planned": n, "made": kinds[name]} for name, n in sorted(planned.items())},
+        "voices": dict(sorted(speakers.items())),
+        "round_trip": _by_voice(counts),
+        "sources": dict(sorted(sources.items())),
+        "licence": " and ".join(sorted(licences)),
+        **{name: counts[name] for name in ("split", "pieces")},
+        **sharding.by_reason(rejects),
+    }
+
+
+def _by_voice(counts: Counter[str]) -> dict[str, dict[str, Any]]:
+    """What a listener made of each voice, the worst first; {} without a round trip."""
+    found = {}
+    for voice in (key.partition("/")[2] for key in counts if key.startswith("heard/")):
+        heard, words, wrong, refused = (
+            counts[f"{what}/{voice}"] for what in ("heard", "words", "wrong", "refused")
+        )
+        wer = round(wrong / max(1, words), 4)
+        found[voice] = {"pieces": heard, "refused": refused, "wer": wer}
+    return dict(sorted(found.items(), key=lambda item: (-item[1]["wer"], item[0])))
+
+
+def main(job: SynthesizeInstructions) -> None:
+    out = Path(job.out)
+    least = {"shard_size": job.shard_size, "batch_size": job.batch_size, "samples": job.samples}
+    if low := [f"{key}={n}" for key, n in least.items() if n is not None and n < 1]:
+        raise ValueError(f"{', '.join(low)}: at least 1 is needed")
+    workers.gpus(job.runtime.device)
+    kinds, engines = samples.entries(job.kinds, job.texts), engines_of(job)
+    speakers, quantizer = speakers_of(job, engines), job.quantizer.load("cpu")
+    for name, engine in engines.items():
+        if engine.codec not in (None, quantizer.identity):
+            raise ValueError(
+                f"voices.{name} makes codes of the codec {engine.codec[:12]}, the quantizer is "
+                f"{quantizer.identity[:12]}: a model that learned one is deaf to the other; use "
+                "the engine's own quantizer, or its route over a waveform"
+            )
+        if engine.codec and job.augmentation:
+            print(f"voices.{name} makes codes: augmentation does not reach it")
+    listener = _round_trip(json.dumps(job.round_trip))
+    folders = sorted({kind.texts for kind in kinds.values()})
+    identities = {f"voices.{name}": engine.identity() for name, engine in engines.items()}
+    if listener:
+        identities["round_trip"] = listener.listener.identity()
+    inputs = {
+        "quantizer": quantizer.identity,
+        **{f"texts.{folder.name}": artifact.fingerprint_of(folder) for folder in folders},
+        **{name: json.dumps(value, sort_keys=True) for name, value in identities.items()},
+    }
+    if sounds := augmentation.check(job.augmentation):
+        inputs["augmentation"] = sounds
+
+    def planned() -> dict[str, Any]:
+        for engine in engines.values():
+            engine.check()
+        if listener:
+            listener.listener.check(quantizer.identity)
+        return plan_of(job, kinds, speakers)
+
+    if job.runtime.dry_run:
+        plan = plan_of(job, kinds, speakers)["shards"]
+        found = Counter(sample["kind"] for shard in plan for sample in shard["samples"])
+        said = ", ".join(f"{n:,} {kind}" for kind, n in found.items())
+        print(f"{out}: {said} in {len(plan)} shards and {len(speakers)} voices; not started")
+        return
+    work = artifact.Artifact(out, "synthesize_instructions", 1, asdict(job), inputs)
+    if not work.begin(planned, fresh=job.fresh):
+        return
+    plan = work.plan["shards"]
+    paths, rejects = sharding.make(job, plan, synthesize_shard, "sample")
+    totals = totals_of(paths, rejects, plan) | {
+        "samples": sum(shard["count"] for shard in plan),
+        "source": ", ".join(folder.name for folder in folders),
+        "quantizer": quantizer.identity,
+        "token_rate": quantizer.token_rate,
+    }
+    work.finish(totals, [*paths, *sharding.rejects_of(paths)])
+    print(summary(out, totals))
+
+
+def summary(out: Path, totals: dict[str, Any]) -> str:
+    """One line: what was made and everything that happened on the way."""
+    happened = [", ".join(f"{of['made']:,} {kind}" for kind, of in totals["kinds"].items())]
+    if totals["split"]:
+        happened.append(f"{totals['split']:,} texts spoken in {totals['pieces']:,} pieces")
+    if heard := totals["round_trip"]:
+        voice = next(iter(heard))
+        mean = np.average(
+            [v["wer"] for v in heard.values()], weights=[v["pieces"] for v in heard.values()]
+        )
+        happened.append(f"round trip {mean:.1%} WER, the worst {heard[voice]['wer']:.1%} ({voice})")
+    happened += sharding.said_of(out, totals)
+    return (
+        f"{out}: {totals['rows']:,} of {totals['samples']:,} samples, {totals['hours']:.2f} h of "
+        f"speech in {len(totals['voices'])} voices, {totals['codes']:,} codes, "
+        f"{totals['bits_per_code']} bits a code; {'; '.join(happened)}"
+    )
+
+
+if __name__ == "__main__":
+    from stages import synthesize_instructions as this  # workers elsewhere find it by this name
+
+    config.main(this.main, this.SynthesizeInstructions, __doc__)
