@@ -1,0 +1,53 @@
+"""Whether an answer is worth learning: it does not speak of being a text model, does not go in
+circles, and is more than the question again. It may hold code, links and tables: it is read, not
+heard."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from speechfuse.curation.step import Dropped
+from speechfuse.texts import Conversation
+
+_NOT = r"(?:can ?not|can't|can’t|don't|don’t|do not|am not able to|am unable to|unable to|not able to|have no ability to|do(?:n't|n’t| not) have the (?:ability|capability) to|not capable of)"  # noqa: E501
+_HEAR = r"(?:(?:actually|directly|physically|really|currently)\s+)?(?:hear|hearing|listen|listening|process(?:ing)? (?:audio|voice|sound)|access audio|understand (?:audio|speech)|play(?:ing)? audio)"  # noqa: E501
+DEAF = [  # (kind, what such answers say)
+    ("deaf", re.compile(rf"\bI(?:'m|’m| am)?\b[^.!?\n]{{0,60}}\b{_NOT}\b[^.!?\n]{{0,15}}\b{_HEAR}\b", re.I)),
+    ("deaf", re.compile(r"\b(?:as|being|I(?:'m|’m| am)(?: only| just)?) (?:an? )?(?:[\w-]+ ){0,3}text[- ](?:based|only)\b", re.I)),
+    ("deaf", re.compile(r"\bI (?:don't|don’t|do not) have (?:any )?(?:ears|(?:audio|auditory|hearing) (?:capabilit|input|abilit)\w*|access to (?:any )?(?:audio|sound|microphone)s?)\b", re.I)),
+    ("deaf", re.compile(r"\bI can(?:not|'t|’t)? only (?:process|read|understand|respond to|communicate (?:through|via|in)) (?:written )?text\b", re.I)),
+    ("as an AI", re.compile(r"\bas an? (?:[\w-]+ ){0,3}(?:AI|artificial intelligence|language model|LLM|chat ?bot)\b(?! (?:researcher|engineer|company|developer|expert|specialist|startup|scientist))", re.I)),
+    ("as an AI", re.compile(r"\bI(?:'m|’m| am) (?:just |only |merely )?an? (?:[\w-]+ ){0,3}(?:AI|language model|LLM)\b(?! (?:researcher|engineer|company|developer|expert|specialist|startup|scientist))", re.I)),
+]  # fmt: skip  # noqa: E501
+
+
+@dataclass
+class Answers:
+    """Drops conversations of which an answer says that it cannot hear, or (`as_an_ai`) that it
+    comes from an AI; repeats itself: over `max_repeated` of its 5-word sequences came before in it;
+    or is its question again."""
+
+    as_an_ai: bool = True
+    max_repeated: float = 0.3
+    name: str = field(default="answers", init=False)
+
+    def __call__(self, conversation: Conversation) -> Conversation | Dropped:
+        asked = ""
+        for turn in conversation.turns:
+            if turn.role == "assistant" and (fault := self._fault(asked, turn.text)):
+                return Dropped(fault)
+            asked = turn.text
+        return conversation
+
+    def _fault(self, asked: str, text: str) -> str | None:
+        for kind, pattern in DEAF:
+            if (kind == "deaf" or self.as_an_ai) and (match := pattern.search(text)):
+                return f"{kind}: {match[0][:60]!r}"
+        words = re.findall(r"\w+", text.lower())
+        if len(words) > 4 and words == re.findall(r"\w+", asked.lower()):
+            return "echo: the answer is the question"
+        grams = Counter(tuple(words[i : i + 5]) for i in range(len(words) - 4))
+        repeated = 1 - len(grams) / max(1, grams.total())
+        if grams.total() >= 20 and repeated > self.max_repeated:
+            return f"repetition: {repeated:.0%} of its 5-word sequences came before"
+        return None

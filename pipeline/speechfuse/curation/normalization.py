@@ -1,0 +1,286 @@
+"""Text normalisation: written text to text that a voice reads as it is meant.
+
+In: a prompt as people write it. Out: the same in letters, short numbers and plain punctuation, and
+which kinds of rewriting it took. Only what has one reading is rewritten; what has none, or several,
+is left as it is, for speakable.py to refuse.
+"""
+
+import html
+import re
+import unicodedata
+from collections.abc import Callable
+
+from num2words import num2words
+
+EMOJI = (
+    "\U0001f000-\U0001faff\U000e0020-\U000e007f\u2600-\u27bf\u2b00-\u2bff\u231a\u231b\u23e9-\u23fa"
+    "\u200d\u20e3\ufe0f"
+)
+_CHARACTERS = {  # quotes, dashes and spaces that mean what ASCII has, and letters that are marks
+    **dict.fromkeys("‘’‚‛`´ʼ", "'"), **dict.fromkeys("“”„‟«»", '"'), "‐": "-", "‑": "-", "−": "-",
+    "…": "...", **dict.fromkeys("®™©\u00ad\u200b\u2060\ufeff\u200e\u200f", ""), "⁄": "/",
+    "\u2028": "\n", "\u2029": "\n", "\u0085": "\n", "⋅": "·", "✕": "×", "✖": "×", "➗": "÷",
+}  # fmt: skip
+_CHARACTERS_TABLE = str.maketrans(_CHARACTERS)
+_TAGS = "a abbr b big blockquote br center code div em font h1 h2 h3 h4 h5 h6 hr i img ins li ol p pre q s small span strong sub sup u ul".split()  # noqa: E501
+_UNITS = "km|mi|miles?|m|MB|GB|L|ml|gallons?|feet|ft|dollars?|cents?|pounds?|kg|g|mg|words?|pages?|calories|units?"
+_PER = "hour|minute|second|day|night|week|month|year|person|mile|gallon|kg|lb|pound|unit|word|page|item|piece"
+_OPERAND = r"(?:\d[\d,.]*|\b[a-zA-Z])"
+_MATHS = re.compile(
+    r"\b(calculate|compute|solve|evaluate|simplify|equation|sum|difference|equals?|"
+    r"what(?: is|'s) -?\d+|how much is -?\d+)\b|=", re.I
+)  # fmt: skip
+_ENGLISH: list[tuple[str, str]] = [  # in order; each has one reading where it matches
+    (r"\bC\+\+", "C plus plus"),
+    (r"\bC#", "C sharp"),
+    (r"\b24/7\b", "twenty four seven"),
+    (r"\band/or\b", "and or"),
+    (r"\bw/o\b", "without"),
+    (r"\b[nN]/[aA]\b", "not applicable"),
+    (r"\b401\(k\)", "401 k"),
+    (rf"(?<![A-Za-z])({_UNITS})\s?/\s?(?:an? )?(?:h|hr)\b", r"\1 per hour"),
+    (rf"(?<![A-Za-z])({_UNITS})\s?/\s?(?:s|sec)\b", r"\1 per second"),
+    (rf"(?<![A-Za-z])({_UNITS})\s?/\s?min\b", r"\1 per minute"),
+    (rf"(?<![A-Za-z])({_UNITS})\s?/\s?({_PER})\b", r"\1 per \2"),
+    (r"(?<=\d)km(?= per\b)", " kilometers"), (r"\bkm(?= per\b)", "kilometers"),
+    (r"(?<=\d) ?: ?(?=\d+(?: ?: ?\d+)? ratio\b)", " to "), (r"(?<=\d) : (?=\d)", " to "),
+    (r"(?<=\bratio of )(\d+) ?: ?(?=\d)", r"\1 to "),
+    (r"(?<=\d)\s*°\s*C\b", " degrees Celsius"),
+    (r"(?<=\d)\s*°\s*F\b", " degrees Fahrenheit"),
+    (r"(?<=\d)\s*°(?!\w)", " degrees"),
+    (r"#(?=\d+\b)", "number "),
+    (r"(?<!\w)~\s*(?=\d)", "about "),
+    (r"(?<=\d)\s*%", " percent"),
+    (r"(?<=[\w.,])\s*&\s*(?=\w)", " and "),
+    (r"_{2,}", "blank"),
+    (r"(?<=\w)\(s\)", "s"),
+    (r"(?<=\w)²", " squared"),
+    (r"(?<=\w)³", " cubed"),
+    (r"(?<=\w)\^2\b", " squared"),
+    (r"(?<=\w)\^3\b", " cubed"),
+    (r"\b(\w+)\^(\d{1,2})\b", r"\1 to the power of \2"),
+    (r"√\s*(?=\d)", "the square root of "),
+    (rf"(?<={{operand}})\s*\+\s*(?={_OPERAND})", " plus "),
+    (rf"(?<={{operand}})\s*[×·]\s*(?={_OPERAND})", " times "),
+    (rf"(?<=\d)\s*\*\s*(?={_OPERAND})", " times "),
+    (rf"(?<={{operand}})\s*÷\s*(?={_OPERAND})", " divided by "),
+    (rf"(?<={{operand}})\s*=\s*(?={_OPERAND}|-\d|\?|blank)", " equals "),
+    (r"(?<=\d)\s*=\s*$", " equals"),
+    (r"(?<=\d)\s+/\s+(?=\d)", " divided by "),
+    (r"(?<=\d)\s+x\s+(?=\d)", " times "),
+    (r"(?<=\d)\+(?!\w)", " plus"),
+    (r"\b([a-z]{2,})/([a-z]{2,})\b(?!/)", r"\1 or \2"),
+    (r"(?<=\d)½", " and a half"), (r"(?<=\d)¼", " and a quarter"),
+    (r"½", "one half"), (r"¼", "one quarter"), (r"¾", "three quarters"),
+]  # fmt: skip
+_SYMBOLS = {
+    "en": [(re.compile(p.replace("(?<={operand})", "(?<=[\\da-zA-Z)])")), w) for p, w in _ENGLISH]
+}
+_AMOUNT = r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)"
+_SIZES = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}
+_CURRENCIES = {"en": {"$": "dollars", "€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees"}}
+# 9/11, 24/7 and the day in 5/30 are none; before these words others are days as well
+_FRACTION = re.compile(
+    r"(?<![\w.,/:-])(?:(\d+) )?(\d{1,2})/([2-9]|10|12|16|20|100)(?![\w/:-]|[.,]\d)"
+)
+_DATES = re.compile(r"\b(?:on|by|since|until|from|dated?|due|before|after|rat\w+|scor\w+) $", re.I)
+_HYPHEN = re.compile(r"(?<![\w.,/-])(\d{1,4})\s?-\s?(\d{1,4})(?![\w/]|[-.,]\d)")
+_MINUS = re.compile(rf"(?<=[\da-zA-Z)])\s+-\s+(?={_OPERAND})")
+_DOT = {"en": "dot"}
+_DOMAIN = re.compile(
+    r"(?<![\w@/.:-])((?:[A-Za-z][A-Za-z-]+\.){1,2})(com|org|net|gov|edu|io)\b(?![\w/.:@?]\w|/)"
+)
+_NUMBER = re.compile(r"(?<![\w.,:/-])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?![\w:/]|[.,-]\d)")
+
+
+def normalize(text: str, language: str = "en") -> tuple[str, list[str]]:
+    """(text, kinds of rewriting in order). Symbols are put into words in English; in another
+    language only numbers are."""
+    kinds = []
+    for kind, rewrite in RULES:
+        after = rewrite(text, language)
+        if after != text:
+            text = after
+            kinds.append(kind)
+    return " ".join(text.split()), kinds
+
+
+def _characters(text: str, _: str) -> str:
+    if text.isascii():
+        return text
+    text = text.translate(_CHARACTERS_TABLE)
+    text = re.sub(r"\s*[—–]\s*(?=\D|$)|(?<=\D)\s*[—–]\s*", ", ", text).replace("–", "-")
+    # superscripts and fractions are not the digits that NFKC makes of them
+    kept = "²³½¼¾"
+    return "".join(c if c in kept else unicodedata.normalize("NFKC", c) for c in text)
+
+
+def _markup(text: str, _: str) -> str:
+    text = html.unescape(text)
+    text = re.sub(rf"</?(?:{'|'.join(_TAGS)})(?:\s[^<>]*)?/?>", " ", text, flags=re.I)
+    text = re.sub(r"!?\[([^\[\]\n]+)\]\((?:https?://|www\.|/|#)[^\s()]*\)", r"\1", text)  # link
+    text = re.sub(r"^#{1,6}\s+(.*?)#*\s*$", r"\1", text, flags=re.M)  # heading
+    text = re.sub(r"^\s*(?:[-*_]\s*){3,}$", "", text, flags=re.M)  # rule
+    text = re.sub(r"^>\s?", "", text, flags=re.M)  # quotation
+    text = re.sub(r"(\*\*\*|\*\*|__|~~)(?=\S)(.+?)(?<=\S)\1", r"\2", text)  # bold
+    text = re.sub(r"(?<![\w*])\*(?=[^\s*])([^*\n]+?)(?<=[^\s*])\*(?![\w*])", r"\1", text)  # italic
+    text = re.sub(r"(?<![\w_])_(?=[^\s_])([^_\n]+?)(?<=[^\s_])_(?![\w_])", r"\1", text)
+    return text
+
+
+def _labels(text: str, _: str) -> str:
+    """Q: ... A: around a single question."""
+    bare = re.sub(r"^\s*(?:Q|Question|Human|User|Prompt|Instruction)\s*:\s+", "", text)
+    bare = re.sub(r"\s+(?:A|Answer|Assistant|Response)\s*:\s*$", "", bare)
+    return text if re.search(r"\b(?:Q|A|Question|Answer|Human|Assistant)\s*:", bare) else bare
+
+
+def _emoji(text: str, _: str) -> str:
+    """Without emoji that only colour what is said: at the end of a sentence or of the text. Between
+    words, or where the text is about them, they are part of what is meant."""
+    if re.search(r"\b(?:emojis?|emoticons?|smileys?|symbols?|icons?)\b", text, re.I):
+        return text
+    run = rf"(?:[{EMOJI}]|(?<![\w])[:;=]-?[)(DPp](?!\w))"
+    text = re.sub(rf"(?<=[.!?,\w)\"'])\s*{run}(?:\s*{run})*\s*(?=$|\n)", "", text)
+    text = re.sub(rf"(?<=[.!?])\s*{run}(?:\s*{run})*\s+(?=[A-Z\"'])", " ", text)
+    text = re.sub(rf"(?<=\w)\s*{run}(?:\s*{run})*\s*(?=[.!?](?:\s|$))", "", text)
+    return re.sub(rf"^\s*{run}(?:\s*{run})*\s+(?=\w)", "", text)
+
+
+def _lines(text: str, _: str) -> str:
+    """One line: a list is read with commas, other lines as sentences."""
+    item = re.compile(r"^\s*(?:[-*•●▪‣·+]\s+|(?:\(?(\d{1,2}|[A-Za-z])[.)])\s+)")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = ""
+    for i, line in enumerate(lines):
+        match = item.match(line)
+        body = line[match.end() :] if match and line[match.end() :] else line
+        if match and match[1] and body != line:
+            body = f"{match[1]}, {body}"
+        said += body
+        if i + 1 < len(lines):
+            in_list = match and item.match(lines[i + 1])
+            ends = said[-1] in '.!?:;,"' or said.endswith(".)")
+            said += " " if ends else ", " if in_list else ". "
+    return said if len(lines) > 1 or item.match(text) else text
+
+
+def _domains(text: str, language: str) -> str:
+    dot = _DOT.get(language)
+    if not dot:
+        return text
+    return _DOMAIN.sub(
+        lambda m: f"{m[1].removeprefix('www.').replace('.', f' {dot} ')}{m[2]}".strip(), text
+    )
+
+
+def _currency(text: str, language: str) -> str:
+    for sign, word in _CURRENCIES.get(language, {}).items():
+        if sign in text:
+            text = _money(text, re.escape(sign), word)
+    return text
+
+
+def _money(text: str, sign: str, word: str) -> str:
+    """$5, 5$, $5-$10, $2.5 million, $40k; a $5 bill is a 5 dollar bill."""
+
+    def said(match: re.Match[str]) -> str:
+        article, first, second, size, compound = match.groups()
+        first, second = (f"0{n}" if n and n[0] == "." else n for n in (first, second))
+        noun = re.match(r" [a-z]", match.string[match.end() :])
+        one = compound or (article and noun) or (first == "1" and not second and not size)
+        return (
+            f"{article or ''}{first}{f' to {second}' if second else ''}"
+            f"{f' {_SIZES.get(size, size)}' if size else ''} {word.removesuffix('s') if one else word}"
+            f"{' ' if compound else ''}"
+        )
+
+    text = re.sub(rf"(?<![\w.]){_AMOUNT}\s?{sign}(?!\s?[\d.])", rf"{sign[-1]}\1", text)
+    return re.sub(
+        rf"(\b(?:an?|another|extra) )?(?<![\w$€£¥₹]){sign}\s?{_AMOUNT}(?:\s?-\s?{sign}?{_AMOUNT})?"
+        r"(?:\s?(hundred|thousand|million|billion|trillion|[kKMB])\b)?(?:(-)(?=[a-z])|(?![\w$€£¥₹]))",
+        said,
+        text,
+    )
+
+
+def _fraction(match: re.Match[str]) -> str:
+    """1/4 as one quarter, 2 1/2 as 2 and one half."""
+    whole, over, under = match[1], int(match[2]), int(match[3])
+    if not 0 < over < under or _DATES.search(match.string[: match.start()]):
+        return match[0]
+    name = {2: "half", 4: "quarter"}.get(under) or num2words(under, to="ordinal").replace("-", " ")
+    part = f"{num2words(over)} {name}{'s' if over > 1 else ''}"
+    return f"{whole} and {part}" if whole else part
+
+
+def _hyphen(match: re.Match[str], maths: bool) -> str:
+    """12-15 is a range, in maths 15-12 is a difference; the others may be either."""
+    rises = int(match[1]) < int(match[2])
+    if rises == maths:
+        return match[0]
+    return f"{match[1]} {'to' if rises else 'minus'} {match[2]}"
+
+
+def _symbols(text: str, language: str) -> str:
+    if language == "en":
+        maths = bool(_MATHS.search(text))
+        text = _FRACTION.sub(_fraction, text) if "/" in text else text
+        text = _HYPHEN.sub(lambda m: _hyphen(m, maths), text) if "-" in text else text
+        text = _MINUS.sub(" minus ", text) if maths else text
+    for pattern, words in _SYMBOLS.get(language, ()):
+        text = pattern.sub(words, text)
+    return re.sub(
+        r"(?<![\u0370-\u03ff\w])[\u0391-\u03c9](?![\u0370-\u03ff\w])",
+        lambda m: unicodedata.name(m[0]).rsplit(" ", 1)[-1].lower(),
+        text,
+    )
+
+
+def _numbers(text: str, language: str) -> str:
+    """Whole numbers over 4 digits in words; with a zero in front digit by digit."""
+
+    def words(match: re.Match[str]) -> str:
+        digits, decimals = match[1].replace(",", ""), match[2] or ""
+        if len(digits) <= 4 and "," not in match[1]:
+            return match[0]
+        if digits[0] == "0" or len(digits) > 12 or len(decimals) > 3:
+            zip_code = digits[0] == "0" and len(digits) <= 6 and not decimals
+            return _in_words(digits, language, " ") if zip_code else match[0]
+        point = _in_words(decimals[1:], language, " ")
+        said = num2words(int(digits), lang=language).replace(",", "")
+        return (
+            f"{said} point {point}"
+            if point and language == "en"
+            else said
+            if not point
+            else match[0]
+        )
+
+    return _NUMBER.sub(words, text)
+
+
+def _in_words(digits: str, language: str, between: str) -> str:
+    return between.join(num2words(int(digit), lang=language) for digit in digits)
+
+
+def _punctuation(text: str, _: str) -> str:
+    text = re.sub(r"([!?,])(?:\s?\1)+", r"\1", text)
+    text = re.sub(r"(?:[!?]){2,}", "?", text)
+    text = re.sub(r"\.{4,}", "...", text)
+    text = re.sub(r"\s+([,.!?;:])(?=\s|$)", r"\1", text)
+    return re.sub(r",\s*(?=[.!?,;:])", "", text)
+
+
+RULES: list[tuple[str, Callable[[str, str], str]]] = [
+    ("characters", _characters),
+    ("markup", _markup),
+    ("markup", _labels),
+    ("emoji", _emoji),
+    ("lines", _lines),
+    ("url", _domains),
+    ("number", _currency),
+    ("symbol", _symbols),
+    ("number", _numbers),
+    ("punctuation", _punctuation),
+]
