@@ -95,7 +95,8 @@ def speakers_of(job: SynthesizeInstructions, engines: dict[str, Engine]) -> dict
 @cache
 def _round_trip(spec: str) -> RoundTrip | None:
     known = json.loads(spec)
-    return RoundTrip(**known) if known else None
+    component = {"_component_": "speechfuse.roundtrip.RoundTrip"}
+    return config.instantiate(component | known) if known else None
 
 
 def studio_of(

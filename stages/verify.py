@@ -224,7 +224,7 @@ class Pieces:
 
 def check_shard(path: Path, counted: Counted, report: Report, bar: tqdm) -> None:
     """Count the rows and rejects of one shard into `counted`."""
-    shard, pieces = path.name, Pieces()
+    shard, pieces, conversations = path.name, Pieces(), 0
     for batch in inspection.batches(path):
         ids = batch["id"].to_pylist()
         report.rows(shard, "no id", [id for id in ids if not id])
@@ -232,8 +232,8 @@ def check_shard(path: Path, counted: Counted, report: Report, bar: tqdm) -> None
         counted.rows += len(batch)
         speech = inspection.speech_of(batch)
         check_codes(speech, shard, counted, report)
-        if speech is batch:  # conversations hold no pieces
-            pieces.add(batch, shard, report)
+        pieces.add(speech, shard, report)
+        conversations += 0 if speech is batch else len(batch)
         bar.update(len(batch))
     rejects = read_rejects(path, report)
     cut = [id.rpartition("#") for id, _ in rejects]
@@ -242,7 +242,8 @@ def check_shard(path: Path, counted: Counted, report: Report, bar: tqdm) -> None
     report.rows(shard, "the only piece of its parent", alone)
     counted.split += len(pieces.of)
     counted.pieces += (pieces.of + short).total()
-    counted.clips[shard] = pieces.whole + len(pieces.of) + len(rejects) - short.total()
+    whole = conversations or pieces.whole + len(pieces.of)
+    counted.clips[shard] = whole + len(rejects) - short.total()
     counted.rejects.update(reason.partition(":")[0] for _, reason in rejects)
     counted.counts.update(shards.read_counts(path))
     counted.size += inspection.bytes_of_codes(path)

@@ -218,7 +218,10 @@ def _row(item: Recorded) -> dict[str, Any]:
                 segments.append(segment)
                 continue
             id = f"{sample['id']}/{number}"
-            segments += [{"speech": _speech(piece, id)} for piece in segment["pieces"]]
+            offset = 0.0
+            for piece in segment["pieces"]:
+                segments.append({"speech": _speech(piece, id, offset)})
+                offset += piece.seconds
             number += 1
         turns.append({"role": turn["role"], "segments": segments})
     extra = {
@@ -230,7 +233,7 @@ def _row(item: Recorded) -> dict[str, Any]:
     return {"id": sample["id"], "turns": turns, "extra": json.dumps(extra, sort_keys=True)}
 
 
-def _speech(piece: Piece, id: str) -> dict[str, Any]:
+def _speech(piece: Piece, id: str, offset: float) -> dict[str, Any]:
     codes, whole = np.asarray(piece.codes), piece.part is None
     if "shuffled" in piece.about:
         codes = np.random.default_rng(piece.seed).permutation(codes)
@@ -242,7 +245,7 @@ def _speech(piece: Piece, id: str) -> dict[str, Any]:
         "speaker": piece.voice,
         "language": piece.language,
         "source": {
-            "uri": f"synthetic:{piece.voice or piece.about['sound']}", "offset": 0.0,
+            "uri": f"synthetic:{piece.voice or piece.about['sound']}", "offset": offset,
             "seconds": piece.seconds, "sha256": None,
         },
         "parent": None if whole else id,
