@@ -170,9 +170,14 @@ def totals_of(
                    if k.startswith(f"{step.name} ")}  # fmt: skip
         table.append({"step": step.name, "kept": left, "rewritten": changed, "dropped": dropped})
     return {
-        "rows": sum(kept.values()), "rows_in": rows_in - unselected, "not_selected": unselected, "prompt_words": words,
-        "steps": table, "kept_by_source": dict(sorted(kept.items())), **kinds,
-    }  # fmt: skip
+        "rows": sum(kept.values()),
+        "rows_in": rows_in - unselected,
+        "not_selected": unselected,
+        "prompt_words": words,
+        "steps": table,
+        "kept_by_source": dict(sorted(kept.items())),
+        **kinds,
+    }
 
 
 def main(job: CurateTexts) -> None:

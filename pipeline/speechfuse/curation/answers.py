@@ -9,16 +9,32 @@ from dataclasses import dataclass, field
 from speechfuse.curation.step import Dropped
 from speechfuse.texts import Conversation
 
-_NOT = r"(?:can ?not|can't|can’t|don't|don’t|do not|am not able to|am unable to|unable to|not able to|have no ability to|do(?:n't|n’t| not) have the (?:ability|capability) to|not capable of)"  # noqa: E501
-_HEAR = r"(?:(?:actually|directly|physically|really|currently)\s+)?(?:hear|hearing|listen|listening|process(?:ing)? (?:audio|voice|sound)|access audio|understand (?:audio|speech)|play(?:ing)? audio)"  # noqa: E501
-DEAF = [  # (kind, what such answers say)
-    ("deaf", re.compile(rf"\bI(?:'m|’m| am)?\b[^.!?\n]{{0,60}}\b{_NOT}\b[^.!?\n]{{0,15}}\b{_HEAR}\b", re.I)),
-    ("deaf", re.compile(r"\b(?:as|being|I(?:'m|’m| am)(?: only| just)?) (?:an? )?(?:[\w-]+ ){0,3}text[- ](?:based|only)\b", re.I)),
-    ("deaf", re.compile(r"\bI (?:don't|don’t|do not) have (?:any )?(?:ears|(?:audio|auditory|hearing) (?:capabilit|input|abilit)\w*|access to (?:any )?(?:audio|sound|microphone)s?)\b", re.I)),
-    ("deaf", re.compile(r"\bI can(?:not|'t|’t)? only (?:process|read|understand|respond to|communicate (?:through|via|in)) (?:written )?text\b", re.I)),
-    ("as an AI", re.compile(r"\bas an? (?:[\w-]+ ){0,3}(?:AI|artificial intelligence|language model|LLM|chat ?bot)\b(?! (?:researcher|engineer|company|developer|expert|specialist|startup|scientist))", re.I)),
-    ("as an AI", re.compile(r"\bI(?:'m|’m| am) (?:just |only |merely )?an? (?:[\w-]+ ){0,3}(?:AI|language model|LLM)\b(?! (?:researcher|engineer|company|developer|expert|specialist|startup|scientist))", re.I)),
-]  # fmt: skip  # noqa: E501
+_CANNOT = (
+    r"(?:can ?not|can't|don't|do not|am not able to|am unable to|am not capable of|unable to"
+    r"|(?:don't|do not) have the (?:ability|capability) to|have no ability to)"
+)
+_HEAR = (
+    r"(?:(?:actually|directly|physically|really|currently) )?"
+    r"(?:hear|hearing|listen|listening|process(?:ing)? (?:audio|voice|sound)|access audio"
+    r"|understand (?:audio|speech)|play(?:ing)? audio)"
+)
+_AI = (
+    r"(?:[\w-]+ ){0,3}(?:AI|artificial intelligence|language model|LLM|chat ?bot)\b"
+    r"(?! (?:researcher|engineer|company|developer|expert|specialist|startup|scientist))"
+)
+_DEAF = (
+    rf"\bI(?:'m| am)?\b[^.!?\n]{{0,60}}\b{_CANNOT}\b[^.!?\n]{{0,15}}\b{_HEAR}\b",
+    r"\b(?:as|being|I(?:'m| am)(?: only| just)?) (?:an? )?(?:[\w-]+ ){0,3}text[- ](?:based|only)\b",
+    r"\bI (?:don't|do not) have (?:any )?(?:ears|(?:audio|auditory|hearing) (?:cap|input|abilit)\w*"
+    r"|access to (?:any )?(?:audio|sound|microphone)s?)\b",
+    r"\bI can(?:not|'t)? only (?:process|read|understand|respond to|communicate \w+) (?:\w+ )?text\b",
+)
+FAULTS = {  # what such answers say
+    "deaf": re.compile("|".join(_DEAF), re.I),
+    "as an AI": re.compile(
+        rf"\bas an? {_AI}|\bI(?:'m| am) (?:just |only |merely )?an? {_AI}", re.I
+    ),
+}
 
 
 @dataclass
@@ -40,7 +56,8 @@ class Answers:
         return conversation
 
     def _fault(self, asked: str, text: str) -> str | None:
-        for kind, pattern in DEAF:
+        text = text.replace("\u2019", "'")
+        for kind, pattern in FAULTS.items():
             if (kind == "deaf" or self.as_an_ai) and (match := pattern.search(text)):
                 return f"{kind}: {match[0][:60]!r}"
         words = re.findall(r"\w+", text.lower())

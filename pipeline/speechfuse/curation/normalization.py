@@ -5,6 +5,8 @@ which kinds of rewriting it took. Only what has one reading is rewritten; what h
 is left as it is, for speakable.py to refuse.
 """
 
+# ruff: noqa: RUF001 -- the characters that are rewritten here are meant
+
 import html
 import re
 import unicodedata
@@ -22,9 +24,15 @@ _CHARACTERS = {  # quotes, dashes and spaces that mean what ASCII has, and lette
     "\u2028": "\n", "\u2029": "\n", "\u0085": "\n", "⋅": "·", "✕": "×", "✖": "×", "➗": "÷",
 }  # fmt: skip
 _CHARACTERS_TABLE = str.maketrans(_CHARACTERS)
-_TAGS = "a abbr b big blockquote br center code div em font h1 h2 h3 h4 h5 h6 hr i img ins li ol p pre q s small span strong sub sup u ul".split()  # noqa: E501
-_UNITS = "km|mi|miles?|m|MB|GB|L|ml|gallons?|feet|ft|dollars?|cents?|pounds?|kg|g|mg|words?|pages?|calories|units?"
-_PER = "hour|minute|second|day|night|week|month|year|person|mile|gallon|kg|lb|pound|unit|word|page|item|piece"
+_TAGS = "b|big|br|center|em|i|p|q|s|small|strong|u"  # without attributes they only colour a text
+_UNITS = (
+    "km|mi|miles?|m|MB|GB|L|ml|gallons?|feet|ft|dollars?|cents?|pounds?|kg|g|mg|words?|pages?"
+    "|calories|units?"
+)
+_PER = (
+    "hour|minute|second|day|night|week|month|year|person|mile|gallon|kg|lb|pound|unit|word|page"
+    "|item|piece"
+)
 _OPERAND = r"(?:\d[\d,.]*|\b[a-zA-Z])"
 _MATHS = re.compile(
     r"\b(calculate|compute|solve|evaluate|simplify|equation|sum|difference|equals?|"
@@ -115,10 +123,16 @@ def _characters(text: str, _: str) -> str:
     return "".join(c if c in kept else unicodedata.normalize("NFKC", c) for c in text)
 
 
-def _markup(text: str, _: str) -> str:
+def bare(text: str, _: str = "en") -> str:
+    """Without what stands around words only: character references, <b>, links, `words`, $x$."""
     text = html.unescape(text)
-    text = re.sub(rf"</?(?:{'|'.join(_TAGS)})(?:\s[^<>]*)?/?>", " ", text, flags=re.I)
+    text = re.sub(rf"</?(?:{_TAGS})\s?/?>", " ", text, flags=re.I)
     text = re.sub(r"!?\[([^\[\]\n]+)\]\((?:https?://|www\.|/|#)[^\s()]*\)", r"\1", text)  # link
+    text = re.sub(r"`([A-Za-z][A-Za-z' -]*)`", r"\1", text)
+    return re.sub(r"(?<![\w$\\])\$([A-Za-z]|-?\d{1,4})\$(?![\w$])", r"\1", text)
+
+
+def _markup(text: str, _: str) -> str:
     text = re.sub(r"^#{1,6}\s+(.*?)#*\s*$", r"\1", text, flags=re.M)  # heading
     text = re.sub(r"^\s*(?:[-*_]\s*){3,}$", "", text, flags=re.M)  # rule
     text = re.sub(r"^>\s?", "", text, flags=re.M)  # quotation
@@ -273,6 +287,7 @@ def _punctuation(text: str, _: str) -> str:
 
 
 RULES: list[tuple[str, Callable[[str, str], str]]] = [
+    ("markup", bare),
     ("characters", _characters),
     ("markup", _markup),
     ("markup", _labels),

@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from speechfuse.curation.normalization import EMOJI, normalize
+from speechfuse.curation.normalization import EMOJI, bare, normalize
 from speechfuse.curation.step import Dropped, rewritten
 from speechfuse.texts import Conversation
 
@@ -22,13 +22,13 @@ _CODE = re.compile(
     r"|\bSELECT\b.{1,200}\bFROM\b|\bINSERT INTO\b|\bCREATE TABLE\b|\bUPDATE \w+ SET\b"
     r"|^\s*(?:for|while|if|elif|else)\b[^\n]*:\s*\n[ \t]+\S"
     r"|^\s*(?:let|const|var|int|float|double|char|string|bool)\s+\w+\s*="
-    r"|=>|\(\)|[;{}]\s*$|&&|\|\||[=!]=|:=|\+=|</\w+>|<\?\w+|\$\(|^\s*\$\s+\w+|^\s*(?:sudo|pip|npm|git|docker) \w"
+    r"|=>|\(\)|[;{}]\s*$|&&|\|\||[=!]=|:=|\+=|</\w+>|<\?\w+|\$\(|^\s*\$\s+\w+"
+    r"|^\s*(?:sudo|pip|npm|git|docker) \w"
     r"|\b[a-z]+_[a-z_]+\b|\b[a-z]+[A-Z]\w*\(|\w\((?!s\)|es\)|k\))[^()\s]*(?:,\s?[^()\s]*)*\)|\b\w+\[[^\]]*\]"
     r"|(?:^|\s)(?:~?/[\w.-]+){2,}|\b[A-Z]:\\|\\[nt]\b"
     r"|\b\w+\.(?:py|js|ts|cpp|java|sh|exe|json|yaml|yml|csv|txt|md|html|css|pdf|xml)\b",
     re.M | re.S,
 )
-_QUOTED_WORDS = re.compile(r"`([A-Za-z][A-Za-z' -]*)`")  # code in name only
 _TABLE = re.compile(
     r"^[^\n|]*\|[^\n|]*\|[^\n]*$|^\s*\|?\s*:?-{3,}|\+-{2,}\+|^[^\n\t]+\t[^\n]+\n[^\n\t]+\t"
     r"|(?:^[^\n,\s][^\n]*(?:,\S[^\n,]*){2,}\n){2}",
@@ -37,13 +37,12 @@ _TABLE = re.compile(
 _LATEX = re.compile(
     r"\\[a-zA-Z]{2,}|\\[()\[\]]|\$\$|\$[^$\n]*[\\^_={}][^$\n]*\$|\{[^{}\n]*\}\^|\^\{|_\{|\w_\d\b"
 )
-_LATEX_PLAIN = re.compile(r"(?<![\w$\\])\$([A-Za-z]|-?\d{1,4})\$(?![\w$])")  # $x$, $12$
 _URL = re.compile(
-    r"\bhttps?:|\bftp:|\bwww\.|\S@\S+\.\w|\b[\w-]+\.(?:com|org|net|gov|edu|io|co|uk|de|info)\b(?:/|\?)?"
+    r"\bhttps?:|\bftp:|\bwww\.|\S@\S+\.\w"
+    r"|\b[\w-]+\.(?:com|org|net|gov|edu|io|co|uk|de|info)\b(?:/|\?)?"
     r"|\b\d{1,3}(?:\.\d{1,3}){3}\b",
     re.I,
 )
-_LINK = re.compile(r"(?<=\])\((?:https?://|www\.|/|#)[^\s()]*\)")
 _EMOJI = re.compile(rf"[{EMOJI}]|(?<!\w)(?:[:;=]-?[)(DPp/|\\]|<3|\^_\^|xD)(?!\w)")
 _LONG_NUMBER = re.compile(
     r"\d{5,}|\d[\d.,]*\d,\d|\d(?:[ -]?\d){6,}|\d+\.\d{4,}|\d+(?:\.\d+){2,}|\d+(?:-\d+)+|\d+(?:/\d+)+"
@@ -73,7 +72,7 @@ class Speakable:
                 continue
             if fault := structure(turn.text):
                 return Dropped(fault)
-            text, how = normalize(_plain_code(turn.text), self.language)
+            text, how = normalize(turn.text, self.language)
             if fault := unspeakable(text, tuple(self.scripts)):
                 return Dropped(fault)
             if how:
@@ -84,14 +83,10 @@ class Speakable:
         return rewritten(conversation, changed, [f"{self.name} {kind}" for kind in kinds])
 
 
-def _plain_code(text: str) -> str:
-    return _LATEX_PLAIN.sub(r"\1", _QUOTED_WORDS.sub(r"\1", text))
-
-
 def structure(text: str) -> str | None:
     """Which structure, not to be put into words, a written text has: "code: ...", "table: ...",
     "latex: ..."; None for none."""
-    text = _LINK.sub("", _plain_code(text))
+    text = bare(text)
     for kind, pattern in (("latex", _LATEX), ("table", _TABLE), ("code", _CODE)):
         if match := pattern.search(text):
             return f"{kind}: {_shown(match[0])}"

@@ -1,6 +1,7 @@
 """Whether a conversation is one: the user asks, the assistant answers, in turn."""
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from speechfuse.curation.step import Dropped
 from speechfuse.texts import Conversation
@@ -28,7 +29,7 @@ class Turns:
             return Dropped("system: it has a system message")
         if not turns or turns[0].role != "user":
             return Dropped("order: the user does not begin")
-        if any(turn.role == after.role for turn, after in zip(turns, turns[1:], strict=False)):
+        if any(turn.role == after.role for turn, after in pairwise(turns)):
             return Dropped("order: the same role twice in a row")
         if self.answered and turns[-1].role == "user":
             if len(turns) == 1:
