@@ -114,6 +114,16 @@ bench what *args: setup
 test *args: setup
     OMP_NUM_THREADS=1 {{python}} -m pytest -n 2 --dist loadfile {{args}}
 
+# WhisperSpeech in an environment of its own, .venv-whisperspeech (7 GB; a no-op when it is up to date)
+setup-whisperspeech:
+    @cmp -s requirements-whisperspeech.txt .venv-whisperspeech/requirements.txt || ( \
+      python3 -m venv .venv-whisperspeech && .venv-whisperspeech/bin/python -m pip install --disable-pip-version-check -r requirements-whisperspeech.txt && \
+      cp requirements-whisperspeech.txt .venv-whisperspeech/requirements.txt )
+
+# WhisperSpeech's two routes, on its genuine classes with small random weights (skipped by `just test` without its environment)
+test-whisperspeech *args: setup setup-whisperspeech
+    OMP_NUM_THREADS=1 {{python}} -m pytest tests/test_whisperspeech_env.py {{args}}
+
 # lint and types
 check: setup
     .venv/bin/ruff check . && .venv/bin/mypy
