@@ -11,7 +11,6 @@ whole by one worker process or not at all; after a stop only missing shards are 
 
 import json
 from collections import Counter
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -30,12 +29,11 @@ from speechfuse import (
     shards,
     workers,
 )
-from speechfuse.engines import Engine
-from speechfuse.quantizer import Quantizer
 from speechfuse.roundtrip import RoundTrip
 from speechfuse.samples import Entry
 from speechfuse.sharding import QuantizerOf, Runtime
-from speechfuse.synthesis import Studio, synthesize
+from speechfuse.studio import Studio, engines_of, speakers_of
+from speechfuse.synthesis import synthesize
 
 
 @dataclass
@@ -68,30 +66,6 @@ class SynthesizeInstructions:
     runtime: Runtime = field(default_factory=Runtime)
 
 
-def engines_of(job: SynthesizeInstructions) -> dict[str, Engine]:
-    """ValueError for a name that a voice could not be found by."""
-    if bad := [name for name in job.voices if "/" in name]:
-        raise ValueError(f"voices.{bad[0]}: a name without a slash is needed")
-    rest = {n: {k: v for k, v in s.items() if k != "share"} for n, s in job.voices.items()}
-    return {name: config.instantiate(spec) for name, spec in rest.items()}
-
-
-def speakers_of(job: SynthesizeInstructions, engines: dict[str, Engine]) -> dict[str, float]:
-    """engine/voice: its share of all samples that speak."""
-    shares = {name: spec.get("share", 1 / len(job.voices)) for name, spec in job.voices.items()}
-    numbers = all(isinstance(share, int | float) and share > 0 for share in shares.values())
-    if not numbers or (shares and abs(sum(shares.values()) - 1) > 1e-6):
-        raise ValueError(f"voices: the shares are {shares}: give each one above 0, together 1")
-    found = {name: engine.voices() for name, engine in engines.items()}
-    if silent := [name for name, voices in found.items() if not voices]:
-        raise ValueError(f"voices.{silent[0]} has no voice: name at least one")
-    return {
-        f"{name}/{voice}": shares[name] / len(voices)
-        for name, voices in found.items()
-        for voice in voices
-    }
-
-
 @cache
 def _round_trip(spec: str) -> RoundTrip | None:
     known = json.loads(spec)
@@ -99,26 +73,14 @@ def _round_trip(spec: str) -> RoundTrip | None:
     return config.instantiate(component | known) if known else None
 
 
-def studio_of(
-    job: SynthesizeInstructions,
-    kinds: dict[str, Entry],
-    engines: dict[str, Engine],
-    quantizer: Quantizer,
-) -> Studio:
-    return Studio(
-        kinds, engines, job.augmentation, job.seed, quantizer.window, quantizer.token_rate
-    )
-
-
 def synthesize_shard(job: SynthesizeInstructions, index: int, shard: dict[str, Any]) -> int:
     """Make shard `index` in a worker process; returns its index."""
     quantizer = job.quantizer.load(workers.device())
-    kinds = samples.entries(job.kinds, job.texts)
-    with ExitStack() as stack:
-        engines = {n: stack.enter_context(engine) for n, engine in engines_of(job).items()}
+    kinds, engines = samples.entries(job.kinds, job.texts), engines_of(job.voices)
+    with Studio(kinds, engines, job.augmentation, job.seed, quantizer) as studio:
         made = synthesize(
             samples.with_texts(shard["samples"], kinds),
-            studio_of(job, kinds, engines, quantizer),
+            studio,
             quantizer,
             job.batch_size,
             _round_trip(json.dumps(job.round_trip)),
@@ -188,8 +150,8 @@ def main(job: SynthesizeInstructions) -> None:
     if low := [f"{key}={n}" for key, n in least.items() if n is not None and n < 1]:
         raise ValueError(f"{', '.join(low)}: at least 1 is needed")
     workers.gpus(job.runtime.device)
-    kinds, engines = samples.entries(job.kinds, job.texts), engines_of(job)
-    speakers, quantizer = speakers_of(job, engines), job.quantizer.load("cpu")
+    kinds, engines = samples.entries(job.kinds, job.texts), engines_of(job.voices)
+    speakers, quantizer = speakers_of(job.voices, engines), job.quantizer.load("cpu")
     for name, engine in engines.items():
         if engine.codec not in (None, quantizer.identity):
             raise ValueError(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from speechfuse import artifact, config, datasets, samples, shards
+from speechfuse import artifact, config, datasets, samples, shards, studio
 from speechfuse.corpora import Reject
 from speechfuse.engines import Spoken, Unavailable
 from speechfuse.quantizer import Quantizer
@@ -220,13 +220,13 @@ def test_codes_are_those_of_the_sound_made_again_from_the_plan(whole):
     job, quantizer = job_of(whole), Quantizer.load(ROOT / QUANTIZER)
     assert shards.read_stream(whole / "data") == quantizer.stream
     kinds = samples.entries(job.kinds, job.texts)
-    engines = synthesize_instructions.engines_of(job)
-    studio = synthesize_instructions.studio_of(job, kinds, engines, quantizer)
+    engines = studio.engines_of(job.voices)
+    recording = studio.Studio(kinds, engines, job.augmentation, job.seed, quantizer)
     plan = json.loads((whole / "data/plan.json").read_text())["plan"]["shards"]
     rows = {row["id"]: row for row in rows_of(whole)}
     augmented, exact, codes = Counter[str](), 0, 0
     for sample, text in samples.with_texts(plan[1]["samples"], kinds):
-        again = studio.record(sample, text)
+        again = recording.record(sample, text)
         assert not isinstance(again, Reject)
         speech = speech_in(rows[sample["id"]])
         assert len(speech) == len(again.pieces)
