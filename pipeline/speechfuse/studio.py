@@ -6,6 +6,7 @@ sample and the recipe alone, never on what was made before, so any can be made a
 job, and by `just listen`.
 """
 
+import json
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore
@@ -123,6 +124,20 @@ class Studio:
             return Reject(sample["id"], str(error))
         return Recorded(sample, conversation, made)
 
+    def again(self, speech: dict[str, Any]) -> Piece:
+        """A row's piece of speech, spoken once more from what the row says of it. Of shuffled codes
+        this is the speech before. ValueError for a voice of another recipe."""
+        about = json.loads(speech["extra"])
+        if "sound" in about:
+            return self._sound(about, about["seed"])
+        name, _, speaker = speech["speaker"].partition("/")
+        if name not in self.engines:
+            raise ValueError(f"there is no engine {name!r} to speak as {speech['speaker']!r}")
+        text = about.get("shuffled") or speech["text"]
+        with self._free[name]:
+            spoken = self.engines[name].speak(text, speaker, about["seed"])
+        return self._heard(spoken, about["seed"])
+
     def _make(self, segment: dict[str, Any], voice: str | None, seed: int) -> list[Piece]:
         if voice is None:
             return [self._sound(segment, seed)]
@@ -152,11 +167,11 @@ class Studio:
             limit = min(size - 1, int(0.9 * size * self.window / longest.seconds))
 
     def _sound(self, segment: dict[str, Any], seed: int) -> Piece:
-        count = int(min(segment["seconds"], self.window) * audio.SAMPLE_RATE)
+        count = round(min(segment["seconds"], self.window) * audio.SAMPLE_RATE)
         spec = {"_component_": segment["sound"]}
         sound = config.instantiate(spec, samples=count, rng=np.random.default_rng(seed))
         waveform = sound * 10 ** ((segment["level"] or 0) / 20)
-        about = {key: segment[key] for key in ("sound", "level")}
+        about = {key: segment[key] for key in ("sound", "level", "seconds")}
         return self._heard(Spoken(waveform.astype(np.float32), about=about), seed)
 
     def _heard(self, spoken: Spoken, seed: int) -> Piece:
