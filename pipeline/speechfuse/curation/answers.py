@@ -10,7 +10,7 @@ from speechfuse.curation.step import Dropped
 from speechfuse.texts import Conversation
 
 _CANNOT = (
-    r"(?:can ?not|can't|don't|do not|am not able to|am unable to|am not capable of|unable to"
+    r"(?:can ?not|can't|am not able to|am unable to|am not capable of|unable to"
     r"|(?:don't|do not) have the (?:ability|capability) to|have no ability to)"
 )
 _HEAR = (
@@ -24,8 +24,9 @@ _AI = (
 )
 _DEAF = (
     rf"\bI(?:'m| am)?\b[^.!?\n]{{0,60}}\b{_CANNOT}\b[^.!?\n]{{0,15}}\b{_HEAR}\b",
-    r"\b(?:as|being|I(?:'m| am)(?: only| just)?) (?:an? )?(?:[\w-]+ ){0,3}text[- ](?:based|only)\b",
-    r"\bI (?:don't|do not) have (?:any )?(?:ears|(?:audio|auditory|hearing) (?:cap|input|abilit)\w*"
+    r"\bI(?:'m| am)(?: only| just)? (?:an? )?(?:[\w-]+ ){0,3}text[- ](?:based|only)\b",
+    r"\bas an? text[- ](?:based|only) (?:AI|model|assistant|language|program|chat|system|interface)",
+    r"\bI (?:don't|do not) have (?:any )?(?:ears|(?:audio|hearing) (?:cap|input|abilit)\w*"
     r"|access to (?:any )?(?:audio|sound|microphone)s?)\b",
     r"\bI can(?:not|'t)? only (?:process|read|understand|respond to|communicate \w+) (?:\w+ )?text\b",
 )

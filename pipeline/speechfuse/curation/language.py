@@ -12,7 +12,9 @@ from speechfuse.texts import Conversation
 
 @cache
 def _identifier() -> LanguageIdentifier:
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    found = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    found.set_languages(set(found.labels) - {"pcm"})  # Nigerian Pidgin: short English looks like it
+    return found
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Language:
     """
 
     languages: list[str] = field(default_factory=lambda: ["en"])
-    margin: float = 0.2
+    margin: float = 0.3
     min_characters: int = 40
     name: str = field(default="language", init=False)
 

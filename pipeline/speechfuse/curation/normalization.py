@@ -24,7 +24,7 @@ _CHARACTERS = {  # quotes, dashes and spaces that mean what ASCII has, and lette
     "\u2028": "\n", "\u2029": "\n", "\u0085": "\n", "⋅": "·", "✕": "×", "✖": "×", "➗": "÷",
 }  # fmt: skip
 _CHARACTERS_TABLE = str.maketrans(_CHARACTERS)
-_TAGS = "b|big|br|center|em|i|p|q|s|small|strong|u"  # without attributes they only colour a text
+_TAGS = "b|big|br|center|em|i|p|small|strong|u"  # without attributes they only colour a text
 _UNITS = (
     "km|mi|miles?|m|MB|GB|L|ml|gallons?|feet|ft|dollars?|cents?|pounds?|kg|g|mg|words?|pages?"
     "|calories|units?"
@@ -33,7 +33,9 @@ _PER = (
     "hour|minute|second|day|night|week|month|year|person|mile|gallon|kg|lb|pound|unit|word|page"
     "|item|piece"
 )
-_OPERAND = r"(?:\d[\d,.]*|\b[a-zA-Z])"
+# a number or a letter, in front and behind
+_LEFT = r"(?:(?<=[\d²³)%])|(?<=\b[a-zA-Z]))"
+_RIGHT = r"(?=\d|[a-zA-Z]\b|[a-zA-Z][\^²³]|\()"
 _MATHS = re.compile(
     r"\b(calculate|compute|solve|evaluate|simplify|equation|sum|difference|equals?|"
     r"what(?: is|'s) -?\d+|how much is -?\d+)\b|=", re.I
@@ -41,6 +43,11 @@ _MATHS = re.compile(
 _ENGLISH: list[tuple[str, str]] = [  # in order; each has one reading where it matches
     (r"\bC\+\+", "C plus plus"),
     (r"\bC#", "C sharp"),
+    (rf"{_LEFT}\s*\+\s*{_RIGHT}", " plus "),
+    (rf"{_LEFT}\s*[×·]\s*{_RIGHT}", " times "),
+    (rf"(?<=\d)\s*\*\s*{_RIGHT}", " times "),
+    (rf"{_LEFT}\s*÷\s*{_RIGHT}", " divided by "),
+    (rf"{_LEFT}\s*=\s*(?:{_RIGHT}|(?=-\d|\?|_))", " equals "),
     (r"\b24/7\b", "twenty four seven"),
     (r"\band/or\b", "and or"),
     (r"\bw/o\b", "without"),
@@ -68,22 +75,15 @@ _ENGLISH: list[tuple[str, str]] = [  # in order; each has one reading where it m
     (r"(?<=\w)\^3\b", " cubed"),
     (r"\b(\w+)\^(\d{1,2})\b", r"\1 to the power of \2"),
     (r"√\s*(?=\d)", "the square root of "),
-    (rf"(?<={{operand}})\s*\+\s*(?={_OPERAND})", " plus "),
-    (rf"(?<={{operand}})\s*[×·]\s*(?={_OPERAND})", " times "),
-    (rf"(?<=\d)\s*\*\s*(?={_OPERAND})", " times "),
-    (rf"(?<={{operand}})\s*÷\s*(?={_OPERAND})", " divided by "),
-    (rf"(?<={{operand}})\s*=\s*(?={_OPERAND}|-\d|\?|blank)", " equals "),
     (r"(?<=\d)\s*=\s*$", " equals"),
     (r"(?<=\d)\s+/\s+(?=\d)", " divided by "),
     (r"(?<=\d)\s+x\s+(?=\d)", " times "),
     (r"(?<=\d)\+(?!\w)", " plus"),
-    (r"\b([a-z]{2,})/([a-z]{2,})\b(?!/)", r"\1 or \2"),
+    (r"(?<!/)\b([a-zA-Z]{2,})/([a-z]{2,})\b(?!/)", r"\1 or \2"),
     (r"(?<=\d)½", " and a half"), (r"(?<=\d)¼", " and a quarter"),
     (r"½", "one half"), (r"¼", "one quarter"), (r"¾", "three quarters"),
 ]  # fmt: skip
-_SYMBOLS = {
-    "en": [(re.compile(p.replace("(?<={operand})", "(?<=[\\da-zA-Z)])")), w) for p, w in _ENGLISH]
-}
+_SYMBOLS = {"en": [(re.compile(pattern), words) for pattern, words in _ENGLISH]}
 _AMOUNT = r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)"
 _SIZES = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}
 _CURRENCIES = {"en": {"$": "dollars", "€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees"}}
@@ -92,8 +92,8 @@ _FRACTION = re.compile(
     r"(?<![\w.,/:-])(?:(\d+) )?(\d{1,2})/([2-9]|10|12|16|20|100)(?![\w/:-]|[.,]\d)"
 )
 _DATES = re.compile(r"\b(?:on|by|since|until|from|dated?|due|before|after|rat\w+|scor\w+) $", re.I)
-_HYPHEN = re.compile(r"(?<![\w.,/-])(\d{1,4})\s?-\s?(\d{1,4})(?![\w/]|[-.,]\d)")
-_MINUS = re.compile(rf"(?<=[\da-zA-Z)])\s+-\s+(?={_OPERAND})")
+_HYPHEN = re.compile(r"(?<![\w.,/)-])(?! ?\d{3}-\d{4})(\d{1,4})\s?-\s?(\d{1,4})(?![\w/]|[-.,]\d)")
+_MINUS = re.compile(rf"{_LEFT}\s+-\s+{_RIGHT}")
 _DOT = {"en": "dot"}
 _DOMAIN = re.compile(
     r"(?<![\w@/.:-])((?:[A-Za-z][A-Za-z-]+\.){1,2})(com|org|net|gov|edu|io)\b(?![\w/.:@?]\w|/)"
@@ -203,11 +203,10 @@ def _money(text: str, sign: str, word: str) -> str:
         first, second = (f"0{n}" if n and n[0] == "." else n for n in (first, second))
         noun = re.match(r" [a-z]", match.string[match.end() :])
         one = compound or (article and noun) or (first == "1" and not second and not size)
-        return (
-            f"{article or ''}{first}{f' to {second}' if second else ''}"
-            f"{f' {_SIZES.get(size, size)}' if size else ''} {word.removesuffix('s') if one else word}"
-            f"{' ' if compound else ''}"
-        )
+        amount = f"{first} to {second}" if second else first
+        amount += f" {_SIZES.get(size, size)}" if size else ""
+        unit = word.removesuffix("s") if one else word
+        return f"{article or ''}{amount} {unit}{' ' if compound else ''}"
 
     text = re.sub(rf"(?<![\w.]){_AMOUNT}\s?{sign}(?!\s?[\d.])", rf"{sign[-1]}\1", text)
     return re.sub(

@@ -18,8 +18,8 @@ PLAN = 100_000  # rows of an evaluation set that are planned at once
 class Overlap:
     """Drops conversations of which a prompt, as it is or was before it was rewritten, shares
     `words` successive words with a prompt of the evaluation sets (13 as for GPT-3:
-    arXiv:2005.14165, appendix C). One of fewer words has to be there whole, one of fewer than `exact_under` has to be
-    all there is.
+    arXiv:2005.14165, appendix C). An evaluation prompt of fewer words has to be there whole, one of
+    fewer than `exact_under` has to be all there is.
 
     `evaluations`: sources of speechfuse.texts, as in the job. Their fingerprints are inputs of it.
     """

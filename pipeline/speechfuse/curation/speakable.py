@@ -19,19 +19,20 @@ _CODE = re.compile(
     r"```|~~~"
     r"|^\s*(?:def|class)\s+\w+.*:\s*$|^\s*(?:import|from)\s+[\w.]+(?:\s+(?:import|as)\s+.+)?;?\s*$"
     r"|^\s*#include\b|\bpublic\s+(?:static|class|void)\b|\bconsole\.log\b|\bprintf?\s*\("
-    r"|\bSELECT\b.{1,200}\bFROM\b|\bINSERT INTO\b|\bCREATE TABLE\b|\bUPDATE \w+ SET\b"
+    r"|\bSELECT\b[\s\S]{1,200}\bFROM\b|\bINSERT INTO\b|\bCREATE TABLE\b|\bUPDATE \w+ SET\b"
     r"|^\s*(?:for|while|if|elif|else)\b[^\n]*:\s*\n[ \t]+\S"
     r"|^\s*(?:let|const|var|int|float|double|char|string|bool)\s+\w+\s*="
     r"|=>|\(\)|[;{}]\s*$|&&|\|\||[=!]=|:=|\+=|</\w+>|<\?\w+|\$\(|^\s*\$\s+\w+"
     r"|^\s*(?:sudo|pip|npm|git|docker) \w"
-    r"|\b[a-z]+_[a-z_]+\b|\b[a-z]+[A-Z]\w*\(|\w\((?!s\)|es\)|k\))[^()\s]*(?:,\s?[^()\s]*)*\)|\b\w+\[[^\]]*\]"
+    r"|\b[a-z]+_[a-z_]+\b|\b[a-z]+[A-Z]\w*\(|\b\w+\[[^\]]*\]|\blambda \w+:"
+    r"|\w\((?!s\)|es\)|k\))[^()\s]*(?:,\s?[^()\s]*)*\)"
     r"|(?:^|\s)(?:~?/[\w.-]+){2,}|\b[A-Z]:\\|\\[nt]\b"
     r"|\b\w+\.(?:py|js|ts|cpp|java|sh|exe|json|yaml|yml|csv|txt|md|html|css|pdf|xml)\b",
-    re.M | re.S,
+    re.M,
 )
 _TABLE = re.compile(
     r"^[^\n|]*\|[^\n|]*\|[^\n]*$|^\s*\|?\s*:?-{3,}|\+-{2,}\+|^[^\n\t]+\t[^\n]+\n[^\n\t]+\t"
-    r"|(?:^[^\n,\s][^\n]*(?:,\S[^\n,]*){2,}\n){2}",
+    r"|(?:^[^\n,\s][^\n]*(?:,\S[^\n,]*){2,}\n){2}|(?:^\S[^\n]*\S {3,}\S[^\n]*\n){2}",
     re.M,
 )
 _LATEX = re.compile(
@@ -44,8 +45,9 @@ _URL = re.compile(
     re.I,
 )
 _EMOJI = re.compile(rf"[{EMOJI}]|(?<!\w)(?:[:;=]-?[)(DPp/|\\]|<3|\^_\^|xD)(?!\w)")
+_SIGNS = re.compile(r"(?:[.-]+ ){3,}|-{3,}")
 _LONG_NUMBER = re.compile(
-    r"\d{5,}|\d[\d.,]*\d,\d|\d(?:[ -]?\d){6,}|\d+\.\d{4,}|\d+(?:\.\d+){2,}|\d+(?:-\d+)+|\d+(?:/\d+)+"
+    r"\d{5,}|\(\d{3}\) ?\d|\d[\d.,]*\d,\d|\d(?:[ -]?\d){6,}|\d+\.\d{4,}|\d+(?:\.\d+){2,}|\d+(?:-\d+)+|\d+(?:/\d+)+"
     r"|(?=\w*\d\w*[A-Za-z]\w*\d|\w*[A-Za-z]\w*\d\w*[A-Za-z])\w{9,}|\b0[xX][0-9a-fA-F]+"
 )
 _PLACEHOLDER = re.compile(r"\[[A-Za-z][^\[\]]*\]|<[A-Za-z][^<>]*>|\{\{?\w+\}?\}")
@@ -97,6 +99,7 @@ def unspeakable(text: str, scripts: tuple[str, ...] = ("LATIN",)) -> str | None:
     """Why a voice cannot read a text: "kind: what was found"; None when it can."""
     for kind, pattern in (
         ("url", _URL), ("emoji", _EMOJI), ("placeholder", _PLACEHOLDER), ("number", _LONG_NUMBER),
+        ("symbol", _SIGNS),
     ):  # fmt: skip
         if match := pattern.search(text):
             return f"{kind}: {_shown(match[0])}"
