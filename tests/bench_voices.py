@@ -1,6 +1,6 @@
 """How much speech espeak-ng makes, and how many codes come out at the other end.
 
-    just bench voices [workers=2 texts=400 words=12 rounds=3 out=FILE.json]      (about 2 minutes)
+    just bench voices [workers=2 texts=400 words=12 rounds=3 out=FILE.json]      (about 3 minutes)
 
 Texts of `words` common words in every voice of two accents. Speech per wall clock is the median of
 `rounds`, in `workers` processes that have started: text to waveform; the same and a chain of

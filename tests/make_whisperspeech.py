@@ -4,11 +4,12 @@
 
 In: FOLDER/codebook.json, rows of a quantizer's codebook, the last one its mask; the first numbers
 of its rows decide (see below). Out: FOLDER/t2s.model (whose codebook it is), s2a.model and vocos/,
-in the published formats. Utterances end after some 35 codes.
+in the published formats, and ecapa.ckpt. Utterances end after some 35 codes.
 """
 
 import dataclasses
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from vocos import Vocos
 from whisperspeech import s2a_delar_mup_wds_mlang as s2a
 from whisperspeech import t2s_up_wds_mlang_enclm as t2s
 
+ENGINES = Path(__file__).parent.parent / "pipeline/speechfuse/engines"
+SPEAKERS = ENGINES / "whisperspeech_speakers.py"
 TEXT, TOKENS, ACOUSTIC = 80, 150, 450  # bytes; codes (6 s) and acoustic codes of a window
 SIZE = {"depth": 2, "n_head": 3, "head_width": 16, "ffn_mult": 1}
 
@@ -80,6 +83,8 @@ def main(folder: Path) -> None:
     whole.feature_extractor.codebook_weights.normal_()
     state = {k: v for k, v in whole.state_dict().items() if ".encodec." not in k}
     torch.save(state, vocos / "pytorch_model.bin")
+
+    torch.save(runpy.run_path(str(SPEAKERS))["model"]().state_dict(), folder / "ecapa.ckpt")
 
 
 if __name__ == "__main__":

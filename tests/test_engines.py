@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -91,6 +92,20 @@ def test_espeak_says_the_same_whatever_it_said_before_and_in_another_process():
     there = subprocess.run([sys.executable, "-c", SAME], capture_output=True, text=True, check=True)
     one = Espeak(["m3"], ["en-us"]).speak("six minus two", "en-us+m3", 7).waveform
     assert there.stdout.strip() == hashlib.sha256(one.tobytes()).hexdigest()
+
+
+def test_two_espeak_engines_in_two_threads_do_not_disturb_each_other():
+    engines = [Espeak(["Annie"], ["en-us"]), Espeak(["m3"], ["en-us"])]
+    jobs = [(i % 2, f"number {i}") for i in range(16)]
+
+    def speak(job: tuple[int, str]) -> np.ndarray:
+        spoken = engines[job[0]].speak(job[1], engines[job[0]].voices()[0], 0)
+        assert spoken.waveform is not None
+        return spoken.waveform
+
+    with ThreadPoolExecutor(4) as pool:
+        for alone, together in zip(map(speak, jobs), pool.map(speak, jobs), strict=True):
+            np.testing.assert_array_equal(alone, together)
 
 
 @pytest.mark.parametrize(("variant", "said"), [("Nobody", "no voice"), (UNSTEADY[0], "different")])

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch.nn.functional import normalize
 
 from speechfuse.engines import Unavailable, sentences
+from speechfuse.engines.espeak import Espeak
 from speechfuse.engines.whisperspeech import PYTHON, TextToCodes, TextToWaveform
 from speechfuse.quantizer import Quantizer, QuantizerConfig
 
@@ -132,6 +134,20 @@ def test_text_becomes_a_waveform_that_the_quantizer_encodes(codes, waveform, mod
     assert len(ann) == len(bob) and np.abs(ann - bob).max() > 1e-3, "the speaker is not heard"
     (found,) = Quantizer.load(models / "quantizer").encode([ann])
     assert len(found) == int(25 * len(ann) / 16_000)
+
+
+@needs_environment
+def test_recordings_become_speakers(models, tmp_path):
+    espeak, out = Espeak(["Annie", "m3"], ["en-us"]), tmp_path / "speakers.json"
+    for voice in espeak.voices():
+        said = espeak.speak(TEXTS[1], voice, 0).waveform
+        soundfile.write(tmp_path / f"{voice[6:]}.wav", said, 16_000)
+    script = str(ROOT / "pipeline/speechfuse/engines/whisperspeech_speakers.py")
+    command = [INTERPRETER, "-P", script, str(models / "ecapa.ckpt"), str(tmp_path), str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert to_waveform(models, speakers=str(out)).voices() == ["Annie", "m3"]
+    first, second = json.loads(out.read_text()).values()
+    assert np.abs(np.subtract(first, second)).max() > 0.01
 
 
 @needs_environment

@@ -5,6 +5,7 @@ rate and pitch are drawn by the seed, so that one voice is heard in many ways.
 """
 
 import random
+import threading
 from importlib.metadata import version
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from speechfuse.engines import Spoken
 
 # variants whose samples differ from process to process: a row could not be made again
 UNSTEADY = ("Alicia", "f2", "f3", "f5", "sandro", "victor")
+_ONE = threading.Lock()  # the library has one state, however many engines a recipe has
 
 
 class Espeak:
@@ -21,7 +23,7 @@ class Espeak:
     minute and `pitch` (0 to 99) are ranges. `language` is what rows say it is."""
 
     max_characters = None
-    parallel = 1  # the library has one state
+    parallel = 1
     codec = None
 
     def __init__(
@@ -46,7 +48,7 @@ class Espeak:
                     f"voice {name!r} of espeak-ng sounds different in every process; leave out the "
                     f"variants {', '.join(UNSTEADY)}"
                 )
-        with tts.Espeak() as engine:
+        with _ONE, tts.Espeak() as engine:
             for name in self.voices():
                 engine.speak("a", tts.Voice(name))
 
@@ -59,7 +61,7 @@ class Espeak:
         rng = random.Random(seed)
         rate, pitch = rng.randint(*self.group.rate), rng.randint(*self.group.pitch)
         # a new one for each text: its state carries over from one utterance to the next
-        with tts.Espeak() as engine:
+        with _ONE, tts.Espeak() as engine:
             try:
                 spoken = engine.speak(text, tts.Voice(voice, rate, pitch))
             except ValueError as error:

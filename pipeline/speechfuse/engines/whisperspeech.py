@@ -212,7 +212,8 @@ class TextToCodes(_WhisperSpeech):
 
 class TextToWaveform(_WhisperSpeech):
     """Text to codes by `t2s`, to acoustic codes by `s2a`, to sound by `vocoder` (a folder).
-    `speakers`: JSON {name: 192 numbers}, ECAPA embeddings; None for WhisperSpeech's own one."""
+    `speakers`: JSON {name: 192 numbers}, which whisperspeech_speakers.py makes of recordings; None
+    for WhisperSpeech's own one."""
 
     codec = None
 
