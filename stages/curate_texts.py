@@ -123,7 +123,7 @@ def _decide(job: CurateTexts, plan: list[dict[str, Any]], number: int, step: Any
 
 def plan_of(job: CurateTexts, sources: list[Any], steps: list[Any]) -> list[dict[str, Any]]:
     """What plan.json holds: shards {texts: number of the source, root, file, row, start, count,
-    dropped: {number of a global step: {id: why}}}."""
+    licence, dropped: {number of a global step: {id: why}}}."""
     plan = [
         {**shard, "texts": number, "dropped": {}}
         for number, source in enumerate(sources)
@@ -212,10 +212,10 @@ def main(job: CurateTexts) -> None:
         return
     paths, rejects = sharding.make(job, work.plan, curate_shard, "row")
     totals = totals_of(paths, rejects, steps, sum(shard["count"] for shard in work.plan))
-    licences = sorted({source.licence or "unknown" for source in sources})
-    totals["source"] = ", ".join(source.source_name for source in sources)
-    totals["licence"] = " and ".join(licences)
-    totals["licences"] = {source.source_name: source.licence for source in sources}
+    licences = {sources[shard["texts"]].source_name: shard["licence"] for shard in work.plan}
+    totals["source"] = ", ".join(licences)
+    totals["licence"] = " and ".join(sorted({each or "unknown" for each in licences.values()}))
+    totals["licences"] = licences
     work.finish(totals, [*paths, *sharding.rejects_of(paths)])
     print(summary(out, totals))
 

@@ -98,8 +98,10 @@ class Documents:
 
     def licence(self) -> str | None:
         """What the card of a Hub dataset states."""
+        if not self.repo:
+            return None
         filesystem = self._filesystem(self.root)
-        if not self.repo or not filesystem.exists(f"{self.root}/README.md"):
+        if not filesystem.exists(f"{self.root}/README.md"):
             return None
         head = filesystem.cat_file(f"{self.root}/README.md").decode("utf-8", "replace").split("---")
         try:
@@ -114,7 +116,7 @@ class Documents:
         plan: list[dict[str, Any]] = []
         for name in self.files:
             room = 0
-            for row, start in self._places(name, shard_size):
+            for row, start in self._places(name):
                 if not room:
                     plan.append(
                         {"root": self.root, "file": name, "row": row, "start": start, "count": 0}
@@ -124,7 +126,7 @@ class Documents:
                 plan[-1]["count"] += 1
         return plan
 
-    def _places(self, name: str, shard_size: int) -> Iterator[tuple[int, int]]:
+    def _places(self, name: str) -> Iterator[tuple[int, int]]:
         """(number, first byte) of every row of a file."""
         try:
             with self._filesystem(self.root).open(f"{self.root}/{name}", "rb") as file:
@@ -137,12 +139,22 @@ class Documents:
         except (pa.ArrowException, ValueError) as error:
             raise ValueError(f"{self.path}: {name} cannot be read: {error!s:.120}") from None
 
-    def rows(self, shard: dict[str, Any]) -> Iterator[Row]:
-        """The rows of one shard of `plan`, in order."""
+    def columns(self, name: str) -> list[str]:
+        """Of a Parquet file; of a JSON file the keys of its first object."""
+        with self._filesystem(self.root).open(f"{self.root}/{name}", "rb") as file:
+            if name.endswith(".parquet"):
+                return pq.ParquetFile(file).schema_arrow.names
+        first = {"root": self.root, "file": name, "row": 0, "count": 1}
+        start = next((start for _, start in self._places(name)), 0)
+        row = next((row for _, row in self.rows({**first, "start": start})), None)
+        return list(row) if isinstance(row, dict) else []
+
+    def rows(self, shard: dict[str, Any], columns: list[str] | None = None) -> Iterator[Row]:
+        """The rows of one shard of `plan`, in order; of Parquet only `columns` are read."""
         row, count, start = shard["row"], shard["count"], shard["start"]
         with self._filesystem(shard["root"]).open(f"{shard['root']}/{shard['file']}", "rb") as file:
             if shard["file"].endswith(".parquet"):
-                yield from _parquet(pq.ParquetFile(file), row, count)
+                yield from _parquet(pq.ParquetFile(file), row, count, columns)
             elif _array(file) is not None:
                 for number, (_, value) in enumerate(islice(_elements(file, start), count), row):
                     yield number, value if isinstance(value, dict) else "unreadable: no object"
@@ -193,24 +205,26 @@ def _elements(file: Any, start: int) -> Iterator[tuple[int, Any]]:
                 return
             try:
                 value, end = parse(text, at)
-            except ValueError as error:
+            except json.JSONDecodeError as error:
                 if more:
                     break  # perhaps it goes on in the next chunk
-                raise ValueError(f"byte {start} of the JSON array: {error!s:.80}") from None
+                raise ValueError(f"byte {start} of the JSON array: {error.msg}") from None
             yield start, value
             start, at = start + len(text[at:end].encode()), end
         text = text[at:]
     raise ValueError("the JSON array has no end: the file is cut off")
 
 
-def _parquet(file: pq.ParquetFile, row: int, count: int) -> Iterator[Row]:
+def _parquet(
+    file: pq.ParquetFile, row: int, count: int, columns: list[str] | None
+) -> Iterator[Row]:
     first = 0
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         begin, end = max(row, first), min(row + count, first + rows)
         if begin < end:
             try:
-                table = file.read_row_group(group).slice(begin - first, end - begin)
+                table = file.read_row_group(group, columns).slice(begin - first, end - begin)
             except (pa.ArrowException, OSError) as error:
                 yield from ((number, f"unreadable: {error!s:.80}") for number in range(begin, end))
             else:

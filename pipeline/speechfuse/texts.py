@@ -12,7 +12,6 @@ class knows. Out: `Conversation`s of plain text. Named in a job's YAML:
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,84 +54,91 @@ class Conversation:
         return [turn.text for turn in self.turns if turn.role == "assistant"]
 
 
+@dataclass
 class Texts:
-    """What all layouts share. A layout gives `required`, the columns without which there is nothing
-    to read, and `turns`.
+    """What all layouts share. A layout gives the columns that it reads, `required` and
+    `optional`, and `turns`.
 
     `path`, `data_files`: see Documents. `name`: of the source, in ids (name/file/row) and on the
     card. `licence`: by default what the card of a Hub dataset states. `select`: columns and the
     value, or the list of values, that a row has to have. `extra_columns` are kept in `extra`.
     """
 
-    required: tuple[str, ...]
+    path: str
+    data_files: str | list[str] | None = None
+    name: str | None = None
+    licence: str | None = None
+    select: dict[str, Any] = field(default_factory=dict)
+    extra_columns: list[str] = field(default_factory=list)
 
-    def __init__(
-        self,
-        path: str,
-        data_files: str | list[str] | None = None,
-        name: str | None = None,
-        licence: str | None = None,
-        select: dict[str, Any] | None = None,
-        extra_columns: list[str] | None = None,
-    ) -> None:
-        self.documents = Documents(path, data_files)
-        self.source_name = name or self.documents.name
-        self._licence, self.select, self.extra = licence, select or {}, extra_columns or []
+    def __post_init__(self) -> None:
+        self.documents = Documents(self.path, self.data_files)
+        self.source_name = self.name or self.documents.name
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def fingerprint(self) -> str:
         return self.documents.fingerprint
-
-    @cached_property
-    def licence(self) -> str | None:
-        return self._licence or self.documents.licence()
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         """Of one row; ValueError("kind: detail") where it has none."""
         raise NotImplementedError
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
-        """Shards of rows; ValueError for columns that a file's first row lacks."""
+        """Shards of rows (see Documents) and their `licence`; ValueError for a column that a file
+        lacks."""
         plan = self.documents.plan(shard_size)
-        for shard in plan:
-            if shard["row"] == 0 or shard["file"] not in {
-                s["file"] for s in plan[: plan.index(shard)]
-            }:
-                self._check_columns(shard)
-        return plan
-
-    def _check_columns(self, shard: dict[str, Any]) -> None:
-        row = next((r for _, r in self.documents.rows({**shard, "count": 1})), None)
-        used = dict.fromkeys([*self.required, *self.select, *self.extra])
-        if isinstance(row, dict) and (lost := [name for name in used if name not in row]):
-            raise ValueError(
-                f"{self.documents.path}: {shard['file']} has no column {lost[0]!r}; it has "
-                f"{', '.join(row)}: name another, or choose the layout that it has (Alpaca, "
-                "Messages or Columns of speechfuse.texts)"
-            )
+        for name in dict.fromkeys(shard["file"] for shard in plan):
+            there = self.documents.columns(name)
+            lost = [
+                c for c in (*self.required, *self.select, *self.extra_columns) if c not in there
+            ]
+            if there and lost:
+                raise ValueError(
+                    f"{self.documents.path}: {name} has no column {lost[0]!r}; it has "
+                    f"{', '.join(there)}: name another, or choose the layout that it has (Alpaca, "
+                    "Messages or Columns of speechfuse.texts)"
+                )
+        licence = self.licence or self.documents.licence()
+        return [{**shard, "licence": licence} for shard in plan]
 
     def conversations(self, shard: dict[str, Any]) -> Iterator[Conversation | Reject]:
         """Of one shard of `plan`, in order; rows that `select` leaves out are not there."""
         stem = Path(shard["file"]).with_suffix("").as_posix()
         prefix = self.source_name if stem == self.source_name else f"{self.source_name}/{stem}"
-        for number, row in self.documents.rows(shard):
+        used = list(
+            dict.fromkeys([*self.required, *self.optional, *self.select, *self.extra_columns])
+        )
+        for number, row in self.documents.rows(shard, used):
             id = f"{prefix}/{number}"
             try:
                 if isinstance(row, str):
                     raise ValueError(row)
                 if all(_among(row.get(key), wanted) for key, wanted in self.select.items()):
-                    extra = {key: _plain(row.get(key)) for key in self.extra}
+                    extra = {key: _plain(row.get(key)) for key in self.extra_columns}
                     yield Conversation(
-                        id, self.turns(row), self.source_name, {**extra, "licence": self.licence}
+                        id,
+                        self.turns(row),
+                        self.source_name,
+                        {**extra, "licence": shard["licence"]},
                     )
             except ValueError as error:
                 yield Reject(id, str(error))
 
 
+@dataclass
 class Alpaca(Texts):
     """{instruction, input, output}: the input, where there is one, follows the instruction."""
 
     required = ("instruction", "output")
+    optional = ("input",)
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         given = _text(row, "input") if row.get("input") is not None else ""
@@ -140,17 +146,20 @@ class Alpaca(Texts):
         return [Turn("user", prompt), Turn("assistant", _text(row, "output"))]
 
 
+@dataclass
 class Messages(Texts):
     """A list of messages: OpenAI's {role, content} or ShareGPT's {from, value}, in `column`."""
 
-    def __init__(self, path: str, column: str = "messages", **options: Any) -> None:
-        super().__init__(path, **options)
-        self.required = (column,)
+    column: str = "messages"
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return (self.column,)
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
-        messages = row.get(self.required[0])
+        messages = row.get(self.column)
         if not isinstance(messages, list) or not messages:
-            raise ValueError(f"no messages: {self.required[0]} holds {messages!r:.40}")
+            raise ValueError(f"no messages: {self.column} holds {messages!r:.40}")
         return [self._turn(message) for message in messages]
 
     def _turn(self, message: Any) -> Turn:
@@ -169,15 +178,17 @@ class Messages(Texts):
         return Turn(ROLES[named], _text(message, key))
 
 
+@dataclass
 class Columns(Texts):
     """A column of prompts and one of responses. Without `response` the conversations are one user
     turn each: lines to be read aloud, or questions of an evaluation."""
 
-    def __init__(
-        self, path: str, prompt: str = "prompt", response: str | None = None, **options: Any
-    ) -> None:
-        super().__init__(path, **options)
-        self.required = (prompt, response) if response else (prompt,)
+    prompt: str = "prompt"
+    response: str | None = None
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return (self.prompt, self.response) if self.response else (self.prompt,)
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         roles = ("user", "assistant")

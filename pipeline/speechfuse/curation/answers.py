@@ -25,10 +25,10 @@ _AI = (
 _DEAF = (
     rf"\bI(?:'m| am)?\b[^.!?\n]{{0,60}}\b{_CANNOT}\b[^.!?\n]{{0,15}}\b{_HEAR}\b",
     r"\bI(?:'m| am)(?: only| just)? (?:an? )?(?:[\w-]+ ){0,3}text[- ](?:based|only)\b",
-    r"\bas an? text[- ](?:based|only) (?:AI|model|assistant|language|program|chat|system|interface)",
+    r"\bas an? text[- ](?:based|only) (?:AI|model|assistant|language|program|chat|system)",
     r"\bI (?:don't|do not) have (?:any )?(?:ears|(?:audio|hearing) (?:cap|input|abilit)\w*"
     r"|access to (?:any )?(?:audio|sound|microphone)s?)\b",
-    r"\bI can(?:not|'t)? only (?:process|read|understand|respond to|communicate \w+) (?:\w+ )?text\b",
+    r"\bI can(?:not|'t)? only (?:process|read|understand|respond to|use) (?:\w+ )?text\b",
 )
 FAULTS = {  # what such answers say
     "deaf": re.compile("|".join(_DEAF), re.I),

@@ -47,7 +47,8 @@ _URL = re.compile(
 _EMOJI = re.compile(rf"[{EMOJI}]|(?<!\w)(?:[:;=]-?[)(DPp/|\\]|<3|\^_\^|xD)(?!\w)")
 _SIGNS = re.compile(r"(?:[.-]+ ){3,}|-{3,}")
 _LONG_NUMBER = re.compile(
-    r"\d{5,}|\(\d{3}\) ?\d|\d[\d.,]*\d,\d|\d(?:[ -]?\d){6,}|\d+\.\d{4,}|\d+(?:\.\d+){2,}|\d+(?:-\d+)+|\d+(?:/\d+)+"
+    r"\d{5,}|\(\d{3}\) ?\d|\d[\d.,]*\d,\d|\d(?:[ -]?\d){6,}|\d+\.\d{4,}"
+    r"|\d+(?:\.\d+){2,}|\d+(?:-\d+)+|\d+(?:/\d+)+"
     r"|(?=\w*\d\w*[A-Za-z]\w*\d|\w*[A-Za-z]\w*\d\w*[A-Za-z])\w{9,}|\b0[xX][0-9a-fA-F]+"
 )
 _PLACEHOLDER = re.compile(r"\[[A-Za-z][^\[\]]*\]|<[A-Za-z][^<>]*>|\{\{?\w+\}?\}")

@@ -1,0 +1,197 @@
+"""Where instruction text comes from: layouts, places in files, what is refused, the Hub."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from speechfuse import documents, shards, texts
+from speechfuse.corpora import Reject
+from speechfuse.texts import Alpaca, Columns, Conversation, Messages, Turn
+from tests.hub_server import File, HubServer, Repo
+
+ROOT = Path(__file__).parent.parent
+ROWS = [{"instruction": f"Question {i}, \u2028 é 🎉?", "input": "", "output": f"{i}"} for i in range(23)]
+
+
+def written(path: Path, rows: list) -> str:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n\n" for r in rows), "utf-8")
+    else:
+        path.write_text("\ufeff" + json.dumps(rows, indent=2, ensure_ascii=False), "utf-8")
+    return str(path)
+
+
+def read(source: texts.Texts, shard_size: int = 4) -> list:
+    return [item for shard in source.plan(shard_size) for item in source.conversations(shard)]
+
+
+def turns(item) -> list[tuple[str, str]]:
+    return [(turn.role, turn.text) for turn in item.turns]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+def test_rows_are_the_same_whatever_the_file_and_the_shards(tmp_path, monkeypatch, name, chunk):
+    monkeypatch.setattr(documents, "CHUNK", chunk)
+    source = Alpaca(written(tmp_path / name, ROWS), licence="cc0-1.0")
+    plan = source.plan(4)
+    assert [shard["count"] for shard in plan] == [4, 4, 4, 4, 4, 3]
+    found = [list(source.conversations(shard)) for shard in reversed(plan)][::-1]
+    found = [item for shard in found for item in shard]
+    assert [turns(item) for item in found] == [
+        [("user", row["instruction"]), ("assistant", row["output"])] for row in ROWS
+    ]
+    assert len({item.id for item in found}) == 23
+    assert {item.extra["licence"] for item in found} == {"cc0-1.0"}
+
+
+def test_layouts(tmp_path):
+    alpaca = [{"instruction": "Add.", "input": "1, 2", "output": "3"}, {"instruction": "Hi", "output": "Ho"}]
+    assert [turns(c) for c in read(Alpaca(written(tmp_path / "a.jsonl", alpaca)))] == [
+        [("user", "Add.\n\n1, 2"), ("assistant", "3")], [("user", "Hi"), ("assistant", "Ho")],
+    ]  # fmt: skip
+    parts = [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]
+    chats = [
+        {"x": [{"role": "system", "content": "s"}, {"role": "user", "content": parts}]},
+        {"x": [{"from": "human", "value": "u"}, {"from": "gpt", "value": " a "}]},
+    ]
+    assert [turns(c) for c in read(Messages(written(tmp_path / "m.jsonl", chats), column="x"))] == [
+        [("system", "s"), ("user", "b\nc")], [("user", "u"), ("assistant", "a")],
+    ]  # fmt: skip
+    plain = [{"q": "Who?", "a": "Me.", "kind": k, "n": {"m": 1}} for k in "xyz"]
+    path = written(tmp_path / "p.jsonl", plain)
+    source = Columns(
+        path, prompt="q", response="a", select={"kind": ["x", "z"]}, extra_columns=["n"], name="faq"
+    )
+    assert [(c.id, turns(c), c.extra) for c in read(source)] == [
+        (f"faq/p/{i}", [("user", "Who?"), ("assistant", "Me.")], {"n": {"m": 1}, "licence": None})
+        for i in (0, 4)  # lines; between them are blank ones
+    ]
+    assert [c.prompts for c in read(Columns(path, prompt="q"))] == [["Who?"]] * 3
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("{broken", "unreadable: no JSON"),
+        ("[1]", "unreadable: no object"),
+        ('{"messages": []}', "no messages: "),
+        ('{"messages": null}', "no messages: "),
+        ('{"messages": ["hi"]}', "no messages: 'hi' is no object"),
+        ('{"messages": [{"role": "tool", "content": "x"}]}', "unknown role: 'tool'"),
+        ('{"messages": [{"role": "user", "content": null}]}', "no text: content holds None"),
+        ('{"messages": [{"role": "user", "content": "\\ud83d"}]}', "no text: content holds half"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "not text: parts"),
+    ],
+)
+def test_a_bad_row_is_a_reject_and_its_neighbours_are_not(tmp_path, row, reason):
+    good = '{"messages": [{"role": "user", "content": "u"}]}'
+    (tmp_path / "m.jsonl").write_text("\n".join([good, row, good]))
+    first, bad, last = read(Messages(str(tmp_path / "m.jsonl")), 10)
+    assert isinstance(bad, Reject) and bad.reason.startswith(reason) and bad.id == "m/1"
+    assert first.prompts == last.prompts == ["u"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "said"),
+    [
+        ("a.jsonl", '{"prompt": "x"}', {}, "a.jsonl has no column 'instruction'; it has prompt"),
+        ("a.json", '[{"instruction": "x", "output": "y"}', {}, "the file is cut off"),
+        ("a.json", '[{"instruction": "x"} oops', {}, "a.json cannot be read: byte 22 of the JSON"),
+        ("a.parquet", "no parquet", {}, "a.parquet cannot be read"),
+        ("a.csv", "instruction,output", {}, "a.csv is none of .json, .jsonl, .parquet"),
+        ("a.jsonl", "{}", {"data_files": "*"}, "is a file; data_files is for a folder"),
+        ("b/a.jsonl", "{}", {}, "say which files of it"),
+        ("b/a.jsonl", "{}", {"data_files": "*.json"}, "has no file that matches *.json"),
+        ("a.jsonl", '{"instruction": "x", "output": "y"}', {"select": {"lang": "en"}}, "'lang'"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(tmp_path, name, content, options, said):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        Alpaca(str(path if path.parent == tmp_path else path.parent), **options).plan(10)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_path_that_is_nowhere():
+    with pytest.raises(FileNotFoundError, match="no such file or folder; a dataset on the Hub is"):
+        Alpaca("nowhere.jsonl")
+
+
+def test_the_fingerprint_is_of_the_bytes(tmp_path):
+    path = Path(written(tmp_path / "a.jsonl", ROWS))
+    before = Alpaca(str(path)).fingerprint
+    path.write_text(path.read_text("utf-8").replace("Question 3", "Question 4"), "utf-8")
+    assert Alpaca(str(path)).fingerprint != before
+
+
+def test_a_damaged_row_group_is_so_many_rejects(tmp_path):
+    rows = [{**row, "output": os.urandom(200).hex()} for row in ROWS]
+    path = Path(written(tmp_path / "a.parquet", rows))
+    group = pq.read_metadata(path).row_group(1).column(2)
+    content = bytearray(path.read_bytes())
+    content[group.data_page_offset : group.data_page_offset + 60] = bytes(60)
+    path.write_bytes(content)
+    found = read(Alpaca(str(path)), 7)
+    bad = [item.id for item in found if isinstance(item, Reject)]
+    assert bad == [f"a/{i}" for i in range(5, 10)] and len(found) == 23
+
+
+def test_rows_come_back_as_they_went():
+    there = Conversation("a/1", [Turn("user", "Hi\n🎉"), Turn("assistant", "")], "a", {"k": [1]})
+    row = texts.row_of(there)
+    assert texts.conversation_of(row) == there
+    assert json.loads(row["extra"]) == {"k": [1], "source": "a"}
+    speech = {"role": "user", "segments": [{"text": None, "speech": {"id": "x"}}]}
+    with pytest.raises(ValueError, match="row a/1 holds speech"):
+        texts.conversation_of({**row, "turns": [speech]})
+
+
+def test_a_finished_artifact_is_read(tmp_path):
+    there = [Conversation(f"a/{i}", [Turn("user", "Hi")], "a") for i in range(3)]
+    shards.write_shard(tmp_path / "shard-00000.parquet", map(texts.row_of, there), shards.CONVERSATIONS)
+    with pytest.raises(ValueError):
+        list(texts.read(tmp_path))
+    (tmp_path / "manifest.json").write_text("{}")
+    assert list(texts.read(tmp_path)) == there
+
+
+def test_the_hub_at_a_commit_with_the_licence_of_its_card(tmp_path):
+    card = b"---\nlicense: cc-by-4.0\n---\n# A set\n"
+    data = "".join(json.dumps(row) + "\n" for row in ROWS[:6]).encode()
+    script = """
+import json, sys
+from speechfuse.texts import Alpaca
+source = Alpaca("me/texts@main", data_files="data/*.jsonl")
+plan = source.plan(4)
+found = [c for shard in plan for c in source.conversations(shard)]
+print(json.dumps([source.fingerprint, [[c.id, c.prompts, c.extra] for c in found]]))
+"""
+    with HubServer({"good": "me"}) as hub:
+        files = {"README.md": File.of(card, False), "data/a.jsonl": File.of(data, False)}
+        hub.repos["dataset", "me/texts"] = Repo(private=True)
+        commit = hub.dataset("me/texts").commit("main", "first", files)
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        environment = {
+            **kept, "HF_ENDPOINT": hub.url, "HF_TOKEN": "good", "HF_HOME": str(tmp_path),
+            "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": "pipeline", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr[-2000:]
+    fingerprint, found = json.loads(done.stdout.splitlines()[-1])
+    assert fingerprint == f"me/texts@{commit}"
+    assert [each[0] for each in found] == [f"me/texts/data/a/{i}" for i in range(6)]
+    assert [each[1] for each in found] == [[row["instruction"]] for row in ROWS[:6]]
+    assert all(each[2]["licence"] == "cc-by-4.0" for each in found)
