@@ -44,6 +44,16 @@ data: setup
 tokenize config *args: setup
     {{python}} -m stages.tokenize_speech {{config}} {{args}}
 
+# instruction text to spoken training data: choose and clean the text, then speak it
+synthesize *args: setup
+    @test ! -f {{r}}/world.yaml || {{python}} {{r}}/world.py {{r}}/world.yaml
+    {{python}} -m stages.curate_texts {{r}}/curate_texts.yaml
+    {{python}} -m stages.synthesize_instructions {{r}}/synthesize.yaml {{args}}
+
+# hear a spoken dataset: a page with samples of every kind, their audio and checks: just listen out/data/NAME
+listen path *args: setup
+    {{python}} -m stages.listen path={{quote(path)}} {{args}}
+
 # check a finished artifact against its manifest: just verify out/data/NAME
 verify path: setup
     {{python}} -m stages.verify path={{quote(path)}}
@@ -100,7 +110,7 @@ train-base *args: setup
     {{train}} recipes/finetune.py {{r}}/train_base.yaml {{args}}
     {{python}} -m stages.evaluate {{r}}/evaluate.yaml only=[base] checkpoints.0.path=out/models/base_training/epoch_2 out=out/models/evals
 
-# show that a promise holds: just prove demo | tokenize | quantizer | resume | losses | preflight
+# show that a promise holds: just prove demo | tokenize | synthesize | quantizer | resume | losses | preflight
 prove what: setup
     @test -f tests/prove_{{what}}.py || (echo "error: there is no {{what}} to prove; choose" $(cd tests; ls prove_*.py | sed 's/prove_//; s/.py//') >&2; exit 2)
     PYTHONPATH=. {{python}} tests/prove_{{what}}.py

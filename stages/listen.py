@@ -40,6 +40,7 @@ article { margin: 1rem 0 2rem }
   margin: .3rem 0 }
 audio { width: 100%; height: 2.2rem } code { overflow-wrap: anywhere }
 .ok { color: #18794e } .wrong { color: #b42318; font-weight: bold }
+.turn span, .speech div:first-of-type { white-space: pre-wrap }
 td, th { text-align: left; vertical-align: top; padding: .15rem 1rem .15rem 0 }
 """
 SCRIPT = """
@@ -82,6 +83,18 @@ def pick(paths: list[Path], many: int) -> dict[str, list[dict[str, Any]]]:
         found_rows = shards.rows_of(pq.read_table(path).take(mine))
         rows |= {(path, place): row for place, row in zip(mine, found_rows, strict=True)}
     return {kind: [rows[place] for place in found] for kind, found in chosen.items()}
+
+
+def studio_of(made: dict[str, Any], quantizer: Quantizer) -> Studio:
+    """The studio of the dataset's configuration; without engines, which is said, where they cannot
+    be used here."""
+    steps, seed = made["augmentation"], made["seed"]
+    try:
+        with (whole := Studio({}, engines_of(made["voices"]), steps, seed, quantizer)):
+            return whole
+    except (ValueError, OSError) as error:
+        print(f"no audio: {error}")
+        return Studio({}, {}, steps, seed, quantizer)
 
 
 def player(waveform: np.ndarray) -> str:
@@ -219,11 +232,9 @@ def main(job: Listen) -> None:
         raise ValueError(f"quantizer={of.checkpoint} is another one than made {folder}")
     chosen = pick(paths, job.rows)
     sections, pieces, right = [], 0, 0
-    engines = engines_of(made["voices"])
-    with (
-        Studio({}, engines, made["augmentation"], made["seed"], quantizer) as studio,
-        tqdm(total=sum(map(len, chosen.values())), desc="samples", unit="sample", delay=2) as bar,
-    ):
+    studio = studio_of(made, quantizer)
+    bar = tqdm(total=sum(map(len, chosen.values())), desc="samples", unit="sample", delay=2)
+    with bar, studio:
         for kind, rows in chosen.items():
             component = made["kinds"].get(kind, {}).get("_component_", "")
             heading = f"{html.escape(kind)} <small>{html.escape(component)}</small>"

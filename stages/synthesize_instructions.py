@@ -151,7 +151,13 @@ def main(job: SynthesizeInstructions) -> None:
         raise ValueError(f"{', '.join(low)}: at least 1 is needed")
     workers.gpus(job.runtime.device)
     kinds, engines = samples.entries(job.kinds, job.texts), engines_of(job.voices)
-    speakers, quantizer = speakers_of(job.voices, engines), job.quantizer.load("cpu")
+    quantizer, listener = job.quantizer.load("cpu"), _round_trip(json.dumps(job.round_trip))
+    if job.fresh or not (out / "manifest.json").exists():  # what is complete needs no engine
+        for engine in engines.values():
+            engine.check()
+        if listener:
+            listener.listener.check(quantizer.identity)
+    speakers = speakers_of(job.voices, engines)
     for name, engine in engines.items():
         if engine.codec not in (None, quantizer.identity):
             raise ValueError(
@@ -161,26 +167,16 @@ def main(job: SynthesizeInstructions) -> None:
             )
         if engine.codec and job.augmentation:
             print(f"voices.{name} makes codes: augmentation does not reach it")
-    listener = _round_trip(json.dumps(job.round_trip))
-    folders = sorted({kind.texts for kind in kinds.values()})
     identities = {f"voices.{name}": engine.identity() for name, engine in engines.items()}
     if listener:
         identities["round_trip"] = listener.listener.identity()
     inputs = {
         "quantizer": quantizer.identity,
-        **{f"texts.{folder.name}": artifact.fingerprint_of(folder) for folder in folders},
+        **{f"texts.{name}": artifact.fingerprint_of(kind.texts) for name, kind in kinds.items()},
         **{name: json.dumps(value, sort_keys=True) for name, value in identities.items()},
     }
     if sounds := augmentation.check(job.augmentation):
         inputs["augmentation"] = sounds
-
-    def planned() -> dict[str, Any]:
-        for engine in engines.values():
-            engine.check()
-        if listener:
-            listener.listener.check(quantizer.identity)
-        return plan_of(job, kinds, speakers)
-
     if job.runtime.dry_run:
         plan = plan_of(job, kinds, speakers)["shards"]
         found = Counter(sample["kind"] for shard in plan for sample in shard["samples"])
@@ -188,13 +184,13 @@ def main(job: SynthesizeInstructions) -> None:
         print(f"{out}: {said} in {len(plan)} shards and {len(speakers)} voices; not started")
         return
     work = artifact.Artifact(out, "synthesize_instructions", 1, asdict(job), inputs)
-    if not work.begin(planned, fresh=job.fresh):
+    if not work.begin(lambda: plan_of(job, kinds, speakers), fresh=job.fresh):
         return
     plan = work.plan["shards"]
     paths, rejects = sharding.make(job, plan, synthesize_shard, "sample")
     totals = totals_of(paths, rejects, plan) | {
         "samples": sum(shard["count"] for shard in plan),
-        "source": ", ".join(folder.name for folder in folders),
+        "source": ", ".join(sorted({kind.texts.name for kind in kinds.values()})),
         "quantizer": quantizer.identity,
         "token_rate": quantizer.token_rate,
     }

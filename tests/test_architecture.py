@@ -18,12 +18,14 @@ import yaml
 from speechfuse import config
 from speechfuse.train.loop import Finetune
 from stages.ask import Ask
+from stages.curate_texts import CurateTexts
 from stages.evaluate import Evaluate
 from stages.expand_vocab import ExpandVocab
 from stages.init_base import InitBase
 from stages.report import Report
 from stages.say import Say
 from stages.spread import Spread
+from stages.synthesize_instructions import SynthesizeInstructions
 from stages.tokenize_speech import TokenizeSpeech
 from stages.train_quantizer import TrainQuantizer
 
@@ -42,6 +44,9 @@ DOORS = {  # third party: the files that may import it, tests apart
 JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "tokenize.yaml": TokenizeSpeech,
     "tokenize_*.yaml": TokenizeSpeech,
+    "curate_texts.yaml": CurateTexts,
+    "synthesize.yaml": SynthesizeInstructions,
+    "synthesize_*.yaml": SynthesizeInstructions,
     "stage[12].yaml": Finetune,
     "stage[12]_*.yaml": Finetune,
     "train_base.yaml": Finetune,
@@ -54,6 +59,10 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "ask.yaml": Ask,
     "say.yaml": Say,
     "spread.yaml": Spread,
+}
+OF_THE_JOB = {  # keys beside a component that the job itself reads
+    "speechfuse.kinds.": ["texts", "select"],
+    "speechfuse.augmentation.": ["probability"],
 }
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").glob("*/*.yaml"))
 
@@ -262,9 +271,12 @@ def components(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def check_component(spec: dict[str, Any]) -> None:
-    """It resolves, and takes the keys beside it (`share` is the mixture's)."""
+    """It resolves, and takes the keys beside it, but for those of the job that names it."""
     found = config.resolve(spec["_component_"])
-    arguments = {key: value for key, value in spec.items() if key not in ("_component_", "share")}
+    others = ["_component_", "share"]
+    for package, keys in OF_THE_JOB.items():
+        others += keys if spec["_component_"].startswith(package) else []
+    arguments = {key: value for key, value in spec.items() if key not in others}
     inspect.signature(found).bind_partial(**arguments)
 
 
