@@ -106,14 +106,14 @@ def totals_of(paths: list[Path], rejects: sharding.Rejects, plan: samples.Plan) 
     """What the finished shards hold, counted from disk, so that a resumed job counts the same."""
     planned = Counter(sample["kind"] for shard in plan for sample in shard["samples"])
     kinds, sources, speakers = Counter[str](), Counter[str](), Counter[str]()
-    licences: set[str] = set()
+    licences: dict[str, str | None] = {}
     speech: list[tuple[float, int]] = []
     for path in paths:
         for batch in inspection.batches(path):
             for extra in map(json.loads, batch["extra"].to_pylist()):
                 kinds[extra["kind"]] += 1
                 sources[extra["source"]] += 1
-                licences.add(extra.get("licence") or "unknown")
+                licences[extra["source"]] = extra.get("licence")
             rows = inspection.speech_of(batch)
             lengths = pc.list_value_length(rows["codes"]).to_pylist()
             speech += zip(rows["seconds"].to_pylist(), lengths, strict=True)
@@ -126,7 +126,8 @@ def totals_of(paths: list[Path], rejects: sharding.Rejects, plan: samples.Plan) 
         "voices": dict(sorted(speakers.items())),
         "round_trip": _by_voice(counts),
         "sources": dict(sorted(sources.items())),
-        "licence": " and ".join(sorted(licences)),
+        "licence": " and ".join(sorted({each or "unknown" for each in licences.values()})),
+        "licences": dict(sorted(licences.items())),
         **{name: counts[name] for name in ("split", "pieces")},
         **sharding.by_reason(rejects),
     }
@@ -188,9 +189,12 @@ def main(job: SynthesizeInstructions) -> None:
         return
     plan = work.plan["shards"]
     paths, rejects = sharding.make(job, plan, synthesize_shard, "sample")
+    folders = sorted({kind.texts for kind in kinds.values()})
+    chosen = {f.name: artifact.manifest_of(f)["totals"].get("steps", []) for f in folders}
     totals = totals_of(paths, rejects, plan) | {
+        "curation": {name: steps for name, steps in chosen.items() if steps},
         "samples": sum(shard["count"] for shard in plan),
-        "source": ", ".join(sorted({kind.texts.name for kind in kinds.values()})),
+        "source": ", ".join(folder.name for folder in folders),
         "quantizer": quantizer.identity,
         "token_rate": quantizer.token_rate,
     }

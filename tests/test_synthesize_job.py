@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from speechfuse import artifact, config, datasets, samples, shards, studio
+from speechfuse import artifact, cards, config, datasets, samples, shards, studio
 from speechfuse.corpora import Reject
 from speechfuse.engines import Spoken, Unavailable
 from speechfuse.quantizer import Quantizer
@@ -277,6 +277,18 @@ def test_the_dataset_verifies_and_its_totals_count_kinds_voices_and_sources(whol
     assert totals["licence"] == "mit and unknown" and totals["pieces_of_speech"] == len(speech)
     assert totals["codes"] == sum(len(s["codes"]) for s in speech)
     assert (totals["rejected"], totals["filtered"]) == ({}, {})
+
+
+def test_the_card_counts_kinds_voices_sources_and_what_was_left_out(whole):
+    card = cards.card(whole / "data", ROOT / "data_cards", "me/spoken")
+    assert "| samples of the kind `turns` | 9 of 9 planned |" in card
+    assert "| voices | 2, each in " in card and "espeak/en-us+Annie" in card
+    sums = sum(row["extra"]["source"] == "sums" for row in rows_of(whole))
+    assert f"- sums: {sums} samples, licence mit" in card
+    assert "- talk: " in card and "licence not stated" in card
+    assert "texts were too long for one breath" in card
+    assert "`speechfuse.augmentation.Noise`: probability 0.5, snr [10, 30]" in card
+    assert "90 conversations" in card and "of a speech quantizer" in card
 
 
 def test_training_reads_it_and_a_kind_can_be_chosen(whole):

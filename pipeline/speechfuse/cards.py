@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 from safetensors import safe_open
 
-from speechfuse import artifact, inspection, shards
+from speechfuse import artifact, inspection, shards, spoken_card
 
 # https://huggingface.co/docs/hub/repositories-licenses; the Hub refuses any other in a card
 LICENCES = frozenset(
@@ -169,7 +169,18 @@ def _dataset(folder: Path) -> dict[str, Any]:
         else "There are no recordings: the job below wrote the rows.",
         "changes": _changes(totals),
         "filters": _filters(_run(folder)["config"]),
-    }  # fmt: skip
+    } | (_spoken(found, _run(folder)) if "kinds" in totals else {})  # fmt: skip
+
+
+def _spoken(found: inspection.Statistics, run: dict[str, Any]) -> dict[str, str]:
+    """Slots that a dataset of speech made from text fills in another way."""
+    totals = run["totals"]
+    return {
+        "statistics": _table([*_statistics(found, totals), *spoken_card.statistics(totals)]),
+        "sources": spoken_card.sources(totals),
+        "changes": spoken_card.changes(totals),
+        "filters": spoken_card.filters(run["config"]),
+    }
 
 
 def _language(name: str) -> str | None:
