@@ -225,7 +225,11 @@ def make(seed: int = 0) -> tuple[list[dict[str, Any]], list[Planted], list[str]]
         for t in topics(14):
             one(kind, text, spoken, ANSWER, t)
     for kind, answer, kept in ANSWERS:
-        text = "Please say " + {True: "something", False: "anything"}[kept] + " on {t}, part {n}, in style {n}."
+        text = (
+            "Please say "
+            + {True: "something", False: "anything"}[kept]
+            + " on {t}, part {n}, in style {n}."
+        )
         for t in topics(14):
             one(kind, text, text if kept else None, answer, t)
     for text in FOREIGN:
@@ -246,7 +250,9 @@ def make(seed: int = 0) -> tuple[list[dict[str, Any]], list[Planted], list[str]]
     questions = [text.format(t=t) for text in EVALUATION for t in TOPICS[:20]]
     for question in questions:
         made.add("evaluation", [question], None, "The second one.")
-        made.add("evaluation", [f"Think first. {question.upper()} Answer with a letter."], None, "B.")
+        made.add(
+            "evaluation", [f"Think first. {question.upper()} Answer with a letter."], None, "B."
+        )
     for t in topics(20):
         text = f"Which of the following best describes {t}: a hobby, a trade or an art?"
         made.add("evaluation, near miss", [text], [text], "An art.")
@@ -258,7 +264,9 @@ def make(seed: int = 0) -> tuple[list[dict[str, Any]], list[Planted], list[str]]
         cut = f"Would you call {t} a luxury?"
         made.add("unanswered", [cut, "No.", "Why not?"], [cut])
         made.add("unanswered", [f"Nobody answers this about {t}."], None)
-        made.add("system message", ["Answer as a pirate.", f"Who likes {t}?", "Arr!"], None, roles="sua")
+        made.add(
+            "system message", ["Answer as a pirate.", f"Who likes {t}?", "Arr!"], None, roles="sua"
+        )
         made.add("order", ["Welcome!", f"Who dislikes {t}?"], None, roles="au")
         made.add("order", [f"Who draws {t}?", f"Who paints {t}?", "Artists."], None, roles="uua")
         made.add("empty prompt", ["?!"], None, f"What about {t}?")

@@ -52,8 +52,8 @@ _LONG_NUMBER = re.compile(
     r"|(?=\w*\d\w*[A-Za-z]\w*\d|\w*[A-Za-z]\w*\d\w*[A-Za-z])\w{9,}|\b0[xX][0-9a-fA-F]+"
 )
 _PLACEHOLDER = re.compile(r"\[[A-Za-z][^\[\]]*\]|<[A-Za-z][^<>]*>|\{\{?\w+\}?\}")
-_PUNCTUATION = frozenset(" .,;:!?'\"()-")
-LONGEST_WORD = 30  # characters; longer ones are keys, hashes or noise
+_PUNCTUATION = frozenset(" .,;:!?'\"()-¿¡。、।؟،")
+LONGEST_WORD = 45  # characters, enough for German numbers; longer ones are keys or noise
 
 
 @dataclass

@@ -1,0 +1,380 @@
+"""What curation keeps, rewrites and drops: planted dirt, each step alone, the job."""
+
+import hashlib
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from speechfuse import artifact, curation, shards, texts
+from speechfuse.config import main
+from speechfuse.curation import Dropped
+from speechfuse.curation.normalization import normalize
+from speechfuse.curation.speakable import unspeakable
+from speechfuse.texts import Conversation, Turn
+from stages import curate_texts
+from tests import dirty_texts
+
+ROOT = Path(__file__).parent.parent
+STEP_OF = {  # kind of dirt: the steps that may drop it
+    "as an AI": "answers", "deaf answer": "answers", "repetition": "answers", "code": "speakable",
+    "emoji": "speakable", "latex": "speakable", "long word": "speakable", "markup": "speakable",
+    "number": "speakable", "several turns": "speakable", "symbol": "speakable",
+    "table": "speakable", "unicode": "speakable", "url": "speakable", "empty answer": "turns",
+    "empty prompt": "turns", "order": "turns", "system message": "turns", "unanswered": "turns",
+    "evaluation": "overlap", "language": "language", "length": "length",
+    "near-duplicate": "duplicates",
+}  # fmt: skip
+
+
+def said(prompt: str, answer: str = "This is what there is to say of it.") -> Conversation:
+    return Conversation("a/0", [Turn("user", prompt), Turn("assistant", answer)], "a")
+
+
+def run(monkeypatch, folder: Path, job: dict, *overrides: str) -> int:
+    """Exit status of the job, run in this process."""
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["curate_texts", str(path), *overrides])
+    try:
+        main(curate_texts.main, curate_texts.CurateTexts, curate_texts.__doc__ or "")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def rejects_of(out: Path) -> dict[str, str]:
+    paths = shards.shard_paths(out)
+    return {each["id"]: each["reason"] for path in paths for each in shards.read_rejects(path)}
+
+
+def hashes(out: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.glob("shard-*"))}
+
+
+@pytest.fixture(scope="module")
+def dirty(tmp_path_factory):
+    """(labels, folder) of planted dirt that has been curated."""
+    folder = tmp_path_factory.mktemp("dirty")
+    labels = dirty_texts.write(folder)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert run(monkeypatch, folder, dirty_texts.job(folder)) == 0
+    return labels, folder
+
+
+def test_the_set_is_large_and_has_every_kind(dirty):
+    labels, _ = dirty
+    assert len(labels) >= 2000
+    dropped = {label.kind for label in labels if label.expect == "drop"}
+    assert dropped == set(STEP_OF)
+    assert sum(label.expect != "drop" for label in labels) > 1000
+    assert sum(label.expect == "rewrite" for label in labels) > 300
+
+
+def test_nothing_unspeakable_is_spoken_and_nothing_good_is_lost(dirty):
+    labels, folder = dirty
+    curated = list(texts.read(folder / "curated"))
+    table, wrong = dirty_texts.outcomes(labels, curated)
+    assert not any(outcome.unspeakable or outcome.misread for outcome in table.values()), wrong
+    good = sum(label.expect != "drop" for label in labels)
+    assert sum(outcome.lost for outcome in table.values()) <= 0.005 * good, wrong
+    assert not [c.id for c in curated for text in c.prompts if unspeakable(text)]
+
+
+def test_every_kind_is_dropped_by_the_step_that_is_meant_for_it(dirty):
+    labels, folder = dirty
+    reasons = {
+        int(id.rpartition("/")[2]): why for id, why in rejects_of(folder / "curated").items()
+    }
+    found = defaultdict(set)
+    for label in labels:
+        if label.expect == "drop":
+            found[label.kind].add(reasons[label.row].split()[1])
+    assert found == {kind: {step} for kind, step in STEP_OF.items()}
+
+
+def test_what_was_rewritten_keeps_its_first_text(dirty):
+    labels, folder = dirty
+    lines = (folder / "texts.jsonl").read_text("utf-8").split("\n")
+    rewritten = 0
+    for conversation in texts.read(folder / "curated"):
+        messages = json.loads(lines[int(conversation.id.rpartition("/")[2])])["messages"]
+        original = conversation.extra.get("original", {})
+        for number, turn in enumerate(conversation.turns):
+            assert original.get(str(number), turn.text) == messages[number]["content"].strip()
+        rewritten += bool(original)
+        assert bool(original) <= bool(conversation.extra.get("rewrites"))
+    cut = sum(label.kind == "unanswered" for label in labels if label.expect == "rewrite")
+    assert rewritten == sum(label.expect == "rewrite" for label in labels) - cut
+
+
+def test_totals_add_up(dirty):
+    labels, folder = dirty
+    manifest = artifact.manifest_of(folder / "curated")
+    totals = manifest["totals"]
+    assert totals["rows_in"] == len(labels)
+    assert (
+        totals["rows"] == len(list(texts.read(folder / "curated"))) == totals["steps"][-1]["kept"]
+    )
+    left = len(labels)
+    for step in totals["steps"]:
+        left -= sum(step["dropped"].values())
+        assert step["kept"] == left
+    assert [step["step"] for step in totals["steps"]] == [
+        "turns", "overlap", "answers", "speakable", "language", "length", "duplicates",
+    ]  # fmt: skip
+    assert totals["steps"][3]["rewritten"]["emoji"] >= 56
+    assert totals["licence"] == "cc0-1.0" and totals["licences"] == {"texts": "cc0-1.0"}
+    assert set(manifest["inputs"]) == {"texts.0", "overlap.evaluation"}
+
+
+def test_what_is_made_again_has_the_same_bytes_and_shards_make_no_difference(
+    dirty, tmp_path, monkeypatch, capsys
+):
+    lines = (dirty[1] / "texts.jsonl").read_text("utf-8").split("\n")[:-1]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines[::7]), "utf-8")
+    (tmp_path / "evaluation.jsonl").write_bytes((dirty[1] / "evaluation.jsonl").read_bytes())
+    job, out = dirty_texts.job(tmp_path) | {"shard_size": 100}, tmp_path / "curated"
+    assert run(monkeypatch, tmp_path, job) == 0
+    before, totals = hashes(out), artifact.manifest_of(out)["totals"]
+    assert len(before) == 8 and totals["steps"][-1]["dropped"]
+    capsys.readouterr()
+    assert run(monkeypatch, tmp_path, job) == 0
+    assert capsys.readouterr().out == f"{out}: complete, nothing to do\n"
+    for name in ("manifest.json", "shard-00002.parquet", "shard-00000.parquet"):
+        (out / name).unlink()
+    assert run(monkeypatch, tmp_path, job) == 0
+    assert hashes(out) == before and artifact.manifest_of(out)["totals"] == totals
+    other = {**job, "out": str(tmp_path / "other"), "shard_size": 10_000}
+    assert run(monkeypatch, tmp_path, other) == 0
+    assert list(texts.read(tmp_path / "other")) == list(texts.read(out))
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("What is 5 + 3 * 2 - 1 = ?", "What is 5 plus 3 times 2 minus 1 equals?"),
+        ("What is 12-5?", "What is 12 minus 5?"),
+        ("Read pages 12-15.", "Read pages 12 to 15."),
+        ("x^2 + y^2 = 25", "x squared plus y squared equals 25"),
+        ("2^10 or √16?", "2 to the power of 10 or the square root of 16?"),
+        ("$5-$10, a $10 bill, $20-bills, $.25, 6$, $40k and $2.5 million",
+         "5 to 10 dollars, a 10 dollar bill, 20 dollar bills, 0.25 dollars, 6 dollars, 40 thousand "
+         "dollars and 2.5 million dollars"),
+        ("½ of 2 1/2 and 3/10", "one half of 2 and one half and three tenths"),
+        ("4km/hr, 3 MB/minute", "4 kilometers per hour, 3 MB per minute"),
+        ("a 1 : 2 : 5 mix, a ratio of 3:5, at 10:30", "a 1 to 2 to 5 mix, a ratio of 3 to 5, at 10:30"),
+        ("AT&T, C++, C#, 24/7, TV/radio", "AT and T, C plus plus, C sharp, twenty four seven, TV or radio"),
+        ("zip 02139", "zip zero two one three nine"),
+        ("1234567.89 apples", "one million two hundred and thirty-four thousand five hundred and "
+         "sixty-seven point eight nine apples"),
+        ("Buy:\n1. eggs\n2) milk\n\nNow", "Buy: 1, eggs, 2, milk. Now"),
+        ("1939–1945 — why…", "1939 to 1945, why..."),
+        ("Really?!! Yes!!!", "Really? Yes!"),
+        ("item(s) at 20°C & 5%", "items at 20 degrees Celsius and 5 percent"),
+    ],
+)  # fmt: skip
+def test_what_has_one_reading_is_put_into_words(written, spoken):
+    text, kinds = normalize(written)
+    assert text == spoken and kinds and unspeakable(text) is None
+    assert normalize(text) == (text, [])  # to be spoken, it stays as it is
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "What's the difference between a latte, a cappuccino, and a flat white?",
+        "If a train leaves Chicago at 5:15 p.m. going 60 mph, when does it arrive?",
+        'Who said "I think, therefore I am"?',
+        "Who is Beyoncé married to, and how do I pronounce Nguyen?",
+        "What does the acronym S.W.A.T. stand for?",
+        "How far is it from St. Louis to Washington, D.C.?",
+        "Let A be true and B be false; what is A and B?",
+        "Class of '99: what were the biggest hits?",
+        "What's iOS 17's best feature? My GPA is 3.75.",
+        "Explain the import of tariffs from China in simple terms.",
+        "How does a class work in a school, and what is it for?",
+        "Select the best answer from the list: cat, dog, or fish.",
+        "What is the square root of 144? (A) 10 (B) 12 (C) 14",
+        "What's a good gift for a 30-year-old who loves sci-fi?",
+    ],
+)
+def test_plain_prompts_stay_as_they_are(prompt):
+    before = said(prompt)
+    for step in (curation.turns(), curation.answers(), curation.speakable(), curation.language()):
+        assert step(before) is before
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt"),
+    [
+        ("code", "Explain lambda x: x + 1"), ("code", "Given f(x) = 2x + 3, find f(4)."),
+        ("code", "git commit -m 'fix' fails, why?\ngit commit -m 'fix'"),
+        ("code", "#include <stdio.h> what is it"), ("code", "What is in /etc/nginx/sites?"),
+        ("symbol", "What does the HTTP header `Content-Type: text/html` do?"),
+        ("symbol", "Convert this to JSON: name=Bob, age=5"), ("symbol", "A -> B -> C what is this?"),
+        ("symbol", "Find x: 3x^2 - 2x + 1 ≤ 0"), ("symbol", "Decode: .... . .-.. .-.. ---"),
+        ("symbol", "Follow @nasa and summarize."), ("code", "P(A|B) is 0.3, what is that?"),
+        ("number", "Write a date like 2021-05-06."), ("number", "Call me at (415) 555-2671"),
+        ("number", "What is 0b1011 in decimal and 0x3F?"), ("number", "Is it 15-12?"),
+        ("table", "Item    Price\nApple   1.20\nPear    2.30\nWhich is cheaper?"),
+        ("table", "A,B,C\n1,2,3\n4,5,6\nWhat is the mean of B?"), ("empty", "3 4 5?"),
+    ],
+)  # fmt: skip
+def test_what_has_no_reading_or_several_is_dropped(kind, prompt):
+    outcome = curation.speakable()(said(prompt))
+    assert isinstance(outcome, Dropped) and outcome.reason.startswith(f"{kind}: "), outcome
+
+
+def test_only_the_prompt_has_to_be_speakable():
+    answer = (
+        "```python\nprint(1)\n```\n| a | b |\n|---|---|\n$x^2$ https://example.com 🎉 1234567890"
+    )
+    before = said("Show me everything.", answer)
+    for step in (curation.turns(), curation.answers(), curation.speakable(), curation.length()):
+        assert step(before) is before
+
+
+def test_other_languages_and_scripts():
+    german = said("Was kosten 12345 Äpfel in Köln, wenn einer einen halben Euro kostet?")
+    step = curation.speakable(language="de")
+    assert "zwölftausend" in step(german).prompts[0]
+    assert curation.language(languages=["de"])(german) is german
+    assert "de" in curation.language()(german).reason
+    assert isinstance(step(said("Was sind 5% davon?")), Dropped)  # no words for it: not spoken
+    russian = said("Почему люди любят музыку?")
+    assert curation.speakable(scripts=["CYRILLIC"])(russian) is russian
+    assert curation.speakable()(russian).reason.startswith("script: ")
+    with pytest.raises(ValueError, match="languages: 'english' is none that py3langid knows"):
+        curation.language(languages=["english"])
+
+
+def test_without_rewriting_what_needs_it_is_dropped():
+    step = curation.speakable(rewrite=False)
+    assert step(said("What are **bees**?")) == Dropped("markup: it would have to be rewritten")
+    assert isinstance(step(said("What are bees?")), Conversation)
+
+
+def test_length_in_words_and_in_seconds():
+    step = curation.length(max_words=5, max_seconds=2.0, characters_per_second=15)
+    assert isinstance(step(said("one two three four five")), Conversation)
+    assert step(said("a b c d e f")).reason == "prompt long: 6 words are over 5"
+    assert step(said("incomprehensibilities everywhere")).reason.startswith("prompt long: 2.1 s")
+    assert curation.length(max_answer_words=3)(said("Hi")).reason.startswith("answer long: ")
+    assert curation.length(max_turns=1)(said("Hi")).reason == "turns: 2 are over 1"
+    with pytest.raises(ValueError, match="min_words=9 is more than max_words=5"):
+        curation.length(min_words=9, max_words=5)
+
+
+def decided(*prompts: str, **options) -> dict[str, str]:
+    step = curation.duplicates(**options)
+    return step.decide((str(i), step.sketch(said(p))) for i, p in enumerate(prompts))
+
+
+def test_near_duplicates():
+    long = "Tell me in a few words why the people of a small town would want to build a new bridge"
+    alike = [
+        long,
+        long.upper() + "!",
+        "Something else.",
+        f"{long} today",
+        long.replace("few", "lot"),
+    ]
+    assert set(decided(*alike, threshold=0.8)) == {"1", "3"}
+    assert decided(*alike, threshold=0.8)["3"].startswith("near-duplicate: ")
+    assert decided(*alike, threshold=0.8)["3"].endswith(" like 0")
+    assert set(decided(*alike, threshold=1.0)) == {"1"}
+    assert not decided(f"{long} in 3 years", f"{long} in 4 years")
+    assert set(decided("why", "Why?", "where")) == {"1"}
+    first = "Once upon a time there was a king who had three sons and a very old horse"
+    assert set(decided(first, long, first, long)) == {"2", "3"}
+
+
+def test_overlap_is_found_in_what_a_prompt_was(tmp_path):
+    asked = "How much does a liter of milk cost in a shop if 3 cost $4 here and now?"
+    (tmp_path / "e.jsonl").write_text(
+        "\n".join(
+            json.dumps({"q": q}) for q in (asked, "What is a bee?", "Name the six wives of him")
+        )
+    )
+    source = {
+        "_component_": "speechfuse.texts.Columns",
+        "path": str(tmp_path / "e.jsonl"),
+        "prompt": "q",
+    }
+    step = curation.overlap(evaluations=[source])
+    before = said(f"Please. {asked} Thanks")
+    after = curation.speakable()(before)
+    assert "4 dollars" in after.prompts[0]
+    for conversation in (
+        before,
+        after,
+        said("what is A BEE"),
+        said("So name the six wives of him"),
+    ):
+        assert step(conversation).reason.startswith("evaluation: it shares words with e/")
+    for prompt in (
+        "What is a bee? I want to know.",
+        " ".join(asked.split()[:10]),
+        "Name six wives",
+    ):
+        assert isinstance(step(said(prompt)), Conversation)
+    before = step.inputs
+    (tmp_path / "e.jsonl").write_text('{"q": "other"}')
+    assert curation.overlap(evaluations=[source]).inputs != before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"texts": []}, "texts is empty"),
+        ({"shard_size": 0}, "shard_size=0: it must be at least 1"),
+        ({"steps": [{"_component_": "speechfuse.curation.speakible"}]}, "did you mean 'speakable'?"),
+        ({"steps": [{"_component_": "speechfuse.curation.length", "max_word": 3}]},
+         "unknown argument 'max_word'; did you mean 'max_words'?"),
+        ({"steps": [{"_component_": "speechfuse.curation.overlap", "evaluations": []}]},
+         "evaluations is empty"),
+        ({"steps": [{"_component_": "speechfuse.curation.duplicates", "threshold": 2}]},
+         "threshold=2 is not in 0.2 to 1"),
+        ({"steps": [{"_component_": "speechfuse.curation.answers"}] * 2}, "two are named 'answers'"),
+        ({"texts": ["good", "good"]}, "two are named 'good'"),
+        ({"texts": ["other"]}, "other.jsonl has no column 'messages'; it has prompt"),
+        ({"texts": ["none"]}, "there is not one row in"),
+        ({"texts": ["bad"]}, "2 of 3 rows were rejected, more than runtime.max_reject_rate=0.1"),
+        ({"texts": ["nowhere"]}, "no such file or folder"),
+    ],
+)  # fmt: skip
+def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys, change, said):
+    good = json.dumps({"messages": [{"role": "user", "content": "Hi"}]})
+    lines = {"good": good, "other": '{"prompt": "x"}', "none": "", "bad": f"{good}\n{{\n{{"}
+    for name, text in lines.items():
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    job = {**dirty_texts.job(tmp_path), "steps": [], **change}
+    job["texts"] = [
+        {"_component_": "speechfuse.texts.Messages", "path": str(tmp_path / f"{name}.jsonl")}
+        for name in change.get("texts", ["good"])
+    ]
+    assert run(monkeypatch, tmp_path, job) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and said in error
+
+
+def test_a_dry_run_and_workers_of_their_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.jsonl").write_text('{"q": "Hi there"}\n{"q": "https://a.io/b"}\n')
+    job = {
+        "out": str(tmp_path / "out"), "shard_size": 1,
+        "texts": [{"_component_": "speechfuse.texts.Columns", "path": str(tmp_path / "a.jsonl"),
+                   "prompt": "q"}],
+        "steps": [{"_component_": "speechfuse.curation.speakable"}],
+        "runtime": {"workers": 1},
+    }  # fmt: skip
+    assert run(monkeypatch, tmp_path, job, "--dry-run") == 0
+    assert "2 rows in 2 shards; not started" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert run(monkeypatch, tmp_path, job) == 0
+    assert [c.prompts for c in texts.read(tmp_path / "out")] == [["Hi there"]]
+    assert rejects_of(tmp_path / "out")["a/1"].startswith("filter speakable url: 'https:'")
