@@ -1,4 +1,4 @@
-"""Round trip: what is heard decides, by whichever listener; voices are told apart."""
+"""Round trip: what is heard decides, by whichever listener."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import soundfile
 from speechfuse import endpoints
 from speechfuse.inspection import FILTERED
 from speechfuse.quantizer import Quantizer
-from speechfuse.roundtrip import CodecDecoder, Made, RoundTrip, Transcriber, Verdict, by_voice, rate
+from speechfuse.roundtrip import CodecDecoder, Made, RoundTrip, Transcriber, rate
 from tests.speech_server import SpeechServer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -99,13 +99,3 @@ def test_what_cannot_work_is_said_before_it_starts(server):
         Transcriber("http://127.0.0.1:9/v1", "asr", key_variable=None, tries=1).check("any")
     with pytest.raises(ValueError, match="max_wer=-1"):
         RoundTrip(DECODER, max_wer=-1)
-
-
-def test_voices_are_reported_the_worst_first():
-    good, bad = Verdict("x", 0.0, 9, None), Verdict("y", 1.0, 3, "filter round trip: no")
-    assert by_voice([("a", good), ("b", bad), ("b", good), ("c", good)]) == {
-        "b": {"rows": 2, "rejected": 1, "wer": 0.25},
-        "a": {"rows": 1, "rejected": 0, "wer": 0.0},
-        "c": {"rows": 1, "rejected": 0, "wer": 0.0},
-    }
-    assert list(by_voice([("a", good), ("b", bad)])) == ["b", "a"]

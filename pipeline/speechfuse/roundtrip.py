@@ -13,8 +13,6 @@ CodecDecoder hears the codes, as the model will; its rate has the codec's own er
 
 import io
 import json
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -170,21 +168,3 @@ def rate(text: str, heard: str, characters: bool = False) -> tuple[float, int]:
         return word_error_rate([text], [heard])[0], len(text.split())
     except ValueError:
         return 0.0, 0
-
-
-def by_voice(judged: Iterable[tuple[str, Verdict]]) -> dict[str, dict[str, float]]:
-    """{voice: {rows, rejected, wer}}: how well each voice is understood, the worst first."""
-    groups: dict[str, list[Verdict]] = defaultdict(list)
-    for voice, verdict in judged:
-        groups[voice].append(verdict)
-    table = {
-        voice: {
-            "rows": len(found),
-            "rejected": sum(v.reason is not None for v in found),
-            "wer": round(
-                sum(v.wer * v.words for v in found) / max(1, sum(v.words for v in found)), 4
-            ),
-        }
-        for voice, found in groups.items()
-    }
-    return dict(sorted(table.items(), key=lambda item: (-item[1]["wer"], item[0])))

@@ -11,19 +11,12 @@ from typing import TypeVar
 Voice = TypeVar("Voice", bound=Hashable)
 
 
-def even(voices: Sequence[Voice]) -> dict[Voice, float]:
-    """The same share for each."""
-    return dict.fromkeys(voices, 1 / max(1, len(voices)))
-
-
 def counts(total: int, shares: Mapping[Voice, float]) -> dict[Voice, int]:
     """How many of `total` each voice gets: its share, rounded so that all together are `total`
     (largest remainders; of equal ones the first). ValueError unless shares are positive and sum to
     1."""
     if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise ValueError(
-            f"shares of voices: {dict(shares)}; give at least one, each above 0, together 1"
-        )
+        raise ValueError(f"shares {dict(shares)}: give at least one, each above 0, together 1")
     exact = {voice: total * share for voice, share in shares.items()}
     found = {voice: int(each) for voice, each in exact.items()}
     rest = sorted(exact, key=lambda voice: found[voice] - exact[voice])
