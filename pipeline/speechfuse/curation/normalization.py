@@ -84,6 +84,7 @@ _ENGLISH: list[tuple[str, str]] = [  # in order; each has one reading where it m
     (r"½", "one half"), (r"¼", "one quarter"), (r"¾", "three quarters"),
 ]  # fmt: skip
 _SYMBOLS = {"en": [(re.compile(pattern), words) for pattern, words in _ENGLISH]}
+_MARKS = re.compile(r"[+*/=×·÷^²³√#%&°~_½¼¾:(]|\d x \d")  # without one nothing above matches
 _AMOUNT = r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)"
 _SIZES = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}
 _CURRENCIES = {"en": {"$": "dollars", "€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees"}}
@@ -152,6 +153,8 @@ def _labels(text: str, _: str) -> str:
 def _emoji(text: str, _: str) -> str:
     """Without emoji that only colour what is said: at the end of a sentence or of the text. Between
     words, or where the text is about them, they are part of what is meant."""
+    if not re.search(rf"[{EMOJI}:;=]", text):
+        return text
     if re.search(r"\b(?:emojis?|emoticons?|smileys?|symbols?|icons?)\b", text, re.I):
         return text
     run = rf"(?:[{EMOJI}]|(?<![\w])[:;=]-?[)(DPp](?!\w))"
@@ -241,7 +244,7 @@ def _symbols(text: str, language: str) -> str:
         text = _FRACTION.sub(_fraction, text) if "/" in text else text
         text = _HYPHEN.sub(lambda m: _hyphen(m, maths), text) if "-" in text else text
         text = _MINUS.sub(" minus ", text) if maths else text
-    for pattern, words in _SYMBOLS.get(language, ()):
+    for pattern, words in _SYMBOLS.get(language, ()) if _MARKS.search(text) else ():
         text = pattern.sub(words, text)
     return re.sub(
         r"(?<![\u0370-\u03ff\w])[\u0391-\u03c9](?![\u0370-\u03ff\w])",
