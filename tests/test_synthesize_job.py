@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from speechfuse import artifact, cards, config, datasets, samples, shards, studio
+from speechfuse import artifact, cards, config, datasets, samples, shards, studio, tokenizing
 from speechfuse.corpora import Reject
 from speechfuse.engines import Spoken, Unavailable
 from speechfuse.quantizer import Quantizer
@@ -356,6 +357,22 @@ def test_an_engine_that_goes_away_ends_the_job_and_finished_shards_are_kept(
     out = small / "other"
     assert called(monkeypatch, job, f"out={out}") == 0
     assert hashes(out) == hashes(small / "data")
+
+
+def test_after_an_error_nothing_more_is_begun():
+    begun = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if not item:
+            time.sleep(0.05)
+            raise Unavailable("gone")
+        time.sleep(0.05)
+        return item
+
+    with pytest.raises(Unavailable, match="gone"):
+        list(tokenizing.ahead(work, range(100), threads=2, depth=50))
+    assert len(begun) < 10
 
 
 def test_a_sentence_that_is_too_long_is_a_reject_and_never_cropped(small, monkeypatch, capsys):

@@ -78,12 +78,16 @@ def ahead(
     threads."""
     waiting: deque[Future] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > depth:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        finally:  # after an error nobody wants the others
+            for future in waiting:
+                future.cancel()
 
 
 def tokenize(
