@@ -317,24 +317,31 @@ def check_totals(totals: dict[str, Any], counted: Counted, report: Report) -> No
     report.group("totals", f"{len(known)} of the manifest's counted anew: {', '.join(known)}")
 
 
-def check_plan(folder: Path, fingerprint: str, counted: Counted, report: Report) -> None:
-    """Each shard has a row, pieces or a reject for each of its planned clips."""
+def check_plan(folder: Path, manifest: dict[str, Any], counted: Counted, report: Report) -> None:
+    """Each shard has a row, pieces or a reject for each of its planned clips; where the job read
+    others that it did not select, all shards together."""
     if not (folder / "plan.json").exists():
         report.group("plan", "not checked: plan.json is not here, it is no output")
         return
     try:
         frozen = json.loads((folder / "plan.json").read_text("utf-8"))
-        planned = [shard["count"] for shard in (frozen["plan"] or {}).get("shards", [])]
-        if frozen["fingerprint"] != fingerprint:
+        plan = frozen["plan"] or {}
+        made = plan if isinstance(plan, list) else plan.get("shards", [])
+        planned = [shard["count"] for shard in made]
+        if frozen["fingerprint"] != manifest["fingerprint"]:
             report.fault("plan.json", "its fingerprint is not that of the manifest")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         report.fault("plan.json", f"it is no plan of ours: {_line(error)}")
         planned = []
+    unselected = manifest["totals"].get("not_selected", 0)
+    if unselected and sum(planned) - unselected != sum(counted.clips.values()):
+        found = f"{sum(counted.clips.values()):,} rows or rejects, {unselected:,} not selected"
+        report.fault("plan.json", f"{found}, planned are {sum(planned):,}")
     for i, clips in enumerate(planned):
         name = shards.shard_name(i)
         if name not in counted.clips:
             report.fault("plan.json", f"its shard {name} is not an output that can be read")
-        elif counted.clips[name] != clips:
+        elif counted.clips[name] != clips and not unselected:
             found = f"{counted.clips[name]:,} clips are rows, pieces or rejects"
             report.fault(name, f"{found}, planned are {clips:,}")
     report.group("plan", f"{sum(planned):,} clips in {len(planned):,} shards")
@@ -361,7 +368,7 @@ def check_dataset(
         report.group("totals", f"not checked: {lost:,} of the shards could not be counted")
     else:
         check_totals(manifest["totals"], counted, report)
-    check_plan(folder, manifest["fingerprint"], counted, report)
+    check_plan(folder, manifest, counted, report)
     return counted
 
 
