@@ -1,4 +1,4 @@
-"""An instruction set with planted dirt of every kind, each row labelled by what should become of it.
+"""An instruction set with planted dirt of every kind, each row labelled by what should happen.
 
     write(folder) -> [Planted]     texts.jsonl (OpenAI messages), evaluation.jsonl (questions)
 
@@ -6,6 +6,8 @@ A label is what a careful reader would ask for, not what the code does: `keep` t
 are, `rewrite` them to exactly `spoken`, or `drop` the row. Clean rows hold what is easily taken for
 dirt. Rows are made of templates and topics; no two are alike unless that is what is planted.
 """
+
+# ruff: noqa: RUF001 -- the dirt is meant
 
 import itertools
 import json
@@ -15,15 +17,17 @@ from pathlib import Path
 from typing import Any
 
 TOPICS = (
-    "coral reefs;wooden bridges;honey bees;solar panels;old castles;jazz music;river otters;paper maps;"
-    "winter storms;sourdough bread;mountain goats;city parks;silk roads;glass bottles;wind turbines;"
-    "steam trains;chess openings;garden snails;night markets;desert plants;library books;fire alarms;"
-    "ocean currents;street food;leather shoes;migrating birds;public libraries;maple syrup;volcanic rock;"
-    "bicycle lanes;antique clocks;school lunches;tropical fish;cotton shirts;space probes;folk tales;"
-    "green tea;lighthouse keepers;frozen lakes;clay pots;radio waves;wild mushrooms;ballet dancers;"
-    "electric cars;stone walls;rain barrels;goat cheese;sailing boats;piano lessons;vegetable soup;"
-    "hospital nurses;video games;marble statues;underground caves;apple orchards;hiking trails;"
-    "snow leopards;bamboo forests;tax forms;morning routines"
+    "coral reefs;wooden bridges;honey bees;solar panels;old castles;jazz music;"
+    "river otters;paper maps;winter storms;sourdough bread;mountain goats;city parks;"
+    "silk roads;glass bottles;wind turbines;steam trains;chess openings;garden snails;"
+    "night markets;desert plants;library books;fire alarms;ocean currents;street food;"
+    "leather shoes;migrating birds;public libraries;maple syrup;volcanic rock;bicycle lanes;"
+    "antique clocks;school lunches;tropical fish;cotton shirts;space probes;folk tales;"
+    "green tea;lighthouse keepers;frozen lakes;clay pots;radio waves;wild mushrooms;"
+    "ballet dancers;electric cars;stone walls;rain barrels;goat cheese;sailing boats;"
+    "piano lessons;vegetable soup;hospital nurses;video games;marble statues;"
+    "underground caves;apple orchards;hiking trails;snow leopards;bamboo forests;tax forms;"
+    "morning routines"
 ).split(";")
 CLEAN = (
     "What should I know about {t} before I write an essay for school?",
@@ -53,7 +57,7 @@ DIRT: list[tuple[str, str, str | None]] = [
      "I read about {t} on Amazon dot com last week. Is it worth the money?"),
     ("url", "Tell me what [this article](https://news.example.com/{n}) on {t} might be about.",
      "Tell me what this article on {t} might be about."),
-    ("code", "What does this do with {t}?\n```python\nfor x in range({n}):\n    print(x)\n```", None),
+    ("code", "What is this to {t}?\n```python\nfor x in range({n}):\n    print(x)\n```", None),
     ("code", "Fix my function about {t}: def count(items): return len(items) - {n}", None),
     ("code", "Why does SELECT name FROM things WHERE id = {n} not find {t}?", None),
     ("code", "Rename the variable number_of_{n}things in my script on {t}, it is called item_list.",
@@ -124,14 +128,14 @@ DIRT: list[tuple[str, str, str | None]] = [
     ("unicode", "Почему люди любят {t}?", None),
     ("unicode", "What is the role of π in the shape of {t}?",
      "What is the role of pi in the shape of {t}?"),
-    ("length", "Tell me about {t}. " + "And then add a little more about who made them and why. " * 9,
+    ("length", "Tell me about {t}. " + "And then add a bit more about who made them and why. " * 9,
      None),
     ("length", "Describe incomprehensibly overcomplicated internationalization responsibilities of "
      + "institutionally underrepresented counterrevolutionaries, " * 6 + "and of {t}.", None),
     ("long word", "Decode aGVsbG8gd29ybGQgdGhpcyBpcyBhIHNlY3JldCBtZXNzYWdl about {t}", None),
 ]  # fmt: skip
 ANSWERS: list[tuple[str, str, bool]] = [  # (kind, answer, kept)
-    ("deaf answer", "I'm sorry, but I can't hear audio. What would you like to know of {t}?", False),
+    ("deaf answer", "I'm sorry, but I can't hear audio. What about {t}?", False),
     ("deaf answer", "As a text-based AI, I don't have the ability to listen to {t}.", False),
     ("deaf answer", "I am unable to process audio, so please type your question on {t}.", False),
     ("deaf answer", "I don’t have ears, so I cannot say how {t} sound.", False),
@@ -140,9 +144,9 @@ ANSWERS: list[tuple[str, str, bool]] = [  # (kind, answer, kept)
     ("repetition", "They are good for you and for me and for all. " * 12 + "{t}", False),
     ("empty answer", "", False),
     ("empty answer", " ... ", False),
-    ("good answer", "Here you are:\n```python\nprint('{t}')\n```\nSee https://example.com 😀", True),
+    ("good answer", "Here you are:\n```python\nprint('{t}')\n```\nSee https://a.io 😀", True),
     ("good answer", "| {t} | price |\n|---|---|\n| one | $5 |", True),
-    ("good answer", "An AI researcher once said that deaf people can feel {t} as vibrations.", True),
+    ("good answer", "An AI researcher said that deaf people can feel {t} as vibrations.", True),
     ("good answer", "Many a text-based game is about {t}; I would listen to its soundtrack.", True),
 ]  # fmt: skip
 FOREIGN = (
@@ -166,8 +170,8 @@ ENGLISH_ALL_THE_SAME = (  # that hold words of other languages, or next to none
     "What does the German word Schadenfreude have to do with {t}?",
 )
 LONG = (
-    "I have been thinking about {t} for a while now because my neighbour keeps telling me that they "
-    "are the most important thing in the world, and I would like to know whether she is right."
+    "I have been thinking about {t} for a while now because my neighbour keeps telling me that "
+    "they are the most important thing in the world, and I would like to know whether she is right."
 )
 EVALUATION = (
     "Which of the following best describes how {t} were seen by most people of the time?",
@@ -178,8 +182,8 @@ EVALUATION = (
 
 @dataclass(frozen=True)
 class Planted:
-    """Row number `row` of texts.jsonl; `expect`: keep, rewrite or drop; `spoken`: its prompts as they
-    should be, if it is not dropped."""
+    """Row number `row` of texts.jsonl; `expect`: keep, rewrite or drop; `spoken`: its prompts as
+    they should be, if it is not dropped."""
 
     row: int
     kind: str
@@ -197,8 +201,9 @@ class _Set:
         names = {"u": "user", "a": "assistant", "s": "system"}
         if answer is not None:
             turns = [*turns, answer]
-        messages = [{"role": names[roles[i % len(roles)] if len(roles) > 1 else roles], "content": t}
-                    for i, t in enumerate(turns)]  # fmt: skip
+        messages = [
+            {"role": names[roles[i % len(roles)]], "content": t} for i, t in enumerate(turns)
+        ]
         prompts = [m["content"] for m in messages if m["role"] == "user"]
         expect = "drop" if spoken is None else "keep" if spoken == prompts else "rewrite"
         self.rows.append({"messages": messages})

@@ -16,7 +16,9 @@ from speechfuse.texts import Alpaca, Columns, Conversation, Messages, Turn
 from tests.hub_server import File, HubServer, Repo
 
 ROOT = Path(__file__).parent.parent
-ROWS = [{"instruction": f"Question {i}, \u2028 é 🎉?", "input": "", "output": f"{i}"} for i in range(23)]
+ROWS = [
+    {"instruction": f"Question {i}, \u2028 é 🎉?", "input": "", "output": f"{i}"} for i in range(23)
+]
 
 
 def written(path: Path, rows: list) -> str:
@@ -54,7 +56,10 @@ def test_rows_are_the_same_whatever_the_file_and_the_shards(tmp_path, monkeypatc
 
 
 def test_layouts(tmp_path):
-    alpaca = [{"instruction": "Add.", "input": "1, 2", "output": "3"}, {"instruction": "Hi", "output": "Ho"}]
+    alpaca = [
+        {"instruction": "Add.", "input": "1, 2", "output": "3"},
+        {"instruction": "Hi", "output": "Ho"},
+    ]
     assert [turns(c) for c in read(Alpaca(written(tmp_path / "a.jsonl", alpaca)))] == [
         [("user", "Add.\n\n1, 2"), ("assistant", "3")], [("user", "Hi"), ("assistant", "Ho")],
     ]  # fmt: skip
@@ -159,7 +164,9 @@ def test_rows_come_back_as_they_went():
 
 def test_a_finished_artifact_is_read(tmp_path):
     there = [Conversation(f"a/{i}", [Turn("user", "Hi")], "a") for i in range(3)]
-    shards.write_shard(tmp_path / "shard-00000.parquet", map(texts.row_of, there), shards.CONVERSATIONS)
+    shards.write_shard(
+        tmp_path / "shard-00000.parquet", map(texts.row_of, there), shards.CONVERSATIONS
+    )
     with pytest.raises(ValueError):
         list(texts.read(tmp_path))
     (tmp_path / "manifest.json").write_text("{}")
@@ -187,7 +194,11 @@ print(json.dumps([source.fingerprint, [[c.id, c.prompts, c.extra] for c in found
             "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": "pipeline", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
     assert done.returncode == 0, done.stderr[-2000:]
     fingerprint, found = json.loads(done.stdout.splitlines()[-1])

@@ -1,7 +1,7 @@
 """Near-duplicates: of prompts that say almost the same, the first is kept.
 
 MinHash and its index, both datasketch's, find the few earlier prompts that may be alike; how alike
-they are is then counted. The process that plans holds about 1 kB of every row.
+they are is then counted. The process that plans holds about 6 kB of every row.
 """
 
 import re

@@ -34,7 +34,7 @@ _PER = (
     "|item|piece"
 )
 # a number or a letter, in front and behind
-_LEFT = r"(?:(?<=[\d²³)%])|(?<=\b[a-zA-Z]))"
+_LEFT = r"(?:(?<=[\d²³)%])|(?<=\b[a-zA-Z])|(?<=\d[a-zA-Z]))"
 _RIGHT = r"(?=\d|[a-zA-Z]\b|[a-zA-Z][\^²³]|\()"
 _MATHS = re.compile(
     r"\b(calculate|compute|solve|evaluate|simplify|equation|sum|difference|equals?|"
@@ -93,7 +93,10 @@ _FRACTION = re.compile(
     r"(?<![\w.,/:-])(?:(\d+) )?(\d{1,2})/([2-9]|10|12|16|20|100)(?![\w/:-]|[.,]\d)"
 )
 _DATES = re.compile(r"\b(?:on|by|since|until|from|dated?|due|before|after|rat\w+|scor\w+) $", re.I)
-_HYPHEN = re.compile(r"(?<![\w.,/)-])(?! ?\d{3}-\d{4})(\d{1,4})\s?-\s?(\d{1,4})(?![\w/]|[-.,]\d)")
+# not 555-2671: that is a telephone
+_HYPHEN = re.compile(
+    r"(?<![\w.,/)-])(?!\d{3}-\d{3}[1-9])(\d{1,4})\s?-\s?(\d{1,4})(?![\w/]|[-.,]\d)"
+)
 _MINUS = re.compile(rf"{_LEFT}\s+-\s+{_RIGHT}")
 _DOT = {"en": "dot"}
 _DOMAIN = re.compile(
