@@ -27,7 +27,7 @@ from speechfuse import shards
 from speechfuse.texts import Conversation, Turn
 from tests.test_kinds import texts
 
-KILLS = 10
+KILLS, SHARDS = 10, 18
 WORDS = "one two three four five six seven eight nine ten red green blue".split()
 KINDS = {
     "instruction": {"_component_": "speechfuse.kinds.Instruction", "share": 0.3},
@@ -115,7 +115,7 @@ def main() -> None:
             {"_component_": "speechfuse.augmentation.Noise", "snr": [5, 30], "probability": 0.5},
         ]
         config.write_text(yaml.safe_dump({
-            "texts": f"{temporary}/texts", "kinds": KINDS, "voices": voices, "samples": 900,
+            "texts": f"{temporary}/texts", "kinds": KINDS, "voices": voices, "samples": 50 * SHARDS,
             "quantizer": {"checkpoint": "recipes/demo/models/quantizer"}, "batch_size": 4,
             "augmentation": steps, "shard_size": 50, "runtime": {"device": "cpu"}, "out": "out",
         }))  # fmt: skip
@@ -126,29 +126,31 @@ def main() -> None:
             several = check_turns(out, stored)
             print(f"{found[way][:16]}  {way}; {several} of several turns, whole", flush=True)
 
-        def whole(way: str, *overrides: str) -> tuple[float, float]:
+        def whole(way: str, *overrides: str) -> float:
             begin, out = time.monotonic(), outs / way.replace(" ", "-")
-            job = start(config, out, *overrides)
-            while not (out / "plan.json").exists() and job.poll() is None:
-                time.sleep(0.01)
-            planned = time.monotonic() - begin
-            finish(job)
+            finish(start(config, out, *overrides))
             record(way, out)
-            return planned, time.monotonic() - begin
+            return time.monotonic() - begin
 
         whole("1 worker", "runtime.workers=1")
-        planned, seconds = whole("2 workers")
+        seconds = whole("2 workers")
         whole("1 sample ahead", "runtime.prefetch=1")
         rng = random.Random(time.time_ns())
-        for i in range(KILLS):
-            out = outs / f"kill-{i}"
+        killed = 0
+        while killed < KILLS:
+            out, after = outs / f"kill-{time.time_ns()}", rng.randint(-1, SHARDS - 1)
             job = start(config, out)
-            time.sleep(rng.uniform(planned - 1, seconds - 1))
+            while shards_in(out) < after:  # -1: before or while it plans
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, seconds / 3 if after < 1 else seconds / SHARDS))
             os.killpg(job.pid, signal.SIGKILL)
             job.communicate()
-            had = shards_in(out)
+            if (out / "manifest.json").exists():
+                continue  # it had ended
+            had = shards_in(out) if (out / "plan.json").exists() else "not even a plan and no"
             finish(start(config, out))
-            record(f"{i}: killed with {had} shards done, resumed", out)
+            killed += 1
+            record(f"{killed}: killed with {had} shards done, resumed", out)
         same = sum(each == found["1 worker"] for each in found.values())
         print(f"{same} of {len(found)} identical")
         sys.exit(same != len(found))
