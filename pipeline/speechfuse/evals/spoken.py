@@ -1,0 +1,246 @@
+"""Tasks by ear with exact answers: spoken questions, and transcription of word lists.
+
+In: a checkpoint and a dataset of speech rows whose `extra` names split, voices and (for questions)
+fact and answer. Out: scores and the items behind them. For speech of any other kind, and metrics as
+published, see speechfuse.evals.speech.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from speechfuse import artifact, instructions, prompts, shards, workers
+from speechfuse.evals import decoding
+from speechfuse.evals.decoding import Listener
+from speechfuse.evals.scores import Score, errors, mean, whisper_english, word_error_rate
+from speechfuse.evals.tasks import Scored, digest, spread
+from speechfuse.vocab import check_quantizer
+
+Rows = dict[str, dict[str, Any]]
+
+
+def read_rows(path: str, kind: str) -> Rows:
+    """Speech rows by id whose `extra` says `kind`; `extra` is read."""
+    rows = {}
+    for row in shards.read_rows(Path(path)):
+        row["extra"] = json.loads(row["extra"])
+        if row["extra"].get("kind") == kind:
+            rows[row["id"]] = row
+    if not rows:
+        raise ValueError(f"{path} holds no rows of kind {kind!r}")
+    return rows
+
+
+def groups(rows: Rows, splits: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Split name -> ids of the rows whose `extra` matches; a split without rows is left out."""
+    found = {
+        name: [id for id, row in rows.items() if wanted.items() <= row["extra"].items()]
+        for name, wanted in splits.items()
+    }
+    return {name: ids for name, ids in found.items() if ids}
+
+
+def same(reply: str, answer: str) -> bool:
+    return " ".join(reply.lower().split()) == " ".join(answer.lower().split())
+
+
+@dataclass
+class SpokenQA:
+    """Spoken questions: exact answers, what was heard, and two controls.
+
+    `splits`: name -> the `extra` values of its rows. `shuffled_audio` scores the split
+    `controls_of` with each question's audio replaced by that of another fact; `majority_answer`
+    answers it with the commonest answer of the questions in `train`. Intervals are clustered by
+    fact. `repeat_first`: replies hold the transcript, which is then scored; otherwise it is asked
+    for separately.
+    """
+
+    path: str
+    train: str
+    splits: dict[str, dict[str, Any]]
+    transcript_splits: dict[str, dict[str, Any]]
+    controls_of: str
+    repeat_first: bool
+    transcribe_request: str
+    max_new_tokens: int = 32
+    batch_size: int = 64
+    limit: int | None = None
+    protocol = "clean"
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Those of any split."""
+        rows = read_rows(self.path, "question")
+        both = (groups(rows, self.splits), groups(rows, self.transcript_splits))
+        used = {id for found in both for ids in found.values() for id in ids}
+        if not used:
+            raise ValueError(f"splits: no row of {self.path} is in any of {', '.join(self.splits)}")
+        return {id: rows[id] for id in spread([id for id in rows if id in used], self.limit)}
+
+    def inputs(self) -> dict[str, Any]:
+        settings = asdict(self)
+        return {
+            "task": "spoken_qa", "data": artifact.fingerprint_of(Path(self.path)),
+            "decoding": decoding.VERSION, "items": digest(list(self.rows)),
+            **{key: settings[key] for key in
+               ("repeat_first", "transcribe_request", "max_new_tokens", "batch_size")},
+        }  # fmt: skip
+
+    def scoring(self) -> dict[str, Any]:
+        return {"training": artifact.fingerprint_of(Path(self.train))}
+
+    def check(self, checkpoint: Path) -> None:
+        check_quantizer(checkpoint, shards.read_stream(Path(self.path))["quantizer"], self.path)
+        artifact.manifest_of(Path(self.train))
+        if self.controls_of not in self.splits:
+            raise ValueError(f"controls_of={self.controls_of}: choose one of {[*self.splits]}")
+        for row in self.rows.values():
+            instructions.answer(row, self.repeat_first)
+
+    def ids(self) -> list[str]:
+        return list(self.rows)
+
+    def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """{"id", "answer", "heard", "tokens", "capped"}."""
+        stream = shards.read_stream(Path(self.path))
+        listener = Listener(checkpoint, stream["quantizer"], self.path, workers.device())
+        asked = {id: instructions.answer(row)[:1] for id, row in self.rows.items()}
+        size = self.batch_size
+        for batch in listener.replies(asked, todo, self.max_new_tokens, size):
+            heard = [prompts.read_spoken_answer(said["reply"])[0] for said in batch]
+            if not self.repeat_first:
+                request = [self.transcribe_request]
+                again = [instructions.transcribe(self.rows[s["id"]], request)[:1] for s in batch]
+                heard = listener.reply(again, self.max_new_tokens, size)
+            yield [
+                {
+                    "id": said["id"], "answer": prompts.read_spoken_answer(said["reply"])[1],
+                    "heard": transcript, "tokens": said["tokens"], "capped": said["capped"],
+                }
+                for said, transcript in zip(batch, heard, strict=True)
+            ]  # fmt: skip
+
+    def score(self, predictions: list[dict[str, Any]]) -> Scored:
+        said, rows = {each["id"]: each for each in predictions}, self.rows
+        found = groups(rows, self.splits)
+
+        def accuracy(name: str, given: list[str], ids: list[str]) -> Score:
+            facts = [rows[id]["extra"]["fact"] for id in ids]
+            pairs = zip(given, ids, strict=True)
+            right = [float(same(answer, rows[id]["extra"]["answer"])) for answer, id in pairs]
+            return Score("spoken_qa", name, "acc", *mean(right, facts), len(right))
+
+        scores = [
+            accuracy(name, [said[id]["answer"] for id in ids], ids) for name, ids in found.items()
+        ]
+        controls = found.get(self.controls_of, [])
+        if len({rows[id]["extra"]["fact"] for id in controls}) > 1:
+            others = [said[id]["answer"] for id in shuffled(rows, controls)]
+            scores.append(accuracy("shuffled_audio", others, controls))
+            every = read_rows(self.train, "question").values()
+            common = Counter(row["extra"]["answer"] for row in every).most_common(1)
+            scores.append(accuracy("majority_answer", [common[0][0]] * len(controls), controls))
+        for name, ids in groups(rows, self.transcript_splits).items():
+            truth, made = [rows[id]["text"] for id in ids], [said[id]["heard"] for id in ids]
+            error = word_error_rate(truth, made, [rows[id]["extra"]["fact"] for id in ids])
+            scores.append(Score("question_transcript", name, "wer", *error, len(ids)))
+        exact = [id for id in controls if same(said[id]["heard"], rows[id]["text"])]
+        if exact:
+            name = f"{self.controls_of}_heard_exactly"
+            scores.append(accuracy(name, [said[id]["answer"] for id in exact], exact))
+        return Scored(scores, [self._item(row, said[id], found) for id, row in rows.items()])
+
+    @staticmethod
+    def _item(row: dict, said: dict, found: dict[str, list[str]]) -> dict[str, Any]:
+        return {
+            "id": row["id"], "question": row["text"], "heard": said["heard"],
+            "answer": said["answer"], "expected": row["extra"]["answer"],
+            "speaker": row["speaker"], "cluster": row["extra"]["fact"],
+            "split": next((name for name, ids in found.items() if row["id"] in ids), None),
+            "correct": same(said["answer"], row["extra"]["answer"]),
+        }  # fmt: skip
+
+
+def shuffled(rows: Rows, ids: list[str]) -> list[str]:
+    """Whose audio each item gets: that of the next item about another fact, half the list away."""
+    given = []
+    for position, id in enumerate(ids):
+        step = len(ids) // 2
+        while rows[ids[(position + step) % len(ids)]]["extra"]["fact"] == rows[id]["extra"]["fact"]:
+            step += 1
+        given.append(ids[(position + step) % len(ids)])
+    return given
+
+
+@dataclass
+class Transcription:
+    """Transcription of word lists, asked for in words (one of `requests`): corpus WER after
+    Whisper's English normaliser."""
+
+    path: str
+    splits: dict[str, dict[str, Any]]
+    requests: list[str]
+    max_new_tokens: int = 32
+    batch_size: int = 64
+    limit: int | None = None
+    protocol = "clean"
+
+    @cached_property
+    def rows(self) -> Rows:
+        rows = read_rows(self.path, "phrase")
+        used = {id for ids in groups(rows, self.splits).values() for id in ids}
+        if not used:
+            raise ValueError(f"splits: no row of {self.path} is in any of {', '.join(self.splits)}")
+        return {id: rows[id] for id in spread([id for id in rows if id in used], self.limit)}
+
+    def inputs(self) -> dict[str, Any]:
+        return {
+            "task": "transcription", "data": artifact.fingerprint_of(Path(self.path)),
+            "decoding": decoding.VERSION, "items": digest(list(self.rows)),
+            "requests": self.requests,
+            "max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size,
+        }  # fmt: skip
+
+    def scoring(self) -> dict[str, Any]:
+        return {}
+
+    def check(self, checkpoint: Path) -> None:
+        check_quantizer(checkpoint, shards.read_stream(Path(self.path))["quantizer"], self.path)
+        for row in self.rows.values():
+            instructions.transcribe(row, self.requests)
+
+    def ids(self) -> list[str]:
+        return list(self.rows)
+
+    def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """{"id", "heard", "tokens", "capped"}."""
+        stream = shards.read_stream(Path(self.path))
+        listener = Listener(checkpoint, stream["quantizer"], self.path, workers.device())
+        asked = {id: instructions.transcribe(r, self.requests)[:1] for id, r in self.rows.items()}
+        for batch in listener.replies(asked, todo, self.max_new_tokens, self.batch_size):
+            yield [{"heard": said.pop("reply"), **said} for said in batch]
+
+    def score(self, predictions: list[dict[str, Any]]) -> Scored:
+        heard, rows = {said["id"]: said["heard"] for said in predictions}, self.rows
+        found = groups(rows, self.splits)
+        scores = []
+        for name, ids in found.items():
+            error = word_error_rate([rows[id]["text"] for id in ids], [heard[id] for id in ids])
+            scores.append(Score("transcription", name, "wer", *error, len(ids)))
+        normalise = whisper_english()
+        each = errors(
+            [normalise(row["text"]) for row in rows.values()], [normalise(heard[id]) for id in rows]
+        )
+        items = [
+            {
+                "id": id, "text": row["text"], "heard": heard[id],
+                "errors": counted.total, "words": counted.words,
+                "split": next((name for name, ids in found.items() if id in ids), None),
+            }
+            for (id, row), counted in zip(rows.items(), each, strict=True)
+        ]  # fmt: skip
+        return Scored(scores, items)
