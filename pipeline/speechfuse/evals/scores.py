@@ -116,7 +116,7 @@ def ratio(
     above: np.ndarray, below: np.ndarray, clusters: list[str] | None
 ) -> tuple[float, float, float]:
     """(sum(above) / sum(below), low, high): the percentile interval over resampled clusters."""
-    drawn = _resampled(np.stack([above, below]), clusters)
+    drawn = resampled(np.stack([above, below]), clusters)
     drawn = drawn[drawn[:, 1] > 0]  # a resample of wordless references has no rate
     low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
     return float(above.sum() / below.sum()), float(low), float(high)
@@ -149,7 +149,7 @@ def paired(
     numbers = np.asarray([rows[i] for i in kept], dtype=float).reshape(-1, 4)
     if not (numbers[:, 1].any() and numbers[:, 3].any()):
         raise ValueError("no item has a number in both results: nothing to compare")
-    drawn = _resampled(numbers.T, [clusters[i] for i in kept])
+    drawn = resampled(numbers.T, [clusters[i] for i in kept])
     drawn = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
     low, high = np.percentile(drawn[:, 2] / drawn[:, 3] - drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
     total = numbers.sum(0)
@@ -168,8 +168,9 @@ def _parts(item: dict[str, Any]) -> tuple[Any, Any]:
     return item.get("correct", item.get("value")), 1
 
 
-def _resampled(numbers: np.ndarray, clusters: list[str] | None) -> np.ndarray:
-    """Sums (RESAMPLES, columns) over clusters drawn with replacement, of items (columns, n)."""
+def resampled(numbers: np.ndarray, clusters: list[str] | None) -> np.ndarray:
+    """Sums (RESAMPLES, columns) of `numbers` (columns, items) over clusters drawn with
+    replacement."""
     count = numbers.shape[1]
     if clusters is not None:
         if len(clusters) != count:
