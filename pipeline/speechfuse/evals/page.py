@@ -147,6 +147,10 @@ class Plot:
     figure: Figure
     alt: str
 
+    def __post_init__(self) -> None:
+        self.figure.draw_without_rendering()  # laid out once, not again for each format
+        self.figure.set_layout_engine("none")
+
     def markdown(self) -> str:
         return f"![{self.alt}]({self.name}.png)"
 
