@@ -34,7 +34,7 @@ OFFICIAL = Path(lm_eval.__file__).parent / "tasks"
 MMLU = OFFICIAL / "mmlu" / "default"
 SUBJECTS = sorted(path.stem.removeprefix("mmlu_") for path in MMLU.glob("mmlu_*.yaml"))
 COLUMNS = {"question", "choices", "answer"}
-SPLITS = ("test", "validation", "dev")
+SPLITS = ("test", "dev")  # what the official task reads
 SEED = 1234  # of lm-eval's simple_evaluate, for few-shot examples that are drawn
 
 
@@ -263,20 +263,20 @@ def mmlu_folder(folder: Path) -> Path:
         files = {split: _files(folder / subject, split) for split in SPLITS}
         (made / subject).mkdir(parents=True, exist_ok=True)
         for split, paths in files.items():
-            if not paths and split != "validation":
+            if not paths:
                 raise ValueError(f"{folder / subject} has no {split}*.parquet or {split}*.jsonl")
             for path in paths:
                 _check_columns(path)
                 link = made / subject / path.name
                 link.unlink(missing_ok=True)
                 link.symlink_to(path.absolute())
-        configs.append({
-            "config_name": subject,
-            "data_files": [
-                {"split": split, "path": [f"{subject}/{path.name}" for path in paths]}
-                for split, paths in files.items() if paths
-            ],
-        })  # fmt: skip
+        # short, as `datasets` parses all of it for every subject
+        named = {split: [f"{subject}/{p.name}" for p in paths] for split, paths in files.items()}
+        parts = [
+            {"split": split, "path": names[0] if len(names) == 1 else names}
+            for split, names in named.items()
+        ]
+        configs.append({"config_name": subject, "data_files": parts})
     header = yaml.safe_dump({"configs": configs})
     (made / "README.md").write_text(f"---\n{header}---\n", "utf-8")
     return made
