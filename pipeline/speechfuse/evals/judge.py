@@ -141,9 +141,12 @@ class Judge:
         and every reply at max_tokens, so rather too much. Asks nobody."""
         with self._opened() as database:
             wanted, _ = self._wanted(items, database)
-        tokens = sum(len(self.message(item)) for item, _ in wanted.values()) // 4
-        price = self._price(tokens, len(wanted) * (self.max_tokens or 0))
-        return {"calls": len(wanted), "prompt_tokens": tokens, "price": price}
+        return self._expected([item for item, _ in wanted.values()])
+
+    def _expected(self, items: list[dict[str, str]]) -> dict[str, Any]:
+        tokens = sum(len(self.message(item)) for item in items) // 4
+        price = self._price(tokens, len(items) * (self.max_tokens or 0))
+        return {"calls": len(items), "prompt_tokens": tokens, "price": price}
 
     def verdicts(self, items: list[dict[str, str]]) -> dict[str, float | None]:
         """id -> rating (the mean of its votes), None (or 0 by `failures`) where there is none.
@@ -158,6 +161,9 @@ class Judge:
             wanted, known = self._wanted(items, database)
             usage.cached = len(known)
             if wanted:
+                expected = self._expected([item for item, _ in wanted.values()])
+                cost = "" if expected["price"] is None else f", at most ${expected['price']:.4f}"
+                print(f"judge {self.model}: {len(wanted)} calls to make{cost}")
                 known |= self._ask_all(wanted, database)
         if not known and usage.failures.keys() - {NO_RATING}:
             raise Unreachable(f"judge {self.model}: no reply at all ({usage.failures})")
