@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config
-from speechfuse.evals import choice, page, plots, results, tables
+from speechfuse.evals import choice, differences, page, plots, results, sections, tables
 from speechfuse.evals.choice import Floor, Rule
+from speechfuse.evals.page import Block, Code, Failed, Heading, Plot, Text
 from speechfuse.evals.results import Baseline, Run, key
+from speechfuse.evals.sections import section
 from speechfuse.evals.tables import Column
 
-AUDIO = 3_000_000  # characters of recordings on the page
+HALF = "\u00b1: half of a 95 % bootstrap interval. wer: a fraction of words, lower is better."
+APART = "Measured in another way: these numbers compare with none above."
 
 
 @dataclass
@@ -98,98 +101,41 @@ def rows(found: results.Found, chosen: str) -> list[dict[str, Any]]:
 
 def body(
     job: Report, read: results.Results, chose: choice.Choice, floors: list[str]
-) -> list[page.Block]:
+) -> list[Block]:
     """The report, from top to bottom."""
-    found, rule, out = read.of(job.rule.protocol), job.rule, Path(job.out)
-    chosen, names = chose.checkpoint, list(found)
-    epochs = results.of_run(found, rule.choose_from)
+    found, chosen, out = read.of(job.rule.protocol), chose.checkpoint, Path(job.out)
+    epochs = results.of_run(found, job.rule.choose_from)
+    measures = (job.rule, *job.rule.then, *job.rule.under)
+    by = {key(entry): Column(*key(entry)) for entry in measures}
     metrics = {run.name: metrics_of(run) for run in job.runs}
-    by = [Column(*key(entry)) for entry in (rule, *rule.then, *rule.under)]
-    by = list({key(column): column for column in by}.values())
-    cell = found[chosen].cell(key(rule))
-    said, left = tables.samples(cell.items, job.samples, out, AUDIO)
-    lines: list[page.Block] = [page.Heading(out.name, 1)]
-    if read.failures:
-        lines.append(page.Failed([
-            f"failed: {f.checkpoint} {f.task}: {f.error}" for f in read.failures
-        ]))  # fmt: skip
-    lines += [
-        page.Text(f"Chosen: **{chosen}**. {stated(rule)} {' '.join(chose.reasons)}"),
-        tables.results(found, epochs, by, job.base, chosen),
-        page.Heading("Results"),
-        page.Text(
-            "\u00b1: half of a 95 % bootstrap interval. wer: a fraction of words, lower is better."
-        ),
-        tables.results(found, names, job.table, job.base, chosen, ties(found, epochs, job.table)),
-    ]
-    if floors:
-        lines += [page.Heading("Floors"), page.Code(floors)]
-    lines += [
-        page.Heading("Training"),
-        page.Plot("loss", plots.loss(metrics), "loss by step"),
-        tables.training(metrics),
-        page.Heading("Text knowledge"),
-        page.Plot(
-            job.text, plots.text(found, job.text, [key(column) for column in job.table], job.base),
-            "text score by training",
-        ),
+    wanted = [key(column) for column in job.table]
+    marks = sections.marks(found, epochs, wanted)
+    failed = [f"failed: {f.checkpoint} {f.task}: {f.error}" for f in read.failures]
+    compared = differences.table(found, epochs, list(dict.fromkeys([*wanted, *by])), chosen)
+    text = plots.text(found, job.text, wanted, job.base)
+    speech = plots.speech(found, epochs, job.text)
+    lines: list[Block] = [
+        Heading(out.name, 1),
+        *([Failed(failed)] if failed else []),
+        Text(f"Chosen: **{chosen}**. {job.rule.stated()} {' '.join(chose.reasons)}"),
+        tables.results(found, epochs, list(by.values()), job.base, chosen),
+        *section("Results", Text(HALF),
+                 tables.results(found, list(found), job.table, job.base, chosen, marks)),
+        *section("Floors", Code(floors) if floors else None),
+        *section("Differences between epochs", compared),
+        *section("Training", Plot("loss", plots.loss(metrics), "loss by step"),
+                 tables.training(metrics)),
+        *section("Text knowledge", Plot(job.text, text, "text score by training")),
+        *section("Speech", Plot("speech", speech, "scores by epoch") if speech else None),
+        *sections.said(found[chosen], key(job.rule), job.samples, out),
+        *section("Every score", *sections.every_score(found, job.base, chosen)),
+        *sections.behind(found),
     ]  # fmt: skip
-    if figure := plots.speech(found, epochs, job.text):
-        lines += [page.Heading("Speech"), page.Plot("speech", figure, "speech scores by epoch")]
-    lines += [page.Heading(f"What it says: {rule.task}, {job.samples}"), said]
-    if left:
-        lines.append(page.Text(f"{left} recordings are left out, to keep the page small."))
-    for protocol, of in read.protocols.items():
-        if protocol != rule.protocol:
-            lines += [page.Heading(f"Results by the protocol {protocol}")]
-        else:
-            lines += [page.Heading("Every score")]
-        lines += every_score(of, job.base, chosen)
-    return lines
-
-
-def stated(rule: Rule) -> str:
-    """The rule in a sentence or two."""
-    extreme = "lowest" if results.lower_is_better(rule.metric) else "highest"
-    bounds = [
-        f"{' '.join(key(floor))} {name} {limit}"
-        for floor in rule.under
-        for name, limit in asdict(floor).items()
-        if name in choice.BOUNDS and limit is not None
-    ]
-    kept = f" that keep {' and '.join(bounds)}" if bounds else ""
-    ties = "those not significantly worse" if rule.paired else "equals"
-    then = "".join(f" the best {' '.join(key(measure))}, then" for measure in rule.then)
-    return (
-        f"The rule: among the epochs of {rule.choose_from}{kept} the one with the {extreme} "
-        f"{rule.metric} on {rule.task}, split {rule.split}; of {ties}{then} the earliest. That "
-        "split is not in the results."
-    )
-
-
-def ties(
-    found: results.Found, epochs: list[str], columns: list[Column]
-) -> dict[tuple[str, results.Key], str]:
-    """Words beside the best epoch of each column and those that are not significantly worse."""
-    words: dict[tuple[str, results.Key], str] = {}
-    for of in map(key, columns):
-        scored = [name for name in epochs if of in found[name].scores]
-        if len(scored) > 1:
-            tied, _ = choice.best(found, scored, of, test=True)
-            best = choice.first(found, scored, of)
-            words |= {(name, of): "best" if name == best else "ties with the best" for name in tied}
-    return words
-
-
-def every_score(found: results.Found, base: str, chosen: str) -> list[page.Block]:
-    """A table for each task with all its splits and metrics."""
-    keys = dict.fromkeys(of for checkpoint in found.values() for of in checkpoint.scores)
-    tasks = dict.fromkeys(of[0] for of in keys)
-    lines: list[page.Block] = []
-    for task in tasks:
-        columns = [Column(*of) for of in keys if of[0] == task]
-        table = tables.results(found, list(found), columns, base, chosen)
-        lines += [page.Heading(task, 3), table]
+    for protocol, other in read.protocols.items():
+        if protocol != job.rule.protocol:
+            scores = sections.every_score(other, job.base, None)
+            lines += section(f"Protocol {protocol}", Text(APART), *scores)
+            lines += sections.behind(other, f", protocol {protocol}")
     return lines
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from speechfuse.evals import choice, results, tables
 from speechfuse.evals.choice import Floor, Measure, Rule
+from speechfuse.evals.differences import difference
 from speechfuse.evals.results import Run, key
 from tests.eval_results import score, scored, worded, write, write_failure
 
@@ -104,9 +105,9 @@ def test_of_epochs_that_tie_the_next_measure_decides_then_the_earliest(tmp_path)
     made = chosen(tmp_path, then=[WER])
     assert made.checkpoint == "stage2/epoch_2" and len(made.reasons) == 3
     first, second, last = made.reasons
-    assert "has stage2/epoch_3, 0.760; not significantly worse: stage2/epoch_1 (-0.010" in first
+    assert "0.760; not significantly worse: stage2/epoch_1 (-0.010" in first
     assert "epoch_0" not in first and "point estimates" not in first
-    assert "The lowest asr clean wer has stage2/epoch_3" in second
+    assert "stage2/epoch_3 has the lowest asr clean wer, 0.148" in second
     assert "stage2/epoch_2 (+0.004" in second and "epoch_1" not in second
     assert last == "The earliest of these is stage2/epoch_2."
     assert chosen(tmp_path).checkpoint == "stage2/epoch_1"
@@ -118,7 +119,7 @@ def test_a_clear_winner_needs_no_second_measure(tmp_path):
     epoch(tmp_path, 1, answers(150), [9] * 50)
     made = chosen(tmp_path, then=[WER])
     assert made.checkpoint == "stage2/epoch_1"
-    best = "The highest qa validation acc has stage2/epoch_1, 0.750"
+    best = "stage2/epoch_1 has the highest qa validation acc, 0.750"
     assert made.reasons == [f"{best}; every other is significantly worse."]
     assert chosen(tmp_path, task="asr", split="clean", metric="wer").checkpoint == "stage2/epoch_0"
 
@@ -143,9 +144,9 @@ def test_a_missing_verdict_is_paired_with_nothing(tmp_path):
         items = [{"id": str(i), "split": "test", "value": x} for i, x in enumerate(given)]
         judged = score("alpaca", "test", sum(known) / 3, "judge", n=3)
         write(tmp_path, f"stage2/epoch_{number}", "alpaca", [judged], items)
-    found = read(tmp_path).of("clean")
-    of = ("alpaca", "test", "judge")
-    assert choice.compare(found, "stage2/epoch_0", "stage2/epoch_1", of) == (0.0, 0.0, 0.0)
+    first, second = read(tmp_path).of("clean").values()
+    cells = first.cells["alpaca"], second.cells["alpaca"]
+    assert difference(*cells, ("alpaca", "test", "judge")) == (0.0, 0.0, 0.0)
 
 
 def test_an_epoch_whose_cell_failed_is_left_out_and_named(tmp_path):

@@ -133,7 +133,7 @@ def test_the_epoch_with_the_best_validation_is_chosen(demo, capsys):
     assert rows[0] == {"checkpoint": "base", "chosen": False, **score(TEXT, "replayed", 0.8)}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
-        "The highest spoken_qa validation acc has stage2/epoch_1, 0.700; no other is equal."
+        "stage2/epoch_1 has the highest spoken_qa validation acc, 0.700; no other is equal."
     )
     assert len(lines) == 2 and "chosen stage2/epoch_1; text_mmlu replayed acc 0.760" in lines[1]
 

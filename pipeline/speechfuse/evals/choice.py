@@ -6,8 +6,8 @@ sentences, and of each bound whether it is kept. Used by stages.report and stage
 
 from dataclasses import asdict, dataclass, field
 
-from speechfuse.evals import scores
-from speechfuse.evals.results import Failure, Found, Key, key, lower_is_better, numbers, of_run
+from speechfuse.evals.differences import difference
+from speechfuse.evals.results import Failure, Found, Key, key, lower_is_better, of_run
 
 BOUNDS = ("at_least", "at_most", "of_base_at_least")
 
@@ -55,6 +55,24 @@ class Rule:
         default_factory=list, metadata={"help": "{task, split, metric} that decide ties, in order"}
     )
 
+    def stated(self) -> str:
+        """The rule in a sentence."""
+        extreme = "lowest" if lower_is_better(self.metric) else "highest"
+        bounds = [
+            f"{' '.join(key(floor))} {name} {limit}"
+            for floor in self.under
+            for name, limit in asdict(floor).items()
+            if name in BOUNDS and limit is not None
+        ]
+        kept = f" that keep {' and '.join(bounds)}" if bounds else ""
+        ties = "those not significantly worse" if self.paired else "equals"
+        then = "".join(f" the best {' '.join(key(measure))}, then" for measure in self.then)
+        return (
+            f"The rule: among the epochs of {self.choose_from}{kept} the one with the {extreme} "
+            f"{self.metric} on {self.task}, split {self.split}; of {ties}{then} the earliest. That "
+            "split is not in the results."
+        )
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -93,7 +111,7 @@ def choose(found: Found, rule: Rule, base: str, failures: list[Failure]) -> Choi
             "change rule.under"
         )
     for measure in (rule, *rule.then):
-        epochs, reason = best(found, epochs, key(measure), rule.paired)
+        epochs, reason, _ = best(found, epochs, key(measure), rule.paired)
         reasons.append(reason)
         if len(epochs) == 1:
             break
@@ -102,15 +120,17 @@ def choose(found: Found, rule: Rule, base: str, failures: list[Failure]) -> Choi
     return Choice(epochs[0], reasons)
 
 
-def best(found: Found, epochs: list[str], of: Key, test: bool) -> tuple[list[str], str]:
-    """The epochs that tie for the best value, in order, and a sentence about them."""
+def best(found: Found, epochs: list[str], of: Key, test: bool) -> tuple[list[str], str, bool]:
+    """The epochs that tie for the best value, in order, a sentence about them, and whether every
+    epoch was tested against the best."""
     sign, top = -1 if lower_is_better(of[2]) else 1, first(found, epochs, of)
     values = {name: found[name].scores[of].value for name in epochs}
     ties, told, untested = [], [], False
     for name in epochs:
-        difference = compare(found, top, name, of) if test and name != top else None
-        if difference:
-            value, low, high = difference
+        cells = found[top].cell(of), found[name].cell(of)
+        between = difference(*cells, of) if test and name != top else None
+        if between:
+            value, low, high = between
             if (high if sign > 0 else -low) >= 0:
                 ties.append(name)
                 told.append(f"{name} ({value:+.3f} [{low:+.3f}, {high:+.3f}])")
@@ -120,7 +140,7 @@ def best(found: Found, epochs: list[str], of: Key, test: bool) -> tuple[list[str
                 ties.append(name)
                 told += [name] if name != top else []
     extreme = "lowest" if sign < 0 else "highest"
-    reason = f"The {extreme} {' '.join(of)} has {top}, {values[top]:.3f}"
+    reason = f"{top} has the {extreme} {' '.join(of)}, {values[top]:.3f}"
     if len(epochs) == 1:
         reason = f"Only {top} competes, {' '.join(of)} {values[top]:.3f}"
     elif told:
@@ -129,24 +149,13 @@ def best(found: Found, epochs: list[str], of: Key, test: bool) -> tuple[list[str
         reason += f"; {'every other is significantly worse' if test else 'no other is equal'}"
     if untested:
         reason += " (point estimates: the results hold no per-item numbers to test)"
-    return ties, f"{reason}."
+    return ties, f"{reason}.", test and not untested
 
 
 def first(found: Found, epochs: list[str], of: Key) -> str:
     """The epoch of the best value, of equals the earliest."""
     sign = -1 if lower_is_better(of[2]) else 1
     return max(epochs, key=lambda name: sign * found[name].scores[of].value)
-
-
-def compare(found: Found, first: str, second: str, of: Key) -> tuple[float, float, float] | None:
-    """(what `second` has more than `first`, low, high), paired by item at 95 %; None where either
-    has no per-item numbers of this score or they are of other items."""
-    items = [numbers(found[name].cell(of), of) for name in (first, second)]
-    if items[0] is None or items[1] is None:
-        return None
-    if {item["id"] for item in items[0]} != {item["id"] for item in items[1]}:
-        return None
-    return scores.paired(items[0], items[1])
 
 
 def of_base(found: Found, name: str, of: Key, base: str) -> float | None:

@@ -233,7 +233,8 @@ def recording(told: str, folder: Path) -> Audio | None:
     if told.startswith("data:audio/"):
         return Audio(told)
     path = folder / told
-    if len(told) < 1000 and path.is_file() and path.resolve().is_relative_to(folder.resolve()):
+    named = 0 < len(told) < 256  # no path is longer, base64 of audio is
+    if named and path.is_file() and path.resolve().is_relative_to(folder.resolve()):
         return _audio(path.read_bytes(), told)
     try:
         return _audio(base64.b64decode(told, validate=True), "")

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,9 @@ class Baseline:
     as_task: str = field(metadata={"help": "task in whose columns its scores stand"})
 
 
-@dataclass
+@dataclass(eq=False)
 class Cell:
-    """One result file."""
+    """One result file; equal to itself alone, so that what is computed of it can be kept."""
 
     checkpoint: str
     name: str
@@ -206,6 +207,7 @@ def of_run(found: Found, run: str) -> list[str]:
     return [name for name in found if name.startswith(f"{run}/")]
 
 
+@lru_cache(maxsize=4096)
 def numbers(cell: Cell, of: Key) -> Items | None:
     """The items behind a score, {id, cluster?, and its number}; None where the file has none.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from speechfuse.evals.choice import of_base
-from speechfuse.evals.page import Cell, Table, recording
+from speechfuse.evals.page import Cell, Table
 from speechfuse.evals.results import Cell as Result
 from speechfuse.evals.results import Found, Key, key, lower_is_better
 from speechfuse.evals.scores import Score
@@ -96,39 +96,3 @@ def training(metrics: dict[str, list[dict[str, Any]]]) -> Table:
         last = [str(lines[-1]["step"]), f"{tokens:,}", f"{seconds / 60:.1f}"]
         rows.append([name, *last, f"{lines[-1]['loss']:.3f}"])
     return Table(["run", "steps", "tokens", "minutes of steps", "last loss"], rows)
-
-
-SAMPLES = 10
-FIELDS = ("question", "text", "reference", "heard", "prediction", "answer", "expected")
-
-
-def samples(items: list[dict[str, Any]], split: str, folder: Any, budget: int) -> tuple[Table, int]:
-    """Items of `split` at equal distances, so that nobody picked them, and how many recordings are
-    left out because `budget` characters of them are spent. `folder` is where audio paths start."""
-    found = [item for item in items if item.get("split") == split]
-    if not found:
-        known = ", ".join(sorted({str(item.get("split")) for item in items}))
-        raise ValueError(f"samples={split}: the chosen epoch has no such items; there are: {known}")
-    picked = [found[i * len(found) // SAMPLES] for i in range(min(SAMPLES, len(found)))]
-    fields = [name for name in FIELDS if any(isinstance(item.get(name), str) for item in picked)]
-    heard = [recording(item["audio"], folder) if "audio" in item else None for item in picked]
-    left = 0
-    rows: list[list[Cell]] = []
-    for item, audio in zip(picked, heard, strict=True):
-        row: list[Cell] = [" ".join(str(item.get(name, "")).split()) for name in fields]
-        if any(heard):
-            fits = audio is not None and len(audio.uri) <= budget
-            budget -= len(audio.uri) if audio and fits else 0
-            left += audio is not None and not fits
-            row.append(audio if audio and fits else "")
-        rows.append([*row, verdict(item)])
-    return Table([*fields, *(["audio"] if any(heard) else []), ""], rows), left
-
-
-def verdict(item: dict[str, Any]) -> str:
-    """What an item's number says."""
-    if "correct" in item:
-        return "right" if item["correct"] else "wrong"
-    if "errors" in item:
-        return f"{item['errors']} of {item['words']} words wrong"
-    return "" if item.get("value") is None else f"{item['value']:g}"
