@@ -67,11 +67,12 @@ Rating: (int)"""
 
 _RATING = re.compile(
     r"""\brating\b (?:\s*\([^)\n]*\))? [\s*_`"']* [:\uff1a=] [\s*_`"'(\[]*  # Rating (0-5): **
-        (?P<value> [-+]?\d+ (?:\.\d+)?) [*_`"')\]]*+ (?P<tail> [^\n]*)""",
+        (?P<value> [-+]?\d+ (?:\.\d+)?) [*_`"')\]]*+""",
     re.IGNORECASE | re.VERBOSE,
 )
 _OF_FIVE = re.compile(  # what may follow the number: nothing that makes it a range or another scale
-    r"\s*(?:/|out\s+of)\s*5(?![\d.]*\d)|(?!\w|\.\d|\s*(?:%|/|out\s+of|(?:[-\u2013]|to|or)\s*\d))",
+    r"[ \t]*(?:/|out\s+of)[ \t]*5(?![\d.]*\d)"
+    r"|(?!\w|\.\d|[ \t]*(?:%|/|out\s+of|(?:[-\u2013]|to|or)[ \t]*\d))",
     re.IGNORECASE,
 )
 _BARE = re.compile(r"[*_`\s]*([-+]?\d+(?:\.\d+)?)(?:\s*/\s*5)?[*_`.\s]*")
@@ -99,7 +100,9 @@ def read_verdict(reply: str) -> float | None:
             found.append((start, keys["rating"]))
     for match in _RATING.finditer(reply):
         if not any(a <= match.start() < b for a, b in spans):
-            found.append((match.start(), match["value"] if _OF_FIVE.match(match["tail"]) else None))
+            found.append(
+                (match.start(), match["value"] if _OF_FIVE.match(reply, match.end()) else None)
+            )
     return _rating(max(found, key=lambda each: each[0])[1]) if found else None
 
 
