@@ -113,7 +113,7 @@ def body(
     failed = [f"failed: {f.checkpoint} {f.task}: {f.error}" for f in read.failures]
     compared = differences.table(found, epochs, list(dict.fromkeys([*wanted, *by])), chosen)
     text = plots.text(found, job.text, wanted, job.base)
-    speech = plots.speech(found, epochs, job.text)
+    speech = plots.speech(found, epochs, [*wanted, *by], job.text)
     lines: list[Block] = [
         Heading(out.name, 1),
         *([Failed(failed)] if failed else []),

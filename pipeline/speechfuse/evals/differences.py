@@ -58,33 +58,36 @@ def p_value(first: Result, second: Result, of: Key) -> float | None:
 
 
 def table(found: Found, epochs: list[str], keys: list[Key], chosen: str) -> Table | None:
-    """A row for each score and epoch; None where nothing can be compared."""
+    """A row for each score and epoch; None where there are no two epochs to compare."""
     rows: list[list[Cell]] = []
+    untested = []
     for of in tqdm(keys, "comparing epochs", unit="score", leave=False, delay=2):
         scored = [name for name in epochs if of in found[name].scores]
         before = dict(zip(scored[1:], scored, strict=False))
         against = [before, {name: chosen for name in scored if name != chosen and chosen in scored}]
         columns = [compared(found, pairs, of) for pairs in against]
+        if not any(columns):
+            untested += [" ".join(of)] if len(scored) > 1 else []
+            continue
         for name in scored:
             value = f"{found[name].scores[of].value:.3f}"
             rows.append([" ".join(of), name, value, *(column.get(name, "") for column in columns)])
-    if not any(any(row[3:]) for row in rows):
+    if not rows and not untested:
         return None
+    without = f" Without numbers of single items: {', '.join(untested)}." if untested else ""
     head = ["score", "epoch", "value", "against the one before", f"against {chosen}"]
     marked = {i for i, row in enumerate(rows) if row[1] == chosen}
-    return Table(head, rows, marked, CAPTION)
+    return Table(head, rows, marked, CAPTION + without)
 
 
 def compared(found: Found, pairs: dict[str, str], of: Key) -> dict[str, str]:
-    """Of each checkpoint against its partner in `pairs`: difference, interval, adjusted p."""
+    """Of each checkpoint against its partner in `pairs`: difference, interval, adjusted p; nothing
+    of those that cannot be paired."""
     told, ps = {}, {}
     for name, partner in pairs.items():
         cells = found[partner].cell(of), found[name].cell(of)
         p, between = p_value(*cells, of), difference(*cells, of)
-        if p is None or between is None:
-            change = found[name].scores[of].value - found[partner].scores[of].value
-            told[name] = f"{change:+.3f}, no items to test"
-        else:
+        if p is not None and between is not None:
             ps[name] = p
             told[name] = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*between)
     for name, p in zip(ps, scores.holm(list(ps.values())), strict=True):

@@ -32,7 +32,10 @@ th, td { border-bottom: 1px solid var(--line); padding: .3rem .9rem .3rem 0; tex
   vertical-align: top }
 thead th { vertical-align: bottom }
 caption { text-align: left; padding-bottom: .25rem }
+caption span { display: block; max-width: min(60rem, 88vw) }
 tr.chosen { background: var(--mark) }
+.short td { white-space: nowrap }
+td { overflow-wrap: break-word; max-width: 28rem }
 .failed { background: var(--bad); border-left: 4px solid #c0392b; padding: .25rem 1rem }
 pre { overflow-x: auto; font-size: .85rem }
 svg { max-width: 100%; height: auto; min-width: 34rem }
@@ -41,6 +44,7 @@ audio { width: 13rem; height: 2rem; display: block }
 @media (max-width: 40rem) { body { font-size: 15px; padding: .75rem } }
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+SHORT = 36  # characters of a line that is not to be broken
 
 
 @dataclass(frozen=True)
@@ -126,15 +130,19 @@ class Table:
         return "\n".join([self.caption, "", *lines] if self.caption else lines)
 
     def html(self, number: int) -> str:
-        caption = f"<caption>{inline(self.caption)}</caption>" if self.caption else ""
-        head = "".join(f'<th scope="col">{_in_html(cell)}</th>' for cell in self.head)
+        caption = f"<caption><span>{inline(self.caption)}</span></caption>" if self.caption else ""
+        names = [_in_html(cell).replace("_", "_<wbr>") for cell in self.head]  # may break there
+        head = "".join(f'<th scope="col">{name}</th>' for name in names)
+        texts = [cell for row in self.rows for cell in row[1:] if isinstance(cell, str)]
+        short = all(len(line) <= SHORT for text in texts for line in text.split("\n"))
         body = []
         for i, (first, *rest) in enumerate(self.rows):
             cells = "".join(f"<td>{_in_html(cell)}</td>" for cell in rest)
             mark = ' class="chosen"' if i in self.chosen else ""
             body.append(f'<tr{mark}><th scope="row">{_in_html(first)}</th>{cells}</tr>')
         return (
-            f'<div class="scroll" tabindex="0"><table>{caption}<thead><tr>{head}</tr></thead>\n'
+            f'<div class="scroll" tabindex="0"><table{" class=short" if short else ""}>{caption}'
+            f"<thead><tr>{head}</tr></thead>\n"
             f"<tbody>{chr(10).join(body)}</tbody></table></div>"
         )
 

@@ -64,22 +64,25 @@ def text(found: Found, task: str, wanted: list[Key], base: str) -> Figure:
     return figure
 
 
-def speech(found: Found, names: list[str], but: str) -> Figure | None:
-    """A panel for each metric of each task other than `but`, over the epochs `names`."""
-    every = keys_of(found, names)
+def speech(found: Found, names: list[str], wanted: list[Key], but: str) -> Figure | None:
+    """A panel for each metric of each task other than `but`, over the epochs `names`, with the
+    splits of `wanted`, or where it has none, the first few."""
     panels: dict[tuple[str, str], list[Key]] = {}
-    for task, split, metric in every:
+    for task, split, metric in keys_of(found, names):
         if task != but:
             panels.setdefault((task, metric), []).append((task, split, metric))
+    panels = {
+        panel: [of for of in keys if of in wanted] or keys[:SPLITS]
+        for panel, keys in panels.items()
+    }
     if not panels:
         return None
     rows = (len(panels) + 1) // 2
     figure = Figure(figsize=(11, 3.8 * rows), layout="constrained")
     axes = list(figure.subplots(rows, 2, squeeze=False).flat)
     for ax, ((task, metric), keys) in zip(axes, panels.items(), strict=False):
-        lines(ax, found, names, keys[:SPLITS])
-        left = f", {SPLITS} of {len(keys)} splits" if len(keys) > SPLITS else ""
-        ax.set(title=f"{task}{left}", ylabel=metric)
+        lines(ax, found, names, keys)
+        ax.set(title=task, ylabel=metric)
         ax.set_ylim(bottom=0)
         ax.legend(fontsize="x-small")
     for ax in axes[len(panels) :]:
