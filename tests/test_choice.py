@@ -157,7 +157,8 @@ def test_an_epoch_whose_cell_failed_is_left_out_and_named(tmp_path):
     write(tmp_path, "stage2/epoch_1", "asr", [worded("asr", "clean", [1, 2])[0]])
     made = chosen(tmp_path)
     assert made.checkpoint == "stage2/epoch_0"
-    assert "stage2/epoch_1 is left out: its qa validation acc is missing" in made.reasons[0]
+    assert made.reasons[0] == "stage2/epoch_2 is left out: none of its cells succeeded."
+    assert "stage2/epoch_1 is left out: its qa validation acc is missing" in made.reasons[1]
     assert len(read(tmp_path).failures) == 2
     write(tmp_path, "stage2/epoch_3", "asr", [worded("asr", "clean", [1, 2])[0]])
     with pytest.raises(ValueError, match="no qa validation acc of stage2/epoch_3: run stages"):

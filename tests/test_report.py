@@ -9,21 +9,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from speechfuse import config
+from speechfuse.evals import plots
 from stages import report
+from tests import eval_results
+from tests.eval_results import score
 
 ROOT = Path(__file__).parent.parent
 KEYS = {"checkpoint", "chosen", "task", "split", "metric", "value", "ci_low", "ci_high", "n"}
 QA, TEXT = "spoken_qa", "text_mmlu"
-
-
-def score(task: str, split: str, value: float, metric: str = "acc", n: int = 100) -> dict:
-    low, high = max(0.0, value - 0.05), value + 0.05
-    return {
-        "task": task, "split": split, "metric": metric,
-        "value": value, "ci_low": low, "ci_high": high, "n": n,
-    }  # fmt: skip
 
 
 def items(split: str, count: int) -> list[dict]:
@@ -32,18 +28,6 @@ def items(split: str, count: int) -> list[dict]:
          "answer": f"a{i}", "expected": "a2", "split": split, "correct": i == 2}
         for i in range(count)
     ]  # fmt: skip
-
-
-def cell(checkpoint: str, task: str, scores: list[dict], found: tuple | list = (), **more) -> dict:
-    """A result file as stages.evaluate writes it."""
-    head = scores[0]
-    return {
-        "checkpoint": checkpoint, "task": task, "protocol": "clean", "metric": head["metric"],
-        "value": head["value"], "interval": [head["ci_low"], head["ci_high"]], "n": head["n"],
-        "fingerprint": "ab" * 32, "scores": scores, "items": list(found),
-        "fingerprints": {"checkpoint": "c0" * 32, "predictions": "d0" * 32, "data": "da" * 32},
-        "details": {"coverage": 1.0, "minutes": 0.5, "versions": {"torch": "2.13.0"}}, **more,
-    }  # fmt: skip
 
 
 class Demo:
@@ -69,10 +53,8 @@ class Demo:
         for run, steps in (("stage1", 300), ("stage2", 900)):
             self.metrics(run, steps)
 
-    def cell(self, checkpoint: str, task: str, scores: list[dict], found=(), **more):
-        path = self.evals / checkpoint / f"{task}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(cell(checkpoint, task, scores, found, **more)))
+    def cell(self, checkpoint: str, task: str, scores: list[dict], found=()) -> None:
+        eval_results.write(self.evals, checkpoint, task, scores, found)
 
     def epoch(self, epoch: int, validation: float, unseen: float) -> None:
         name = f"stage2/epoch_{epoch}"
@@ -110,8 +92,16 @@ class Demo:
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Demo:
+def drawn(tmp_path: Path) -> Demo:
     return Demo(tmp_path)
+
+
+@pytest.fixture
+def demo(drawn: Demo, monkeypatch) -> Demo:
+    """The same with empty plots: drawing takes most of a report's time."""
+    for name in ("loss", "text", "speech"):
+        monkeypatch.setattr(plots, name, lambda *_: Figure())
+    return drawn
 
 
 def chosen(rows: list[dict]) -> str:
@@ -138,7 +128,8 @@ def test_the_epoch_with_the_best_validation_is_chosen(demo, capsys):
     assert len(lines) == 2 and "chosen stage2/epoch_1; text_mmlu replayed acc 0.760" in lines[1]
 
 
-def test_the_page_shows_table_rule_plots_and_samples(demo):
+def test_the_page_shows_table_rule_plots_and_samples(drawn):
+    demo = drawn
     demo.report()
     text = (demo.folder / "report.md").read_text()
     for sentence in ("highest acc on spoken_qa, split validation", "of equals the earliest"):
@@ -159,7 +150,8 @@ def test_the_page_shows_table_rule_plots_and_samples(demo):
     )  # what a model said cannot break the table
 
 
-def test_the_report_is_made_anew_and_equal(demo):
+def test_the_report_is_made_anew_and_equal(drawn):
+    demo = drawn
     demo.report()
     first = {path.name: path.read_bytes() for path in demo.folder.iterdir() if path.is_file()}
     demo.report()

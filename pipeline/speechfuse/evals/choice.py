@@ -86,10 +86,10 @@ def choose(found: Found, rule: Rule, base: str, failures: list[Failure]) -> Choi
     An epoch without a score that the rule needs is left out when one of its cells failed; else it
     is a ValueError, as are no epochs at all, and none that keeps the bounds.
     """
-    epochs, reasons = of_run(found, rule.choose_from), []
-    failed = {failure.checkpoint for failure in failures}
-    epochs_failed = [name for name in failed if name.startswith(f"{rule.choose_from}/")]
-    if not epochs and not epochs_failed:
+    epochs, failed = of_run(found, rule.choose_from), {failure.checkpoint for failure in failures}
+    lost = [n for n in sorted(failed - found.keys()) if n.startswith(f"{rule.choose_from}/")]
+    reasons = [f"{name} is left out: none of its cells succeeded." for name in lost]
+    if not epochs and not lost:
         raise ValueError(f"no results of rule.choose_from={rule.choose_from}: run stages.evaluate")
     for of in dict.fromkeys(map(key, [rule, *rule.under, *rule.then])):
         without = [name for name in epochs if of not in found[name].scores]
