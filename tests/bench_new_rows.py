@@ -6,8 +6,8 @@ The demo's stages 1 and 2, shorter or longer as the keys say, from the same base
 to begin: text knowledge is checked after both, spoken questions after stage 2. Keys: choices=a,b
 (names below), first=0,100 (steps that train the new rows alone), epochs=3 (of stage 1), epochs2=1
 (of stage 2), seeds=0 (several: 0,1,2; of rows and data), steps=N (a trial: both stages end after
-N), out=FOLDER. Data are those of out/data. Every job is a no-op where it has been done, so a bench
-that was stopped goes on, and more choices or seeds add to the table.
+N), threads=0 (all cores), out=FOLDER. Data are those of out/data. Every job is a no-op where it has
+been done, so a bench that was stopped goes on, and more choices or seeds add to the table.
 """
 
 import json
@@ -26,7 +26,7 @@ CHOICES = {
     "codebook": "{_component_: speechfuse.embeddings.codebook}",
 }
 DEFAULTS = {"choices": ",".join(CHOICES), "first": "0,100", "epochs": "3", "epochs2": "1",
-            "seeds": "0", "steps": "", "out": "out/bench_new_rows"}  # fmt: skip
+            "seeds": "0", "steps": "", "threads": "0", "out": "out/bench_new_rows"}  # fmt: skip
 FEW = 10  # steps that a loss is the mean of
 QUESTIONS = "unseen_facts_unseen_voices"
 COLUMNS = ("sound loss, steps 1-10", "at 100", "last 10", "below ln(codes) at step",
@@ -42,7 +42,7 @@ def do(*command: str) -> None:
 def train(options: dict[str, str], folder: Path, choice: str, first: str, seed: str) -> None:
     """Every job of one row of the table."""
     base = Path(options["out"]) / f"seed_{seed}" / f"expanded_{choice}"
-    demo, more = "recipes/demo", [f"seed={seed}"]
+    demo, more = "recipes/demo", [f"seed={seed}", f"runtime.threads={options['threads']}"]
     more += [f"steps={options['steps']}"] if options["steps"] else []
     do("-m", "stages.expand_vocab", f"{demo}/expand_vocab.yaml", f"out={base}", f"seed={seed}",
        f"initialize={CHOICES[choice]}")  # fmt: skip

@@ -1,6 +1,6 @@
 """Kill trainings at random steps, resume them, and compare with trainings that were left alone.
 
-    just prove resume       (about 15 minutes on two cores)
+    just prove resume       (about 20 minutes on two cores)
 
 Every setting (1 or 2 ranks, accumulation 1 or 4, loader workers 0 or 2; packed) is run undisturbed
 once, then killed with SIGKILL at five random steps, each time started again, and once stopped with
@@ -9,7 +9,6 @@ runs end with the weights of the undisturbed one, bit by bit, and with the same 
 """
 
 import itertools
-import os
 import random
 import signal
 import subprocess
@@ -20,24 +19,41 @@ from pathlib import Path
 
 import torch
 
-from tests.small_training import ROOT, command, lines, losses, make_parts, recipe, train, weights
+from tests.small_training import (
+    ROOT,
+    command,
+    kill,
+    lines,
+    losses,
+    make_parts,
+    recipe,
+    train,
+    weights,
+)
 
 KILLS = 5
 
 
-def signalled(config: Path, out: Path, ranks: int, step: int, how: signal.Signals) -> None:
-    """Start a run and send a signal once step `step` stands in its metrics."""
+def stopped(config: Path, out: Path, ranks: int, step: int, how: signal.Signals) -> None:
+    """Start a run, and end it once step `step` stands in its metrics: by SIGKILL of all its
+    processes, or by SIGTERM to the first of them."""
+    metrics, began = out / "metrics.jsonl", time.time_ns()
     process = subprocess.Popen(
-        command(config, ranks), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    metrics = out / "metrics.jsonl"
-    while process.poll() is None:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= step:
-            os.killpg(process.pid, how)
-            break
+        command(config, ranks), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (
+        metrics.exists()
+        and metrics.stat().st_mtime_ns > began
+        and metrics.read_bytes().count(b"\n") >= step
+    ):
+        assert process.poll() is None, f"{config}: it ended by itself before step {step}"
         time.sleep(0.002)
-    process.wait()
+    if how == signal.SIGKILL:
+        kill(process)
+    else:
+        process.terminate()
+        process.wait()
+    assert not (out / "manifest.json").exists(), f"{config}: it was through at step {step}"
 
 
 def same(out: Path, reference: Path) -> bool:
@@ -71,7 +87,7 @@ def main() -> None:
                 out = Path(folder) / f"{name}-{how.name}"
                 config = recipe(parts, out, **changes)
                 for step in places:
-                    signalled(config, out, ranks, step, how)
+                    stopped(config, out, ranks, step, how)
                 train(config, ranks)
                 total += 1
                 equal += same(out, reference)

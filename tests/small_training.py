@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import torch
 import yaml
@@ -123,6 +124,14 @@ def train(config: Path, ranks: int = 1, *overrides: str) -> subprocess.Completed
     return subprocess.run(
         command(config, ranks, *overrides), cwd=ROOT, capture_output=True, text=True
     )
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL a command and all that it has started. torchrun gives every rank a session of its
+    own: with torchrun alone dead, its ranks would train on, and nothing would have been killed."""
+    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+        each.kill()
+    process.wait()
 
 
 def lines(out: Path) -> list[dict[str, Any]]:

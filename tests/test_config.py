@@ -180,6 +180,8 @@ def job(config):
         raise ValueError("out is 'value';\\nchoose another")
     if config.out == "file":
         open("no/such/file")
+    if config.out == "disk":
+        open("/dev/full", "wb", buffering=0).write(b"1")
     if config.out == "ctrl-c":
         raise KeyboardInterrupt
     if config.out == "ours":
@@ -229,6 +231,7 @@ def test_help_shows_the_doc_and_every_key(run):
         (["run.yaml", "part.sise=4"], "part.size"),
         (["run.yaml", "out=value"], "out is 'value'; choose another"),
         (["run.yaml", "out=file"], "no/such/file: No such file"),
+        (["run.yaml", "out=disk"], "no space is left: make room and run again"),
         (["absent.yaml"], "absent.yaml: No such file"),
         ([], "config.yaml"),
         (["part.size=4"], "the command line: no value for required out"),

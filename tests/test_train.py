@@ -1,9 +1,6 @@
 """The training loop: ranks, micro-batches, resuming, exported logits, guards, refusals. Real
 torchtune, FSDP2, gloo, torchrun."""
 
-import os
-import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -16,18 +13,36 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from speechfuse import shards
+from speechfuse.train import loop
 from speechfuse.train import model as models
+from speechfuse.train.new_rows import NewRows
+from speechfuse.train.state import complete_steps
 from tests.small_training import (
     ROOT,
     STREAM,
     command,
     dataset,
+    job,
+    kill,
     losses,
     make_parts,
     recipe,
     train,
     weights,
 )  # fmt: skip
+
+
+class Died(Exception):
+    """Instead of a kill."""
+
+
+def dies_at(last: int):
+    def measure(rows: NewRows, step: int) -> dict[str, float]:
+        if step == last:
+            raise Died
+        return {}
+
+    return measure
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +58,21 @@ def undisturbed(parts, tmp_path_factory) -> Path:
     return out
 
 
-def test_two_ranks_and_one_rank_train_the_same_model(parts, undisturbed, tmp_path):
-    out = tmp_path / "two"
+@pytest.fixture(scope="module")
+def on_two_ranks(parts, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "two"
     done = train(recipe(parts, out), ranks=2)
     assert done.returncode == 0, done.stderr
-    one, two = losses(undisturbed), losses(out)
+    return out
+
+
+def test_two_ranks_and_one_rank_train_the_same_model(undisturbed, on_two_ranks):
+    one, two = losses(undisturbed), losses(on_two_ranks)
     assert len(one) >= 20
     assert one[-1] < 0.7 * one[0], "the run must learn, or equality says little"
     np.testing.assert_allclose(two, one, rtol=1e-4)
     for name, tensor in weights(undisturbed).items():
-        torch.testing.assert_close(weights(out)[name], tensor, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(weights(on_two_ranks)[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_micro_batches_weigh_every_target_alike(parts, undisturbed, tmp_path):
@@ -62,30 +82,25 @@ def test_micro_batches_weigh_every_target_alike(parts, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_and_started_again_ends_as_if_undisturbed(parts, undisturbed, tmp_path, ranks):
+def test_killed_and_started_again_ends_as_if_undisturbed(
+    parts, undisturbed, on_two_ranks, tmp_path, ranks
+):
     config = recipe(parts, tmp_path / "killed")
-    reference = undisturbed
-    if ranks == 2:
-        reference = tmp_path / "whole"
-        assert train(recipe(parts, reference), ranks).returncode == 0
-    process = subprocess.Popen(
-        command(config, ranks), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    reference = undisturbed if ranks == 1 else on_two_ranks
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(config, ranks), cwd=ROOT, **quiet)
     out = tmp_path / "killed"
     while not list(out.glob("state/step_*/.metadata")):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     assert not (out / "manifest.json").exists()
     done = train(config, ranks)
     assert done.returncode == 0, done.stderr
     assert losses(out) == losses(reference)
     for name, tensor in weights(reference).items():
         assert torch.equal(weights(out)[name], tensor), name
-    again = train(config, ranks)
-    assert "complete, nothing to do" in again.stdout
+    assert ranks > 1 or "complete, nothing to do" in train(config).stdout
 
 
 def test_exported_model_gives_the_trainers_logits_in_transformers(parts, undisturbed):
@@ -105,7 +120,6 @@ def test_exported_model_gives_the_trainers_logits_in_transformers(parts, undistu
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"batch_sise": 4}, "did you mean 'batch_size'"),
         ({"batch_size": 4, "micro_batch_size": 3}, "micro_batch_size=3 does not divide"),
         ({"seq_len": 8}, "at most seq_len=8 tokens"),
         ({"compute_dtype": "fp8"}, "compute_dtype='fp8'"),
@@ -113,11 +127,16 @@ def test_exported_model_gives_the_trainers_logits_in_transformers(parts, undistu
     ],
 )
 def test_bad_recipes_are_refused_in_one_sentence(parts, tmp_path, change, said):
-    done = train(recipe(parts, tmp_path / "bad", **change))
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        loop.run(job(recipe(parts, tmp_path / "bad", **change)))
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_refusal_is_a_line_and_an_exit_code(parts, tmp_path):
+    done = train(recipe(parts, tmp_path / "bad", batch_sise=4))
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "did you mean 'batch_size'" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(parts, tmp_path):
@@ -125,8 +144,8 @@ def test_a_vocabulary_that_does_not_fit_is_refused(parts, tmp_path):
     content = yaml.safe_load(config.read_text())
     content["model"]["vocab_size"] += 1
     config.write_text(yaml.safe_dump(content))
-    done = train(config)
-    assert done.returncode == 2 and "model.vocab_size" in done.stderr
+    with pytest.raises(ValueError, match=r"model\.vocab_size"):
+        loop.run(job(config))
 
 
 def test_codes_of_another_quantizer_are_refused(parts, tmp_path):
@@ -139,30 +158,22 @@ def test_codes_of_another_quantizer_are_refused(parts, tmp_path):
         parts, tmp_path / "mixed",
         datasets=[{"_component_": "speechfuse.datasets.sound", "path": str(other), "share": 1.0}],
     )  # fmt: skip
-    done = train(config)
-    assert done.returncode == 2 and "was made with quantizer ffffffffffff" in done.stderr
+    with pytest.raises(ValueError, match="was made with quantizer ffffffffffff"):
+        loop.run(job(config))
 
 
-def test_a_run_killed_while_new_rows_train_alone_resumes_to_the_bit(parts, tmp_path):
+def test_a_run_stopped_while_new_rows_train_alone_resumes_to_the_bit(parts, tmp_path, monkeypatch):
     """Then most weights have no moments yet, and must have none after."""
-    first, reference, out = {"new_rows_first": 8}, tmp_path / "whole", tmp_path / "killed"
-    done = train(recipe(parts, reference, **first))
-    assert done.returncode == 0, done.stderr
-    assert "new rows after" in done.stdout + done.stderr
-    config = recipe(parts, out, **first)
-    process = subprocess.Popen(
-        command(config), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    while not (out / "state/step_5/.metadata").exists():
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for later in set(out.glob("state/step_*")) - {out / "state/step_5"}:
-        shutil.rmtree(later)
-    done = train(config)
-    assert done.returncode == 0, done.stderr
+    reference, out = tmp_path / "whole", tmp_path / "stopped"
+    loop.run(job(recipe(parts, reference, new_rows_first=8)))
+    stopped = job(recipe(parts, out, new_rows_first=8))
+    with monkeypatch.context() as patch:
+        patch.setattr(NewRows, "measure", dies_at(7))
+        with pytest.raises(Died):
+            loop.run(stopped)
+    while complete_steps(out / "state") != [5]:  # written in the background
+        time.sleep(0.01)
+    loop.run(stopped)
     assert losses(out) == losses(reference)
     for name, tensor in weights(reference).items():
         assert torch.equal(weights(out)[name], tensor), name

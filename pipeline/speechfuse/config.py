@@ -12,6 +12,7 @@ dotted.path` plus keyword arguments) are free-form in the schema and are checked
 
 import dataclasses
 import difflib
+import errno
 import importlib
 import inspect
 import sys
@@ -123,6 +124,9 @@ def main(job: Callable[[T], None], schema: type[T], doc: str) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            where = error.filename or "a disk that the job writes to"
+            _fail(f"{where}: no space is left: make room and run again; what is finished is kept")
         if error.filename is None and not isinstance(error, FileNotFoundError):
             raise
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))

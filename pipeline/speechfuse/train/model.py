@@ -188,7 +188,8 @@ def _shard(
         mesh = init_device_mesh(
             device.type, (ranks // group, group), mesh_dim_names=("copies", "shards")
         )
-    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    wide = torch.promote_types(compute_dtype, torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=wide)
     layers: Any = model.layers
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)

@@ -62,7 +62,7 @@ def _squares(rows: Tensor) -> Tensor:
 
 
 def _norms(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+    return torch.linalg.vector_norm(rows.float(), dim=1)
 
 
 class NewRows:
