@@ -45,6 +45,7 @@ class Report:
         default_factory=list,
         metadata={"help": "{task, split, metric, at_least | at_most | of_base_at_least}"},
     )
+    command: str = field(default="", metadata={"help": "what makes the results, for the reader"})
     check: bool = field(default=False, metadata={"help": "fail when a floor is missed"})
 
 
@@ -130,6 +131,7 @@ def body(
         *sections.said(found[chosen], key(job.rule), job.samples, out),
         *section("Every score", *sections.every_score(found, job.base, chosen)),
         *sections.behind(found),
+        *([Text(f"Results and report are made by `{job.command}`.")] if job.command else []),
     ]  # fmt: skip
     for protocol, other in read.protocols.items():
         if protocol != job.rule.protocol:

@@ -9,7 +9,7 @@ import yaml
 
 from speechfuse import config
 from speechfuse.evals import cells
-from stages import gate
+from stages import gate, report
 from tests.eval_results import score, write, write_failure
 
 ROOT = Path(__file__).parent.parent
@@ -109,3 +109,18 @@ def test_the_demo_asks_for_scores_that_it_evaluates():
         assert floor.split in ("replayed", "not_replayed")
     stage2 = yaml.safe_load((ROOT / "recipes" / "demo" / "stage2.yaml").read_text())
     assert job.path == stage2["checkpoint"]
+
+
+def test_the_large_recipe_reads_what_it_evaluates():
+    folder = ROOT / "recipes" / "early_fusion_8b"
+    judged = config.load(gate.Gate, folder / "gate.yaml", [])
+    job = config.load(report.Report, folder / "report.yaml", [])
+    assert judged.path == yaml.safe_load((folder / "stage2.yaml").read_text())["checkpoint"]
+    if not (folder / "evaluate.yaml").exists():
+        pytest.skip("recipes/early_fusion_8b has no evaluate.yaml")
+    evaluated = yaml.safe_load((folder / "evaluate.yaml").read_text())
+    tasks = {entry["name"]: entry["tasks"] for entry in evaluated["checkpoints"]}
+    assert {floor.task for floor in judged.floors} <= {*tasks["stage1"]} & {*tasks["base"]}
+    read = (job.rule, *job.rule.then, *job.rule.under, *job.table)
+    assert {entry.task for entry in read} <= {*tasks["stage2"]}
+    assert {job.evals, judged.evals} == {evaluated["out"]}

@@ -98,7 +98,7 @@ def made(tmp_path_factory) -> Path:
                   {"task": "asr", "split": "clean", "metric": "wer"}],
         "baselines": [{"name": "base, told in text", "checkpoint": "base", "task": "qa_text",
                        "as_task": "spoken_qa"}],
-        "samples": "test",
+        "samples": "test", "command": "just recipe=run sweep report",
     }  # fmt: skip
     (folder / "report.yaml").write_text(yaml.safe_dump(spec))
     report.main(config.load(report.Report, folder / "report.yaml", []))
@@ -156,6 +156,7 @@ def test_what_is_behind_the_numbers_is_told(sections):
     hits = sections["Contamination"].splitlines()
     assert sum(line.startswith("| asr | clean-") for line in hits) == 2  # once, not for each epoch
     prints = row(sections["Provenance"], "stage2/epoch_0 | spoken_qa")
+    assert "are made by `just recipe=run sweep report`" in sections["Provenance"]
     assert "c0c0c0c0c0c0" in prints and "torch 2.13.0" in prints and "clean" in prints
 
 

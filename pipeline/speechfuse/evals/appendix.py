@@ -89,7 +89,7 @@ def contamination(found: Found) -> Table | None:
 
 
 def provenance(found: Found) -> Table:
-    """What each number was made from; fingerprints are cut to 12 digits."""
+    """What each number was made from."""
     kinds = dict.fromkeys(kind for _, cell in cells(found) for kind in cell.fingerprints)
     rows: list[list[Cell]] = []
     for name, cell in cells(found):
@@ -101,8 +101,9 @@ def provenance(found: Found) -> Table:
             *prints, ", ".join(f"{library} {v}" for library, v in versions.items()),
             "" if minutes is None else f"{minutes:.1f}", price(cell.details.get("judging", {})),
         ])  # fmt: skip
-    head = ["checkpoint", "task", "protocol", *kinds, "versions", "minutes", "judge"]
-    return Table(head, rows)
+    named = ["weights" if kind == "checkpoint" else kind for kind in kinds]
+    head = ["checkpoint", "task", "protocol", *named, "versions", "minutes", "verdicts"]
+    return Table(head, rows, caption="Fingerprints are of content, cut to 12 digits.")
 
 
 def price(judging: dict[str, Any]) -> str:
