@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from speechfuse.evals import harness
 from speechfuse.evals.harness import SUBJECTS, Harness
+from speechfuse.evals.last_position import harness_model
 from stages.init_base import train_tokenizer
 from tests.mmlu_folder import question, write_mmlu
 
@@ -120,6 +121,24 @@ def test_mmlu_equals_a_direct_run_to_the_item(checkpoint, whole, direct, shots, 
     assert {entry["said"] for entry in said.values()} == {0, 1, 2, 3}
     assert f"mmlu, {shots}-shot, no chat template" in scored.details["protocol"]
     assert scored.items[0]["correct"] is bool(said[task.ids()[0]]["metrics"]["acc"])
+
+
+def test_the_last_position_alone_gives_the_numbers_of_lm_eval(checkpoint, monkeypatch):
+    ours = harness_model(checkpoint, 3)
+    theirs = HFLM(ours.model, tokenizer=ours.tokenizer, batch_size=3)
+    contexts = [list(range(40, 40 + length)) for length in (5, 9, 2, 9, 7)]
+    letters = [("", context, [choice]) for context in contexts for choice in (3, 50, 7, 99)]
+    expected = theirs._loglikelihood_tokens(letters, disable_tqdm=True)
+    widths = []
+    head = ours.model.lm_head.forward
+    monkeypatch.setattr(ours.model.lm_head, "forward", lambda x: widths.append(x.ndim) or head(x))
+    found = ours._loglikelihood_tokens(letters)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [log for log, _ in found] == pytest.approx([log for log, _ in expected], abs=1e-5)
+    assert widths == [2, 2], "contexts by vocabulary, in two batches; positions are no axis"
+    longer = [("", context, [3, 50]) for context in contexts]
+    expected = theirs._loglikelihood_tokens(longer, disable_tqdm=True)
+    assert ours._loglikelihood_tokens(longer, disable_tqdm=True) == expected
 
 
 def test_shots_template_and_data_are_part_of_the_key(whole, tmp_path):

@@ -8,6 +8,7 @@ resuming. Its cache (use_cache) is never on: it does not know one checkpoint fro
 
 import atexit
 import json
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -25,9 +26,9 @@ import yaml
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
+from speechfuse.evals.last_position import harness_model
 from speechfuse.evals.scores import Score, mean
 from speechfuse.evals.tasks import Scored, digest, spread
-from speechfuse.evals.text import harness_model
 from speechfuse.vocab import Vocabulary
 
 OFFICIAL = Path(lm_eval.__file__).parent / "tasks"
@@ -35,6 +36,7 @@ MMLU = OFFICIAL / "mmlu" / "default"
 SUBJECTS = sorted(path.stem.removeprefix("mmlu_") for path in MMLU.glob("mmlu_*.yaml"))
 COLUMNS = {"question", "choices", "answer"}
 SPLITS = ("test", "dev")  # what the official task reads
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its advice is on settings not ours
 SEED = 1234  # of lm-eval's simple_evaluate, for few-shot examples that are drawn
 
 

@@ -24,8 +24,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from speechfuse import workers
-from speechfuse.evals import decoding
+from speechfuse.evals.last_position import harness_model
 from speechfuse.evals.scores import Score, mean
 from speechfuse.evals.tasks import Scored, digest, spread
 from speechfuse.prompts import render
@@ -109,14 +108,6 @@ class TextMMLU:
             for subject, values in right.items()
         ]
         return Scored(scores, items)
-
-
-def harness_model(checkpoint: Path, batch_size: int) -> HFLM:
-    """lm-eval's model of a checkpoint, on the device of this process."""
-    tokenizer = Vocabulary.load(checkpoint).tokenizer
-    with redirect_stderr(StringIO()):
-        model = decoding.load(checkpoint, workers.device())
-        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
 def ask(lm: HFLM, subject: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
