@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from speechfuse import artifact, shards
-from speechfuse.evals import decoding, speech
+from speechfuse import shards
+from speechfuse.evals import decoding, diagnostics, speech
 from speechfuse.evals.decoding import Listener
 from speechfuse.evals.judge import Judge
 from speechfuse.vocab import Vocabulary
-from tests.small_training import STREAM, make_parts
+from tests.small_training import STREAM, dataset, make_parts
 
 TEXTS = ["red blue green", "cat dog", "sun", "big small red blue", "green green", "cat red"]
 
@@ -29,11 +29,7 @@ def parts(tmp_path_factory) -> Path:
         }
         for i, text in enumerate(TEXTS)
     ]  # fmt: skip
-    work = artifact.Artifact(folder / "evaluation", "test", 1, {}, {})
-    work.begin()
-    path = folder / "evaluation" / shards.shard_name(0)
-    shards.write_shard(path, rows, shards.SPEECH, STREAM)
-    work.finish({}, [path])
+    dataset(folder / "evaluation", shards.SPEECH, rows, STREAM)
     return folder
 
 
@@ -137,7 +133,7 @@ def test_wer_by_split_and_duration_and_what_each_item_got(parts):
 
 def test_a_loop_is_a_reply_without_end_or_one_that_repeats():
     def loops(reply: str, capped: bool = False) -> int:
-        return speech.diagnostics([{"reply": reply, "capped": capped}])["loops"]
+        return diagnostics.of_replies([reply], [capped])["loops"]
 
     assert loops("a b c " * 5) == 1 and loops("no " * 8) == 1 and loops("x", capped=True) == 1
     assert loops("a b c " * 2) == 0 and loops("") == 0
@@ -171,6 +167,20 @@ def test_a_judge_rates_and_what_it_leaves_out_is_not_zero(parts, monkeypatch):
     assert scored.details["coverage"] == pytest.approx(5 / 6) and scored.items[0]["value"] is None
     assert asked[1] == {"id": "u1", "question": "ask 1", "reference": "1", "answer": "cat dog"}
     assert of.scoring()["judge"]["model"] == "stub"
+
+
+def test_items_of_the_training_data_are_named_and_left_out_of_a_second_score(parts):
+    rows = [{"id": "t0", "codes": [9], "text": "big small red blue", "extra": "{}"}]
+    training = dataset(parts / "training", shards.SPEECH, rows, STREAM)
+    of = task(parts, contamination=[str(training)])
+    of.check(parts / "expanded")
+    replies = [*TEXTS]
+    replies[3] = "wrong"  # what the training data holds, badly said
+    scored = of.score(replied(of, replies))
+    found = scored.details["contamination"]
+    assert (found["exact"], found["codes"]) == (1, 0) and found["without_hits"] == 0.0
+    assert [hit["id"] for hit in found["hits"]] == ["u3"] and scored.scores[0].value > 0
+    assert of.scoring() != task(parts).scoring()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config, shards, workers
-from speechfuse.evals import decoding, wer
+from speechfuse.evals import decoding, diagnostics, wer
 from speechfuse.evals.decoding import Listener
 from speechfuse.evals.judge import BlogJudge, Judge
 from speechfuse.evals.metrics import METRICS
@@ -25,10 +25,6 @@ from speechfuse.vocab import check_quantizer
 SPEECH = "{speech}"
 OWN = ("id", "text", "speaker", "language", "seconds")  # columns of a row; all else is in `extra`
 INPUTS, PROTOCOLS = ("speech", "transcript", "shuffled"), ("clean", "blog")
-REFUSAL = re.compile(
-    r"\W*((i'?m|i am) (sorry|afraid|unable|not able)|sorry|i can(no|')t|as an ai\b|unfortunately)",
-    re.IGNORECASE,
-)
 
 
 @dataclass
@@ -91,6 +87,11 @@ class Speech:
     def rater(self) -> Judge | None:
         return config.instantiate(self.judge) if self.judge is not None else None
 
+    @cached_property
+    def hits(self) -> list[dict[str, Any]]:
+        """Items found in the training data; the same for every checkpoint."""
+        return diagnostics.seen_in(self.contamination, self.rows)
+
     def column(self, row: dict[str, Any], name: str) -> str:
         """ValueError when the row has no such column, or nothing in it."""
         value = row[name] if name in OWN else row["extra"].get(name)
@@ -110,7 +111,7 @@ class Speech:
         }  # fmt: skip
 
     def scoring(self) -> dict[str, Any]:
-        training = [artifact.fingerprint_of(Path(path)) for path in self.contamination]
+        training = diagnostics.check_training(self.contamination)
         return {
             **({"judge": self.rater.identity()} if self.rater else {}),
             **({"training": training} if training else {}),
@@ -138,8 +139,7 @@ class Speech:
         elif lost := [id for id in self.rows if not self.heard.get(id)]:
             raise ValueError(f"{self.transcripts or self.data} has no transcript of {len(lost)} of "
                              f"{len(self.rows)} items, {lost[0]!r} the first of them")  # fmt: skip
-        for path in self.contamination:
-            artifact.manifest_of(Path(path))
+        diagnostics.check_training(self.contamination)
         for row in self.rows.values():
             self.turns(row, row["codes"])
             self.column(row, self.reference)
@@ -199,7 +199,8 @@ class Speech:
     def score(self, predictions: list[dict[str, Any]]) -> Scored:
         replies = {said["id"]: said["reply"] for said in predictions}
         items = {id: self._item(row, replies[id]) for id, row in self.rows.items()}
-        details = diagnostics(predictions)
+        ends = (said["capped"] for said in predictions)
+        details = diagnostics.of_replies(list(replies.values()), ends)
         if self.rater:
             asked = [
                 {"id": id, "question": self.column(row, self.question), "answer": replies[id],
@@ -215,7 +216,8 @@ class Speech:
             if rows:
                 scores += self._scores(split, [items[row["id"]] for row in rows], details)
         if self.contamination:
-            details["contamination"] = self._contamination(items, scores[0])
+            without = self._without_hits(items, scores[0])
+            details["contamination"] = diagnostics.contamination(self.hits, without)
         return Scored(scores, list(items.values()), details)
 
     def _item(self, row: dict[str, Any], reply: str) -> dict[str, Any]:
@@ -248,40 +250,11 @@ class Speech:
         details.setdefault("by_split", {})[split] = about
         return [Score("", split, *row, len(items)) for row in found.scores]
 
-    def _contamination(self, items: dict[str, dict[str, Any]], head: Score) -> dict[str, Any]:
-        """Items that the training data holds, and the headline without them."""
-        texts = [
-            {"id": id, "text": row["text"] or "", "codes": row["codes"]}
-            for id, row in self.rows.items()
-        ]
-        training = config.resolve("speechfuse.evals.contamination.Training")
-        hits = training.of(self.contamination).hits(texts)
-        kinds = {kind: len({hit["id"] for hit in hits if hit["kind"] == kind})
-                 for kind in ("exact", "ngram", "codes")}  # fmt: skip
-        hit = {found["id"] for found in hits}
-        wanted = self.splits[head.split]
+    def _without_hits(self, items: dict[str, dict[str, Any]], head: Score) -> float | None:
+        """The headline of the items that the training data does not hold."""
+        hit, wanted = {found["id"] for found in self.hits}, self.splits[head.split]
         rest = [
             dict(item) for id, item in items.items()
             if id not in hit and wanted.items() <= self.rows[id]["extra"].items()
         ]  # fmt: skip
-        without = self._scores(head.split, rest, {})[0].value if rest else None
-        return {**kinds, "without_hits": without, "hits": hits}
-
-
-def diagnostics(predictions: list[dict[str, Any]]) -> dict[str, Any]:
-    """{empty, loops, refusals, mean_words} of replies; a loop has no end, or says a group of three
-    words five times."""
-    words = [said["reply"].split() for said in predictions]
-    loops = sum(
-        said["capped"] or _repeats(each) for said, each in zip(predictions, words, strict=True)
-    )
-    return {
-        "empty": sum(not each for each in words), "loops": loops,
-        "refusals": sum(bool(REFUSAL.match(said["reply"])) for said in predictions),
-        "mean_words": sum(map(len, words)) / len(words),
-    }  # fmt: skip
-
-
-def _repeats(words: list[str]) -> bool:
-    groups = list(zip(words, words[1:], words[2:], strict=False))
-    return any(groups.count(group) >= 5 for group in set(groups))
+        return self._scores(head.split, rest, {})[0].value if rest else None

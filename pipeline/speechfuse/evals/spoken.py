@@ -8,13 +8,13 @@ published, see speechfuse.evals.speech.
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, instructions, prompts, shards, workers
-from speechfuse.evals import decoding
+from speechfuse.evals import decoding, diagnostics
 from speechfuse.evals.decoding import Listener
 from speechfuse.evals.scores import Score, errors, mean, whisper_english, word_error_rate
 from speechfuse.evals.tasks import Scored, digest, spread
@@ -56,7 +56,7 @@ class SpokenQA:
     `controls_of` with each question's audio replaced by that of another fact; `majority_answer`
     answers it with the commonest answer of the questions in `train`. Intervals are clustered by
     fact. `repeat_first`: replies hold the transcript, which is then scored; otherwise it is asked
-    for separately.
+    for separately. `contamination`: training datasets to be searched for the items.
     """
 
     path: str
@@ -66,6 +66,7 @@ class SpokenQA:
     controls_of: str
     repeat_first: bool
     transcribe_request: str
+    contamination: list[str] = field(default_factory=list)
     max_new_tokens: int = 32
     batch_size: int = 64
     limit: int | None = None
@@ -81,6 +82,11 @@ class SpokenQA:
             raise ValueError(f"splits: no row of {self.path} is in any of {', '.join(self.splits)}")
         return {id: rows[id] for id in spread([id for id in rows if id in used], self.limit)}
 
+    @cached_property
+    def hits(self) -> list[dict[str, Any]]:
+        """Items found in the training data; the same for every checkpoint."""
+        return diagnostics.seen_in(self.contamination, self.rows)
+
     def inputs(self) -> dict[str, Any]:
         settings = asdict(self)
         return {
@@ -91,11 +97,11 @@ class SpokenQA:
         }  # fmt: skip
 
     def scoring(self) -> dict[str, Any]:
-        return {"training": artifact.fingerprint_of(Path(self.train))}
+        return {"training": diagnostics.check_training([self.train, *self.contamination])}
 
     def check(self, checkpoint: Path) -> None:
         check_quantizer(checkpoint, shards.read_stream(Path(self.path))["quantizer"], self.path)
-        artifact.manifest_of(Path(self.train))
+        diagnostics.check_training([self.train, *self.contamination])
         if self.controls_of not in self.splits:
             raise ValueError(f"controls_of={self.controls_of}: choose one of {[*self.splits]}")
         for row in self.rows.values():
@@ -152,7 +158,17 @@ class SpokenQA:
         if exact:
             name = f"{self.controls_of}_heard_exactly"
             scores.append(accuracy(name, [said[id]["answer"] for id in exact], exact))
-        return Scored(scores, [self._item(row, said[id], found) for id, row in rows.items()])
+        ends = (each["capped"] for each in predictions)
+        details = diagnostics.of_replies([each["answer"] for each in predictions], ends)
+        if self.contamination:
+            name, hit = scores[0].split, {each["id"] for each in self.hits}
+            rest = [id for id in found[name] if id not in hit]
+            clean = accuracy(name, [said[id]["answer"] for id in rest], rest) if rest else None
+            details["contamination"] = diagnostics.contamination(
+                self.hits, clean.value if clean else None
+            )
+        items = [self._item(row, said[id], found) for id, row in rows.items()]
+        return Scored(scores, items, details)
 
     @staticmethod
     def _item(row: dict, said: dict, found: dict[str, list[str]]) -> dict[str, Any]:
@@ -243,4 +259,5 @@ class Transcription:
             }
             for (id, row), counted in zip(rows.items(), each, strict=True)
         ]  # fmt: skip
-        return Scored(scores, items)
+        ends = (said["capped"] for said in predictions)
+        return Scored(scores, items, diagnostics.of_replies(list(heard.values()), ends))
