@@ -29,7 +29,7 @@ from speechfuse.evals import cells
 from speechfuse.evals.cells import Cell
 from speechfuse.evals.tasks import Task, digest
 
-SCORING = ("scores", "wer", "metrics", "judge", "verdicts", "contamination", "diagnostics")  # modules of speechfuse.evals
+SCORING = "scores wer metrics judge verdicts contamination diagnostics".split()  # modules of evals
 
 
 @dataclass
