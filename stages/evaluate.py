@@ -75,35 +75,40 @@ def expand(entry: dict[str, Any]) -> list[tuple[str, Path]]:
     return [(entry["name"], path)]
 
 
-def chosen(job: Evaluate) -> Iterator[tuple[str, Path, str]]:
-    """(checkpoint's name, its folder, task) of what `only` leaves. ValueError for a name that is
-    none, a task that is not described, and checkpoints of one name."""
-    found = []
+def chosen(job: Evaluate) -> list[tuple[str, Path, str]]:
+    """(checkpoint's name, its folder, task) of what `only` leaves; runs that it leaves out need not
+    be there. ValueError for a name that is none, and a task that is not described."""
+    names, found = [*job.tasks], []
+    tasks, others = {*job.only} & {*job.tasks}, {*job.only} - {*job.tasks}
     for entry in job.checkpoints:
         if missing := {"name", "path", "tasks"} - entry.keys():
             raise ValueError(f"checkpoints: {entry} lacks {', '.join(sorted(missing))}")
+        name = str(entry["name"])
+        if name.split("/")[0] == "cells":
+            raise ValueError("checkpoints: 'cells' is the folder of predictions; take another name")
         for task in entry["tasks"]:
             if task not in job.tasks:
                 raise ValueError(
-                    f"checkpoints: {entry['name']} has the task {task!r}, which tasks does not "
-                    f"describe; it has {', '.join(job.tasks)}"
+                    f"checkpoints: {name} has the task {task!r}, which tasks does not describe; it "
+                    f"has {', '.join(job.tasks)}"
                 )
-        for name, checkpoint in expand(entry):
-            found += [(entry["name"], name, checkpoint, task) for task in entry["tasks"]]
-    places = [(name, task) for _, name, _, task in found]
+        names.append(name)
+        if others and not any(f"{other}/".startswith(f"{name}/") for other in others):
+            continue
+        for full, checkpoint in expand(entry):
+            names.append(full)
+            if not others or {name, full} & others:
+                wanted = [task for task in entry["tasks"] if not tasks or task in tasks]
+                found += [(full, checkpoint, task) for task in wanted]
+    if unknown := [name for name in job.only if name not in names]:
+        known = ", ".join(dict.fromkeys(names))
+        raise ValueError(
+            f"only={job.only}: no checkpoint or task is named {unknown[0]!r}; there are {known}"
+        )
+    places = [(name, task) for name, _, task in found]
     if twice := [place for place in places if places.count(place) > 1]:
         raise ValueError(f"checkpoints: {' '.join(twice[0])} is there twice; name them differently")
-    known = {name for of, full, _, task in found for name in (of, full, task)}
-    for name in job.only:
-        if name not in known:
-            raise ValueError(
-                f"only={job.only}: no checkpoint or task is named {name!r}; there are "
-                f"{', '.join(sorted(known))}"
-            )
-    tasks, others = {t for t in job.only if t in job.tasks}, {*job.only} - job.tasks.keys()
-    for of, name, checkpoint, task in found:
-        if (not others or {of, name} & others) and (not tasks or task in tasks):
-            yield name, checkpoint, task
+    return found
 
 
 def pinned(spec: dict[str, Any]) -> dict[str, Any]:
@@ -125,10 +130,8 @@ def instance(spec: dict[str, Any]) -> Task:
 
 def prepare(job: Evaluate) -> list[Work]:
     """All cells, checked; ValueError for the first that could not succeed."""
-    if "cells" in {str(entry.get("name")).split("/")[0] for entry in job.checkpoints}:
-        raise ValueError("checkpoints: 'cells' is the folder of predictions; choose another name")
     limit = {} if job.limit is None else {"limit": job.limit}
-    out, wanted = Path(job.out), list(chosen(job))
+    out, wanted = Path(job.out), chosen(job)
     specs = {task: {**pinned(job.tasks[task]), **limit} for _, _, task in wanted}
     found, prints = [], dict[Path, str]()
     for name, checkpoint, task in tqdm(wanted, "checking", unit="cell", leave=False, delay=1):

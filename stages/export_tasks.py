@@ -1,12 +1,12 @@
 """Write speech tasks as ordinary lm-eval tasks, for anybody's lm-eval.
 
-    python -m stages.export_tasks recipes/early_fusion_8b/evaluate.yaml to=exported
+    python -m stages.export_tasks recipes/early_fusion_8b/evaluate.yaml out=exported
     lm_eval run --model hf --model_args pretrained=CHECKPOINT --include_path exported --tasks NAME
 
-In: the configuration of stages.evaluate. Out: for each speech task <to>/<task>.yaml, the prompts as
-text (audio as sound tokens) in <to>/<task>.jsonl, and a <to>/speechfuse_<metric>.py that scores as
-stages.evaluate does (`pip install speechfuse`). What a judge would rate is only predicted. Prompts
-hold the whole chat layout: no --apply_chat_template.
+In: the configuration of stages.evaluate. Out: for each speech task <out>/<task>.yaml, the prompts
+as text (audio as sound tokens) in <out>/<task>.jsonl, and a <out>/speechfuse_<metric>.py that
+scores as stages.evaluate does (`pip install speechfuse`). What a judge would rate is only
+predicted. Prompts hold the whole chat layout: no --apply_chat_template.
 """
 
 import json
@@ -48,10 +48,9 @@ def aggregate(pairs):
 @dataclass
 class ExportTasks:
     tasks: dict[str, dict[str, Any]] = field(metadata={"help": "task name -> {_component_, ...}"})
-    to: str = field(metadata={"help": "folder of the exported tasks"})
+    out: str = field(metadata={"help": "folder of the exported tasks"})
     only: list[str] = field(default_factory=list, metadata={"help": "tasks; empty: all of speech"})
     limit: int | None = field(default=None, metadata={"help": "items of each task"})
-    out: str = field(default="", metadata={"help": "of stages.evaluate"})
     checkpoints: list[dict[str, Any]] = field(
         default_factory=list, metadata={"help": "of stages.evaluate"}
     )
@@ -87,7 +86,7 @@ def prompt(task: Speech, row: dict[str, Any]) -> str:
     )
 
 
-def export(name: str, task: Speech, to: Path) -> int:
+def export(name: str, task: Speech, out: Path) -> int:
     """Write one task; gives the number of its items."""
     if task.protocol != "clean" or task.input == "shuffled":
         raise ValueError(f"{name}: only protocol clean with input speech or transcript is exported")
@@ -96,11 +95,11 @@ def export(name: str, task: Speech, to: Path) -> int:
         for id, row in task.rows.items()
     ]
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    artifact.write_atomic(to / f"{name}.jsonl", lines)
+    artifact.write_atomic(out / f"{name}.jsonl", lines)
     rated = task.metric not in METRICS
     module = f"speechfuse_{'accuracy' if rated else task.metric}"
     text = FUNCTIONS.format(metric="accuracy" if rated else task.metric)
-    artifact.write_atomic(to / f"{module}.py", text)
+    artifact.write_atomic(out / f"{module}.py", text)
     better = {"higher_is_better": task.metric not in ("wer", "cer")}
     metric = {"metric": task.metric, "aggregation": Function(f"{module}.aggregate"), **better}
     content: dict[str, Any] = {
@@ -116,7 +115,7 @@ def export(name: str, task: Speech, to: Path) -> int:
     if rated:  # lm-eval keeps the replies and scores nothing
         del content["process_results"]
         content["metric_list"] = [{"metric": "bypass"}]
-    artifact.write_atomic(to / f"{name}.yaml", yaml.dump(content, Dumper=Dumper, sort_keys=False))
+    artifact.write_atomic(out / f"{name}.yaml", yaml.dump(content, Dumper=Dumper, sort_keys=False))
     return len(rows)
 
 
@@ -134,8 +133,8 @@ def main(job: ExportTasks) -> None:
         for key, value in spec.items():
             if isinstance(value, str) and (pin := hub.pinned(value)):
                 spec[key] = str(hub.local(pin))
-        count = export(name, config.instantiate(spec, **limit), Path(job.to))
-        print(f"{Path(job.to) / name}.yaml: {count:,} items")
+        count = export(name, config.instantiate(spec, **limit), Path(job.out))
+        print(f"{Path(job.out) / name}.yaml: {count:,} items")
     if not speech:
         raise ValueError("tasks holds no speech task (speechfuse.evals.speech.Speech) to export")
 

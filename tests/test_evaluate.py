@@ -222,8 +222,13 @@ def test_only_takes_checkpoints_epochs_and_tasks(sweep):
     assert names("same") == ["run/epoch_0 same", "run/epoch_1 same"]
     assert names("base", "run/epoch_0", "wer") == ["base wer", "run/epoch_0 wer"]
     assert len(names()) == len(NAMES)
-    with pytest.raises(ValueError, match="named 'stage3'; there are base, run, run/epoch_0"):
+    with pytest.raises(ValueError, match=r"named 'stage3'; there are wer, same, base, run"):
         names("stage3")
+    (sweep.folder / "half" / "epoch_0").mkdir(parents=True)  # a run that is still being trained
+    job.checkpoints[1]["path"] = str(sweep.folder / "half")
+    assert names("base") == ["base wer"]
+    with pytest.raises(ValueError, match="half holds no manifest"):
+        names("run/epoch_0")
 
 
 def broken(sweep: Sweep, what: str, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def export(parts: Path, folder: Path, tasks: dict[str, dict[str, Any]], *overrid
     path = folder / "evaluate.yaml"
     described = {name: {"_component_": SPEECH, **spec} for name, spec in tasks.items()}
     path.write_text(yaml.safe_dump({"out": "unused", "checkpoints": [], "tasks": described}))
-    job = config.load(export_tasks.ExportTasks, path, [f"to={folder / 'exported'}", *overrides])
+    job = config.load(export_tasks.ExportTasks, path, [f"out={folder / 'exported'}", *overrides])
     export_tasks.main(job)
     return folder / "exported"
 
