@@ -56,7 +56,8 @@ class SpokenQA:
     `controls_of` with each question's audio replaced by that of another fact; `majority_answer`
     answers it with the commonest answer of the questions in `train`. Intervals are clustered by
     fact. `repeat_first`: replies hold the transcript, which is then scored; otherwise it is asked
-    for separately. `contamination`: training datasets to be searched for the items.
+    for separately. `input` transcript asks in text instead (an upper bound, for a base model).
+    `contamination`: training datasets to be searched for the items.
     """
 
     path: str
@@ -66,6 +67,7 @@ class SpokenQA:
     controls_of: str
     repeat_first: bool
     transcribe_request: str
+    input: str = "speech"
     contamination: list[str] = field(default_factory=list)
     max_new_tokens: int = 32
     batch_size: int = 64
@@ -93,14 +95,17 @@ class SpokenQA:
             "task": "spoken_qa", "data": artifact.fingerprint_of(Path(self.path)),
             "decoding": decoding.VERSION, "items": digest(list(self.rows)),
             **{key: settings[key] for key in
-               ("repeat_first", "transcribe_request", "max_new_tokens", "batch_size")},
+               ("repeat_first", "transcribe_request", "input", "max_new_tokens", "batch_size")},
         }  # fmt: skip
 
     def scoring(self) -> dict[str, Any]:
         return {"training": diagnostics.check_training([self.train, *self.contamination])}
 
     def check(self, checkpoint: Path) -> None:
-        check_quantizer(checkpoint, shards.read_stream(Path(self.path))["quantizer"], self.path)
+        if self.input not in ("speech", "transcript"):
+            raise ValueError(f"input={self.input}: choose speech or transcript")
+        if self.input == "speech":
+            check_quantizer(checkpoint, shards.read_stream(Path(self.path))["quantizer"], self.path)
         diagnostics.check_training([self.train, *self.contamination])
         if self.controls_of not in self.splits:
             raise ValueError(f"controls_of={self.controls_of}: choose one of {[*self.splits]}")
@@ -112,22 +117,30 @@ class SpokenQA:
 
     def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
         """{"id", "answer", "heard", "tokens", "capped"}."""
-        stream = shards.read_stream(Path(self.path))
-        listener = Listener(checkpoint, stream["quantizer"], self.path, workers.device())
-        asked = {id: instructions.answer(row)[:1] for id, row in self.rows.items()}
+        heard = {id: row["text"] for id, row in self.rows.items()}
+        if in_text := self.input == "transcript":
+            identity = None
+            asked = {id: [{"role": "user", "segments": [{"text": heard[id]}]}] for id in heard}
+        else:
+            identity = shards.read_stream(Path(self.path))["quantizer"]
+            asked = {id: instructions.answer(row)[:1] for id, row in self.rows.items()}
+        listener = Listener(checkpoint, identity, self.path, workers.device())
         size = self.batch_size
         for batch in listener.replies(asked, todo, self.max_new_tokens, size):
-            heard = [prompts.read_spoken_answer(said["reply"])[0] for said in batch]
-            if not self.repeat_first:
+            if self.repeat_first:
+                heard = {s["id"]: prompts.read_spoken_answer(s["reply"])[0] for s in batch}
+            elif not in_text:
                 request = [self.transcribe_request]
                 again = [instructions.transcribe(self.rows[s["id"]], request)[:1] for s in batch]
-                heard = listener.reply(again, self.max_new_tokens, size)
+                replies = listener.reply(again, self.max_new_tokens, size)
+                heard = {s["id"]: reply for s, reply in zip(batch, replies, strict=True)}
             yield [
                 {
                     "id": said["id"], "answer": prompts.read_spoken_answer(said["reply"])[1],
-                    "heard": transcript, "tokens": said["tokens"], "capped": said["capped"],
+                    "heard": heard[said["id"]], "tokens": said["tokens"],
+                    "capped": said["capped"],
                 }
-                for said, transcript in zip(batch, heard, strict=True)
+                for said in batch
             ]  # fmt: skip
 
     def score(self, predictions: list[dict[str, Any]]) -> Scored:
