@@ -49,23 +49,20 @@ class Watch:
     def __init__(self, guards: Guards, earlier: list[dict[str, Any]], first: int = 0) -> None:
         self.guards, self.first = guards, first
         self.quarantined = sum("quarantined" in line for line in earlier)
-        self._seen: list[tuple[float, float]] = []
+        self._seen: list[tuple[int, float, float]] = []
         for line in earlier:
             if "quarantined" not in line:
                 self._remember(line["step"], line["loss"], line["grad_norm"])
 
     def _remember(self, step: int, loss: float, norm: float) -> None:
-        self._seen = [*self._since(step), (loss, norm)][-WINDOW:]
-
-    def _since(self, step: int) -> list[tuple[float, float]]:
-        """What a step is compared with."""
-        return [] if step == self.first + 1 else self._seen
+        self._seen = [*self._seen, (step, loss, norm)][-WINDOW:]
 
     def fault(self, step: int, loss: float, norm: float) -> str | None:
         """What is wrong with a step, None for a good one, which is remembered."""
+        comparable = [each for each in self._seen if (each[0] > self.first) == (step > self.first)]
         for name, value, seen in (
-            ("loss", loss, [each[0] for each in self._since(step)]),
-            ("gradient norm", norm, [each[1] for each in self._since(step)]),
+            ("loss", loss, [each[1] for each in comparable]),
+            ("gradient norm", norm, [each[2] for each in comparable]),
         ):
             if not math.isfinite(value):
                 return f"{name} is {value}"
