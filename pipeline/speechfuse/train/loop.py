@@ -333,7 +333,7 @@ def run(job: Finetune) -> None:
     metrics = Metrics(
         out, done, meter, rank == 0, job.runtime.tracker, work.fingerprint, asdict(job)
     )
-    watch = guards.Watch(job.runtime.guards, metrics.earlier)
+    watch = guards.Watch(job.runtime.guards, metrics.earlier, job.new_rows_first)
     signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "stop", True))
     batches = datasets.Batches(mixture, rank, ranks, micro)
     loader = DataLoader(
@@ -349,7 +349,7 @@ def run(job: Finetune) -> None:
         targets = sum(count for _, count in losses.values())
         loss = sum(value for value, _ in losses.values()) / max(1, targets)
         optimizers.set_rates(optimizer, [peak * factor(step - 1) for peak in peaks])
-        fault = watch.fault(loss, norm)
+        fault = watch.fault(step, loss, norm)
         if fault:
             _bad_step(job, step, fault, mixture, states, watch, rank)
         else:
