@@ -9,13 +9,14 @@ import lm_eval
 import pytest
 import torch
 import yaml
+from lm_eval import utils
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from speechfuse.evals import harness
 from speechfuse.evals.harness import SUBJECTS, Harness
-from speechfuse.evals.last_position import harness_model
+from speechfuse.evals.last_position import compiled_once, harness_model
 from stages.init_base import train_tokenizer
 from tests.mmlu_folder import question, write_mmlu
 
@@ -72,9 +73,13 @@ def direct(checkpoint, mmlu, tmp_path_factory):
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     lm = HFLM(model, tokenizer=AutoTokenizer.from_pretrained(checkpoint), batch_size=16)
 
+    group = manager.load("mmlu_local")["groups"]["mmlu_local"]
+
     def run(shots: int, samples: dict[str, list[int]] | None) -> dict:
+        for task in group.get_all_tasks():
+            task.set_config("num_fewshot", None)  # a 0 of the last call would stay
         return lm_eval.simple_evaluate(
-            lm, tasks=["mmlu_local"], task_manager=manager, num_fewshot=shots, samples=samples,
+            lm, tasks=[group], task_manager=manager, num_fewshot=shots, samples=samples,
             bootstrap_iters=0,
         )  # fmt: skip
 
@@ -139,6 +144,22 @@ def test_the_last_position_alone_gives_the_numbers_of_lm_eval(checkpoint, monkey
     longer = [("", context, [3, 50]) for context in contexts]
     expected = theirs._loglikelihood_tokens(longer, disable_tqdm=True)
     assert ours._loglikelihood_tokens(longer, disable_tqdm=True) == expected
+
+
+def test_a_prompt_is_tokenized_once_and_a_template_compiled_once(checkpoint, monkeypatch):
+    lm = harness_model(checkpoint, 3)
+    texts = []
+    encode = lm.tokenizer.encode
+    monkeypatch.setattr(lm.tokenizer, "encode", lambda t, **kw: texts.append(t) or encode(t, **kw))
+    pairs = [lm._encode_pair("Answer:", f" {letter}") for letter in "ABCD"]
+    assert texts.count("Answer:") == 1 and len(texts) == 5
+    assert [list(context) for context, _ in pairs] == [encode("Answer:")] * 4
+    pairs[0][0].append(1)  # nobody's list is anybody else's
+    assert lm.tok_encode("Answer:") == encode("Answer:")
+    before = utils.env.from_string
+    with compiled_once():
+        assert utils.env.from_string("{{a}}") is utils.env.from_string("{{a}}")
+    assert utils.env.from_string == before
 
 
 def test_shots_template_and_data_are_part_of_the_key(whole, tmp_path):

@@ -26,7 +26,7 @@ import yaml
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from speechfuse.evals.last_position import harness_model
+from speechfuse.evals.last_position import compiled_once, harness_model
 from speechfuse.evals.scores import Score, mean
 from speechfuse.evals.tasks import Scored, digest, spread
 from speechfuse.vocab import Vocabulary
@@ -140,7 +140,8 @@ class Harness:
         for name, numbers in wanted.items():
             task = self.loaded[name]
             some = None if len(numbers) == len(task.eval_docs) else {name: numbers}
-            with redirect_stderr(StringIO()), redirect_stdout(StringIO()):  # many progress bars
+            quiet = redirect_stderr(StringIO()), redirect_stdout(StringIO())  # many progress bars
+            with quiet[0], quiet[1], compiled_once():
                 results = evaluate(
                     lm, {"tasks": {name: task}}, samples=some, bootstrap_iters=0,
                     apply_chat_template=self.apply_chat_template,

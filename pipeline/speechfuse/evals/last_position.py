@@ -1,16 +1,20 @@
-"""lm-eval's model of a checkpoint, faster where an answer is one token.
+"""lm-eval's model of a checkpoint, without work that it does more than once.
 
 In: a Hugging Face folder. Out: an lm_eval.models.huggingface.HFLM. For multiple choice by letters
 lm-eval computes logits at every position of a prompt, 128,256 numbers each in Llama 3, and reads
-those of the last; here only those are computed. Batches, order and numbers are the same.
+those of the last; here only those are computed. It also tokenizes a prompt again for each choice,
+and compiles a task's template again for each item. Batches, order and numbers are the same.
 """
 
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval import utils
 from lm_eval.models.huggingface import HFLM
 
 from speechfuse import workers
@@ -20,6 +24,16 @@ from speechfuse.vocab import Vocabulary
 
 class LastPosition(HFLM):
     """An HFLM of a transformers Llama."""
+
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        """Ids of a text; those of the last few texts are remembered."""
+        known = self.__dict__.setdefault("_known", {})
+        key = (string, args, tuple(sorted(kwargs.items())))
+        if key not in known:
+            if len(known) >= 16:
+                known.clear()
+            known[key] = super().tok_encode(string, *args, **kwargs)
+        return list(known[key])
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], *args: Any, **kwargs: Any
@@ -64,3 +78,14 @@ def harness_model(checkpoint: Path, batch_size: int) -> HFLM:
     with redirect_stderr(StringIO()):
         model = decoding.load(checkpoint, workers.device())
         return LastPosition(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+
+@contextmanager
+def compiled_once() -> Iterator[None]:
+    """Inside, lm-eval compiles each template once."""
+    compile_template = utils.env.from_string
+    utils.env.from_string = cache(compile_template)
+    try:
+        yield
+    finally:
+        utils.env.from_string = compile_template
