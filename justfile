@@ -5,6 +5,7 @@ python := ".venv/bin/python"
 train := if ranks == "1" { python } else { python + " -m torch.distributed.run --standalone --nproc-per-node " + ranks }
 r := "recipes/" + recipe
 gate := "true"
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT := "600"  # seconds that ranks have to save their state after SIGTERM
 
 # list the verbs
 default:

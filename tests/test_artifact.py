@@ -201,6 +201,28 @@ def test_a_kill_between_plan_and_finish_leaves_incomplete(tmp_path):
     assert resumed.begin() and resumed.plan == ["a", "b"]
 
 
+def test_two_processes_are_not_at_work_in_one_folder(tmp_path):
+    """Nor is it moved away from under the first."""
+    out = tmp_path / "data"
+    assert make(out).begin([])
+    (out / "work").write_text("of the first")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from speechfuse.artifact import Artifact\n"
+        f"config = {CONFIG!r}\n"
+        "for fresh in (False, True):\n"
+        "    other = Artifact(Path(sys.argv[1]), 'tokenize_speech', 1, config, {'corpus': 'aa'})\n"
+        "    try:\n"
+        "        other.begin([], fresh=fresh)\n"
+        "    except ValueError as error:\n"
+        "        assert 'another process is at work there' in str(error), error\n"
+        "    else:\n"
+        "        sys.exit(1)\n"
+    )
+    assert run_python(code, out) == 0
+    assert (out / "work").read_text() == "of the first"
+
+
 def test_a_kill_inside_a_write_leaves_the_old_file_whole(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
