@@ -123,6 +123,7 @@ def test_fresh_moves_aside_and_deletes_nothing(tmp_path):
     assert other.begin("second", fresh=True) and other.plan == "second"
     assert tree(tmp_path / "data.old-1") == first
     second = tree(out)
+    del second[".lock"]  # of work that goes on
     assert make(out, seed=3).begin("third", fresh=True)
     assert tree(tmp_path / "data.old-1") == first and tree(tmp_path / "data.old-2") == second
     assert make(tmp_path / "never", seed=3).begin(fresh=True)  # nothing there: nothing to move
@@ -204,7 +205,8 @@ def test_a_kill_between_plan_and_finish_leaves_incomplete(tmp_path):
 def test_two_processes_are_not_at_work_in_one_folder(tmp_path):
     """Nor is it moved away from under the first."""
     out = tmp_path / "data"
-    assert make(out).begin([])
+    first = make(out)
+    assert first.begin([])
     (out / "work").write_text("of the first")
     code = (
         "import sys; from pathlib import Path\n"
