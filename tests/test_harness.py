@@ -142,8 +142,14 @@ def test_the_last_position_alone_gives_the_numbers_of_lm_eval(checkpoint, monkey
     assert [log for log, _ in found] == pytest.approx([log for log, _ in expected], abs=1e-5)
     assert widths == [2, 2], "contexts by vocabulary, in two batches; positions are no axis"
     longer = [("", context, [3, 50]) for context in contexts]
+    longer += [("", [60, *context], [3, 9, 50][:size]) for context in contexts for size in (1, 3)]
     expected = theirs._loglikelihood_tokens(longer, disable_tqdm=True)
-    assert ours._loglikelihood_tokens(longer, disable_tqdm=True) == expected
+    found = ours._loglikelihood_tokens(longer)
+    assert [log for log, _ in found] == pytest.approx([log for log, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    cut = [("", [60] * (ours.max_length + 5), [3])]
+    expected = theirs._loglikelihood_tokens(cut, disable_tqdm=True)
+    assert ours._loglikelihood_tokens(cut, disable_tqdm=True) == expected
 
 
 def test_a_prompt_is_tokenized_once_and_a_template_compiled_once(checkpoint, monkeypatch):

@@ -11,6 +11,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from speechfuse.evals import text
+from speechfuse.evals.last_position import LastPosition
 from speechfuse.prompts import render
 from speechfuse.vocab import Vocabulary
 from stages.init_base import train_tokenizer
@@ -168,13 +169,13 @@ def test_a_limit_takes_items_at_equal_distances(tmp_path):
 
 def test_the_model_is_shown_the_ids_of_prompts_render(checkpoints, tmp_path, monkeypatch):
     seen = []
-    call = HFLM._model_call
+    call = LastPosition._last
 
-    def record(self, inps, **kwargs):
-        seen.extend(tuple(ids) for ids in inps.tolist())
-        return call(self, inps, **kwargs)
+    def record(self, inputs, read):
+        seen.extend(inputs)
+        return call(self, inputs, read)
 
-    monkeypatch.setattr(HFLM, "_model_call", record)
+    monkeypatch.setattr(LastPosition, "_last", record)
     multiple_choice(checkpoints["untrained"], write(tmp_path / "mmlu", rows()), 1)
     vocabulary = Vocabulary.load(checkpoints["untrained"])
     expected = set()

@@ -1,8 +1,8 @@
 """lm-eval's model of a checkpoint, without work that it does more than once.
 
-In: a Hugging Face folder. Out: an lm_eval.models.huggingface.HFLM. For multiple choice by letters
-lm-eval computes logits at every position of a prompt, 128,256 numbers each in Llama 3, and reads
-those of the last; here only those are computed. It also tokenizes a prompt again for each choice,
+In: a Hugging Face folder. Out: an lm_eval.models.huggingface.HFLM. For multiple choice lm-eval
+computes logits at every position of a prompt, 128,256 numbers each in Llama 3, and reads those of
+the choices; here only those are computed. It also tokenizes a prompt again for each choice,
 and compiles a task's template again for each item. Batches, order and numbers are the same.
 """
 
@@ -39,37 +39,38 @@ class LastPosition(HFLM):
         self, requests: list[tuple[Any, list[int], list[int]]], *args: Any, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """(log-likelihood, whether greedy) of each (name, context, continuation)."""
-        longest = max((len(context) for _, context, _ in requests), default=0)
-        if longest > self.max_length or any(len(answer) != 1 for _, _, answer in requests):
+        asked: dict[tuple[int, ...], list[int]] = {}  # the letters of a question are one input
+        for i, (_, context, answer) in enumerate(requests):
+            asked.setdefault((*context, *answer[:-1]), []).append(i)
+        if any(len(ids) > self.max_length for ids in asked):  # lm-eval cuts those from the left
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
-        asked: dict[tuple[int, ...], list[int]] = {}  # four choices, one context
-        for i, (_, ids, _) in enumerate(requests):
-            asked.setdefault(tuple(ids), []).append(i)
-        order = sorted(asked, key=lambda context: (-len(context), context))
+        order = sorted(asked, key=lambda ids: (-len(ids), ids))
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for start in range(0, len(order), self.batch_size):
             chunk = order[start : start + self.batch_size]
-            logs = self._last(chunk)
-            for row, context in enumerate(chunk):
-                tokens = [requests[i][2][0] for i in asked[context]]
-                best = int(logs[row].argmax())
-                for i, token, log in zip(
-                    asked[context], tokens, logs[row, tokens].tolist(), strict=True
-                ):
-                    found[i] = (log, token == best)
+            read = [max(len(requests[i][2]) for i in asked[ids]) for ids in chunk]
+            for ids, logs in zip(chunk, self._last(chunk, read), strict=True):
+                best = logs.argmax(-1).tolist()
+                for i in asked[ids]:
+                    answer = requests[i][2]
+                    places = torch.arange(len(logs) - len(answer), len(logs))
+                    said = logs[places, torch.tensor(answer)].sum()
+                    found[i] = (float(said), best[-len(answer) :] == answer)
         return found
 
     @torch.inference_mode()
-    def _last(self, contexts: list[tuple[int, ...]]) -> torch.Tensor:
-        """Log-probabilities (contexts, vocabulary) of what follows each context."""
-        tokens = torch.zeros(len(contexts), max(map(len, contexts)), dtype=torch.long)
-        for row, context in enumerate(contexts):
-            tokens[row, : len(context)] = torch.tensor(context)
-        ends = torch.tensor([len(context) - 1 for context in contexts], device=self.device)
+    def _last(self, inputs: list[tuple[int, ...]], read: list[int]) -> list[torch.Tensor]:
+        """Log-probabilities (read, vocabulary) of what follows the last `read` ids of each."""
+        tokens = torch.zeros(len(inputs), max(map(len, inputs)), dtype=torch.long)
+        for row, ids in enumerate(inputs):
+            tokens[row, : len(ids)] = torch.tensor(ids)
         states = self.model.model(tokens.to(self.device), use_cache=False).last_hidden_state
-        rows = torch.arange(len(contexts), device=self.device)
-        logits = self.model.lm_head(states[rows, ends])
-        return torch.log_softmax(logits, -1, dtype=self.softmax_dtype).cpu()
+        last = [
+            states[row, len(ids) - count : len(ids)]
+            for row, (ids, count) in enumerate(zip(inputs, read, strict=True))
+        ]
+        logits = self.model.lm_head(torch.cat(last))
+        return list(torch.log_softmax(logits, -1, dtype=self.softmax_dtype).cpu().split(read))
 
 
 def harness_model(checkpoint: Path, batch_size: int) -> HFLM:
