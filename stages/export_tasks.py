@@ -5,7 +5,7 @@
 
 In: the configuration of stages.evaluate. Out: for each speech task <out>/<task>.yaml, the prompts
 as text (audio as sound tokens) in <out>/<task>.jsonl, and a <out>/speechfuse_<metric>.py that
-scores as stages.evaluate does (`pip install speechfuse`). What a judge would rate is only
+scores as stages.evaluate does, with speechfuse installed. What a judge would rate is only
 predicted. Prompts hold the whole chat layout: no --apply_chat_template.
 """
 
