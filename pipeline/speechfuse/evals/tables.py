@@ -32,7 +32,8 @@ def shown(score: Score) -> str:
 
 
 def caveats(cell: Result, of: Key) -> list[str]:
-    """What to know beside a number. Contamination is that of the file's first score."""
+    """What to know beside a number. Contamination is that of the file's first score: its items that
+    are in the training data, each counted once."""
     told, details = [], cell.details
     if (coverage := details.get("coverage", 1.0)) < 1:
         told.append(f"coverage {int(1000 * coverage) / 10:g}%")  # never rounded up to 100
@@ -40,7 +41,8 @@ def caveats(cell: Result, of: Key) -> list[str]:
         told.append("partial")
     seen = details.get("contamination", {})
     if seen and of == next(iter(cell.scores)):
-        hits = sum(seen.get(kind, 0) for kind in ("exact", "ngram", "codes"))
+        split = {item["id"] for item in cell.items if item.get("split") in (of[1], None)}
+        hits = len(split & {hit["id"] for hit in seen.get("hits", [])})
         without = seen.get("without_hits")
         rest = f", without them {without:.3f}" if hits and without is not None else ""
         told.append(f"{hits} hits in training{rest}")
