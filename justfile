@@ -4,6 +4,8 @@ ranks := "1"
 python := ".venv/bin/python"
 train := if ranks == "1" { python } else { python + " -m torch.distributed.run --standalone --nproc-per-node " + ranks }
 r := "recipes/" + recipe
+gate := "true"
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT := "600"  # seconds that ranks have to save their state after SIGTERM
 
 # list the verbs
 default:
@@ -16,7 +18,7 @@ setup:
       cp pyproject.toml constraints.txt .venv/ )
 
 # the whole road on the embedded default: speech in, table of scores out (out/demo/report.md)
-demo: setup data expand stage1 stage2 evaluate report
+demo: setup data expand stage1 stage2 sweep
 
 # the original's plain stage 2 beside it: no text replay, no transcript in the target
 demo-plain: demo
@@ -74,21 +76,40 @@ expand *args: setup
 stage1 *args: setup
     {{train}} recipes/finetune.py {{r}}/stage1.yaml {{args}}
 
-# stage 2: spoken instructions, transcription, text replay
+# stage 2: spoken instructions, transcription, text replay; first what stage 1 left must pass the gate (gate=false: unasked)
 stage2 *args: setup
+    @if [ {{gate}} = true ] && [ -f {{r}}/gate.yaml ]; then {{python}} -m stages.evaluate {{r}}/evaluate.yaml only=[base,stage1] && {{python}} -m stages.gate {{r}}/gate.yaml; fi
     {{train}} recipes/finetune.py {{r}}/stage2.yaml {{args}}
 
 # which row spoiled a step: just bisect-batch recipes/NAME/stage2.yaml 123
 bisect-batch config at *args: setup
     {{python}} -m stages.bisect_batch {{config}} at={{at}} {{args}}
 
+# score every epoch on every task, then the report: just recipe=NAME sweep [only=[stage2] limit=100 --dry-run]
+sweep *args: setup
+    @{{python}} -m stages.evaluate {{r}}/evaluate.yaml {{args}}; code=$?; \
+    case "$code {{args}}" in 2*|*dry*) exit $code;; esac; \
+    {{python}} -m stages.report {{r}}/report.yaml && exit $code
+
 # score the checkpoints: text multiple choice, spoken questions, transcription
 evaluate *args: setup
     {{python}} -m stages.evaluate {{r}}/evaluate.yaml {{args}}
 
-# table, plots and the chosen epoch from the scores
+# table, plots, page and the chosen epoch from the scores
 report *args: setup
     {{python}} -m stages.report {{r}}/report.yaml {{args}}
+
+# whether a checkpoint is good enough for the next stage
+gate *args: setup
+    {{python}} -m stages.gate {{r}}/gate.yaml {{args}}
+
+# AudioBench's word error rate of a file of {"reference", "prediction"} lines: just score-wer FILE.jsonl
+score-wer file *args: setup
+    {{python}} -m stages.score_wer file={{quote(file)}} {{args}}
+
+# the tasks as lm-eval YAML, for anybody to run: just export-tasks [out=exported]
+export-tasks *args: setup
+    {{python}} -m stages.export_tasks {{r}}/evaluate.yaml out=out/{{recipe}}/tasks {{args}}
 
 # answer a spoken question with the best epoch: just ask FILE.wav
 ask file *args: setup

@@ -7,10 +7,6 @@ speechfuse.train.loop). It also runs without torchrun, as one process. Every key
 checked; `--help` lists them.
 """
 
-import os
-from typing import Any
-
-import torch
 import torch.distributed as dist
 
 from speechfuse import config
@@ -18,21 +14,10 @@ from speechfuse.train import loop
 
 
 def main(job: loop.Finetune) -> None:
-    alone = "RANK" not in os.environ
-    if alone and job.compute_dtype == job.dtype:
-        loop.run(job)
-        return
-    # mixed precision is FSDP2's, which needs a process group, be it of one
-    place: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}
-    if torch.cuda.is_available() and job.runtime.device != "cpu":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        # gloo for what the background thread that writes states has to agree on
-        dist.init_process_group("cpu:gloo,cuda:nccl", **place)
-    else:
-        dist.init_process_group("gloo", **place)
-    try:
-        loop.run(job)
-    finally:
+    loop.join(job)
+    loop.run(job)
+    # not where it fails: a rank would wait for the others, and torchrun could not see that it has
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

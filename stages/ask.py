@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from speechfuse import audio, config, prompts
-from speechfuse.evals.speech import Listener
+from speechfuse.evals.decoding import Listener
 from speechfuse.quantizer import Quantizer
 
 

@@ -9,11 +9,10 @@ in <run>/quarantine/step_<n>.samples.jsonl. The run itself is not touched.
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from speechfuse import artifact, config, datasets
@@ -33,8 +32,14 @@ def main(job: BisectBatch) -> None:
     total = mixture.plan.counts.steps
     if not 1 <= job.at <= total:
         raise ValueError(f"at={job.at}: the run has the steps 1 to {total}")
+    # what takes the least room, and is not compiled again for every length
+    job = replace(
+        job, compile=False, attention="dense", activation_checkpointing="full", clip_grad_norm=None
+    )
+    loop.join(job)
     trainer = loop.prepare(job)
-    start = state.States(out / "state", trainer.model, trainer.optimizer).restore(job.at - 1)
+    states = state.States(out / "state", trainer.model, trainer.optimizer)
+    start = states.restore_weights(job.at - 1)
     print(f"{out}: weights after step {start}, rows of step {job.at}")
     vocabulary = mixture.vocabulary
     found: list[dict[str, Any]] = []
@@ -46,9 +51,7 @@ def main(job: BisectBatch) -> None:
         losses, _ = trainer.backward([part])
         targets = sum(count for _, count in losses.values())
         loss = sum(value for value, _ in losses.values()) / max(1, targets)
-        norm = float(torch.nn.utils.get_total_norm(
-            [p.grad for p in trainer.trained if p.grad is not None]
-        ))  # fmt: skip
+        norm = trainer.clipped_norm()
         trainer.optimizer.zero_grad(set_to_none=True)
         found.append(
             {
@@ -56,7 +59,12 @@ def main(job: BisectBatch) -> None:
                 "grad_norm": norm, "targets": targets, "tokens": len(sample.tokens),
             }
         )  # fmt: skip
-    found.sort(key=lambda each: (math.isfinite(each["loss"]), -each["loss"] * each["targets"]))
+    # what a sample gives to the step's gradient
+    found.sort(
+        key=lambda each: (
+            math.isfinite(each["loss"] + each["grad_norm"]), -each["grad_norm"] * each["targets"]
+        )
+    )  # fmt: skip
     path = out / "quarantine" / f"step_{job.at}.samples.jsonl"
     artifact.write_atomic(path, "".join(json.dumps(each) + "\n" for each in found))
     for each in found[:SHOWN]:

@@ -26,7 +26,7 @@ class ExpandVocab:
         default=None, metadata={"help": "openai-whisper .pt beside a .model"}
     )
     initialize: dict[str, Any] = field(
-        default_factory=lambda: dict(vocab.INITIALIZE),
+        default_factory=lambda: {"_component_": "speechfuse.embeddings.codebook"},
         metadata={"help": "values of the new rows: normal, mean, mean_and_covariance or codebook"},
     )
     seed: int = field(default=0, metadata={"help": "of the new rows"})

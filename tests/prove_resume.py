@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from speechfuse.train.state import complete_steps
 from tests.small_training import (
     ROOT,
     command,
@@ -53,6 +54,8 @@ def stopped(config: Path, out: Path, ranks: int, step: int, how: signal.Signals)
     else:
         process.terminate()
         process.wait()
+        saved = max(complete_steps(out / "state"))
+        assert saved >= step, f"{config}: SIGTERM at {step}, the newest state is of {saved}"
     assert not (out / "manifest.json").exists(), f"{config}: it was through at step {step}"
 
 

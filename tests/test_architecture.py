@@ -21,6 +21,7 @@ from stages.ask import Ask
 from stages.curate_texts import CurateTexts
 from stages.evaluate import Evaluate
 from stages.expand_vocab import ExpandVocab
+from stages.gate import Gate
 from stages.init_base import InitBase
 from stages.report import Report
 from stages.say import Say
@@ -36,6 +37,7 @@ DOORS = {  # third party: the files that may import it, tests apart
     "whisper": ["pipeline/speechfuse/quantizer.py", "pipeline/speechfuse/codec.py"],
     "whisper.normalizers": ["pipeline/speechfuse/evals/scores.py"],
     "lm_eval": ["pipeline/speechfuse/evals/*"],
+    "openai": ["pipeline/speechfuse/evals/judge.py"],
     "espeakng_loader": ["pipeline/speechfuse/tts.py"],
     "ray": ["pipeline/speechfuse/cluster.py"],
     "huggingface_hub": ["pipeline/speechfuse/hub.py"],
@@ -56,6 +58,7 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "evaluate.yaml": Evaluate,
     "evaluate_*.yaml": Evaluate,
     "report.yaml": Report,
+    "gate.yaml": Gate,
     "ask.yaml": Ask,
     "say.yaml": Say,
     "spread.yaml": Spread,

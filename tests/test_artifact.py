@@ -123,6 +123,7 @@ def test_fresh_moves_aside_and_deletes_nothing(tmp_path):
     assert other.begin("second", fresh=True) and other.plan == "second"
     assert tree(tmp_path / "data.old-1") == first
     second = tree(out)
+    del second[".lock"]  # of work that goes on
     assert make(out, seed=3).begin("third", fresh=True)
     assert tree(tmp_path / "data.old-1") == first and tree(tmp_path / "data.old-2") == second
     assert make(tmp_path / "never", seed=3).begin(fresh=True)  # nothing there: nothing to move
@@ -199,6 +200,29 @@ def test_a_kill_between_plan_and_finish_leaves_incomplete(tmp_path):
         artifact.fingerprint_of(out)
     resumed = Artifact(out, "tokenize_speech", 1, {"seed": 1}, {})
     assert resumed.begin() and resumed.plan == ["a", "b"]
+
+
+def test_two_processes_are_not_at_work_in_one_folder(tmp_path):
+    """Nor is it moved away from under the first."""
+    out = tmp_path / "data"
+    first = make(out)
+    assert first.begin([])
+    (out / "work").write_text("of the first")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from speechfuse.artifact import Artifact\n"
+        f"config = {CONFIG!r}\n"
+        "for fresh in (False, True):\n"
+        "    other = Artifact(Path(sys.argv[1]), 'tokenize_speech', 1, config, {'corpus': 'aa'})\n"
+        "    try:\n"
+        "        other.begin([], fresh=fresh)\n"
+        "    except ValueError as error:\n"
+        "        assert 'another process is at work there' in str(error), error\n"
+        "    else:\n"
+        "        sys.exit(1)\n"
+    )
+    assert run_python(code, out) == 0
+    assert (out / "work").read_text() == "of the first"
 
 
 def test_a_kill_inside_a_write_leaves_the_old_file_whole(tmp_path):

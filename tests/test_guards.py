@@ -110,18 +110,29 @@ def test_rows_with_ids_out_of_range_stop_or_are_left_out(parts, tmp_path, capsys
 
 def test_what_a_step_is_compared_with():
     watch = Watch(Guards(spike=3.0), [])
-    assert [watch.fault(1.0 + i % 2, 5.0) for i in range(30)] == [None] * 30
-    assert watch.fault(4.4, 5.0) is None
-    assert "loss 6.1 is more than 3 times the median" in (watch.fault(6.1, 5.0) or "")
-    assert "gradient norm 16 is more" in (watch.fault(1.0, 16.0) or "")
-    assert watch.fault(float("inf"), 1.0) == "loss is inf"
-    assert watch.fault(1.0, float("nan")) == "gradient norm is nan"
-    earlier = [{"loss": 1.0, "grad_norm": 1.0}] * 19 + [
-        {"loss": 99.0, "grad_norm": 1.0, "quarantined": "loss"}
-    ]
-    assert Watch(Guards(spike=3.0), earlier).fault(50.0, 1.0) is None, "19 are not enough"
-    resumed = Watch(Guards(spike=3.0), [*earlier, {"loss": 1.0, "grad_norm": 1.0}])
-    assert resumed.fault(50.0, 1.0) and resumed.quarantined == 1
+    assert [watch.fault(i, 1.0 + i % 2, 5.0) for i in range(1, 31)] == [None] * 30
+    assert watch.fault(31, 4.4, 5.0) is None
+    assert "loss 6.1 is more than 3 times the median" in (watch.fault(32, 6.1, 5.0) or "")
+    assert "gradient norm 16 is more" in (watch.fault(32, 1.0, 16.0) or "")
+    assert watch.fault(32, float("inf"), 1.0) == "loss is inf"
+    assert watch.fault(32, 1.0, float("nan")) == "gradient norm is nan"
+    earlier = [{"step": i, "loss": 1.0, "grad_norm": 1.0} for i in range(1, 20)]
+    earlier += [{"step": 20, "loss": 99.0, "grad_norm": 1.0, "quarantined": "loss"}]
+    assert Watch(Guards(spike=3.0), earlier).fault(21, 50.0, 1.0) is None, "19 are not enough"
+    earlier += [{"step": 21, "loss": 1.0, "grad_norm": 1.0}]
+    resumed = Watch(Guards(spike=3.0), earlier)
+    assert resumed.fault(22, 50.0, 1.0) and resumed.quarantined == 1
+
+
+def test_steps_are_not_compared_with_those_that_trained_other_weights():
+    lines = [{"step": i, "loss": 1.0, "grad_norm": 1.0} for i in range(1, 41)]
+    lines += [{"step": i, "loss": 1.0, "grad_norm": 50.0} for i in range(41, 71)]
+    for begun in (0, 30, 40, 55):  # undisturbed, and resumed in either part
+        watch = Watch(Guards(), lines[:begun], first=40)
+        for line in lines[begun:]:
+            assert watch.fault(line["step"], line["loss"], line["grad_norm"]) is None
+        assert watch.fault(71, 1.0, 501.0)
+    assert Watch(Guards(), lines[:40]).fault(41, 1.0, 50.0), "without a first part it is a spike"
 
 
 @pytest.mark.parametrize(("key", "value"), [("policy", "ignore"), ("spike", 1.0)])

@@ -273,12 +273,16 @@ def test_the_exit_takes_the_flex_mask_too():
 
 
 def test_flex_is_for_gpus():
-    assert attention.kind_of("auto", CPU) == "dense" == attention.kind_of("dense", CPU)
-    assert attention.kind_of("auto", torch.device("cuda", 0)) == "flex"
-    with pytest.raises(ValueError, match="attention=flex"):
-        attention.kind_of("flex", CPU)
+    gpu = torch.device("cuda", 0)
+    assert attention.kind_of("auto", CPU, True) == "dense" == attention.kind_of("dense", CPU, True)
+    assert attention.kind_of("auto", gpu, True) == "flex"
+    assert attention.kind_of("auto", gpu, False) == "dense", "rows of many lengths"
+    with pytest.raises(ValueError, match="attention=flex is compiled for CUDA"):
+        attention.kind_of("flex", CPU, True)
+    with pytest.raises(ValueError, match="attention=flex with packed=false"):
+        attention.kind_of("flex", gpu, False)
     with pytest.raises(ValueError, match="choose one of auto, dense, flex"):
-        attention.kind_of("sdpa", CPU)
+        attention.kind_of("sdpa", CPU, True)
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -5,9 +5,10 @@ import time
 import jiwer
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from whisper.normalizers import EnglishTextNormalizer
 
-from speechfuse.evals.scores import mean, word_error_rate
+from speechfuse.evals.scores import errors, holm, mcnemar, mean, paired, word_error_rate
 
 TRICKY = [  # what was said, what was heard
     ("What's Dr. Smith's colour?", "what is doctor smith color"),
@@ -127,6 +128,75 @@ def test_a_reference_of_no_words_counts_what_was_put_in():
     assert word_error_rate(["um", "dog cat"], ["yes", "dog cat"])[0] == pytest.approx(1 / 2)
 
 
+def items(values: list[float], key: str = "value") -> list[dict]:
+    return [{"id": str(i), key: value} for i, value in enumerate(values)]
+
+
+def test_errors_are_told_apart():
+    found = errors(["a b c d", "a b", "", "a"], ["a x c", "a b b b", "y", "a"])
+    assert found == [(1, 1, 0, 4), (0, 0, 2, 2), (0, 0, 1, 0), (0, 0, 0, 1)]
+    assert [each.total for each in found] == [2, 2, 1, 0]
+
+
+def test_a_difference_is_what_the_second_has_more():
+    first, second = items([0.0, 1.0, 0.0, 1.0] * 20), items([1.0, 1.0, 0.0, 1.0] * 20)
+    difference, low, high = paired(first, second)
+    assert difference == 0.25 and 0 < low < 0.25 < high < 0.4
+    assert paired(second, first)[0] == -0.25
+    assert paired(first, first) == (0, 0, 0)
+    assert paired(first, second[::-1]) == paired(first, second)  # joined by id, not by place
+    as_answers = paired(items([v == 1 for v in [0, 1] * 40], "correct"), items([1] * 80, "correct"))
+    assert as_answers[0] == 0.5
+
+
+def test_pairing_sees_what_two_intervals_hide():
+    rng = np.random.default_rng(7)
+    hard = rng.normal(3, 1.5, 200)  # items differ more than checkpoints do
+    first, second = list(hard), list(hard + rng.normal(0.2, 0.3, 200))
+    assert mean(first, None)[2] > mean(second, None)[1]  # the intervals overlap
+    _, low, high = paired(items(first), items(second))
+    assert 0 < low < high < 0.3
+
+
+def test_paired_intervals_cover_the_truth():
+    rng, covered = np.random.default_rng(8), 0
+    for _ in range(60):
+        same = rng.random(60)
+        first, second = same < 0.5, (same + rng.normal(0, 0.2, 60)) < 0.5
+        _, low, high = paired(items(list(first)), items(list(second)))
+        covered += low <= 0 <= high
+    assert covered >= 50
+
+
+def test_paired_word_errors_weigh_by_words_and_clusters_widen():
+    first = [{"id": str(i), "errors": i % 3, "words": 4} for i in range(60)]
+    second = [{"id": str(i), "errors": 0, "words": 4} for i in range(60)]
+    speakers = [str(i % 3) for i in range(60)]
+    difference, low, high = paired(first, second)
+    assert difference == pytest.approx(-0.25) and low < -0.25 < high < 0
+    wide = paired(first, second, speakers)
+    assert width(wide) > 2 * (high - low) and wide[0] == difference
+    named = [{**item, "cluster": s} for item, s in zip(first, speakers, strict=True)]
+    assert paired(named, second) == wide
+
+
+def test_items_without_a_number_on_either_side_are_left_out():
+    first, second = items([1.0, None, 2.0, 0.0]), items([2.0, 5.0, None, 2.0])
+    assert paired(first, second)[0] == 1.5
+
+
+def test_mcnemar_by_hand():
+    assert mcnemar(0, 0) == 1 and mcnemar(5, 5) == 1
+    assert mcnemar(0, 1) == 1 and mcnemar(0, 6) == 2 / 2**6 and mcnemar(6, 0) == 2 / 2**6
+    assert mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert mcnemar(3000, 3400) == pytest.approx(binomtest(3000, 6400).pvalue)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1, 1] and holm([0.03]) == [0.03] and holm([]) == []
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -137,6 +207,11 @@ def test_a_reference_of_no_words_counts_what_was_put_in():
         (lambda: word_error_rate(["um", "uh"], ["a", "b"]), "leaves nothing"),
         (lambda: word_error_rate(["a"], ["a", "b"]), "1 references and 2 hypotheses"),
         (lambda: word_error_rate(["a"], ["a"], ["x", "y"]), "2 clusters for 1 items"),
+        (lambda: paired(items([1.0]), items([1.0, 0.0])), "1 items against 2"),
+        (lambda: paired(items([1.0]), [{"id": "x", "value": 1.0}]), "of other ids"),
+        (lambda: paired(items([None]), items([1.0])), "no item has a number in both"),
+        (lambda: paired(items([1.0]), items([1.0]), ["a", "b"]), "2 clusters for 1 items"),
+        (lambda: paired([{"id": "0"}], [{"id": "0"}]), "item '0' has none of correct"),
     ],
 )
 def test_what_has_no_score_is_refused(call, says):

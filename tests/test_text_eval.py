@@ -11,6 +11,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from speechfuse.evals import text
+from speechfuse.evals.last_position import LastPosition
 from speechfuse.prompts import render
 from speechfuse.vocab import Vocabulary
 from stages.init_base import train_tokenizer
@@ -20,7 +21,7 @@ QUESTIONS = [  # question, right answer, three others
     ("what is ten plus eleven", "twenty one", "twenty", "one", "eleven"),
     ("name the capital of france", "paris", "lima", "cairo", "new delhi"),
     ("name the capital of india", "new delhi", "new", "paris", "delhi"),
-    ("what does a cow say?", "moo", "moo moo", "meow", "it's a \"moo\" | <b>"),
+    ("what does a cow say?", "moo", "moo moo", "meow", 'it\'s a "moo" | <b>'),
     ("10", "ten", "10", "zero", "{{ question }}"),  # what lm-eval would take for a number or code
     ("line one\n\nline two: {x}", "yes, both.\nreally", "yes, both.", "no", "\u00fc'\\n"),
 ]
@@ -46,6 +47,17 @@ def write(folder: Path, rows: list[dict], subject: str = "world") -> Path:
     path = folder / f"{subject}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def multiple_choice(checkpoint: Path, folder: Path, batch_size: int) -> list[dict]:
+    """The items of the task, without their ids and splits."""
+    task = text.TextMMLU(str(folder), batch_size)
+    task.check(checkpoint)
+    batches = list(task.predict(checkpoint, task.ids()))
+    items = task.score([said for batch in batches for said in batch]).items
+    assert [item.pop("id") for item in items] == task.ids() and len(batches) == 1
+    assert all(item.pop("split") == "world" for item in items)
+    return items
 
 
 def user(question: str) -> list[dict]:
@@ -111,7 +123,7 @@ def reply_likelihoods(checkpoint: Path, row: dict) -> list[float]:
 
 def test_a_model_that_knows_the_answers_scores_1(checkpoints, tmp_path, capfd):
     folder = write(tmp_path / "mmlu", rows())
-    items = text.multiple_choice(checkpoints["knows"], folder, 4)
+    items = multiple_choice(checkpoints["knows"], folder, 4)
     expected = [
         {"subject": "world", "question": row["question"], "fact": row["fact"],
          "correct": True, "chosen": row["answer"]}
@@ -122,31 +134,49 @@ def test_a_model_that_knows_the_answers_scores_1(checkpoints, tmp_path, capfd):
     shown = capfd.readouterr()
     assert shown.out == "" and shown.err.count("\n") <= 1 and "loglikelihood" not in shown.err
     folder = write(tmp_path / "mmlu", mistaken())
-    items = text.multiple_choice(checkpoints["knows"], folder, 4)
+    items = multiple_choice(checkpoints["knows"], folder, 4)
     assert not any(item["correct"] for item in items)
 
 
 def test_scores_by_subject(checkpoints, tmp_path):
     folder = write(tmp_path / "mmlu", [{**row, "subject": "b"} for row in rows()], "b")
     write(folder, [{**row, "subject": "a"} for row in mistaken()], "a")
-    scores, items = text.text_mmlu(checkpoints["knows"], str(folder))
-    assert [(s.task, s.split, s.metric, s.value, s.n) for s in scores] == [
+    task = text.TextMMLU(str(folder))
+    assert len(task.ids()) == 2 * len(QUESTIONS)
+    said = list(task.predict(checkpoints["knows"], task.ids()))
+    assert [len(batch) for batch in said] == [len(QUESTIONS)] * 2  # a batch a subject
+    scored = task.score([*said[0], *said[1]])
+    assert [(s.task, s.split, s.metric, s.value, s.n) for s in scored.scores] == [
         ("text_mmlu", "a", "acc", 0.0, len(QUESTIONS)),
         ("text_mmlu", "b", "acc", 1.0, len(QUESTIONS)),
     ]
-    assert len(items) == 2 * len(QUESTIONS)
+    assert [item["split"] for item in scored.items] == ["a"] * len(QUESTIONS) + ["b"] * len(
+        QUESTIONS
+    )
+    (rest,) = task.predict(checkpoints["knows"], task.ids()[len(QUESTIONS) :])
+    assert rest == said[1]  # what a resumed cell asks for
+
+
+def test_a_limit_takes_items_at_equal_distances(tmp_path):
+    folder = write(tmp_path / "mmlu", rows())
+    whole = text.TextMMLU(str(folder))
+    some = text.TextMMLU(str(folder), limit=3)
+    assert some.ids() == ["world/0", "world/2", "world/4"]
+    assert some.inputs() != whole.inputs() and len(whole.ids()) == len(QUESTIONS)
+    with pytest.raises(ValueError, match="limit=0: at least 1"):
+        text.TextMMLU(str(folder), limit=0).ids()
 
 
 def test_the_model_is_shown_the_ids_of_prompts_render(checkpoints, tmp_path, monkeypatch):
     seen = []
-    call = HFLM._model_call
+    call = LastPosition._last
 
-    def record(self, inps, **kwargs):
-        seen.extend(tuple(ids) for ids in inps.tolist())
-        return call(self, inps, **kwargs)
+    def record(self, inputs, read):
+        seen.extend(inputs)
+        return call(self, inputs, read)
 
-    monkeypatch.setattr(HFLM, "_model_call", record)
-    text.multiple_choice(checkpoints["untrained"], write(tmp_path / "mmlu", rows()), 1)
+    monkeypatch.setattr(LastPosition, "_last", record)
+    multiple_choice(checkpoints["untrained"], write(tmp_path / "mmlu", rows()), 1)
     vocabulary = Vocabulary.load(checkpoints["untrained"])
     expected = set()
     for row in rows():
@@ -160,7 +190,7 @@ def test_the_model_is_shown_the_ids_of_prompts_render(checkpoints, tmp_path, mon
 def test_a_choice_is_scored_by_the_whole_reply(checkpoints, tmp_path):
     checkpoint = checkpoints["untrained"]
     lm = HFLM(pretrained=str(checkpoint), device="cpu", batch_size=3)
-    items = text.multiple_choice(checkpoint, write(tmp_path / "mmlu", rows()), 3)
+    items = multiple_choice(checkpoint, write(tmp_path / "mmlu", rows()), 3)
     for row, sample, item in zip(rows(), text.ask(lm, "world", rows()), items, strict=True):
         expected = torch.tensor(reply_likelihoods(checkpoint, row))
         found = torch.tensor([likelihood for likelihood, _ in sample["filtered_resps"]])
@@ -176,20 +206,18 @@ def test_an_untrained_model_guesses(checkpoints, tmp_path):
         for a_, a in enumerate(words)
         for b_, b in enumerate(words)
     ]
-    items = text.multiple_choice(
-        checkpoints["untrained"], write(tmp_path / "mmlu", rows(questions)), 64
-    )
+    items = multiple_choice(checkpoints["untrained"], write(tmp_path / "mmlu", rows(questions)), 64)
     assert sum(item["correct"] for item in items) / len(items) == pytest.approx(0.25, abs=0.11)
 
 
 def test_nothing_is_remembered_and_the_batch_does_not_matter(checkpoints, tmp_path):
     folder = write(tmp_path / "mmlu", rows())
     path = folder / "world.jsonl"
-    knows = text.multiple_choice(checkpoints["knows"], folder, 64)
-    guesses = text.multiple_choice(checkpoints["untrained"], folder, 64)
+    knows = multiple_choice(checkpoints["knows"], folder, 64)
+    guesses = multiple_choice(checkpoints["untrained"], folder, 64)
     assert knows != guesses
-    assert text.multiple_choice(checkpoints["knows"], folder, 1) == knows
-    assert text.multiple_choice(checkpoints["untrained"], folder, 5) == guesses
+    assert multiple_choice(checkpoints["knows"], folder, 1) == knows
+    assert multiple_choice(checkpoints["untrained"], folder, 5) == guesses
     before = path.stat()
     turned = rows()
     for row in turned:
@@ -197,7 +225,7 @@ def test_nothing_is_remembered_and_the_batch_does_not_matter(checkpoints, tmp_pa
     write(folder, turned)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # same name, size and time
     assert path.stat().st_size == before.st_size
-    again = text.multiple_choice(checkpoints["knows"], folder, 64)
+    again = multiple_choice(checkpoints["knows"], folder, 64)
     assert [item["chosen"] for item in again] == [3 - item["chosen"] for item in knows]
 
 
@@ -209,7 +237,7 @@ def test_the_network_is_not_asked(checkpoints, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.chdir(checkpoints["knows"].parent.parent)  # a path of two parts, like a repository
     relative = Path(checkpoints["knows"].parent.name) / "knows"
-    items = text.multiple_choice(relative, write(tmp_path / "mmlu", rows()), 8)
+    items = multiple_choice(relative, write(tmp_path / "mmlu", rows()), 8)
     assert all(item["correct"] for item in items)
 
 
@@ -225,7 +253,7 @@ def test_prompts_other_than_those_of_training_are_refused(checkpoints, tmp_path,
     else:
         made[0]["question"] += "<|eot_id|>"
     with pytest.raises(ValueError, match="not tokenized as in training"):
-        text.multiple_choice(checkpoint, write(tmp_path / "mmlu", made), 8)
+        multiple_choice(checkpoint, write(tmp_path / "mmlu", made), 8)
 
 
 @pytest.mark.parametrize(
@@ -245,15 +273,15 @@ def test_a_row_that_is_no_question_is_named(checkpoints, tmp_path, change, says)
     first, second, *_ = rows()
     folder = write(tmp_path / "mmlu", [first, {**second, **change}])
     with pytest.raises(ValueError, match=says):
-        text.multiple_choice(checkpoints["knows"], folder, 8)
+        multiple_choice(checkpoints["knows"], folder, 8)
 
 
 def test_a_folder_without_questions_is_named(checkpoints, tmp_path):
     with pytest.raises(ValueError, match=r"missing holds no <subject>\.jsonl files"):
-        text.multiple_choice(checkpoints["knows"], tmp_path / "missing", 8)
+        multiple_choice(checkpoints["knows"], tmp_path / "missing", 8)
     folder = write(tmp_path / "mmlu", [])
     with pytest.raises(ValueError, match=r"no questions in world\.jsonl"):
-        text.multiple_choice(checkpoints["knows"], folder, 8)
+        multiple_choice(checkpoints["knows"], folder, 8)
     (folder / "world.jsonl").write_text('{"question": "what"}\n')
     with pytest.raises(ValueError, match=r"world\.jsonl, line 1: not JSON with the keys question"):
-        text.multiple_choice(checkpoints["knows"], folder, 8)
+        multiple_choice(checkpoints["knows"], folder, 8)

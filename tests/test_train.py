@@ -3,7 +3,9 @@ torchtune, FSDP2, gloo, torchrun."""
 
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,13 +38,20 @@ class Died(Exception):
     """Instead of a kill."""
 
 
-def dies_at(last: int):
+def run_until_it_dies(settings: loop.Finetune, monkeypatch) -> None:
+    """Steps 1 to 6 of a run that saves every fifth; then it is gone."""
+
     def measure(rows: NewRows, step: int) -> dict[str, float]:
-        if step == last:
+        if step == 7:
             raise Died
         return {}
 
-    return measure
+    with monkeypatch.context() as patch:
+        patch.setattr(NewRows, "measure", measure)
+        with pytest.raises(Died):
+            loop.run(settings)
+    while complete_steps(Path(settings.out) / "state") != [5]:  # written in the background
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -162,18 +171,43 @@ def test_codes_of_another_quantizer_are_refused(parts, tmp_path):
         loop.run(job(config))
 
 
-def test_a_run_stopped_while_new_rows_train_alone_resumes_to_the_bit(parts, tmp_path, monkeypatch):
-    """Then most weights have no moments yet, and must have none after."""
-    reference, out = tmp_path / "whole", tmp_path / "stopped"
-    loop.run(job(recipe(parts, reference, new_rows_first=8)))
-    stopped = job(recipe(parts, out, new_rows_first=8))
-    with monkeypatch.context() as patch:
-        patch.setattr(NewRows, "measure", dies_at(7))
-        with pytest.raises(Died):
-            loop.run(stopped)
-    while complete_steps(out / "state") != [5]:  # written in the background
-        time.sleep(0.01)
-    loop.run(stopped)
+@pytest.mark.parametrize("what", ["new rows alone", "dropout of adapters"])
+def test_what_a_run_that_died_must_find_again(parts, tmp_path, monkeypatch, what):
+    """While new rows train alone, most weights have no moments yet, and must have none after;
+    dropout goes on where its chance stood; frozen weights are in no state."""
+    changes: dict[str, Any] = {"new_rows_first": 8}
+    if what != "new rows alone":
+        shape = yaml.safe_load(recipe(parts, tmp_path / "any").read_text())["model"]
+        changes = {
+            "model": shape | {
+                "_component_": "torchtune.models.llama3_1.lora_llama3_1", "lora_dropout": 0.3,
+                "lora_attn_modules": ["q_proj", "v_proj"], "lora_rank": 4, "lora_alpha": 8,
+            },
+            "freeze": ["^layers[.](?!.*lora_)", "^norm[.]"],
+        }  # fmt: skip
+    reference, out = tmp_path / "whole", tmp_path / "died"
+    loop.run(job(recipe(parts, reference, **changes)))
+    settings = job(recipe(parts, out, **changes))
+    run_until_it_dies(settings, monkeypatch)
+    half = out / "state/step_6"
+    half.mkdir()
+    (half / "__0_0.distcp").write_bytes(b"what a kill left")
+    loop.run(settings)
+    assert not half.exists()
     assert losses(out) == losses(reference)
     for name, tensor in weights(reference).items():
         assert torch.equal(weights(out)[name], tensor), name
+
+
+def test_a_run_goes_on_with_other_memory_settings(parts, tmp_path, monkeypatch, capsys):
+    reference, out = tmp_path / "whole", tmp_path / "died"
+    loop.run(job(recipe(parts, reference)))
+    settings = job(recipe(parts, out))
+    run_until_it_dies(settings, monkeypatch)
+    loop.run(replace(settings, micro_batch_size=1, activation_checkpointing="full"))
+    said = capsys.readouterr().out
+    assert "begun with micro_batch_size=0, goes on with 1" in said
+    assert "begun with activation_checkpointing=none, goes on with full" in said
+    np.testing.assert_allclose(losses(out), losses(reference), rtol=1e-4)
+    with pytest.raises(ValueError, match="made from something else; what differs: seq_len"):
+        loop.run(replace(settings, seq_len=65))

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from speechfuse import artifact, datasets, embeddings, packing, shards, vocab
-from speechfuse.evals.speech import Listener
+from speechfuse.evals.decoding import Listener
 from speechfuse.quantizer import Quantizer
 from speechfuse.vocab import SoundLayout, Vocabulary
 from stages import expand_vocab, init_base

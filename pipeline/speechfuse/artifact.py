@@ -62,6 +62,7 @@ class Artifact:
         files that its manifest lists are gone.
         """
         if fresh and self.out.exists():
+            self._lock()  # what is at work there would go on by path, in the new folder
             self._move_aside()
         frozen = self.out / "plan.json"
         for path in (self.out / "manifest.json", frozen):
@@ -160,6 +161,7 @@ class Artifact:
     def _move_aside(self) -> None:
         aside = self._aside()
         os.rename(self.out, aside)
+        (aside / ".lock").unlink()
         print(f"{self.out}: moved aside to {aside}")
 
 

@@ -107,7 +107,7 @@ def build(spec: dict[str, Any], checkpoint: Path, folder: Path) -> Index:
     source = artifact.manifest_of(view.path)["outputs"]  # by content, not by what made it
     use = {key: value for key, value in spec.items() if key != "path"}
     rows = folder / f"rows-{key_of(source, VERSION)}"
-    made = folder / f"view-{key_of(source, use, _tokens_of(checkpoint), VERSION)}"
+    made = folder / f"view-{key_of(source, use, _tokens_of(checkpoint), _code(), VERSION)}"
     with alone(folder):
         if not (made / "index.json").exists():
             rows.mkdir(exist_ok=True)
@@ -202,6 +202,13 @@ def _tokens_of(checkpoint: Path) -> list[str]:
     """What decides the ids of a sample."""
     names = ("config.json", "tokenizer.json", "tokenizer_config.json")
     return [artifact.sha256_of(p) for name in names if (p := checkpoint / name).exists()]
+
+
+@cache
+def _code() -> list[str]:
+    """Of what renders samples: with other code they may have other lengths."""
+    names = ("datasets.py", "instructions.py", "prompts.py", "vocab.py")
+    return [artifact.sha256_of(Path(__file__).with_name(name)) for name in names]
 
 
 @contextmanager

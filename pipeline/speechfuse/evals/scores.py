@@ -1,12 +1,16 @@
-"""Scores with intervals: means and word error rates, each with a 95 % bootstrap interval.
+"""Scores with intervals: means and word error rates, each with a 95 % bootstrap interval, and
+tests of the difference of two checkpoints.
 
 In: the values or transcripts of one split. Out: (value, low, high). Items that are not independent
 (one fact asked three times, one speaker heard fifty times) share a cluster, and a resample takes or
 leaves them together. Seeded: the same items in the same order give the same interval.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from math import comb
+from typing import Any, NamedTuple
 
 import jiwer
 import numpy as np
@@ -36,7 +40,49 @@ def mean(values: list[float], clusters: list[str] | None) -> tuple[float, float,
     if not len(values):
         raise ValueError("a mean of no values: the split is empty")
     numbers = np.asarray(values, dtype=float)
-    return _ratio(numbers, np.ones_like(numbers), clusters)
+    return ratio(numbers, np.ones_like(numbers), clusters)
+
+
+class Errors(NamedTuple):
+    """Of one utterance: what turns the reference into the hypothesis, and the reference's
+    length."""
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    words: int
+
+    @property
+    def total(self) -> int:
+        return self.substitutions + self.deletions + self.insertions
+
+
+def errors(
+    references: list[str],
+    hypotheses: list[str],
+    align: Callable[..., Any] = jiwer.process_words,
+) -> list[Errors]:
+    """The errors of each utterance, by a minimal alignment; its texts are taken as they are.
+
+    `align` is jiwer.process_words or jiwer.process_characters. ValueError when there is not one
+    hypothesis for each reference, or no utterance at all.
+    """
+    if len(references) != len(hypotheses):
+        raise ValueError(
+            f"{len(references)} references and {len(hypotheses)} hypotheses: give one for each"
+        )
+    if not references:
+        raise ValueError("an error rate of no utterances: the split is empty")
+    aligned = align(references, hypotheses)
+    found = []
+    for reference, chunks in zip(aligned.references, aligned.alignments, strict=True):
+        spans = {"substitute": 0, "delete": 0, "insert": 0, "equal": 0}
+        for chunk in chunks:
+            spans[chunk.type] += max(
+                chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx
+            )
+        found.append(Errors(spans["substitute"], spans["delete"], spans["insert"], len(reference)))
+    return found
 
 
 def word_error_rate(
@@ -49,52 +95,106 @@ def word_error_rate(
     a blank reference, for no utterances, and for references of which nothing is left. Sources:
     jiwer; whisper.normalizers of openai-whisper.
     """
-    if len(references) != len(hypotheses):
-        raise ValueError(
-            f"{len(references)} references and {len(hypotheses)} hypotheses: give one for each"
-        )
-    if not references:
-        raise ValueError("a word error rate of no utterances: the split is empty")
     for i, text in enumerate(references):
         if not text.strip():
             raise ValueError(f"reference {i} of {len(references)} is blank: give what was said")
-    normalise = _normaliser()
-    aligned = jiwer.process_words(
-        [normalise(text) for text in references], [normalise(text) for text in hypotheses]
-    )
-    words = [len(found) for found in aligned.references]
-    errors = [
-        sum(
-            max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
-            for chunk in chunks
-            if chunk.type != "equal"
-        )
-        for chunks in aligned.alignments
-    ]
-    if not sum(words):
+    normalise = whisper_english()
+    found = errors([normalise(t) for t in references], [normalise(t) for t in hypotheses])
+    if not sum(each.words for each in found):
         raise ValueError("the normaliser leaves nothing of any reference: no word error rate")
-    return _ratio(np.asarray(errors, float), np.asarray(words, float), clusters)
+    total, words = [each.total for each in found], [each.words for each in found]
+    return ratio(np.asarray(total, float), np.asarray(words, float), clusters)
 
 
 @cache
-def _normaliser() -> EnglishTextNormalizer:
+def whisper_english() -> EnglishTextNormalizer:
+    """Whisper's English normaliser; it reads its tables once."""
     return EnglishTextNormalizer()
 
 
-def _ratio(
+def ratio(
     above: np.ndarray, below: np.ndarray, clusters: list[str] | None
 ) -> tuple[float, float, float]:
-    """sum(above) / sum(below) and its percentile interval over resampled clusters."""
-    if clusters is not None:
-        if len(clusters) != len(above):
-            raise ValueError(f"{len(clusters)} clusters for {len(above)} items: name one for each")
-        _, member = np.unique(clusters, return_inverse=True)
-        above, below = np.bincount(member, above), np.bincount(member, below)
-    rng, count = np.random.default_rng(0), len(above)
-    drawn = np.empty((RESAMPLES, 2))
-    for row in drawn:  # one at a time: all at once would take 2000 x items of memory
-        picks = rng.integers(0, count, count)
-        row[:] = above[picks].sum(), below[picks].sum()
+    """(sum(above) / sum(below), low, high): the percentile interval over resampled clusters."""
+    drawn = resampled(np.stack([above, below]), clusters)
     drawn = drawn[drawn[:, 1] > 0]  # a resample of wordless references has no rate
     low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
     return float(above.sum() / below.sum()), float(low), float(high)
+
+
+def paired(
+    first: list[dict[str, Any]], second: list[dict[str, Any]], clusters: list[str] | None = None
+) -> tuple[float, float, float]:
+    """(difference, low, high) of two results of one task: what `second` has more than `first`.
+
+    Items {"id", "correct" | "value" | "errors" and "words"} as result files hold them; they are
+    joined by id, and one without a number on either side (a missing verdict) is left out. Every
+    resample draws the same items of both, which is what makes a small difference visible.
+    `clusters` names the cluster of each of `first`; None: the items' own "cluster", where they have
+    one. ValueError when the results are not of the same items, or no item has both numbers. Source:
+    Bisani and Ney 2004.
+    """
+    there = {item["id"]: item for item in second}
+    if len(there) != len(second) or {item["id"] for item in first} != there.keys():
+        raise ValueError(
+            f"{len(first)} items against {len(second)}, or of other ids: two results can be paired "
+            "only when they are of the same items, each once"
+        )
+    if clusters is None:
+        clusters = [str(item.get("cluster", item["id"])) for item in first]
+    if len(clusters) != len(first):
+        raise ValueError(f"{len(clusters)} clusters for {len(first)} items: name one for each")
+    rows = [(*_parts(item), *_parts(there[item["id"]])) for item in first]
+    kept = [i for i, row in enumerate(rows) if None not in row]
+    numbers = np.asarray([rows[i] for i in kept], dtype=float).reshape(-1, 4)
+    if not (numbers[:, 1].any() and numbers[:, 3].any()):
+        raise ValueError("no item has a number in both results: nothing to compare")
+    drawn = resampled(numbers.T, [clusters[i] for i in kept])
+    drawn = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
+    low, high = np.percentile(drawn[:, 2] / drawn[:, 3] - drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
+    total = numbers.sum(0)
+    return float(total[2] / total[3] - total[0] / total[1]), float(low), float(high)
+
+
+def _parts(item: dict[str, Any]) -> tuple[Any, Any]:
+    """Above and below the line of an item's part in a score; above is None without a number."""
+    if "errors" in item:
+        return item["errors"], item["words"]
+    if "correct" not in item and "value" not in item:
+        raise ValueError(
+            f"item {item['id']!r} has none of correct, value, errors: its task keeps no number of "
+            "each item, so it cannot be paired"
+        )
+    return item.get("correct", item.get("value")), 1
+
+
+def resampled(numbers: np.ndarray, clusters: list[str] | None) -> np.ndarray:
+    """Sums (RESAMPLES, columns) of `numbers` (columns, items) over clusters drawn with
+    replacement."""
+    count = numbers.shape[1]
+    if clusters is not None:
+        if len(clusters) != count:
+            raise ValueError(f"{len(clusters)} clusters for {count} items: name one for each")
+        _, member = np.unique(clusters, return_inverse=True)
+        numbers = np.stack([np.bincount(member, column) for column in numbers])
+        count = numbers.shape[1]
+    rng = np.random.default_rng(0)
+    numbers = np.ascontiguousarray(numbers)
+    # one at a time: all at once would take 2000 x items of memory
+    picks = (rng.integers(0, count, count) for _ in range(RESAMPLES))
+    return np.stack([numbers.take(pick, axis=1).sum(1) for pick in picks])
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Exact two-sided p that two checkpoints are right equally often, when the first alone is right
+    on `b` items and the second alone on `c`: a fair coin's chance to part as unevenly."""
+    tail = sum(comb(b + c, k) for k in range(min(b, c) + 1))
+    return min(1.0, 2 * tail / 2 ** (b + c))
+
+
+def holm(ps: list[float]) -> list[float]:
+    """`ps` adjusted for being many, in their order: those below 0.05 hold together at 5 %."""
+    adjusted, worst = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        worst = adjusted[i] = max(worst, min(1.0, ps[i] * (len(ps) - rank)))
+    return adjusted

@@ -1,193 +1,260 @@
-"""Tasks by ear: spoken questions and transcription.
+"""Any speech task as a record: a dataset of codes, a prompt, a reference, a metric.
 
-In: a checkpoint and a dataset of speech rows whose `extra` names split, voices and (for questions)
-fact and answer. Out: scores and the items behind them. Prompts are rendered by speechfuse.prompts,
-decoding is greedy through transformers.
+In: a checkpoint and a dataset that stages.tokenize_speech wrote, made once for all checkpoints.
+Out: scores by split and the items behind them. AudioBench's tasks are such records, in
+recipes/early_fusion_8b/evaluate.yaml.
 """
 
 import json
-from collections import Counter
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM
+from speechfuse import artifact, config, shards, workers
+from speechfuse.evals import decoding, diagnostics, wer
+from speechfuse.evals.decoding import Listener
+from speechfuse.evals.judge import BlogJudge, Judge
+from speechfuse.evals.metrics import METRICS
+from speechfuse.evals.scores import Score, mean
+from speechfuse.evals.tasks import Scored, digest, spread
+from speechfuse.vocab import check_quantizer
 
-from speechfuse import instructions, prompts, shards
-from speechfuse.evals.scores import Score, mean, word_error_rate
-from speechfuse.vocab import Vocabulary, check_quantizer
-
-
-class Listener:
-    """A checkpoint that answers turns. ValueError when it was not expanded for quantizer
-    `identity`."""
-
-    def __init__(self, checkpoint: Path, identity: str, what: str) -> None:
-        check_quantizer(checkpoint, identity, what)
-        self.vocabulary = Vocabulary.load(checkpoint)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
-        self.model = model.to(device).eval()
-
-    @torch.inference_mode()
-    def reply(
-        self, turns: list[list[dict[str, Any]]], max_new_tokens: int, batch_size: int = 64
-    ) -> list[str]:
-        """The greedy reply to each conversation, in order."""
-        ids = [prompts.render(self.vocabulary, t, add_generation_prompt=True)[0] for t in turns]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding in a batch
-        replies = [""] * len(ids)
-        for start in tqdm(range(0, len(order), batch_size), "listening", unit="batch", leave=False):
-            chosen = order[start : start + batch_size]
-            longest = max(len(ids[i]) for i in chosen)
-            tokens = torch.full((len(chosen), longest), self.vocabulary.end)
-            mask = torch.zeros_like(tokens)
-            for row, i in enumerate(chosen):
-                tokens[row, longest - len(ids[i]) :] = torch.tensor(ids[i])
-                mask[row, longest - len(ids[i]) :] = 1
-            made = self.model.generate(
-                tokens.to(self.model.device), attention_mask=mask.to(self.model.device),
-                max_new_tokens=max_new_tokens, do_sample=False, temperature=None, top_p=None,
-                eos_token_id=[self.vocabulary.end_of_turn, self.vocabulary.end],
-                pad_token_id=self.vocabulary.end,
-            )  # fmt: skip
-            for i, text in zip(
-                chosen,
-                self.vocabulary.tokenizer.batch_decode(made[:, longest:], skip_special_tokens=True),
-                strict=True,
-            ):
-                replies[i] = text.strip()
-        return replies
+SPEECH = "{speech}"
+OWN = ("id", "text", "speaker", "language", "seconds")  # columns of a row; all else is in `extra`
+INPUTS, PROTOCOLS = ("speech", "transcript", "shuffled"), ("clean", "blog")
 
 
-def _rows(path: str, kind: str) -> list[dict[str, Any]]:
-    rows = []
-    for row in shards.read_rows(Path(path)):
-        row["extra"] = json.loads(row["extra"])
-        if row["extra"]["kind"] == kind:
-            rows.append(row)
-    if not rows:
-        raise ValueError(f"{path} holds no rows of kind {kind!r}")
-    return rows
+@dataclass
+class Speech:
+    """A speech task.
 
-
-def _groups(rows: list[dict[str, Any]], splits: dict[str, dict[str, Any]]) -> dict[str, list[int]]:
-    """Split name -> indices of the rows whose `extra` matches; a split without rows is left out."""
-    found = {
-        name: [i for i, row in enumerate(rows) if wanted.items() <= row["extra"].items()]
-        for name, wanted in splits.items()
-    }
-    return {name: indices for name, indices in found.items() if indices}
-
-
-def _same(reply: str, answer: str) -> bool:
-    return " ".join(reply.lower().split()) == " ".join(answer.lower().split())
-
-
-def spoken_qa(
-    checkpoint: Path,
-    path: str,
-    train: str,
-    splits: dict[str, dict[str, Any]],
-    transcript_splits: dict[str, dict[str, Any]],
-    controls_of: str,
-    repeat_first: bool,
-    transcribe_request: str,
-    max_new_tokens: int = 32,
-) -> tuple[list[Score], list[dict[str, Any]]]:
-    """Spoken questions: exact answers, what was heard, and two controls.
-
-    `splits`: name -> the `extra` values of its rows. `shuffled_audio` scores the split
-    `controls_of` with each question's audio replaced by that of another fact; `majority_answer`
-    answers it with the commonest answer of the questions in `train`. Intervals are clustered by
-    fact. `repeat_first`: replies hold the transcript, which is then scored; otherwise it is asked
-    for separately.
+    `data`: folder of the dataset. `metric`: wer, cer, bleu, bleu_zh, rouge, accuracy, or judge with
+    a `judge` beside it. `prompt`: the user's turn; {speech} stands for the audio and {column} for a
+    column of the row or a key of its `extra`. `reference` and `question` (what the judge reads) are
+    such columns; `cluster` is one whose values belong together in the interval. `splits`: name ->
+    `extra` values of its rows; without them all rows are the split "all".
+    `input`: transcript shows the text instead of the audio (an upper bound), that of `transcripts`
+    ({id, text} a line, of any recognizer) if given (a cascade); shuffled gives each item the audio
+    of another (a floor). `contamination`: training datasets to be searched for the items.
     """
-    rows = _rows(path, "question")
-    listener = Listener(checkpoint, shards.read_stream(Path(path))["quantizer"], path)
-    groups = _groups(rows, splits)
-    used = sorted(
-        {i for g in (groups, _groups(rows, transcript_splits)) for ids in g.values() for i in ids}
-    )
-    asked = [instructions.answer(rows[i])[:1] for i in used]
-    replies = dict(zip(used, listener.reply(asked, max_new_tokens), strict=True))
-    answers = {i: prompts.read_spoken_answer(reply)[1] for i, reply in replies.items()}
-    if repeat_first:
-        heard = {i: prompts.read_spoken_answer(reply)[0] for i, reply in replies.items()}
-    else:
-        asked = [instructions.transcribe(rows[i], [transcribe_request])[:1] for i in used]
-        heard = dict(zip(used, listener.reply(asked, max_new_tokens), strict=True))
 
-    def accuracy(name: str, given: list[str], indices: list[int]) -> Score:
-        facts = [rows[i]["extra"]["fact"] for i in indices]
-        right = [
-            float(_same(a, rows[i]["extra"]["answer"])) for a, i in zip(given, indices, strict=True)
-        ]
-        return Score("spoken_qa", name, "acc", *mean(right, facts), len(right))
+    data: str
+    metric: str
+    prompt: str = SPEECH
+    reference: str = "text"
+    question: str = "text"
+    input: str = "speech"
+    transcripts: str | None = None
+    splits: dict[str, dict[str, Any]] = field(default_factory=lambda: {"all": {}})
+    cluster: str | None = None
+    judge: dict[str, Any] | None = None
+    contamination: list[str] = field(default_factory=list)
+    max_new_tokens: int = 256
+    batch_size: int = 32
+    protocol: str = "clean"
+    limit: int | None = None
 
-    scores = [accuracy(name, [answers[i] for i in ids], ids) for name, ids in groups.items()]
-    controls = groups[controls_of]
-    scores.append(accuracy("shuffled_audio", _shuffled(rows, controls, answers), controls))
-    common = Counter(row["extra"]["answer"] for row in _rows(train, "question")).most_common(1)
-    scores.append(accuracy("majority_answer", [common[0][0]] * len(controls), controls))
-    for name, ids in _groups(rows, transcript_splits).items():
-        truth, made = [rows[i]["text"] for i in ids], [heard[i] for i in ids]
-        error = word_error_rate(truth, made, [rows[i]["extra"]["fact"] for i in ids])
-        scores.append(Score("question_transcript", name, "wer", *error, len(ids)))
-    exact = [i for i in controls if _same(heard[i], rows[i]["text"])]
-    if exact:
-        scores.append(accuracy(f"{controls_of}_heard_exactly", [answers[i] for i in exact], exact))
-    items = [
-        {
-            "id": rows[i]["id"],
-            "question": rows[i]["text"],
-            "heard": heard[i],
-            "answer": answers[i],
-            "expected": rows[i]["extra"]["answer"],
-            "speaker": rows[i]["speaker"],
-            "split": next((name for name, ids in groups.items() if i in ids), None),
-            "correct": _same(answers[i], rows[i]["extra"]["answer"]),
+    @cached_property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Rows of any split by id; `extra` is read."""
+        every = {}
+        for row in shards.read_rows(Path(self.data)):
+            row["extra"] = json.loads(row["extra"] or "{}")
+            if any(wanted.items() <= row["extra"].items() for wanted in self.splits.values()):
+                every[row["id"]] = row
+        if not every:
+            raise ValueError(f"data={self.data} has no row of the splits {', '.join(self.splits)}")
+        return {id: every[id] for id in spread(list(every), self.limit)}
+
+    @cached_property
+    def heard(self) -> dict[str, str]:
+        """Transcripts by id, of a recognizer or the dataset's own."""
+        if self.transcripts is None:
+            return {id: row["text"] for id, row in self.rows.items()}
+        lines = Path(self.transcripts).read_text("utf-8").split("\n")
+        try:
+            found = [json.loads(line) for line in lines if line.strip()]
+            return {str(line["id"]): str(line["text"]) for line in found}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"transcripts={self.transcripts}: not JSON lines of id and text ({error})"
+            ) from error
+
+    @cached_property
+    def rater(self) -> Judge | None:
+        return config.instantiate(self.judge) if self.judge is not None else None
+
+    @cached_property
+    def hits(self) -> list[dict[str, Any]]:
+        """Items found in the training data; the same for every checkpoint."""
+        return diagnostics.seen_in(self.contamination, self.rows)
+
+    def column(self, row: dict[str, Any], name: str) -> str:
+        """ValueError when the row has no such column, or nothing in it."""
+        value = row[name] if name in OWN else row["extra"].get(name)
+        if value is None:
+            known = ", ".join([*OWN, *row["extra"]])
+            raise ValueError(f"{self.data}: row {row['id']} has no {name!r}; there are {known}")
+        return str(value)
+
+    def inputs(self) -> dict[str, Any]:
+        settings = asdict(self)
+        named = ("prompt", "input", "max_new_tokens", "batch_size", "protocol")
+        return {
+            "task": "speech", "data": artifact.fingerprint_of(Path(self.data)),
+            "decoding": decoding.VERSION, "items": digest(list(self.rows)),
+            "transcripts": digest(self.heard) if self.transcripts else None,
+            **{key: settings[key] for key in named},
+        }  # fmt: skip
+
+    def scoring(self) -> dict[str, Any]:
+        training = diagnostics.check_training(self.contamination)
+        return {
+            **({"judge": self.rater.identity()} if self.rater else {}),
+            **({"training": training} if training else {}),
         }
-        for i in used
-    ]
-    return scores, items
 
+    def check(self, checkpoint: Path) -> None:
+        choices = {"metric": (*METRICS, "judge"), "input": INPUTS, "protocol": PROTOCOLS}
+        for name, allowed in choices.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name}={value}: choose one of {', '.join(allowed)}")
+        if (self.metric == "judge") != (self.rater is not None):
+            raise ValueError("metric judge and a judge belong together: give both, or none")
+        if self.rater:
+            self.rater.check()
+            if isinstance(self.rater, BlogJudge) != (self.protocol == "blog"):
+                raise ValueError(f"protocol={self.protocol} needs another judge: BlogJudge is for "
+                                 "blog alone")  # fmt: skip
+        if self.prompt.count(SPEECH) != 1:
+            raise ValueError(f"prompt={self.prompt!r} must hold {SPEECH} once")
+        if self.transcripts and self.input != "transcript":
+            raise ValueError(f"transcripts are given, but input={self.input}; set input=transcript")
+        if self.input != "transcript":
+            stream = shards.read_stream(Path(self.data))
+            check_quantizer(checkpoint, stream.get("quantizer", ""), self.data)
+        elif lost := [id for id in self.rows if not self.heard.get(id)]:
+            raise ValueError(f"{self.transcripts or self.data} has no transcript of {len(lost)} of "
+                             f"{len(self.rows)} items, {lost[0]!r} the first of them")  # fmt: skip
+        diagnostics.check_training(self.contamination)
+        for row in self.rows.values():
+            self.turns(row, row["codes"])
+            self.column(row, self.reference)
+            if self.cluster:
+                self.column(row, self.cluster)
+            if self.rater:
+                self.column(row, self.question)
+            if self.input != "transcript" and row["codes"] is None:
+                raise ValueError(f"{self.data}: row {row['id']} has no codes: tokenize its audio")
+        references = [self.column(row, self.reference) for row in self.rows.values()]
+        if self.metric in METRICS:
+            METRICS[self.metric](references[:50], references[:50], None)  # says what does not fit
 
-def _shuffled(rows: list[dict[str, Any]], indices: list[int], answers: dict[int, str]) -> list[str]:
-    """The answers given to somebody else's audio: each item gets that of the next item about
-    another fact, half the list away."""
-    given = []
-    for position, i in enumerate(indices):
-        step = len(indices) // 2
-        while (
-            rows[indices[(position + step) % len(indices)]]["extra"]["fact"]
-            == rows[i]["extra"]["fact"]
-        ):
-            step += 1
-        given.append(answers[indices[(position + step) % len(indices)]])
-    return given
+    def turns(self, row: dict[str, Any], codes: Any) -> list[dict[str, Any]]:
+        """The user's turn about a row, with these codes as its audio."""
 
+        def filled(text: str) -> str:
+            return re.sub(r"\{(\w+)\}", lambda match: self.column(row, match[1]), text)
 
-def transcription(
-    checkpoint: Path,
-    path: str,
-    splits: dict[str, dict[str, Any]],
-    requests: list[str],
-    max_new_tokens: int = 32,
-) -> tuple[list[Score], list[dict[str, Any]]]:
-    """Transcription of word lists, asked for in words: corpus WER after Whisper's English
-    normaliser."""
-    rows = _rows(path, "phrase")
-    listener = Listener(checkpoint, shards.read_stream(Path(path))["quantizer"], path)
-    groups = _groups(rows, splits)
-    used = sorted({i for indices in groups.values() for i in indices})
-    asked = [instructions.transcribe(rows[i], requests)[:1] for i in used]
-    heard = dict(zip(used, listener.reply(asked, max_new_tokens), strict=True))
-    scores = [
-        Score("transcription", name, "wer",
-              *word_error_rate([rows[i]["text"] for i in ids], [heard[i] for i in ids]), len(ids))
-        for name, ids in groups.items()
-    ]  # fmt: skip
-    items = [{"id": rows[i]["id"], "text": rows[i]["text"], "heard": heard[i]} for i in used]
-    return scores, items
+        before, _, after = self.prompt.partition(SPEECH)
+        before, after = filled(before), filled(after)
+        if self.input == "transcript":  # one text, which is tokenized as one
+            segments = [{"text": f"{before}{self.heard.get(row['id'], '')}{after}"}]
+        else:
+            texts: list[dict[str, Any]] = [
+                {"text": before}, {"speech": {"codes": codes}}, {"text": after}
+            ]  # fmt: skip
+            segments = [part for part in texts if part.get("text") != ""]
+        return [{"role": "user", "segments": segments}]
+
+    def ids(self) -> list[str]:
+        return list(self.rows)
+
+    def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """{"id", "reply", "tokens", "capped"}."""
+        identity = None
+        if self.input != "transcript":
+            identity = shards.read_stream(Path(self.data))["quantizer"]
+        blog = self.protocol == "blog"
+        listener = Listener(checkpoint, identity, self.data, workers.device(), blog)
+        audio = self._others() if self.input == "shuffled" else {id: id for id in self.rows}
+        asked = {
+            id: self.turns(row, self.rows[audio[id]]["codes"]) for id, row in self.rows.items()
+        }
+        yield from listener.replies(asked, todo, self.max_new_tokens, self.batch_size)
+
+    def _others(self) -> dict[str, str]:
+        """Whose audio each item gets: half the list away, or the next with another reference."""
+        ids, given = list(self.rows), {}
+        said = [self.column(row, self.reference) for row in self.rows.values()]
+        for place, id in enumerate(ids):
+            steps = [len(ids) // 2 + i for i in range(len(ids))]
+            places = [(place + step) % len(ids) for step in steps]
+            given[id] = ids[next((p for p in places if said[p] != said[place]), place)]
+        return given
+
+    def score(self, predictions: list[dict[str, Any]]) -> Scored:
+        replies = {said["id"]: said["reply"] for said in predictions}
+        items = {id: self._item(row, replies[id]) for id, row in self.rows.items()}
+        ends = (said["capped"] for said in predictions)
+        details = diagnostics.of_replies(list(replies.values()), ends)
+        if self.rater:
+            asked = [
+                {"id": id, "question": self.column(row, self.question), "answer": replies[id],
+                 "reference": self.column(row, self.reference)}
+                for id, row in self.rows.items()
+            ]  # fmt: skip
+            for id, rating in self.rater.verdicts(asked).items():
+                items[id]["value"] = rating
+            details |= {"coverage": self.rater.usage.coverage, "judging": asdict(self.rater.usage)}
+        scores: list[Score] = []
+        for split, wanted in self.splits.items():
+            rows = [row for row in self.rows.values() if wanted.items() <= row["extra"].items()]
+            if rows:
+                scores += self._scores(split, [items[row["id"]] for row in rows], details)
+        if self.contamination:
+            without = self._without_hits(items, scores[0])
+            details["contamination"] = diagnostics.contamination(self.hits, without)
+        return Scored(scores, list(items.values()), details)
+
+    def _item(self, row: dict[str, Any], reply: str) -> dict[str, Any]:
+        match = (name for name, of in self.splits.items() if of.items() <= row["extra"].items())
+        cluster = {"cluster": self.column(row, self.cluster)} if self.cluster else {}
+        return {
+            "id": row["id"], "question": row["text"], "answer": reply, "split": next(match),
+            "expected": self.column(row, self.reference), "speaker": row["speaker"], **cluster,
+            "audio": (row["source"] or {}).get("uri") or "",
+        }  # fmt: skip
+
+    def _scores(self, split: str, items: list[dict[str, Any]], details: dict[str, Any]) -> list:
+        """Of one split; each item is given its own numbers."""
+        if self.rater:
+            items = [item for item in items if item["value"] is not None]
+            if not items:
+                raise ValueError(f"the judge rated none of {split}: {self.rater.usage}")
+        clusters = [item["cluster"] for item in items] if self.cluster else None
+        if self.rater:
+            rated = mean([item["value"] for item in items], clusters)
+            return [Score("", split, "judge", *rated, len(items))]
+        expected, said = ([item[side] for item in items] for side in ("expected", "answer"))
+        found = METRICS[self.metric](expected, said, clusters)
+        for item, numbers in zip(items, found.items, strict=True):
+            item |= numbers
+        about = dict(found.details)
+        if self.metric == "wer":
+            seconds = [float(self.rows[item["id"]]["seconds"]) for item in items]
+            about["by_duration"] = wer.score(expected, said, seconds).by_duration
+        details.setdefault("by_split", {})[split] = about
+        return [Score("", split, *row, len(items)) for row in found.scores]
+
+    def _without_hits(self, items: dict[str, dict[str, Any]], head: Score) -> float | None:
+        """The headline of the items that the training data does not hold."""
+        hit, wanted = {found["id"] for found in self.hits}, self.splits[head.split]
+        rest = [
+            dict(item) for id, item in items.items()
+            if id not in hit and wanted.items() <= self.rows[id]["extra"].items()
+        ]  # fmt: skip
+        return self._scores(head.split, rest, {})[0].value if rest else None

@@ -1,28 +1,32 @@
 """What a checkpoint knows in text: multiple-choice questions, scored by lm-eval.
 
 In: a Hugging Face folder and a folder of <subject>.jsonl in the columns of cais/mmlu (question,
-subject, choices, answer). Out: one dict an item, or scores by subject. A choice is not a letter
+subject, choices, answer). Out: one item a question, scores by subject. A choice is not a letter
 here but the whole reply: its score is the log-likelihood of the choice and the end of the turn, not
 divided by its length, and the highest of four is chosen. The end of the turn belongs to it because
-otherwise "twenty" could never lose to "twenty one". Nothing is cached: lm-eval's cache does not
+otherwise "twenty" could never lose to "twenty one". lm-eval's own cache is not used: it does not
 know one checkpoint from another.
 """
 
 import json
 import logging
+from collections.abc import Iterator
 from contextlib import redirect_stderr
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from tqdm import tqdm
 
+from speechfuse.evals.last_position import harness_model
 from speechfuse.evals.scores import Score, mean
+from speechfuse.evals.tasks import Scored, digest, spread
 from speechfuse.prompts import render
 from speechfuse.vocab import Vocabulary
 
@@ -42,43 +46,68 @@ COLUMNS = ("question", "subject", "choices", "answer")
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its advice is on settings not ours to change
 
 
-def text_mmlu(
-    checkpoint: Path, folder: str, batch_size: int = 64
-) -> tuple[list[Score], list[dict[str, Any]]]:
-    """Accuracy on each subject as a split of the task text_mmlu, and the items behind it."""
-    items = multiple_choice(checkpoint, Path(folder), batch_size)
-    right: dict[str, list[float]] = {}
-    for item in items:
-        right.setdefault(item["subject"], []).append(float(item["correct"]))
-    scores = [
-        Score("text_mmlu", subject, "acc", *mean(values, None), len(values))
-        for subject, values in right.items()
-    ]
-    return scores, items
+@dataclass
+class TextMMLU:
+    """Accuracy on each subject as a split of the task. ValueError for a missing or empty folder, a
+    row that is no 4-choice question, and a checkpoint whose template does not give the prompts of
+    training."""
 
+    folder: str
+    batch_size: int = 64
+    limit: int | None = None
+    protocol = "clean"
 
-def multiple_choice(checkpoint: Path, folder: Path, batch_size: int) -> list[dict[str, Any]]:
-    """Ask `checkpoint` every question of `folder`, in the order of subjects (files) and lines.
+    @cached_property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Rows by id, "<subject>/<number>", in the order of subjects (files) and lines."""
+        subjects = read_subjects(Path(self.folder))
+        every = [(name, i, row) for name, rows in subjects.items() for i, row in enumerate(rows)]
+        return {f"{name}/{i}": row for name, i, row in spread(every, self.limit)}
 
-    An item is {subject, question, correct: bool, chosen: 0-3} and any further keys of its row.
-    Weights keep the dtype they are stored in. ValueError for a missing or empty folder, a row that
-    is no 4-choice question, and a checkpoint whose template does not give the prompts of training.
-    """
-    subjects = read_subjects(folder)
-    vocabulary = Vocabulary.load(checkpoint)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    items = []
-    with redirect_stderr(StringIO()):
-        # absolute: a relative path of two parts would pass for a repository on the Hub
-        lm = HFLM(pretrained=str(Path(checkpoint).absolute()), device=device, batch_size=batch_size)
-    for subject, rows in tqdm(subjects.items(), f"text {checkpoint}", unit="subject"):
-        for row, sample in zip(rows, ask(lm, subject, rows), strict=True):
-            check_prompt(lm, vocabulary, row, sample)
-            likelihoods = [likelihood for likelihood, _ in sample["filtered_resps"]]
+    def inputs(self) -> dict[str, Any]:
+        return {
+            "task": "text_mmlu", "data": digest(self.rows),
+            "lm_eval": [metadata.version("lm_eval"), {**TASK, "batch_size": self.batch_size}],
+        }  # fmt: skip
+
+    def scoring(self) -> dict[str, Any]:
+        return {}
+
+    def check(self, checkpoint: Path) -> None:
+        Vocabulary.load(checkpoint)
+        self.ids()
+
+    def ids(self) -> list[str]:
+        return list(self.rows)
+
+    def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """A batch a subject: {"id", "correct": bool, "chosen": 0-3}."""
+        subjects: dict[str, list[str]] = {}
+        for id in todo:
+            subjects.setdefault(id.rpartition("/")[0], []).append(id)
+        vocabulary = Vocabulary.load(checkpoint)
+        lm = harness_model(checkpoint, self.batch_size)
+        for subject, ids in subjects.items():
+            batch, rows = [], [self.rows[id] for id in ids]
+            for id, row, sample in zip(ids, rows, ask(lm, subject, rows), strict=True):
+                check_prompt(lm, vocabulary, row, sample)
+                likelihoods = [likelihood for likelihood, _ in sample["filtered_resps"]]
+                chosen = max(range(4), key=likelihoods.__getitem__)
+                batch.append({"id": id, "correct": bool(sample["acc"]), "chosen": chosen})
+            yield batch
+
+    def score(self, predictions: list[dict[str, Any]]) -> Scored:
+        items, right = [], dict[str, list[float]]()
+        for said in predictions:
+            row = self.rows[said["id"]]
             further = {key: value for key, value in row.items() if key not in ("choices", "answer")}
-            chosen = max(range(4), key=likelihoods.__getitem__)
-            items.append({**further, "correct": bool(sample["acc"]), "chosen": chosen})
-    return items
+            items.append({**further, **said, "split": said["id"].rpartition("/")[0]})
+            right.setdefault(items[-1]["split"], []).append(float(said["correct"]))
+        scores = [
+            Score("text_mmlu", subject, "acc", *mean(values, None), len(values))
+            for subject, values in right.items()
+        ]
+        return Scored(scores, items)
 
 
 def ask(lm: HFLM, subject: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,9 +11,10 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 KINDS = ("auto", "dense", "flex")
 
 
-def kind_of(name: str, device: torch.device) -> str:
-    """dense or flex, for `attention` of a recipe; auto is flex on a GPU. ValueError for flex
-    elsewhere."""
+def kind_of(name: str, device: torch.device, packed: bool) -> str:
+    """dense or flex, for `attention` of a recipe; auto is flex for packed rows on a GPU. ValueError
+    for flex elsewhere: it is compiled for each length of a row, and after eight of them no more.
+    """
     if name not in KINDS:
         raise ValueError(f"attention={name!r}: choose one of {', '.join(KINDS)}")
     if name == "flex" and device.type != "cuda":
@@ -21,8 +22,13 @@ def kind_of(name: str, device: torch.device) -> str:
             f"attention=flex is compiled for CUDA and the device is {device.type}: choose dense or "
             "auto"
         )
+    if name == "flex" and not packed:
+        raise ValueError(
+            "attention=flex with packed=false: rows of many lengths, for each of which it would be "
+            "compiled; choose dense or auto, or pack"
+        )
     if name == "auto":
-        return "flex" if device.type == "cuda" else "dense"
+        return "flex" if device.type == "cuda" and packed else "dense"
     return name
 
 

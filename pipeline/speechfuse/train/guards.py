@@ -43,19 +43,26 @@ class Guards:
 
 class Watch:
     """Compares every step with the last hundred good ones; `earlier`: the lines of metrics.jsonl of
-    a run that is resumed."""
+    a run that is resumed. Up to step `first` other weights train, so what follows is compared with
+    what follows only."""
 
-    def __init__(self, guards: Guards, earlier: list[dict[str, Any]]) -> None:
-        self.guards = guards
+    def __init__(self, guards: Guards, earlier: list[dict[str, Any]], first: int = 0) -> None:
+        self.guards, self.first = guards, first
         self.quarantined = sum("quarantined" in line for line in earlier)
-        good = [line for line in earlier if "quarantined" not in line][-WINDOW:]
-        self._seen = [(line["loss"], line["grad_norm"]) for line in good]
+        self._seen: list[tuple[int, float, float]] = []
+        for line in earlier:
+            if "quarantined" not in line:
+                self._remember(line["step"], line["loss"], line["grad_norm"])
 
-    def fault(self, loss: float, norm: float) -> str | None:
+    def _remember(self, step: int, loss: float, norm: float) -> None:
+        self._seen = [*self._seen, (step, loss, norm)][-WINDOW:]
+
+    def fault(self, step: int, loss: float, norm: float) -> str | None:
         """What is wrong with a step, None for a good one, which is remembered."""
+        comparable = [each for each in self._seen if (each[0] > self.first) == (step > self.first)]
         for name, value, seen in (
-            ("loss", loss, [each[0] for each in self._seen]),
-            ("gradient norm", norm, [each[1] for each in self._seen]),
+            ("loss", loss, [each[1] for each in comparable]),
+            ("gradient norm", norm, [each[2] for each in comparable]),
         ):
             if not math.isfinite(value):
                 return f"{name} is {value}"
@@ -64,7 +71,7 @@ class Watch:
                     f"{name} {value:.3g} is more than {self.guards.spike:g} times the median of "
                     f"the last {len(seen)} steps, {median(seen):.3g}"
                 )
-        self._seen = [*self._seen, (loss, norm)][-WINDOW:]
+        self._remember(step, loss, norm)
         return None
 
 

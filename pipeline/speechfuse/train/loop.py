@@ -35,6 +35,11 @@ from speechfuse.train.new_rows import WATCHED, NewRows
 from speechfuse.vocab import read_config
 
 VERSION = 2
+# how a step is computed on the GPUs at hand: other values change the rounding of a run, no more
+ROUNDING = (
+    "micro_batch_size", "activation_checkpointing", "compile", "attention", "loss_chunk",
+    "shard_group",
+)  # fmt: skip
 Step = Callable[[nn.Module, dict[str, Any]], dict[str, tuple[Tensor, Tensor]]]
 
 
@@ -126,6 +131,21 @@ class Finetune:
     runtime: Runtime = field(default_factory=Runtime)
 
 
+def join(job: Finetune) -> None:
+    """Join torchrun's process group; a process alone makes its own where it needs one."""
+    alone = "RANK" not in os.environ
+    if alone and job.compute_dtype == job.dtype:
+        return
+    # mixed precision is FSDP2's, which needs a process group, be it of one
+    place: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}
+    if torch.cuda.is_available() and job.runtime.device != "cpu":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        # gloo for what the background thread that writes states has to agree on
+        dist.init_process_group("cpu:gloo,cuda:nccl", **place)
+    else:
+        dist.init_process_group("gloo", **place)
+
+
 def device_of(name: str) -> torch.device:
     """The device of this rank."""
     if name == "auto":
@@ -144,14 +164,6 @@ def _check(job: Finetune, ranks: int) -> int:
     return preflight.micro_batch(job, ranks)
 
 
-def _agreed(value: Any) -> Any:
-    """What rank 0 has, on every rank."""
-    shared = [value]
-    if dist.is_initialized():
-        dist.broadcast_object_list(shared)
-    return shared[0]
-
-
 def pins_of(job: Finetune) -> dict[str, str | None]:
     """The commit to read for each path of `datasets` that is on the Hub, None for folders."""
     paths = dict.fromkeys(spec["path"] for spec in job.datasets if "path" in spec)
@@ -166,8 +178,17 @@ def _begin(
     inputs = {"checkpoint": artifact.fingerprint_of(checkpoint)}
     for path, pin in pins.items():
         inputs[path] = pin or artifact.fingerprint_of(Path(path))
-    work = artifact.Artifact(Path(job.out), "finetune", VERSION, asdict(job), inputs)
-    return work, _agreed(work.begin(fresh=job.fresh) if rank == 0 else None)
+    settings = asdict(job)
+    settings["runtime"] |= {key: settings.pop(key) for key in ROUNDING}
+    work = artifact.Artifact(Path(job.out), "finetune", VERSION, settings, inputs)
+    todo = state.agreed(work.begin(fresh=job.fresh) if rank == 0 else None)
+    if rank == 0 and todo:
+        begun = json.loads((work.out / "plan.json").read_text())["config"]["runtime"]
+        for key in ROUNDING:
+            if begun[key] != (now := settings["runtime"][key]):
+                print(f"{work.out}: begun with {key}={begun[key]}, goes on with {now}: the result "
+                      "is equal but for rounding")  # fmt: skip
+    return work, todo
 
 
 def load_data(job: Finetune, pins: dict[str, str | None]) -> datasets.Mixture:
@@ -258,7 +279,7 @@ def prepare(job: Finetune) -> Trainer:
     trained = [p for p in model.parameters() if p.requires_grad]
     return Trainer(
         model, optimizers.make(job.optimizer, trained), config.resolve(job.step),
-        attention.kind_of(job.attention, device), device, job.clip_grad_norm,
+        attention.kind_of(job.attention, device, job.packed), device, job.clip_grad_norm,
     )  # fmt: skip
 
 
@@ -270,6 +291,12 @@ def meter_of(job: Finetune, trainer: Trainer, ranks: int) -> Meter:
         about = torch.cuda.get_device_properties(trainer.device)
         gpu = gpus.reported(about.name, about.total_memory)
     return Meter(flops, gpu, ranks, job.runtime.dollars_per_gpu_hour)
+
+
+def _leave_group(worker: int) -> None:
+    """A loader worker that torchrun's SIGTERM to the group does not end: the rank, which wants to
+    save its state, would be stopped by the death of its worker."""
+    os.setpgid(0, 0)
 
 
 def _bad_step(
@@ -304,7 +331,7 @@ def run(job: Finetune) -> None:
     shape = models.check_shape(job.model, checkpoint)
     device = device_of(job.runtime.device)
     torch.set_num_threads(job.runtime.threads or max(1, (os.cpu_count() or 1) // ranks))
-    pins = _agreed(pins_of(job) if rank == 0 else None)
+    pins = state.agreed(pins_of(job) if rank == 0 else None)
     complete = (out / "manifest.json").exists() and not job.fresh
     if not complete or job.runtime.dry_run:
         mixture = load_data(job, pins)
@@ -333,12 +360,13 @@ def run(job: Finetune) -> None:
     metrics = Metrics(
         out, done, meter, rank == 0, job.runtime.tracker, work.fingerprint, asdict(job)
     )
-    watch = guards.Watch(job.runtime.guards, metrics.earlier)
+    watch = guards.Watch(job.runtime.guards, metrics.earlier, job.new_rows_first)
     signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "stop", True))
     batches = datasets.Batches(mixture, rank, ranks, micro)
     loader = DataLoader(
         batches, batch_size=None, sampler=range(done, counts.steps),
-        num_workers=job.runtime.loader_workers,
+        num_workers=job.runtime.loader_workers, worker_init_fn=_leave_group,
+        generator=torch.Generator(),  # or every start would draw from the model's own chance
     )  # fmt: skip
     bar = tqdm(total=counts.steps, initial=done, desc=out.name, unit="step", disable=rank != 0)
     started = time.perf_counter()
@@ -349,7 +377,7 @@ def run(job: Finetune) -> None:
         targets = sum(count for _, count in losses.values())
         loss = sum(value for value, _ in losses.values()) / max(1, targets)
         optimizers.set_rates(optimizer, [peak * factor(step - 1) for peak in peaks])
-        fault = watch.fault(loss, norm)
+        fault = watch.fault(step, loss, norm)
         if fault:
             _bad_step(job, step, fault, mixture, states, watch, rank)
         else:
@@ -377,7 +405,7 @@ def run(job: Finetune) -> None:
                 bar.write(said_of)
         # the epoch is written before the state that would let a resumed run go past it
         for epoch, end in enumerate(counts.epoch_ends):
-            if end == step and not (out / f"epoch_{epoch}").exists():
+            if end == step and not state.agreed((out / f"epoch_{epoch}").exists()):
                 about = _about(work, epoch)
                 models.export(trainer.model, checkpoint, out / f"epoch_{epoch}", about)
         if step < counts.steps and (stop or step % job.runtime.state_every == 0):

@@ -181,7 +181,7 @@ def _shard(
     model: nn.Module, device: torch.device, compute_dtype: torch.dtype, group: int | None
 ) -> None:
     ranks = dist.get_world_size()
-    mesh = None
+    mesh = init_device_mesh(device.type, (ranks,))  # by itself FSDP2 takes the GPUs it finds
     if group is not None:
         if group < 1 or ranks % group:
             raise ValueError(f"shard_group={group} does not divide the {ranks} ranks")

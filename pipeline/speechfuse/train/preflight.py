@@ -228,7 +228,8 @@ def preflight(
     size = models.DTYPES[job.dtype].itemsize
     shapes = [tuple(p.shape) for p in model.parameters() if p.requires_grad]
     merged = sum(p.numel() for name, p in model.named_parameters() if _group(name) != "adapters")
-    saved = sum(p.numel() for p in model.parameters()) * size + memory.optimizer_bytes(job, shapes)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    saved = trained * size + memory.optimizer_bytes(job, shapes)
     limit = gpu.memory if gpu else _machine_memory() // ranks
     speed, source = _speed(job, meter, data, _count(model), measurements)
     return Report(
@@ -286,7 +287,7 @@ def _speed(
     wanted["gpu"] = meter.gpu.name
     wanted["parameters"] = sum(count for count, _ in groups.values())
     wanted["trained"] = sum(trains for _, trains in groups.values())
-    wanted["attention"] = attention.kind_of(job.attention, torch.device("cuda"))
+    wanted["attention"] = attention.kind_of(job.attention, torch.device("cuda"), job.packed)
     lines = path.read_text().splitlines() if path.exists() else []
     for line in reversed([json.loads(line) for line in lines]):
         if all(line.get(key) == value for key, value in wanted.items()):

@@ -18,19 +18,31 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_state_dict,
+    set_model_state_dict,
     set_state_dict,
 )
 from torch.optim import Optimizer
 
 # a run of one process has no process group, and needs none
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+# frozen weights are the checkpoint's; not strict, else moments not there are an error
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 KEEP = 2  # the newest complete state survives the writing of the next
 
 
 def complete_steps(folder: Path) -> list[int]:
     """Steps whose state is complete, oldest first."""
     return sorted(int(p.parent.name.removeprefix("step_")) for p in folder.glob("step_*/.metadata"))
+
+
+def agreed(value: Any) -> Any:
+    """What rank 0 has, on every rank: on a shared disk each may see other files for a while."""
+    shared = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(shared)
+    return shared[0]
 
 
 def _first() -> bool:
@@ -58,9 +70,9 @@ class States:
     def save(self, step: int) -> None:
         """Begin to write the state after `step` optimizer steps, when the one before is written."""
         self.wait()
-        if step in complete_steps(self.folder):
+        if agreed(step in complete_steps(self.folder)):
             return
-        weights, moments = get_state_dict(self.model, self.optimizer)
+        weights, moments = get_state_dict(self.model, self.optimizer, options=TRAINED)
         content = {"model": weights, "optimizer": moments, "chance": _chance()}
         future = dcp.async_save(
             content, checkpoint_id=self.folder / f"step_{step}", process_group=self._group
@@ -89,14 +101,29 @@ class States:
             for old in complete_steps(self.folder)[:-KEEP]:
                 shutil.rmtree(self.folder / f"step_{old}")
 
-    def restore(self, at_most: int | None = None) -> int:
-        """Load the newest complete state, of step `at_most` or before; returns its step, 0 when
-        there is none."""
-        steps = [s for s in complete_steps(self.folder) if at_most is None or s <= at_most]
+    def restore_weights(self, at_most: int) -> int:
+        """Load the weights alone of the newest state of step `at_most` or before; returns its step,
+        0 when there is none."""
+        steps = [step for step in complete_steps(self.folder) if step <= at_most]
+        if not steps:
+            return 0
+        content = {"model": get_model_state_dict(self.model, options=TRAINED)}
+        dcp.load(content, checkpoint_id=self.folder / f"step_{steps[-1]}")
+        set_model_state_dict(self.model, content["model"], options=TRAINED)
+        return steps[-1]
+
+    def restore(self) -> int:
+        """Load the newest complete state; returns its step, 0 when there is none. What a kill left
+        of others is removed."""
+        steps = agreed(complete_steps(self.folder))
+        if _first():
+            for path in self.folder.glob("step_*"):
+                if int(path.name.removeprefix("step_")) not in steps:
+                    shutil.rmtree(path)
         if not steps:
             return 0
         place = self.folder / f"step_{steps[-1]}"
-        weights, moments = get_state_dict(self.model, self.optimizer)
+        weights, moments = get_state_dict(self.model, self.optimizer, options=TRAINED)
         chance = _chance()
         saved = dcp.FileSystemReader(place).read_metadata().state_dict_metadata
         # with another number of ranks there is no such place to go on from
@@ -112,7 +139,7 @@ class States:
         set_state_dict(
             self.model, self.optimizer,
             model_state_dict=content["model"], optim_state_dict=content["optimizer"],
-            options=StateDictOptions(strict=False),  # else moments that are not there are an error
+            options=TRAINED,
         )  # fmt: skip
         for name, value in chance.items():
             set_state = torch.set_rng_state if name.startswith("cpu") else torch.cuda.set_rng_state

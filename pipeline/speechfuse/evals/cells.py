@@ -1,0 +1,155 @@
+"""Cells: what one checkpoint says to one task, kept by content and never computed twice.
+
+In: a checkpoint, a task. Out: <out>/cells/<key>/predictions.jsonl, a line an item, and inputs.json,
+what the key was made of. The key is a hash of the checkpoint's content and of all else that
+predictions depend on; names of folders never enter it. Lines are appended batch by batch and reach
+the disk before the next batch starts; a blank line ends a batch, and a batch that a kill cut short
+is dropped when the cell is opened again. One process at a time is at work on a cell.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from speechfuse import artifact, workers
+from speechfuse.evals.tasks import Task, digest
+
+CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+NOT_CONTENT = ("manifest.json", "plan.json")
+LIBRARIES = ("torch", "transformers", "lm_eval")
+END = b"\n\n"  # of a batch
+
+
+def fingerprint(checkpoint: Path, out: Path) -> str:
+    """sha256 of a Hugging Face folder's content: config, tokenizer and weights.
+
+    Files are read once: their hashes are remembered by path, size and time of change in
+    <out>/cells/fingerprints.json. ValueError for a folder without config or weights.
+    """
+    if not (checkpoint / "config.json").is_file():
+        raise ValueError(f"{checkpoint} is no checkpoint: it holds no config.json; check the path")
+    check_weights(checkpoint)
+    known_at = out / "cells" / "fingerprints.json"
+    known = json.loads(known_at.read_text("utf-8")) if known_at.exists() else {}
+    files = {p for pattern in CONTENT for p in checkpoint.glob(pattern)}
+    names = sorted(p.name for p in files if p.name not in NOT_CONTENT)
+    content, hashed = [], False
+    for name in tqdm(names, f"hashing {checkpoint}", unit="file", leave=False, delay=1):
+        path, stat = checkpoint / name, (checkpoint / name).stat()
+        place = os.path.relpath(path, out)
+        entry = known.get(place)
+        if not entry or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
+            sha = _config(path) if name == "config.json" else artifact.sha256_of(path)
+            known[place], hashed = [stat.st_size, stat.st_mtime_ns, sha], True
+        content.append((name, known[place][2]))
+    if hashed:
+        artifact.write_json(known_at, known)
+    return digest(content)
+
+
+def _config(path: Path) -> str:
+    """Of a config without the name of the folder that it was once loaded from."""
+    config = json.loads(path.read_text("utf-8"))
+    return digest({key: value for key, value in config.items() if key != "_name_or_path"})
+
+
+def check_weights(checkpoint: Path) -> None:
+    """ValueError when no weights are there, or fewer than their index lists."""
+    index = checkpoint / "model.safetensors.index.json"
+    listed = {"model.safetensors"}
+    if index.is_file():
+        listed = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    if lost := sorted(name for name in listed if not (checkpoint / name).is_file()):
+        raise ValueError(
+            f"{checkpoint} has no weights: {', '.join(lost)} is not there; copy it again, or leave "
+            "the checkpoint out"
+        )
+
+
+class Cell:
+    """The predictions of one checkpoint for one task, below `out`."""
+
+    def __init__(self, out: Path, checkpoint: str, task: Task) -> None:
+        self.inputs: dict[str, Any] = {"checkpoint": checkpoint, "task": task.inputs()}
+        self.key = digest(self.inputs)
+        self.folder = out / "cells" / self.key[:32]
+        self.path = self.folder / "predictions.jsonl"
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """Finished predictions by id. ValueError where an item stands twice, or a line is bad."""
+        if not self.path.exists():
+            return {}
+        data = self.path.read_bytes()
+        found: dict[str, dict[str, Any]] = {}
+        for line in data[: data.rfind(END) + 1].split(b"\n"):
+            if not line:
+                continue
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                raise ValueError(
+                    f"{self.path} is damaged: move its folder aside and run it again"
+                ) from None
+            if entry["id"] in found:
+                raise ValueError(f"{self.path} has {entry['id']} twice: move its folder aside")
+            found[entry["id"]] = entry
+        return found
+
+    @contextmanager
+    def locked(self, wait: bool = True) -> Iterator[bool]:
+        """Keep other processes off the cell; False when one is at work there and `wait` is not."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".lock", "w") as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    def fill(self, task: Task, checkpoint: Path) -> Iterator[int]:
+        """Compute what is missing; gives the number of items after each batch that is on disk.
+        To be called inside `locked`."""
+        artifact.write_json(self.folder / "inputs.json", self.inputs)
+        done, ids = self.read(), task.ids()
+        todo = [id for id in ids if id not in done]
+        if not todo:
+            return
+        started, count = time.monotonic(), 0
+        try:
+            with open(self.path, "ab") as file:
+                whole = self.path.read_bytes().rfind(END) + len(END)
+                file.truncate(whole if whole >= len(END) else 0)  # what a kill left of a batch
+                for batch in task.predict(checkpoint, todo):
+                    lines = (json.dumps(entry, ensure_ascii=False).encode() for entry in batch)
+                    file.write(b"\n".join(lines) + END)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    count += len(batch)
+                    yield len(batch)
+        finally:
+            self._note(count, time.monotonic() - started)
+        if lost := len(set(ids) - self.read().keys()):
+            raise ValueError(f"{lost} of {len(ids)} items were not predicted")
+
+    def _note(self, items: int, seconds: float) -> None:
+        versions = {name: metadata.version(name) for name in ("speechfuse", *LIBRARIES)}
+        entry = {"items": items, "seconds": round(seconds, 3), "versions": versions}
+        with open(self.folder / "log.jsonl", "a") as file:
+            file.write(json.dumps({**entry, "device": workers.device()}) + "\n")
+
+    def about(self) -> dict[str, Any]:
+        """{minutes, versions} of the processes that filled it; one that was killed left none."""
+        path = self.folder / "log.jsonl"
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        log = [json.loads(line) for line in lines]
+        minutes = sum(entry["seconds"] for entry in log) / 60
+        return {"minutes": round(minutes, 2), "versions": log[-1]["versions"] if log else {}}

@@ -1,0 +1,309 @@
+"""lm-eval's own tasks: the official mmlu from a local folder or the Hub, and any other by name.
+
+In: a Hugging Face folder, the name of a task or group of lm-eval, and its data: a folder, or what
+its YAML names on the Hub. Out: scores by task and group, with each item's metrics and doc_hash.
+Prompts, few-shot examples and metrics are lm-eval's, and so are the numbers; a task is the grain of
+resuming. Its cache (use_cache) is never on: it does not know one checkpoint from another.
+"""
+
+import atexit
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import metadata
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval
+import pyarrow.parquet as pq
+import yaml
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+
+from speechfuse.evals.last_position import compiled_once, harness_model
+from speechfuse.evals.scores import Score, mean
+from speechfuse.evals.tasks import Scored, digest, spread
+from speechfuse.vocab import Vocabulary
+
+OFFICIAL = Path(lm_eval.__file__).parent / "tasks"
+MMLU = OFFICIAL / "mmlu" / "default"
+SUBJECTS = sorted(path.stem.removeprefix("mmlu_") for path in MMLU.glob("mmlu_*.yaml"))
+COLUMNS = {"question", "choices", "answer"}
+SPLITS = ("test", "dev")  # what the official task reads
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its advice is on settings not ours
+SEED = 1234  # of lm-eval's simple_evaluate, for few-shot examples that are drawn
+
+
+@dataclass
+class Harness:
+    """A task or group of lm-eval 0.4.13.
+
+    `task`: e.g. mmlu, gsm8k, arc_challenge. `data`: a folder instead of the Hub's dataset; for mmlu
+    <subject>/{test,validation,dev}*.{parquet,jsonl} of 57 subjects, with or without a README that
+    lists them. `num_fewshot` None: the task's own. `include`: a folder of further task files, e.g.
+    what stages.export_tasks wrote. Scores are means over items: for a group that is weighting by
+    size, as in the official mmlu. `metric`: the headline, by default the first.
+    """
+
+    task: str
+    data: str | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+    metric: str | None = None
+    include: str | None = None
+    batch_size: int = 16
+    limit: int | None = None
+    protocol = "clean"
+
+    @cached_property
+    def loaded(self) -> dict[str, Any]:
+        """lm-eval's tasks by name, with their data. ValueError where they cannot be had."""
+        data = None
+        if self.data is not None:
+            if not Path(self.data).is_dir():
+                raise ValueError(f"data={self.data} is no folder: check the path")
+            data = mmlu_folder(Path(self.data)) if self.task == "mmlu" else Path(self.data)
+        manager, name = _manager(self.task, data and data.absolute(), self.include)
+        datasets.disable_progress_bars()
+        try:
+            with redirect_stderr(StringIO()):
+                found = manager.load(name)
+        except Exception as error:
+            said = " ".join(str(error).split())
+            where = self.data or "its dataset on the Hub"
+            raise ValueError(f"task={self.task}: {where} cannot be loaded: {said}") from error
+        self._groups = found.get("group_map", {})
+        return {name: self._set(task) for name, task in sorted(found["tasks"].items())}
+
+    def _set(self, task: Any) -> Any:
+        """As simple_evaluate does, which would also reseed everything and ask the Hub."""
+        own = task.get_config("num_fewshot")
+        if own == 0 and self.num_fewshot:
+            raise ValueError(
+                f"num_fewshot={self.num_fewshot}: {task.task_name} fixes it to 0; leave it out"
+            )
+        shots = own or 0 if self.num_fewshot is None else self.num_fewshot
+        task.set_config("num_fewshot", shots)
+        task.set_fewshot_seed(seed=SEED)
+        if shots > (there := len(list(task.fewshot_docs() or []))):
+            raise ValueError(
+                f"num_fewshot={shots}: {task.task_name} has {there} examples to show; check its "
+                "dev split"
+            )
+        return task
+
+    def inputs(self) -> dict[str, Any]:
+        docs = [
+            [name, list(task.eval_docs), list(task.fewshot_docs() or [])]
+            for name, task in self.loaded.items()
+        ]
+        content = json.dumps(docs, sort_keys=True, default=str)
+        return {
+            "task": self.task, "data": digest(content), "num_fewshot": self.num_fewshot,
+            "chat_template": self.apply_chat_template, "batch_size": self.batch_size,
+            "lm_eval": metadata.version("lm_eval"), "items": digest(self.ids()),
+            "versions": {name: str(task.VERSION) for name, task in self.loaded.items()},
+        }  # fmt: skip
+
+    def scoring(self) -> dict[str, Any]:
+        return {}
+
+    def check(self, checkpoint: Path) -> None:
+        vocabulary = Vocabulary.load(checkpoint)
+        if self.apply_chat_template and not vocabulary.tokenizer.chat_template:
+            raise ValueError(f"apply_chat_template=true, but {checkpoint} has no chat template")
+        if self.task == "mmlu" and (count := len(self.loaded)) != 57:
+            raise ValueError(f"mmlu has {count} subjects here; the official group has 57")
+        for name, task in self.loaded.items():
+            means = [metric for metric, how in task.aggregation().items() if _is_mean(how)]
+            if not means:
+                raise ValueError(f"task={self.task}: no metric of {name} is a mean over items, so "
+                                 "it cannot be scored here")  # fmt: skip
+
+    def ids(self) -> list[str]:
+        every = [f"{name}/{i}" for name, t in self.loaded.items() for i in range(len(t.eval_docs))]
+        return spread(every, self.limit)
+
+    def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """A batch a task: {"id", "doc_hash", "metrics": {name: number}, "said", "target"}."""
+        wanted: dict[str, list[int]] = {}
+        for id in todo:
+            name, _, number = id.rpartition("/")
+            wanted.setdefault(name, []).append(int(number))
+        lm = harness_model(checkpoint, self.batch_size)
+        for name, numbers in wanted.items():
+            task = self.loaded[name]
+            some = None if len(numbers) == len(task.eval_docs) else {name: numbers}
+            quiet = redirect_stderr(StringIO()), redirect_stdout(StringIO())  # many progress bars
+            with quiet[0], quiet[1], compiled_once():
+                results = evaluate(
+                    lm, {"tasks": {name: task}}, samples=some, bootstrap_iters=0,
+                    apply_chat_template=self.apply_chat_template,
+                    fewshot_as_multiturn=self.apply_chat_template,
+                )  # fmt: skip
+            means = {metric for metric, how in task.aggregation().items() if _is_mean(how)}
+            yield _predictions(name, results["samples"][name], means)
+
+    def score(self, predictions: list[dict[str, Any]]) -> Scored:
+        metrics = list(dict.fromkeys(m for said in predictions for m in said["metrics"]))
+        head = self.metric or metrics[0]
+        if head not in metrics:
+            raise ValueError(f"metric={head}: {self.task} has {', '.join(metrics)}")
+        metrics.sort(key=lambda metric: metric != head)
+        of = {name: {name} for name in self.loaded} if len(self.loaded) > 1 else {}
+        splits = {"all": set(self.loaded), **self._parts(), **of}
+        scores = []
+        for split, names in splits.items():
+            rows = [s["metrics"] for s in predictions if s["id"].rpartition("/")[0] in names]
+            for metric in metrics:
+                values = [float(row[metric]) for row in rows if metric in row]
+                if values:
+                    scores.append(Score("", split, metric, *mean(values, None), len(values)))
+        items = []
+        for said in predictions:
+            value = said["metrics"].get(head, 0.0)
+            number = {"correct": bool(value)} if value in (0, 1) else {"value": value}
+            items.append({**said, "split": said["id"].rpartition("/")[0], **number})
+        shots = sorted({task.get_config("num_fewshot") for task in self.loaded.values()})
+        about = (
+            f"lm-eval {metadata.version('lm_eval')} {self.task}, {'/'.join(map(str, shots))}-shot, "
+            f"{'the' if self.apply_chat_template else 'no'} chat template"
+        )
+        return Scored(scores, items, {"protocol": about})
+
+    def _parts(self) -> dict[str, set[str]]:
+        """The groups below the one that was asked for, with the tasks in each."""
+
+        def leaves(name: str) -> set[str]:
+            below = self._groups.get(name)
+            return {name} if below is None else {leaf for of in below for leaf in leaves(of)}
+
+        found = {name: leaves(name) for name in self._groups}
+        return {n: of for n, of in found.items() if len(of) < len(self.loaded) and len(of) > 1}
+
+
+def _is_mean(aggregation: Any) -> bool:
+    return getattr(aggregation, "__name__", "") == "mean"
+
+
+def _predictions(name: str, samples: list[dict[str, Any]], means: set[str]) -> list[dict[str, Any]]:
+    """lm-eval's log of a task, one entry an item; a filter's metrics are called metric,filter."""
+    found: dict[int, dict[str, Any]] = {}
+    for sample in samples:
+        said = sample["filtered_resps"][0]
+        if isinstance(said, (list, tuple)):  # log-likelihoods: which choice is the likeliest
+            values = [float(likelihood) for likelihood, _ in sample["filtered_resps"]]
+            said = max(range(len(values)), key=values.__getitem__)
+        entry = found.setdefault(sample["doc_id"], {
+            "id": f"{name}/{sample['doc_id']}", "doc_hash": sample["doc_hash"], "metrics": {},
+            "said": said, "target": str(sample["target"]),
+        })  # fmt: skip
+        suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
+        for metric in sample["metrics"]:
+            if metric in means:
+                entry["metrics"][f"{metric}{suffix}"] = float(sample[metric])
+    return list(found.values())
+
+
+@cache
+def _manager(task: str, data: Path | None, include: str | None) -> tuple[TaskManager, str]:
+    """lm-eval's index, and the name to load from it: `task`, or a group of it alone on `data`. The
+    official files of mmlu are in one folder, to read all others takes seconds."""
+    if include is not None and not Path(include).is_dir():
+        raise ValueError(f"include={include} is no folder of task files: check the path")
+    folders: list[str | Path] = [MMLU] if task == "mmlu" else []
+    folders += [include] if include else []
+    name = task
+    if data is not None:
+        name = f"{task}_of_{digest(str(data))[:16]}"
+        arrow = str(_scratch() / "arrow")
+        kind = "group" if task == "mmlu" else "task"
+        member = {kind: task, "dataset_path": str(data), "dataset_kwargs": {"cache_dir": arrow}}
+        folders.append(_scratch() / name)
+        (_scratch() / name).mkdir(exist_ok=True)
+        text = yaml.safe_dump({"group": name, "task": [member]})
+        (_scratch() / name / f"{name}.yaml").write_text(text)
+    manager = TaskManager(include_defaults=task != "mmlu" and not include, include_path=folders)
+    if task not in manager.all_tasks:
+        raise ValueError(
+            f"task={task}: lm-eval {metadata.version('lm_eval')} has no task or group of this name"
+            + (f" in {include}" if include else "; `lm_eval ls tasks` lists them")
+        )
+    return manager, name
+
+
+@cache
+def _scratch() -> Path:
+    """A folder that goes with this process; a cache of data that stayed would go by the files'
+    names and times, not by their content."""
+    held = tempfile.TemporaryDirectory(prefix="speechfuse-lm-eval-")
+    atexit.register(held.cleanup)
+    return Path(held.name)
+
+
+def mmlu_folder(folder: Path) -> Path:
+    """`folder` where its README lists the subjects as configs, else a folder of links to its files
+    with such a README, without which `datasets` finds none. ValueError unless all 57 are there,
+    with the columns of cais/mmlu."""
+    listed = _configs(folder / "README.md")
+    subjects = set(listed) or {path.name for path in folder.iterdir() if path.is_dir()}
+    if lost := [name for name in SUBJECTS if name not in subjects]:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise ValueError(
+            f"data={folder} has {57 - len(lost)} of the 57 subjects of MMLU: {lost[0]}{more} is "
+            "not there; copy cais/mmlu again, whole"
+        )
+    if listed:
+        return folder.absolute()
+    made, configs = _scratch() / digest(str(folder.absolute())), []
+    for subject in SUBJECTS:
+        files = {split: _files(folder / subject, split) for split in SPLITS}
+        (made / subject).mkdir(parents=True, exist_ok=True)
+        for split, paths in files.items():
+            if not paths:
+                raise ValueError(f"{folder / subject} has no {split}*.parquet or {split}*.jsonl")
+            for path in paths:
+                _check_columns(path)
+                link = made / subject / path.name
+                link.unlink(missing_ok=True)
+                link.symlink_to(path.absolute())
+        # short, as `datasets` parses all of it for every subject
+        named = {split: [f"{subject}/{p.name}" for p in paths] for split, paths in files.items()}
+        parts = [
+            {"split": split, "path": names[0] if len(names) == 1 else names}
+            for split, names in named.items()
+        ]
+        configs.append({"config_name": subject, "data_files": parts})
+    header = yaml.safe_dump({"configs": configs})
+    (made / "README.md").write_text(f"---\n{header}---\n", "utf-8")
+    return made
+
+
+def _configs(readme: Path) -> list[str]:
+    parts = readme.read_text("utf-8").split("---\n") if readme.is_file() else []
+    header = yaml.safe_load(parts[1]) if len(parts) > 2 else None
+    configs = header.get("configs", []) if isinstance(header, dict) else []
+    return [str(config["config_name"]) for config in configs]
+
+
+def _files(folder: Path, split: str) -> list[Path]:
+    return sorted(p for kind in ("parquet", "jsonl") for p in folder.glob(f"{split}*.{kind}"))
+
+
+def _check_columns(path: Path) -> None:
+    if path.suffix == ".parquet":
+        there = set(pq.read_schema(path).names)
+    else:
+        with open(path, encoding="utf-8") as file:
+            there = set(json.loads(file.readline() or "{}"))
+    if lost := sorted(COLUMNS - there):
+        raise ValueError(
+            f"{path} has no column {', '.join(lost)}; it has {', '.join(sorted(there)) or 'none'}, "
+            f"and MMLU needs {', '.join(sorted(COLUMNS))}"
+        )

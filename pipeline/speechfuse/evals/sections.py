@@ -1,0 +1,65 @@
+"""Sections of a report: each a heading with its tables, or nothing where there is nothing to say.
+
+In: the results of one protocol. Out: page.Block, in order.
+"""
+
+from pathlib import Path
+
+from speechfuse.evals import appendix, choice, tables
+from speechfuse.evals.page import Block, Heading, Text
+from speechfuse.evals.results import Checkpoint, Found, Key
+from speechfuse.evals.samples import Samples
+from speechfuse.evals.tables import Column
+
+
+def section(title: str, *blocks: Block | None) -> list[Block]:
+    there = [block for block in blocks if block]
+    return [Heading(title), *there] if there else []
+
+
+def marks(found: Found, epochs: list[str], keys: list[Key]) -> dict[tuple[str, Key], str]:
+    """Words beside the best epoch of each score and those that are not significantly worse, where
+    there are items to test."""
+    words: dict[tuple[str, Key], str] = {}
+    for of in keys:
+        scored = [name for name in epochs if of in found[name].scores]
+        if len(scored) > 1:
+            tied, _, tested = choice.best(found, scored, of, test=True)
+            top = choice.first(found, scored, of)
+            tied = tied if tested else []
+            words |= {(name, of): "best" if name == top else "ties with the best" for name in tied}
+    return words
+
+
+def said(checkpoint: Checkpoint, of: Key, split: str, folder: Path) -> list[Block]:
+    """Items of the chosen epoch: of the task that chose it those of `split`, then of every other
+    task that has replies. `folder` is where paths of audio start."""
+    samples, first = Samples(folder), checkpoint.cell(of)
+    lines = section(f"What it says: {of[0]}, {split}", samples.table(first.items, split))
+    for cell in checkpoint.cells.values():
+        if cell is not first:
+            lines += section(f"What it says: {cell.name}", samples.table(cell.items, None))
+    if samples.left_out:
+        lines.append(Text(f"{samples.left_out} recordings are left out to keep the page small."))
+    return lines
+
+
+def every_score(found: Found, base: str, chosen: str | None) -> list[Block]:
+    """A table for each task with all its splits and metrics."""
+    keys = dict.fromkeys(of for checkpoint in found.values() for of in checkpoint.scores)
+    lines: list[Block] = []
+    for task in dict.fromkeys(of[0] for of in keys):
+        columns = [Column(*of) for of in keys if of[0] == task]
+        table = tables.results(found, list(found), columns, base, chosen)
+        lines += [Heading(task, 3), table]
+    return lines
+
+
+def behind(found: Found, more: str = "") -> list[Block]:
+    """What stands behind the numbers. `more`: what to add to each heading."""
+    return [
+        *section(f"Word errors{more}", appendix.word_errors(found), appendix.by_duration(found)),
+        *section(f"Diagnostics{more}", appendix.diagnostics(found)),
+        *section(f"Contamination{more}", appendix.contamination(found)),
+        *section(f"Provenance{more}", appendix.provenance(found)),
+    ]

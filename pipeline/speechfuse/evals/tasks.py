@@ -1,0 +1,73 @@
+"""What a task is to stages/evaluate.py: items, predictions of a checkpoint, scores of predictions.
+
+A task is a dataclass that a recipe names by its dotted path. `predict` needs the model and is done
+once for each (checkpoint content, `inputs()`); `score` needs only what `predict` wrote.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from speechfuse.evals.scores import Score
+
+
+@dataclass
+class Scored:
+    """Scores (the first is the headline; task "": the name the recipe gives), an entry an item for
+    paired tests ("correct", "value", or "errors" and "words"; "split", "cluster"), and details."""
+
+    scores: list[Score]
+    items: list[dict[str, Any]]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """See the module. `protocol`: "clean" or "blog", which never stand in one table; `limit`: so
+    many items at equal distances instead of all."""
+
+    protocol: str
+    limit: int | None
+
+    def inputs(self) -> dict[str, Any]:
+        """JSON of all that predictions depend on besides the checkpoint; "data" is the data's
+        fingerprint."""
+        ...
+
+    def scoring(self) -> dict[str, Any]:
+        """JSON of what scores depend on besides predictions and settings: "judge", "training"."""
+        ...
+
+    def check(self, checkpoint: Path) -> None:
+        """ValueError, before any work is spent, where `predict` or `score` could not succeed."""
+        ...
+
+    def ids(self) -> list[str]:
+        """The items, in order."""
+        ...
+
+    def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """Batches of predictions {"id", ...}; which items share a batch does not depend on `todo`
+        where that holds whole batches."""
+        ...
+
+    def score(self, predictions: list[dict[str, Any]]) -> Scored:
+        """Of all items, in the order of `ids`."""
+        ...
+
+
+def digest(value: Any) -> str:
+    """sha256 of JSON, 64 hex digits; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def spread(values: list[Any], limit: int | None) -> list[Any]:
+    """`limit` of the values at equal distances; all when None. ValueError for less than 1."""
+    if limit is None:
+        return values
+    if limit < 1:
+        raise ValueError(f"limit={limit}: at least 1 item is needed; leave it out for all")
+    count = min(limit, len(values))
+    return [values[i * len(values) // count] for i in range(count)]

@@ -1,0 +1,102 @@
+"""Whether a checkpoint is good enough for the next stage.
+
+    python -m stages.gate recipes/demo/gate.yaml
+
+In: the result files of the checkpoint and of the base, and thresholds. Out, on the screen: the
+table that it was judged by. The exit status is 1 when a threshold is missed; 2 when there is
+nothing to judge.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from speechfuse import config
+from speechfuse.evals import cells, choice, results, tables
+from speechfuse.evals.choice import Floor
+from speechfuse.evals.results import Found, Results, key
+
+
+@dataclass
+class Gate:
+    evals: str = field(metadata={"help": "folder of the result files"})
+    checkpoint: str = field(metadata={"help": "what is judged, as results call it"})
+    base: str = field(metadata={"help": "checkpoint that of_base_at_least refers to"})
+    floors: list[Floor] = field(
+        metadata={"help": "{task, split, metric, at_least | at_most | of_base_at_least}"}
+    )
+    path: str | None = field(
+        default=None, metadata={"help": "its folder: the results must be of these very weights"}
+    )
+    protocol: str = field(default="clean", metadata={"help": "protocol of the results"})
+
+
+def complete(job: Gate) -> Found:
+    """The results, with every score that a threshold needs; ValueError with the cure."""
+    run = job.checkpoint.partition("/")[0]
+    cure = f"run the sweep of it first: just sweep only=[{run},{job.base}]"
+    try:
+        read = results.read(Path(job.evals), job.base, [])
+        found = read.of(job.protocol)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{error}; {cure}") from error
+    for floor in job.floors:
+        needs = [job.checkpoint, *([job.base] if floor.of_base_at_least is not None else [])]
+        for name in needs:
+            if name not in found or key(floor) not in found[name].scores:
+                what = f"no {' '.join(key(floor))} of {name} in {job.evals}"
+                raise ValueError(f"{what}{why(read, name)}; {cure}")
+    if job.path:
+        now = cells.fingerprint(Path(job.path), Path(job.evals))
+        used = {found[job.checkpoint].cell(key(floor)).name for floor in job.floors}
+        for name in used:
+            if found[job.checkpoint].cells[name].fingerprints["checkpoint"] != now:
+                raise ValueError(
+                    f"the result {name} of {job.checkpoint} is of other weights than {job.path} "
+                    f"holds now; {cure}"
+                )
+    return found
+
+
+def why(read: Results, name: str) -> str:
+    failed = [f"{f.task}: {f.error}" for f in read.failures if f.checkpoint == name]
+    return f" (failed: {'; '.join(failed)})" if failed else ""
+
+
+def table(job: Gate, found: Found) -> tuple[list[list[str]], int]:
+    """What each threshold asks for and finds, a head first, and how many are missed."""
+    rows, missed = [], 0
+    for floor in job.floors:
+        of, cell = key(floor), found[job.checkpoint].cell(key(floor))
+        good, line = choice.judge(floor, found, job.checkpoint, job.base)
+        missed += not good
+        base, share = found.get(job.base), choice.of_base(found, job.checkpoint, of, job.base)
+        rows.append([
+            " ".join(of), str(cell.scores[of].n), tables.shown(cell.scores[of]),
+            tables.shown(base.scores[of]) if base and of in base.scores else "-",
+            f"{share:.3f}" if share else "-", line.rpartition(", ")[2],
+            "ok" if good else "MISSED", ", ".join(tables.caveats(cell, of)),
+        ])  # fmt: skip
+    head = ["score", "n", job.checkpoint, job.base, "of base", "threshold", "", ""]
+    return [head, *rows], missed
+
+
+def main(job: Gate) -> None:
+    if not job.floors:
+        raise ValueError("floors is empty: a gate without thresholds lets everything through")
+    judged, missed = table(job, complete(job))
+    widths = [max(map(len, column)) for column in zip(*judged, strict=True)]
+    for row in judged:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    if missed:
+        print(
+            f"gate: {job.checkpoint} misses {missed} of {len(job.floors)} thresholds: train it "
+            "again, lower a threshold in the gate's YAML, or go on all the same with gate=false",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    print(f"gate: {job.checkpoint} keeps all {len(job.floors)} thresholds")
+
+
+if __name__ == "__main__":
+    config.main(main, Gate, __doc__)

@@ -1,0 +1,88 @@
+"""Word error rate of a file of transcripts, as AudioBench computes it.
+
+    python -m stages.score_wer file=FILE.jsonl
+
+In: JSON lines {"reference", "prediction"}; "seconds" and "speaker", where every line has them, give
+the rate by duration and an interval by speaker. Out, on the screen: errors, words, capped rate,
+interval; the last line is the corpus WER with 6 decimals and nothing else. AudioBench's published
+logs hold texts that are normalised already: these are recognised and scored as they are
+(`normalised` says it outright).
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from speechfuse import config
+from speechfuse.evals import wer
+
+
+@dataclass
+class ScoreWer:
+    file: str = field(metadata={"help": "JSON lines {reference, prediction}"})
+    normalised: bool | None = field(
+        default=None, metadata={"help": "the texts are AudioBench's output; null: find out"}
+    )
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; ValueError naming the line that is not one."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}: file= is JSON lines {{reference, prediction}}")
+    rows = []
+    # not splitlines(): it also cuts at U+2028, which JSON leaves as it is
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is not JSON ({error}): one object a line") from None
+        for key in ("reference", "prediction"):
+            if not isinstance(row, dict) or key not in row:
+                has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+                raise ValueError(f"{where} has no key {key!r}, it has {has or 'none'}: add it")
+            if not isinstance(row[key], str):
+                raise ValueError(f"{where}: {key}={row[key]!r} must be text")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} holds no rows: one line {{reference, prediction}} an utterance")
+    return rows
+
+
+def main(job: ScoreWer) -> None:
+    rows = read(Path(job.file))
+    references, predictions = [r["reference"] for r in rows], [r["prediction"] for r in rows]
+    is_output, changed = wer.normalised_already(references + predictions)
+    as_they_are = is_output if job.normalised is None else job.normalised
+    if as_they_are and changed:
+        print(
+            f"texts scored as they are: AudioBench-normalised already ({changed} of "
+            f"{2 * len(rows)} would change); normalised=false normalises them"
+        )
+    numbers = all(isinstance(row.get("seconds"), int | float) for row in rows)
+    speakers = all(row.get("speaker") for row in rows)
+    result = wer.score(
+        references,
+        predictions,
+        [row["seconds"] for row in rows] if numbers else None,
+        [str(row["speaker"]) for row in rows] if speakers else None,
+        str if as_they_are else wer.audiobench,
+    )
+    print(
+        f"{len(rows)} utterances, {result.words} words: {result.substitutions} substitutions, "
+        f"{result.deletions} deletions, {result.insertions} insertions"
+    )
+    for label, rate, count in result.by_duration:
+        print(f"{label}: {rate:.6f} ({count} utterances)")
+    print(
+        f"each utterance capped at 1: {result.capped:.6f}; above 1: {result.above_one:.2%} of "
+        f"utterances; 95 % interval {result.low:.6f} to {result.high:.6f}"
+    )
+    print(f"{result.value:.6f}")
+
+
+if __name__ == "__main__":
+    config.main(main, ScoreWer, __doc__)

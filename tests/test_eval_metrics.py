@@ -1,0 +1,132 @@
+"""Metrics by name: the published values, intervals that hold them, numbers an item."""
+
+import math
+
+import numpy as np
+import pytest
+import sacrebleu
+from rouge_score import rouge_scorer
+
+from speechfuse.evals import metrics, scores
+from speechfuse.evals.metrics import METRICS
+
+REFERENCES = [
+    "The cat sat on the mat and looked at the dog.",
+    "It rained all day in the north of the country.",
+    "She bought three apples, two pears and a melon.",
+    "Nobody knew where the old man had gone.",
+]
+PREDICTIONS = [
+    "The cat sat on a mat and looked at the dog.",
+    "It was raining all day in the country's north.",
+    "She bought three apples, two pears and a melon.",
+    "nothing",
+]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_perfect_on_the_truth_and_has_numbers_an_item(name):
+    best = METRICS[name](REFERENCES, REFERENCES, None)
+    perfect = {"wer": 0, "cer": 0, "bleu": 100, "bleu_zh": 100, "rouge": 1, "accuracy": 1}[name]
+    for _, value, low, high in best.scores:
+        assert value == low == high == pytest.approx(perfect)
+    worse = METRICS[name](REFERENCES, PREDICTIONS, None)
+    _, value, low, high = worse.scores[0]
+    assert low <= value <= high and low < high and value != pytest.approx(perfect)
+    assert len(worse.items) == 4
+    ids = [{"id": str(i), **item} for i, item in enumerate(worse.items)]
+    truth = [{"id": str(i), **item} for i, item in enumerate(best.items)]
+    assert scores.paired(truth, truth)[0] == 0 and scores.paired(ids, truth)[0] != 0
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_clusters_widen_and_bad_input_is_refused(name):
+    references = REFERENCES * 10
+    predictions = [p for _ in range(10) for p in PREDICTIONS]
+    clusters = [str(i % 4) for i in range(40)]
+    alone = METRICS[name](references, predictions, None).scores[0]
+    together = METRICS[name](references, predictions, clusters).scores[0]
+    assert together[1] == alone[1] and together[3] - together[2] > 1.5 * (alone[3] - alone[2])
+    with pytest.raises(ValueError, match="split is empty"):
+        METRICS[name]([], [], None)
+    with pytest.raises(ValueError, match="1 references and 2"):
+        METRICS[name](["a"], ["a", "b"], None)
+    with pytest.raises(ValueError, match="1 clusters for 2 items"):
+        METRICS[name](["a", "b"], ["a", "b"], ["x"])
+
+
+def test_bleu_is_sacrebleus_corpus_bleu():
+    value = METRICS["bleu"](REFERENCES, PREDICTIONS, None).scores[0][1]
+    assert value == pytest.approx(sacrebleu.corpus_bleu(PREDICTIONS, [REFERENCES]).score, abs=1e-9)
+    assert 20 < value < 80
+    assert METRICS["bleu"](REFERENCES, [""] * 4, None).scores[0][1] == 0
+    chinese, heard = ["我们今天去北京看长城。"], ["我们今天去上海看长城。"]
+    value = METRICS["bleu_zh"](chinese, heard, None).scores[0][1]
+    expected = sacrebleu.corpus_bleu(heard, [chinese], tokenize="zh").score
+    assert value == pytest.approx(expected) and value > 20
+
+
+def test_the_interval_of_bleu_is_that_of_resampled_corpora():
+    rng, many = np.random.default_rng(1), 40
+    kept = rng.random(many) < 0.7
+    references = [f"{REFERENCES[i % 4]} {i}" for i in range(many)]
+    predictions = [r if k else "quite another text" for r, k in zip(references, kept, strict=True)]
+    _, _, low, high = METRICS["bleu"](references, predictions, None).scores[0]
+    drawn = []
+    for _ in range(300):
+        picks = rng.integers(0, many, many)
+        ours, theirs = [predictions[i] for i in picks], [references[i] for i in picks]
+        drawn.append(sacrebleu.corpus_bleu(ours, [theirs]).score)
+    expected = np.percentile(drawn, [2.5, 97.5])
+    assert (low, high) == (pytest.approx(expected[0], abs=4), pytest.approx(expected[1], abs=4))
+
+
+def test_rouge_is_rouge_score():
+    result = METRICS["rouge"](REFERENCES, PREDICTIONS, None)
+    scorer = rouge_scorer.RougeScorer(["rougeL", "rouge2"])
+    each = [scorer.score(r, p) for r, p in zip(REFERENCES, PREDICTIONS, strict=True)]
+    found = {name: value for name, value, _, _ in result.scores}
+    assert result.scores[0][0] == "rougeL" and found.keys() == {"rougeL", "rouge1", "rouge2"}
+    for name in ("rougeL", "rouge2"):
+        assert found[name] == pytest.approx(np.mean([e[name].fmeasure for e in each]))
+
+
+@pytest.mark.parametrize(
+    ("reference", "prediction", "same"),
+    [
+        ("Paris", " paris.", True),
+        ("the  Nile", "\u201cThe Nile!\u201d", True),
+        ("\uff11\uff12", "12", True),
+        ("-5", "5", False),
+        ("3.5", "35", False),
+        ("Paris", "Paris, France", False),
+        ("?", "", False),
+    ],
+)
+def test_what_counts_as_the_same_answer(reference, prediction, same):
+    assert METRICS["accuracy"]([reference], [prediction], None).items == [{"correct": same}]
+
+
+def test_word_errors_bring_their_kinds():
+    result = METRICS["wer"](["the cat sat", "dog"], ["the cat", "dog dog dog dog"], None)
+    assert [name for name, *_ in result.scores] == ["wer", "wer_capped"]
+    assert math.isclose(result.scores[1][1], 2 / 4)
+    assert result.details == {
+        "substitutions": 0, "deletions": 1, "insertions": 3, "words": 4, "above_one": 0.5
+    }  # fmt: skip
+    assert result.items == [{"errors": 1, "words": 3}, {"errors": 3, "words": 1}]
+
+
+def test_a_metric_that_does_not_fit_says_so():
+    with pytest.raises(ValueError, match=r"metric wer does not fit.*use metric cer"):
+        METRICS["wer"](["今天天气很好"], ["今天"], None)
+    with pytest.raises(ValueError, match="metric rouge does not fit"):
+        METRICS["rouge"](["今天天气很好"], ["今天"], None)
+    mixed = ["今天", "a dog", "a cat"]
+    for name in ("wer", "rouge"):
+        assert METRICS[name](mixed, mixed, None).items[1] in (
+            {"errors": 0, "words": 2},
+            {"value": 1},
+        )
+    assert METRICS["wer"](["the word 天 is day"], ["the word 天 is day"], None).scores[0][1] == 0
+    assert metrics.plain("...") == "..."

@@ -1,0 +1,251 @@
+"""Speech tasks as records: what the model is shown, what is scored, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from speechfuse import shards
+from speechfuse.evals import decoding, diagnostics, speech
+from speechfuse.evals.decoding import Listener
+from speechfuse.evals.judge import Judge
+from speechfuse.vocab import Vocabulary
+from tests.small_training import STREAM, dataset, make_parts
+
+TEXTS = ["red blue green", "cat dog", "sun", "big small red blue", "green green", "cat red"]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    """An expanded tiny checkpoint, and `evaluation`: six utterances in two splits."""
+    folder = make_parts(tmp_path_factory.mktemp("speech_tasks"))
+    rows = [
+        {
+            "id": f"u{i}", "codes": [i, i + 1, i + 2], "seconds": 1.0 + 6 * i, "text": text,
+            "speaker": f"speaker {i % 2}", "source": {"uri": f"{i}.wav"},
+            "extra": json.dumps({"part": "ab"[i % 2], "instruction": f"ask {i}", "answer": str(i)}),
+        }
+        for i, text in enumerate(TEXTS)
+    ]  # fmt: skip
+    dataset(folder / "evaluation", shards.SPEECH, rows, STREAM)
+    return folder
+
+
+def task(parts: Path, **changes: Any) -> speech.Speech:
+    return speech.Speech(
+        **{"data": str(parts / "evaluation"), "metric": "wer", "max_new_tokens": 4, **changes}
+    )
+
+
+def shown(of: speech.Speech, checkpoint: Path, monkeypatch) -> dict[str, list[int]]:
+    """Ids that the model is given for each item."""
+    seen: list[list[int]] = []
+
+    def record(self, ids, max_new_tokens):
+        seen.extend(ids)
+        return [{"reply": "x", "tokens": 1, "capped": False}] * len(ids)
+
+    monkeypatch.setattr(Listener, "_generate", record)
+    said = [entry for batch in of.predict(checkpoint, of.ids()) for entry in batch]
+    return {entry["id"]: ids for entry, ids in zip(said, seen, strict=True)}
+
+
+def replied(of: speech.Speech, replies: list[str]) -> list[dict]:
+    return [
+        {"id": id, "reply": reply, "tokens": 3, "capped": False}
+        for id, reply in zip(of.ids(), replies, strict=True)
+    ]
+
+
+def test_the_audio_stands_where_the_prompt_says(parts, monkeypatch):
+    checkpoint = parts / "expanded"
+    words = Vocabulary.load(checkpoint)
+    of = task(parts, prompt="say {instruction}: {speech} now")
+    user, assistant = words.header("user"), words.header("assistant")
+    audio = words.sound([2, 3, 4])
+    assert shown(of, checkpoint, monkeypatch)["u2"] == [
+        words.begin, *user, *words.text("say ask 2: "), *audio, *words.text(" now"),
+        words.end_of_turn, *assistant,
+    ]  # fmt: skip
+    alone = shown(task(parts), checkpoint, monkeypatch)["u2"]
+    assert alone == [words.begin, *user, *audio, words.end_of_turn, *assistant]
+
+
+def test_transcripts_instead_of_audio_need_no_sound_tokens(parts, tmp_path, monkeypatch):
+    words = Vocabulary.load(parts / "init")
+    of = task(parts, prompt="answer: {speech}!", input="transcript")
+    of.check(parts / "init")
+    ids = shown(of, parts / "init", monkeypatch)["u1"]
+    assert words.tokenizer.decode(ids).count("answer: cat dog!") == 1
+    lines = [{"id": f"u{i}", "text": f"heard {i}"} for i in range(6)]
+    file = tmp_path / "asr.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cascade = replace(of, transcripts=str(file))
+    assert cascade.inputs() != of.inputs()
+    ids = shown(cascade, parts / "init", monkeypatch)["u1"]
+    assert "answer: heard 1!" in words.tokenizer.decode(ids)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines[:4]))
+    with pytest.raises(ValueError, match="has no transcript of 2 of 6 items, 'u4' the first"):
+        replace(of, transcripts=str(file)).check(parts / "init")
+
+
+def test_shuffled_audio_is_always_that_of_another_reference(parts, monkeypatch):
+    words = Vocabulary.load(parts / "expanded")
+    right = shown(task(parts), parts / "expanded", monkeypatch)
+    wrong = shown(task(parts, input="shuffled"), parts / "expanded", monkeypatch)
+    assert right.keys() == wrong.keys() and all(right[id] != wrong[id] for id in right)
+    assert sorted(right.values()) == sorted(wrong.values())  # the same audio, dealt out again
+    assert words.layout is not None
+
+
+def test_the_blog_protocol_doubles_what_the_blog_doubled(parts, monkeypatch):
+    checkpoint, name = parts / "expanded", "<|eom_id|>"
+    words = Vocabulary.load(checkpoint)
+    of = task(parts, prompt=f"{name}{name}{{speech}}", protocol="blog")
+    ids = shown(of, checkpoint, monkeypatch)["u0"]
+    control = words.tokenizer.convert_tokens_to_ids(name)
+    assert ids[:2] == [words.begin] * 2 and ids.count(control) == 2
+    clean = shown(replace(of, protocol="clean"), checkpoint, monkeypatch)["u0"]
+    assert clean[:2] != [words.begin] * 2 and clean.count(control) == 0  # text, not a command
+    assert of.inputs() != replace(of, protocol="clean").inputs()
+
+
+def test_wer_by_split_and_duration_and_what_each_item_got(parts):
+    of = task(parts, splits={"a": {"part": "a"}, "b": {"part": "b"}}, cluster="speaker")
+    replies = ["red blue green", "cat cat", "sun", "", "green green", "I'm sorry, no"]
+    scored = of.score(replied(of, replies))
+    values = {(s.split, s.metric): (s.value, s.n) for s in scored.scores}
+    assert values["a", "wer"] == (0.0, 3)
+    assert values["b", "wer"] == (pytest.approx((1 + 4 + 4) / 8), 3)
+    assert values["b", "wer_capped"][0] == pytest.approx((1 + 4 + 2) / 8)
+    assert [(item["errors"], item["words"]) for item in scored.items][3] == (4, 4)
+    assert [item["split"] for item in scored.items] == list("ababab")
+    assert {item["cluster"] for item in scored.items} == {"speaker 0", "speaker 1"}
+    assert sum(n for _, _, n in scored.details["by_split"]["b"]["by_duration"]) == 3
+    assert (scored.details["empty"], scored.details["refusals"], scored.details["loops"]) == (
+        1,
+        1,
+        0,
+    )
+
+
+def test_a_loop_is_a_reply_without_end_or_one_that_repeats():
+    def loops(reply: str, capped: bool = False) -> int:
+        return diagnostics.of_replies([reply], [capped])["loops"]
+
+    assert loops("a b c " * 5) == 1 and loops("no " * 8) == 1 and loops("x", capped=True) == 1
+    assert loops("a b c " * 2) == 0 and loops("") == 0
+
+
+@pytest.mark.parametrize("metric", ["cer", "bleu", "rouge", "accuracy"])
+def test_other_metrics_are_chosen_by_name(parts, metric):
+    of = task(parts, metric=metric)
+    of.check(parts / "expanded")
+    best = of.score(replied(of, TEXTS)).scores[0]
+    worst = of.score(replied(of, ["zzz"] * 6)).scores[0]
+    assert best.value == pytest.approx({"cer": 0.0, "bleu": 100.0}.get(metric, 1.0))
+    assert worst.value != best.value and best.n == 6 and best.split == "all"
+
+
+def test_a_judge_rates_and_what_it_leaves_out_is_not_zero(parts, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    judge = {"_component_": "speechfuse.evals.judge.Judge", "model": "stub"}
+    of = task(parts, metric="judge", judge=judge, question="instruction", reference="answer")
+    of.check(parts / "expanded")
+    asked = []
+
+    def verdicts(self, items):
+        asked.extend(items)
+        self.usage.items, self.usage.rated = len(items), len(items) - 1
+        return {item["id"]: None if item["id"] == "u0" else 4.0 for item in items}
+
+    monkeypatch.setattr(Judge, "verdicts", verdicts)
+    scored = of.score(replied(of, TEXTS))
+    assert (scored.scores[0].metric, scored.scores[0].value, scored.scores[0].n) == ("judge", 4, 5)
+    assert scored.details["coverage"] == pytest.approx(5 / 6) and scored.items[0]["value"] is None
+    assert asked[1] == {"id": "u1", "question": "ask 1", "reference": "1", "answer": "cat dog"}
+    assert of.scoring()["judge"]["model"] == "stub"
+
+
+def test_items_of_the_training_data_are_named_and_left_out_of_a_second_score(parts):
+    rows = [{"id": "t0", "codes": [9], "text": "big small red blue", "extra": "{}"}]
+    training = dataset(parts / "training", shards.SPEECH, rows, STREAM)
+    of = task(parts, contamination=[str(training)])
+    of.check(parts / "expanded")
+    replies = [*TEXTS]
+    replies[3] = "wrong"  # what the training data holds, badly said
+    scored = of.score(replied(of, replies))
+    found = scored.details["contamination"]
+    assert (found["exact"], found["codes"]) == (1, 0) and found["without_hits"] == 0.0
+    assert [hit["id"] for hit in found["hits"]] == ["u3"] and scored.scores[0].value > 0
+    assert of.scoring() != task(parts).scoring()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"metric": "werr"}, "metric=werr: choose one of wer, cer"),
+        ({"input": "text"}, "input=text: choose one of speech, transcript, shuffled"),
+        ({"protocol": "mine"}, "protocol=mine: choose one of clean, blog"),
+        ({"prompt": "transcribe"}, "must hold {speech} once"),
+        (
+            {"prompt": "{instructoin} {speech}"},
+            "has no 'instructoin'; there are id, text, .*answer",
+        ),
+        ({"reference": "answr"}, "row u0 has no 'answr'; there are .*answer"),
+        ({"cluster": "language"}, "row u0 has no 'language'"),
+        ({"splits": {"a": {"part": "c"}}}, "has no row of the splits a"),
+        ({"metric": "judge"}, "metric judge and a judge belong together"),
+        ({"transcripts": "x"}, "set input=transcript"),
+        ({"data": "nowhere"}, "nowhere does not exist"),
+        ({"contamination": ["nowhere"]}, "nowhere does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_named(parts, changes, says):
+    with pytest.raises(ValueError, match=says):
+        task(parts, **changes).check(parts / "expanded")
+
+
+def test_a_judge_needs_its_key_and_its_protocol(parts, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    judge = {"_component_": "speechfuse.evals.judge.Judge", "model": "m"}
+    of = task(parts, metric="judge", judge=judge)
+    with pytest.raises(ValueError, match="no key in the environment variable OPENAI_API_KEY"):
+        of.check(parts / "expanded")
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    with pytest.raises(ValueError, match="protocol=blog needs another judge"):
+        task(parts, metric="judge", judge=judge, protocol="blog").check(parts / "expanded")
+
+
+def test_a_checkpoint_of_another_quantizer_is_refused(parts, tmp_path):
+    with pytest.raises(ValueError, match="no sound tokens: run expand_vocab"):
+        task(parts).check(parts / "init")
+    config = json.loads((parts / "expanded/config.json").read_text())
+    config["speechfuse"]["quantizer"] = "1" * 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"was made with quantizer 0000.* expanded for 1111"):
+        task(parts).check(tmp_path)
+
+
+def test_replies_do_not_depend_on_where_a_decoding_was_stopped(parts):
+    of = task(parts, batch_size=2)
+    batches = list(of.predict(parts / "expanded", of.ids()))
+    assert [len(batch) for batch in batches] == [2, 2, 2]
+    left = [entry["id"] for batch in batches[1:] for entry in batch]
+    assert list(of.predict(parts / "expanded", left)) == batches[1:]
+    assert all(entry["tokens"] <= 4 for batch in batches for entry in batch)
+
+
+def test_weights_that_are_not_finite_are_named(parts, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for path in (parts / "expanded").iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"][3, 1] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"weights of lm_head\.weight are not finite"):
+        decoding.load(tmp_path, "cpu")
