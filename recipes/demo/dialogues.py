@@ -1,0 +1,111 @@
+"""Conversations of two questions in the closed world, the second of which needs the first.
+
+    python recipes/demo/dialogues.py recipes/demo/dialogues.yaml
+
+In: facts.jsonl of recipes/demo/world.py. Out, one artifact: dialogues.jsonl, an object a line with
+`messages` (what is the capital of spain: madrid; and its language: spanish), `first` and `fact`
+(the facts that are asked for) and `split`. In `train` and `seen_facts`, which no conversation
+shares, both facts are spoken in training; in `validation` and `unseen_facts` the second is not.
+"""
+
+import json
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from speechfuse import artifact, config
+
+ARITHMETIC = {"add": "plus", "subtract": "minus", "multiply": "times"}
+
+
+@dataclass
+class Dialogues:
+    """recipes/demo/dialogues.yaml."""
+
+    out: str = field(metadata={"help": "folder of the artifact"})
+    world: str = field(metadata={"help": "folder of recipes/demo/world.py"})
+    seed: int = field(default=0, metadata={"help": "of every choice below"})
+    train: int = field(default=4000, metadata={"help": "conversations to train on"})
+    seen_facts: int = field(default=150, metadata={"help": "conversations to test on"})
+    asked: int = field(default=3, metadata={"help": "times each unheard fact comes second"})
+    fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
+
+
+def follow_ups(first: dict[str, Any], facts: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Question -> fact of all that can be asked after `first`: of the same thing another relation,
+    of another thing the same relation, and what a number makes with another."""
+    found = {}
+    for other in facts:
+        if first["family"] not in ARITHMETIC and other["family"] == first["family"]:
+            same = other["entity"] == first["entity"]
+            if same != (other["relation"] == first["relation"]):
+                asked = f"and its {other['relation']}" if same else f"and of {other['entity']}"
+                found[asked] = other
+        elif {first["family"], other["family"]} <= ARITHMETIC.keys():
+            sign = ARITHMETIC[other["family"]]
+            for wording in other["wordings"]:
+                left, _, right = wording.rpartition(f" {sign} ")
+                if left.split()[-1] == first["answer"]:
+                    found[f"and {sign} {right}"] = other
+    return found
+
+
+def dialogues(job: Dialogues, facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A third of each split is about countries, about animals and about numbers."""
+    rng = random.Random(job.seed)
+    heard = [fact for fact in facts if fact["split"] == "train"]
+    by_family: dict[str, list[tuple[dict, str, dict]]] = {}
+    for first in heard:
+        for asked, second in follow_ups(first, facts).items():
+            family = "number" if first["family"] in ARITHMETIC else first["family"]
+            by_family.setdefault(family, []).append((first, asked, second))
+    rows = []
+    for pairs in by_family.values():
+        rng.shuffle(pairs)
+        seen = [pair for pair in pairs if pair[2]["split"] == "train"]
+        tested = job.seen_facts // len(by_family)
+        count = job.train // len(by_family)
+        rows += [_row(*pair, "seen_facts", rng) for pair in seen[:tested]]
+        rest = seen[tested:]
+        rows += [_row(*rest[i % len(rest)], "train", rng) for i in range(count)]
+        for split, name in (("validation", "validation"), ("test", "unseen_facts")):
+            times: dict[str, int] = {}
+            for pair in pairs:
+                fact = pair[2]
+                if fact["split"] == split and times.get(fact["id"], 0) < job.asked:
+                    times[fact["id"]] = times.get(fact["id"], 0) + 1
+                    rows.append(_row(*pair, name, rng))
+    return rows
+
+
+def _row(
+    first: dict[str, Any], asked: str, second: dict[str, Any], split: str, rng: random.Random
+) -> dict[str, Any]:
+    said = [rng.choice(first["wordings"]), first["answer"], asked, second["answer"]]
+    roles = ["user", "assistant"] * 2
+    return {
+        "messages": [{"role": r, "content": text} for r, text in zip(roles, said, strict=True)],
+        "first": first["id"], "fact": second["id"], "split": split,
+    }  # fmt: skip
+
+
+def main(job: Dialogues) -> None:
+    out, world = Path(job.out), Path(job.world)
+    work = artifact.Artifact(
+        out, "dialogues", 1, vars(job), {"world": artifact.fingerprint_of(world)}
+    )
+    if not work.begin(fresh=job.fresh):
+        return
+    facts = [json.loads(line) for line in (world / "facts.jsonl").read_text().splitlines()]
+    rows = dialogues(job, facts)
+    path = out / "dialogues.jsonl"
+    artifact.write_atomic(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    totals = dict(Counter(row["split"] for row in rows))
+    work.finish(totals, [path])
+    print(f"{out}: {totals}")
+
+
+if __name__ == "__main__":
+    config.main(main, Dialogues, __doc__)
