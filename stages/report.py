@@ -17,7 +17,7 @@ from speechfuse import artifact, config
 from speechfuse.evals import choice, differences, page, plots, results, sections, tables
 from speechfuse.evals.choice import Floor, Rule
 from speechfuse.evals.page import Block, Code, Failed, Heading, Plot, Text
-from speechfuse.evals.results import Baseline, Run, key
+from speechfuse.evals.results import Baseline, Curve, Run, key
 from speechfuse.evals.sections import section
 from speechfuse.evals.tables import Column
 
@@ -44,6 +44,9 @@ class Report:
     floors: list[Floor] = field(
         default_factory=list,
         metadata={"help": "{task, split, metric, at_least | at_most | of_base_at_least}"},
+    )
+    curves: list[Curve] = field(
+        default_factory=list, metadata={"help": "{title, x, points} to be plotted"}
     )
     command: str = field(default="", metadata={"help": "what makes the results, for the reader"})
     check: bool = field(default=False, metadata={"help": "fail when a floor is missed"})
@@ -128,6 +131,7 @@ def body(
                  tables.training(metrics)),
         *section("Text knowledge", Plot(job.text, text, "text score by training")),
         *section("Speech", Plot("speech", speech, "scores by epoch") if speech else None),
+        *sections.curves(found, job.curves, chosen),
         *sections.said(found[chosen], key(job.rule), job.samples, out),
         *section("Every score", *sections.every_score(found, job.base, chosen)),
         *sections.behind(found),

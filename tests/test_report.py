@@ -274,3 +274,21 @@ def test_the_demo_asks_for_scores_that_it_evaluates():
         assert entry.split in splits[entry.task]
     assert job.samples in splits[QA] and len(job.floors) == 5
     assert {run.name for run in job.runs} <= {entry["name"] for entry in evaluated["checkpoints"]}
+
+
+def test_a_curve_is_drawn_of_the_chosen_epoch_and_the_last_of_other_runs(demo):
+    for name, high in (("stage1/epoch_0", 0.3), ("stage2/epoch_0", 0.7), ("stage2/epoch_1", 0.9),
+                       ("stage2/epoch_2", 0.8)):  # fmt: skip
+        for snr in (20, 0):
+            demo.cell(name, f"snr_{snr}", [score(f"snr_{snr}", "all", high * (snr + 10) / 30)])
+    of = {"split": "all", "metric": "acc"}
+    points = {str(snr): {"task": f"snr_{snr}", **of} for snr in (20, 0)}
+    demo.config["curves"] = [{"title": "In noise", "x": "SNR, dB", "points": points}]
+    demo.report()
+    text = section(demo.folder, "In noise")
+    assert "| SNR, dB | 0 | 20 |" in text and "curve0.png" in text
+    assert "| stage2/epoch_1 | 0.300" in text and "| stage1/epoch_0 | 0.100" in text
+    assert "stage2/epoch_0" not in text and "stage2/epoch_2" not in text
+    demo.config["curves"][0]["points"]["5"] = {"task": "snr_5", **of}
+    with pytest.raises(ValueError, match="curves.0: no checkpoint has all of its points: snr_20"):
+        demo.report()

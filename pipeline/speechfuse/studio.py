@@ -153,10 +153,10 @@ class Studio:
         limit = engine.max_characters
         while True:
             pieces = []
-            for number, part in enumerate(sentences(text, limit)):
+            for part in sentences(text, limit):
                 with self._free[name]:
-                    spoken = engine.speak(part, speaker, seed + number)
-                pieces.append(self._heard(spoken, seed + number))
+                    spoken = engine.speak(part, speaker, seed)  # one person in one room says all
+                pieces.append(self._heard(spoken, seed))
                 pieces[-1].said, pieces[-1].voice = part, f"{name}/{speaker}"
                 pieces[-1].language = engine.language
             longest = max(pieces, key=lambda piece: piece.seconds)

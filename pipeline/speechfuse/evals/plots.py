@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from speechfuse.evals.results import Found, Key
+from speechfuse.evals.results import Curve, Found, Key
 
 CHANCE = 0.25  # of a 4-choice question
 POINTS = 2000  # of a line; more would not be seen
@@ -87,6 +87,23 @@ def speech(found: Found, names: list[str], wanted: list[Key], but: str) -> Figur
         ax.legend(fontsize="x-small")
     for ax in axes[len(panels) :]:
         ax.set_visible(False)
+    return figure
+
+
+def curve(found: Found, names: list[str], of: Curve) -> Figure:
+    """A line for each checkpoint of `names` over the points of `of`, with 95 % intervals."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    ax = figure.subplots()
+    for name in names:
+        scores = [found[name].scores[key] for key in of.keys.values()]
+        values = [score.value for score in scores]
+        bars = [(s.value - s.ci_low, s.ci_high - s.value) for s in scores]
+        ax.errorbar(
+            list(of.keys), values, np.maximum(np.transpose(bars), 0), marker="o", capsize=3,
+            label=name,
+        )  # fmt: skip
+    ax.set(title=of.title, xlabel=of.x, ylabel=next(iter(of.keys.values()))[2], ylim=(0, 1.05))
+    ax.legend()
     return figure
 
 

@@ -46,6 +46,23 @@ class Baseline:
     as_task: str = field(metadata={"help": "task in whose columns its scores stand"})
 
 
+@dataclass
+class Curve:
+    """Scores side by side: how one measure goes with the strength of something."""
+
+    title: str
+    x: str = field(metadata={"help": "what changes from point to point, with its unit"})
+    points: dict[str, dict[str, str]] = field(
+        metadata={"help": "label of a point: {task, split, metric}, in order"}
+    )
+
+    @property
+    def keys(self) -> dict[str, Key]:
+        return {
+            label: (of["task"], of["split"], of["metric"]) for label, of in self.points.items()
+        }
+
+
 @dataclass(eq=False)
 class Cell:
     """One result file; equal to itself alone, so that what is computed of it can be kept."""

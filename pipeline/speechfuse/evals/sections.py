@@ -5,9 +5,9 @@ In: the results of one protocol. Out: page.Block, in order.
 
 from pathlib import Path
 
-from speechfuse.evals import appendix, choice, tables
-from speechfuse.evals.page import Block, Heading, Text
-from speechfuse.evals.results import Checkpoint, Found, Key
+from speechfuse.evals import appendix, choice, plots, tables
+from speechfuse.evals.page import Block, Cell, Heading, Plot, Table, Text
+from speechfuse.evals.results import Checkpoint, Curve, Found, Key
 from speechfuse.evals.samples import Samples
 from speechfuse.evals.tables import Column
 
@@ -41,6 +41,30 @@ def said(checkpoint: Checkpoint, of: Key, split: str, folder: Path) -> list[Bloc
             lines += section(f"What it says: {cell.name}", samples.table(cell.items, None))
     if samples.left_out:
         lines.append(Text(f"{samples.left_out} recordings are left out to keep the page small."))
+    return lines
+
+
+def curves(found: Found, wanted: list[Curve], chosen: str) -> list[Block]:
+    """Each curve as a table and a plot: the last epoch of every run, of its own run the chosen one.
+    ValueError when no checkpoint has all points of a curve."""
+    lines: list[Block] = []
+    for number, of in enumerate(wanted):
+        keys = list(of.keys.values())
+        last: dict[str, str] = {}
+        for name in found:
+            run = name.split("/")[0]
+            if all(key in found[name].scores for key in keys) and last.get(run) != chosen:
+                last[run] = name
+        if not last:
+            said = ", ".join(" ".join(key) for key in keys)
+            raise ValueError(f"curves.{number}: no checkpoint has all of its points: {said}")
+        rows: list[list[Cell]] = [
+            [name, *(tables.shown(found[name].scores[key]) for key in keys)]
+            for name in last.values()
+        ]
+        table = Table([of.x, *of.keys], rows)
+        figure = plots.curve(found, list(last.values()), of)
+        lines += section(of.title, table, Plot(f"curve{number}", figure, of.title))
     return lines
 
 
