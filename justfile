@@ -36,6 +36,19 @@ demo-seeds: demo
     done
     {{python}} -m stages.spread recipes/demo/spread.yaml
 
+# every kind of sample in stage 2 of the demo: refusals, conversations, noise; and the same without the noise (out/demo_robust/report.md)
+demo-robust: demo synthesize
+    {{python}} -m stages.curate_texts {{r}}/curate_test.yaml
+    {{python}} -m stages.synthesize_instructions {{r}}/synthesize_test.yaml out=out/data/instructions_test/clean augmentation=[]
+    for snr in 20 10 5 0; do \
+      {{python}} -m stages.synthesize_instructions {{r}}/synthesize_test.yaml out=out/data/instructions_test/$snr augmentation.0.snr=[$snr,$snr] || exit 1; \
+    done
+    {{python}} -m stages.synthesize_instructions {{r}}/synthesize.yaml out=out/data/instructions_quiet "augmentation=[{_component_: speechfuse.augmentation.Noise, snr: [20, 40], sources: [white]}, {_component_: speechfuse.augmentation.Gain, db: [-10, 0]}]"
+    {{train}} recipes/finetune.py {{r}}/stage2_robust.yaml
+    {{train}} recipes/finetune.py {{r}}/stage2_robust.yaml out=out/demo_robust/stage2_quiet datasets.0.path=out/data/instructions_quiet
+    {{python}} -m stages.evaluate {{r}}/evaluate_robust.yaml
+    {{python}} -m stages.report {{r}}/report_robust.yaml
+
 # the text of the demo's world, then speech to codes (training and test)
 data: setup
     {{python}} recipes/demo/world.py recipes/demo/world.yaml
@@ -48,7 +61,7 @@ tokenize config *args: setup
 
 # instruction text to spoken training data: choose and clean the text, then speak it
 synthesize *args: setup
-    @test ! -f {{r}}/world.yaml || {{python}} {{r}}/world.py {{r}}/world.yaml
+    @for made in world dialogues; do test ! -f {{r}}/$made.yaml || {{python}} {{r}}/$made.py {{r}}/$made.yaml || exit 1; done
     {{python}} -m stages.curate_texts {{r}}/curate_texts.yaml
     {{python}} -m stages.synthesize_instructions {{r}}/synthesize.yaml {{args}}
 

@@ -38,6 +38,10 @@ DOORS = {  # third party: the files that may import it, tests apart
     "whisper.normalizers": ["pipeline/speechfuse/evals/scores.py"],
     "lm_eval": ["pipeline/speechfuse/evals/*"],
     "openai": ["pipeline/speechfuse/evals/judge.py"],
+    "requests": ["pipeline/speechfuse/endpoints.py"],
+    "datasketch": ["pipeline/speechfuse/curation/duplicates.py"],
+    "py3langid": ["pipeline/speechfuse/curation/language.py"],
+    "num2words": ["pipeline/speechfuse/curation/normalization.py"],
     "espeakng_loader": ["pipeline/speechfuse/tts.py"],
     "ray": ["pipeline/speechfuse/cluster.py"],
     "huggingface_hub": ["pipeline/speechfuse/hub.py"],
@@ -46,7 +50,7 @@ DOORS = {  # third party: the files that may import it, tests apart
 JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "tokenize.yaml": TokenizeSpeech,
     "tokenize_*.yaml": TokenizeSpeech,
-    "curate_texts.yaml": CurateTexts,
+    "curate_*.yaml": CurateTexts,
     "synthesize.yaml": SynthesizeInstructions,
     "synthesize_*.yaml": SynthesizeInstructions,
     "stage[12].yaml": Finetune,
@@ -58,6 +62,7 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "evaluate.yaml": Evaluate,
     "evaluate_*.yaml": Evaluate,
     "report.yaml": Report,
+    "report_*.yaml": Report,
     "gate.yaml": Gate,
     "ask.yaml": Ask,
     "say.yaml": Say,
@@ -247,14 +252,13 @@ def test_an_unsafe_call_is_found(tmp_path, line):
 
 def schema_of(name: str) -> type:
     """The schema that reads a recipe file; KeyError for a file that no job is known to read."""
-    if name == "world.yaml":
-        spec = importlib.util.spec_from_file_location(
-            "world_by_path", ROOT / "recipes/demo/world.py"
-        )
+    if name in ("world.yaml", "dialogues.yaml"):
+        path = (ROOT / "recipes/demo" / name).with_suffix(".py")
+        spec = importlib.util.spec_from_file_location(f"{path.stem}_by_path", path)
         assert spec and spec.loader
-        world = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(world)
-        return world.World
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return getattr(module, path.stem.capitalize())
     for pattern, schema in JOBS.items():
         if fnmatch.fnmatch(name, pattern):
             return schema

@@ -28,7 +28,8 @@ _NOT_IDENTITY = ("out", "fresh", "runtime")
 _LIBRARIES = (
     "speechfuse", "torch", "torchtune", "torchao", "transformers", "tokenizers", "safetensors",
     "datasets", "pyarrow", "numpy", "soundfile", "soxr", "openai-whisper",
-    "vector-quantize-pytorch", "lm_eval", "peft", "huggingface_hub",
+    "vector-quantize-pytorch", "lm_eval", "peft", "huggingface_hub", "datasketch", "py3langid",
+    "num2words",
 )  # fmt: skip
 
 
