@@ -110,7 +110,7 @@ class Finetune:
     )
     compile: bool = field(default=False, metadata={"help": "torch.compile every layer"})
     attention: str = field(
-        default="auto", metadata={"help": "dense, flex (GPU only), or auto: flex on a GPU"}
+        default="auto", metadata={"help": "dense, varlen, flex (GPU only), or auto: the fastest"}
     )
     loss_chunk: int = field(
         default=1024, metadata={"help": "targets whose logits exist at a time"}
@@ -279,7 +279,8 @@ def prepare(job: Finetune) -> Trainer:
     trained = [p for p in model.parameters() if p.requires_grad]
     return Trainer(
         model, optimizers.make(job.optimizer, trained), config.resolve(job.step),
-        attention.kind_of(job.attention, device, job.packed), device, job.clip_grad_norm,
+        attention.kind_of(job.attention, device, job.packed, job.seq_len), device,
+        job.clip_grad_norm,
     )  # fmt: skip
 
 

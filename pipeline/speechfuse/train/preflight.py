@@ -287,7 +287,8 @@ def _speed(
     wanted["gpu"] = meter.gpu.name
     wanted["parameters"] = sum(count for count, _ in groups.values())
     wanted["trained"] = sum(trains for _, trains in groups.values())
-    wanted["attention"] = attention.kind_of(job.attention, torch.device("cuda"), job.packed)
+    gpu = torch.device("cuda")
+    wanted["attention"] = attention.kind_of(job.attention, gpu, job.packed, job.seq_len)
     lines = path.read_text().splitlines() if path.exists() else []
     for line in reversed([json.loads(line) for line in lines]):
         if all(line.get(key) == value for key, value in wanted.items()):
