@@ -21,9 +21,9 @@ LONG = (
 
 
 def kind_of(name: str, device: torch.device, packed: bool, seq_len: int) -> str:
-    """dense, varlen or flex, for `attention` of a recipe; auto is dense but for packed rows on a GPU
-    (flex) and long ones on a CPU (varlen). ValueError for flex elsewhere: it is compiled for each
-    length of a row, and after eight of them no more.
+    """dense, varlen or flex, for `attention` of a recipe; auto is dense but for rows packed on
+    a GPU (flex) and long ones on a CPU (varlen). ValueError for flex elsewhere: it is compiled for
+    each length of a row, and after eight of them no more.
     """
     if name not in KINDS:
         raise ValueError(f"attention={name!r}: choose one of {', '.join(KINDS)}")
