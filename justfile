@@ -69,18 +69,16 @@ stage1 *args: setup
 
 # stage 2: spoken instructions, transcription, text replay; first what stage 1 left must pass the gate (gate=false: unasked)
 stage2 *args: setup
-    @if [ {{gate}} = true ] && [ -f {{r}}/gate.yaml ]; then {{python}} -m stages.evaluate {{r}}/evaluate.yaml only=[base,stage1] && {{python}} -m stages.gate {{r}}/gate.yaml; fi
+    @{{python}} recipes/verbs.py gate {{r}} gate={{gate}} {{args}}
     {{train}} {{r}}/stage2.yaml {{on}} {{args}}
 
 # which row spoiled a step: just bisect-batch recipes/NAME/stage2.yaml 123
 bisect-batch config at *args: setup
     {{python}} -m stages.bisect_batch {{config}} at={{at}} {{args}}
 
-# score every epoch on every task, then the report: just recipe=NAME sweep [only=[stage2] limit=100 --dry-run]
+# score every epoch on every task, then the report: just recipe=NAME sweep [only=[stage2] limit=100 out=out/NAME/evals --dry-run]
 sweep *args: setup
-    @{{python}} -m stages.evaluate {{r}}/evaluate.yaml {{args}}; code=$?; \
-    case "$code {{args}}" in 2*|*dry*) exit $code;; esac; \
-    {{python}} -m stages.report {{r}}/report.yaml && exit $code
+    @{{python}} recipes/verbs.py sweep {{r}} {{args}}
 
 # score the checkpoints: text multiple choice, spoken questions, transcription
 evaluate *args: setup

@@ -9,7 +9,7 @@ epoch misses a floor.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ class Report:
         default_factory=list,
         metadata={"help": "{task, split, metric, at_least | at_most | of_base_at_least}"},
     )
+    partial: str = field(
+        default="", metadata={"help": "what the sweep was limited to, e.g. limit=20; said on top"}
+    )
     command: str = field(default="", metadata={"help": "what makes the results, for the reader"})
     check: bool = field(default=False, metadata={"help": "fail when a floor is missed"})
 
@@ -60,6 +63,9 @@ def metrics_of(run: Run) -> list[dict[str, Any]]:
 def main(job: Report) -> None:
     read = results.read(Path(job.evals), job.base, job.runs, job.baselines)
     found, out, rule = read.of(job.rule.protocol), Path(job.out), job.rule
+    if sections.partial(found, job.partial):  # a few items need not be of every split
+        scored = {of for checkpoint in found.values() for of in checkpoint.scores}
+        job = replace(job, table=[column for column in job.table if key(column) in scored])
     if job.base not in found:
         raise ValueError(f"base={job.base} has no results; there are: {', '.join(sorted(found))}")
     if job.check and not job.floors:
@@ -118,6 +124,7 @@ def body(
     lines: list[Block] = [
         Heading(out.name, 1),
         *([Failed(failed)] if failed else []),
+        *([Text(part)] if (part := sections.partial(found, job.partial)) else []),
         Text(f"Chosen: **{chosen}**. {job.rule.stated()} {' '.join(chose.reasons)}"),
         tables.results(found, epochs, list(by.values()), job.base, chosen),
         *section("Results", Text(HALF),

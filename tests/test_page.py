@@ -128,6 +128,16 @@ def test_numbers_stand_with_what_makes_them_less(sections):
     assert row(results, "stage2/epoch_1")[4].startswith("0.267")
 
 
+def test_what_is_partial_is_said_in_a_sentence_on_top(made, sections):
+    top = next(iter(sections.values()))
+    assert "**Partial**: 3 of 12 results are of a part" in top and "limited by" not in top
+    spec = yaml.safe_load((made / "report.yaml").read_text()) | {"partial": "limit=60"}
+    spec["table"].append({"task": "spoken_qa", "split": "of no item", "metric": "acc"})
+    (made / "limited.yaml").write_text(yaml.safe_dump(spec | {"out": str(made / "limited")}))
+    report.main(config.load(report.Report, made / "limited.yaml", []))
+    assert "limited by `limit=60`" in (made / "limited/report.md").read_text()
+
+
 def test_differences_are_paired_adjusted_and_marked(sections):
     rows = [
         line for line in sections["Differences between epochs"].splitlines() if line[0:1] == "|"

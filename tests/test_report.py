@@ -132,6 +132,7 @@ def test_the_page_shows_table_rule_plots_and_samples(drawn):
     demo = drawn
     demo.report()
     text = (demo.folder / "report.md").read_text()
+    assert "Partial" not in text
     for sentence in ("highest acc on spoken_qa, split validation", "of equals the earliest"):
         assert sentence in text
     for link in re.findall(r"\]\((.*?)\)", text):
