@@ -34,10 +34,14 @@ def launch(job: loop.Finetune) -> None:
     ranks = job.runtime.ranks
     if ranks < 1:
         raise ValueError(f"runtime.ranks={ranks}: at least 1 is needed")
-    with redirect_stdout(StringIO()) as said:  # rank 0 says it again
-        _, mixture = loop.ready(job, 0, ranks)
-    if mixture is None or job.runtime.dry_run:
-        print(said.getvalue(), end="")
+    said, starts = StringIO(), False
+    try:
+        with redirect_stdout(said):  # rank 0 says it again
+            found = loop.ready(job, 0, ranks)
+        starts = found is not None and not job.runtime.dry_run
+    finally:
+        print(said.getvalue() if not starts else "", end="")
+    if not starts:
         return
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from speechfuse import shards
-from speechfuse.train import loop
+from speechfuse.train import loop, outline
 from speechfuse.train import model as models
 from speechfuse.train.new_rows import NewRows
 from speechfuse.train.state import complete_steps
@@ -157,9 +157,10 @@ def test_a_refusal_is_a_line_and_an_exit_code(parts, tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("checkpoint=out/models/expanded_8b/x", "`just recipe=early_fusion_8b expand` makes it"),
         ("seq_length=4", "did you mean 'seq_len'"),
         ("batch_size=5", "batch_size=5 is not a multiple of the 2 ranks"),
-        ("datasets.0.path=none", "none does not exist"),
+        ("datasets.0.path=none", "none is not there; no recipe here makes it"),
     ],
 )
 def test_what_is_refused_is_refused_before_torchrun(
@@ -176,6 +177,26 @@ def test_a_dry_run_plans_for_its_ranks_in_one_process(parts, tmp_path, monkeypat
     assert code is None and "on the CPU, 4 ranks" in stdout and not (tmp_path / "dry").exists()
     code, stdout, _ = launched([*arguments[:1], "runtime.ranks=2"], monkeypatch, capsys)
     assert code == "torchrun" and stdout == ""
+
+
+def test_a_dry_run_needs_neither_checkpoint_nor_data(parts, tmp_path, monkeypatch, capsys):
+    arguments = [str(recipe(parts, tmp_path / "run")), "--dry-run", "runtime.gpu=4090", "steps=7"]
+    _, whole, _ = launched(arguments, monkeypatch, capsys)
+    more = ["checkpoint=out/models/expanded_8b/x", "datasets.1.path=out/data/none"]
+    code, said, _ = launched([*arguments, *more], monkeypatch, capsys)
+    lines = said.splitlines()
+    assert code is None and not (tmp_path / "run").exists()
+    assert lines[0].endswith("x is not there; `just recipe=early_fusion_8b expand` makes it")
+    assert lines[1].startswith("out/data/none is not there; no recipe here makes it")
+    assert lines[2].startswith("assumed until all is there: samples of 400 tokens, 97% of")
+    for name in ("parameters", "memory", "  weights", "  activations", "disk", "formula"):
+        mine, full = ([s for s in t.splitlines() if s.startswith(name)] for t in (said, whole))
+        assert len(mine) == 1 and (mine == full or name == "disk"), "the model's shapes suffice"
+    assert "97.0% of positions useful" in said and "7 of 4 rows" in said
+    tied = {"_component_": "torchtune.models.llama3_2.llama3_2", "num_heads": 2, "embed_dim": 8}
+    assert outline.shape(tied, [])["tie_word_embeddings"] is True
+    with pytest.raises(ValueError, match=r"it is gone .*no num_heads and embed_dim to plan with"):
+        outline.shape({"_component_": "torchtune.models.llama3_1.llama3_1_8b"}, ["it is gone"])
 
 
 def launched(arguments: list[str], monkeypatch, capsys) -> tuple[object, str, str]:

@@ -27,7 +27,7 @@ from torchtune.training import get_cosine_schedule_with_warmup
 from tqdm import tqdm
 
 from speechfuse import artifact, config, datasets, hub, packing
-from speechfuse.train import attention, gpus, guards, optimizers, preflight, state
+from speechfuse.train import attention, gpus, guards, optimizers, outline, preflight, state
 from speechfuse.train import model as models
 from speechfuse.train.guards import Guards
 from speechfuse.train.metrics import Flops, Meter, Metrics, read
@@ -332,22 +332,32 @@ def _bad_step(
 
 def ready(
     job: Finetune, rank: int, ranks: int
-) -> tuple[artifact.Artifact, datasets.Mixture | None]:
-    """The run's artifact and the plan of its data, None where the run is complete, after all that
-    can be refused was; rank 0 says what the run takes. Nothing is written but the cache."""
+) -> tuple[artifact.Artifact, datasets.Mixture] | None:
+    """The run's artifact and the plan of its data after all that can be refused was; None where
+    there is nothing to train. Rank 0 says what the run takes. Nothing is written but the cache."""
     if job.runtime.dry_run and job.runtime.gpus:
         ranks = job.runtime.gpus
-    micro = _check(job, ranks)
-    shape = models.check_shape(job.model, Path(job.checkpoint))
+    micro, device = _check(job, ranks), device_of(job.runtime.device)
     pins = state.agreed(pins_of(job) if rank == 0 else None)
+    checkpoint = Path(job.checkpoint)
+    lacks = outline.missing(job, pins)
+    if lacks and not job.runtime.dry_run:
+        raise ValueError("; ".join(lacks))
+    there = checkpoint.exists()
+    shape = models.check_shape(job.model, checkpoint) if there else outline.shape(job.model, lacks)
+    if lacks:
+        data, assumed = outline.data(job)
+        report = preflight.preflight(job, shape, data, ranks, device)
+        print("\n".join([*lacks, assumed, *report.lines()]))  # not of this disk: no check
+        return None
     work = _artifact(job, pins)
     if state.agreed(_begun(job, work) if rank == 0 and not job.fresh else False):
-        return work, None
+        return None
     mixture = load_data(job, pins)
     said = guards.check_rejected(job.runtime.guards, mixture)
     if rank == 0:
         data = preflight.Data.of(mixture, ranks, micro)
-        report = preflight.preflight(job, shape, data, ranks, device_of(job.runtime.device))
+        report = preflight.preflight(job, shape, data, ranks, device)
         print("\n".join([*said, *report.lines()]))
         report.check()
     return work, mixture
@@ -359,9 +369,10 @@ def run(job: Finetune) -> None:
     out = Path(job.out)
     torch.set_num_threads(job.runtime.threads or max(1, (os.cpu_count() or 1) // ranks))
     begun = (out / "plan.json").exists() and not job.fresh
-    work, mixture = ready(job, rank, ranks)
-    if mixture is None or job.runtime.dry_run:
+    found = ready(job, rank, ranks)
+    if found is None or job.runtime.dry_run:
         return
+    work, mixture = found
     if not state.agreed(work.begin(fresh=job.fresh) if rank == 0 else None):
         return
     micro, counts = preflight.micro_batch(job, ranks), mixture.plan.counts
