@@ -21,7 +21,10 @@ from speechfuse.evals.results import Baseline, Run, key
 from speechfuse.evals.sections import section
 from speechfuse.evals.tables import Column
 
-HALF = "\u00b1: half of a 95 % bootstrap interval. wer: a fraction of words, lower is better."
+HALF = (
+    "\u00b1: half of a 95 % bootstrap interval. wer: a fraction of words, lower is better. n: "
+    "items, a range where checkpoints differ in how many."
+)
 APART = "Measured in another way: these numbers compare with none above."
 
 
@@ -44,6 +47,9 @@ class Report:
     floors: list[Floor] = field(
         default_factory=list,
         metadata={"help": "{task, split, metric, at_least | at_most | of_base_at_least}"},
+    )
+    legend: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "what names in the tables mean, a line each"}
     )
     partial: str = field(
         default="", metadata={"help": "what the sweep was limited to, e.g. limit=20; said on top"}
@@ -128,6 +134,7 @@ def body(
         Text(f"Chosen: **{chosen}**. {job.rule.stated()} {' '.join(chose.reasons)}"),
         tables.results(found, epochs, list(by.values()), job.base, chosen),
         *section("Results", Text(HALF),
+                 *(Text(f"**{name}**: {text}") for name, text in job.legend.items()),
                  tables.results(found, list(found), job.table, job.base, chosen, marks)),
         *section("Floors", Code(floors) if floors else None),
         *section("Differences between epochs", compared),
