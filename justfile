@@ -96,7 +96,7 @@ gate *args: setup
 score-wer file *args: setup
     {{python}} -m stages.score_wer file={{quote(file)}} {{args}}
 
-# the tasks as lm-eval YAML, for anybody to run: just export-tasks [out=exported]
+# the tasks of speechfuse.evals.speech.Speech as lm-eval YAML, for anybody to run: just export-tasks [out=exported]
 export-tasks *args: setup
     {{python}} -m stages.export_tasks {{r}}/evaluate.yaml out=out/{{recipe}}/tasks {{args}}
 
