@@ -58,7 +58,8 @@ def gate(recipe: Path, arguments: list[str]) -> int:
               f"{begins}")  # fmt: skip
         return 0
     only = f"only=[{judged['base']},{judged['checkpoint'].partition('/')[0]}]"
-    return job("evaluate", f"{recipe}/evaluate.yaml", only) or job("gate", str(path))
+    same = [a for a in arguments if a.startswith(("runtime.threads=", "runtime.device="))]
+    return job("evaluate", f"{recipe}/evaluate.yaml", only, *same) or job("gate", str(path))
 
 
 if __name__ == "__main__":

@@ -72,9 +72,10 @@ def test_failed_cells_are_reported_and_what_did_not_run_is_not(
 
 
 def test_the_gate_judges_what_is_trained_on_or_says_that_it_does_not(started, monkeypatch, capsys):
-    assert verb("gate", monkeypatch, "seed=1") == 0
-    (first, _, only), (second, path) = started.jobs
-    assert (first, only, second) == ("evaluate", "only=[base,stage1]", "gate")
+    assert verb("gate", monkeypatch, "seed=1", "runtime.threads=1") == 0
+    (first, _, *only), (second, path) = started.jobs
+    assert (first, second) == ("evaluate", "gate")
+    assert only == ["only=[base,stage1]", "runtime.threads=1"]
     assert path.endswith("gate.yaml") and capsys.readouterr().out == ""
     assert verb("gate", monkeypatch, "checkpoint=out/x/epoch_0") == 0 and len(started.jobs) == 2
     said = capsys.readouterr().out
