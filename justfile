@@ -6,7 +6,6 @@ train := python + " recipes/finetune.py"
 on := if ranks == "1" { "" } else { "runtime.ranks=" + ranks }
 r := "recipes/" + recipe
 gate := "true"
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT := "600"  # seconds that ranks have to save their state after SIGTERM
 
 # list the verbs
 default:

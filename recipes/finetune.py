@@ -43,6 +43,8 @@ def launch(job: loop.Finetune) -> None:
         print(said.getvalue() if not starts else "", end="")
     if not starts:
         return
+    # seconds that ranks have to save their state after SIGTERM
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     os.execv(sys.executable, [sys.executable, *torchrun, *sys.argv])
 

@@ -208,6 +208,7 @@ def launched(arguments: list[str], monkeypatch, capsys) -> tuple[object, str, st
 
     code = None
     monkeypatch.setattr("os.execv", torchrun)
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # and not left behind
     monkeypatch.setattr(sys, "argv", ["recipes/finetune.py", *arguments])
     try:
         runpy.run_path(str(ROOT / "recipes/finetune.py"), run_name="__main__")
