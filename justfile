@@ -2,10 +2,10 @@
 recipe := "demo"
 ranks := "1"
 python := ".venv/bin/python"
-train := if ranks == "1" { python } else { python + " -m torch.distributed.run --standalone --nproc-per-node " + ranks }
+train := python + " recipes/finetune.py"
+on := if ranks == "1" { "" } else { "runtime.ranks=" + ranks }
 r := "recipes/" + recipe
 gate := "true"
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT := "600"  # seconds that ranks have to save their state after SIGTERM
 
 # list the verbs
 default:
@@ -22,15 +22,15 @@ demo: setup data expand stage1 stage2 sweep
 
 # the original's plain stage 2 beside it: no text replay, no transcript in the target
 demo-plain: demo
-    {{train}} recipes/finetune.py recipes/demo/stage2_plain.yaml
+    {{train}} recipes/demo/stage2_plain.yaml {{on}}
     {{python}} -m stages.evaluate recipes/demo/evaluate_plain.yaml
     {{python}} -m stages.report recipes/demo/report.yaml
 
 # two more seeds of stages 1 and 2, and how far the scores spread
 demo-seeds: demo
     for s in 1 2; do \
-      {{train}} recipes/finetune.py recipes/demo/stage1.yaml seed=$s out=out/demo_$s/stage1 && \
-      {{train}} recipes/finetune.py recipes/demo/stage2.yaml seed=$s out=out/demo_$s/stage2 checkpoint=out/demo_$s/stage1/epoch_0 && \
+      {{train}} recipes/demo/stage1.yaml {{on}} seed=$s out=out/demo_$s/stage1 && \
+      {{train}} recipes/demo/stage2.yaml {{on}} seed=$s out=out/demo_$s/stage2 checkpoint=out/demo_$s/stage1/epoch_0 && \
       {{python}} -m stages.evaluate recipes/demo/evaluate.yaml out=out/demo_$s/evals checkpoints.2.path=out/demo_$s/stage1 checkpoints.3.path=out/demo_$s/stage2 && \
       {{python}} -m stages.report recipes/demo/report.yaml out=out/demo_$s evals=out/demo_$s/evals runs.0.path=out/demo_$s/stage1 runs.1.path=out/demo_$s/stage2 || exit 1; \
     done
@@ -44,8 +44,8 @@ demo-robust: demo synthesize
       {{python}} -m stages.synthesize_instructions {{r}}/synthesize_test.yaml out=out/data/instructions_test/$snr augmentation.0.snr=[$snr,$snr] || exit 1; \
     done
     {{python}} -m stages.synthesize_instructions {{r}}/synthesize.yaml out=out/data/instructions_quiet "augmentation=[{_component_: speechfuse.augmentation.Noise, snr: [20, 40], sources: [white]}, {_component_: speechfuse.augmentation.Gain, db: [-10, 0]}]"
-    {{train}} recipes/finetune.py {{r}}/stage2_robust.yaml
-    {{train}} recipes/finetune.py {{r}}/stage2_robust.yaml out=out/demo_robust/stage2_quiet datasets.0.path=out/data/instructions_quiet
+    {{train}} {{r}}/stage2_robust.yaml {{on}}
+    {{train}} {{r}}/stage2_robust.yaml {{on}} out=out/demo_robust/stage2_quiet datasets.0.path=out/data/instructions_quiet
     {{python}} -m stages.evaluate {{r}}/evaluate_robust.yaml
     {{python}} -m stages.report {{r}}/report_robust.yaml
 
@@ -87,22 +87,20 @@ expand *args: setup
 
 # stage 1: next-token training on speech
 stage1 *args: setup
-    {{train}} recipes/finetune.py {{r}}/stage1.yaml {{args}}
+    {{train}} {{r}}/stage1.yaml {{on}} {{args}}
 
 # stage 2: spoken instructions, transcription, text replay; first what stage 1 left must pass the gate (gate=false: unasked)
 stage2 *args: setup
-    @if [ {{gate}} = true ] && [ -f {{r}}/gate.yaml ]; then {{python}} -m stages.evaluate {{r}}/evaluate.yaml only=[base,stage1] && {{python}} -m stages.gate {{r}}/gate.yaml; fi
-    {{train}} recipes/finetune.py {{r}}/stage2.yaml {{args}}
+    @{{python}} recipes/verbs.py gate {{r}} gate={{gate}} {{args}}
+    {{train}} {{r}}/stage2.yaml {{on}} {{args}}
 
 # which row spoiled a step: just bisect-batch recipes/NAME/stage2.yaml 123
 bisect-batch config at *args: setup
     {{python}} -m stages.bisect_batch {{config}} at={{at}} {{args}}
 
-# score every epoch on every task, then the report: just recipe=NAME sweep [only=[stage2] limit=100 --dry-run]
+# score every epoch on every task, then the report: just recipe=NAME sweep [only=[stage2] limit=100 out=out/NAME/evals --dry-run]
 sweep *args: setup
-    @{{python}} -m stages.evaluate {{r}}/evaluate.yaml {{args}}; code=$?; \
-    case "$code {{args}}" in 2*|*dry*) exit $code;; esac; \
-    {{python}} -m stages.report {{r}}/report.yaml && exit $code
+    @{{python}} recipes/verbs.py sweep {{r}} {{args}}
 
 # score the checkpoints: text multiple choice, spoken questions, transcription
 evaluate *args: setup
@@ -120,7 +118,7 @@ gate *args: setup
 score-wer file *args: setup
     {{python}} -m stages.score_wer file={{quote(file)}} {{args}}
 
-# the tasks as lm-eval YAML, for anybody to run: just export-tasks [out=exported]
+# the tasks of speechfuse.evals.speech.Speech as lm-eval YAML, for anybody to run: just export-tasks [out=exported]
 export-tasks *args: setup
     {{python}} -m stages.export_tasks {{r}}/evaluate.yaml out=out/{{recipe}}/tasks {{args}}
 
@@ -141,7 +139,7 @@ train-quantizer *args: setup
 train-base *args: setup
     {{python}} recipes/demo/world.py recipes/demo/world.yaml
     {{python}} -m stages.init_base {{r}}/init_base.yaml
-    {{train}} recipes/finetune.py {{r}}/train_base.yaml {{args}}
+    {{train}} {{r}}/train_base.yaml {{on}} {{args}}
     {{python}} -m stages.evaluate {{r}}/evaluate.yaml only=[base] checkpoints.0.path=out/models/base_training/epoch_2 out=out/models/evals
 
 # show that a promise holds: just prove demo | tokenize | synthesize | quantizer | resume | losses | preflight

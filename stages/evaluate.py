@@ -36,6 +36,9 @@ SCORING = "scores wer metrics judge verdicts contamination diagnostics".split() 
 class Runtime:
     processes: int = field(default=1, metadata={"help": "cells at a time, one GPU each"})
     device: str = field(default="auto", metadata={"help": "cpu, cuda, or auto"})
+    threads: int = field(
+        default=0, metadata={"help": "CPU threads a process; 0: as torch has, of most cores"}
+    )
     dry_run: bool = field(default=False, metadata={"help": "say what would be done, and stop"})
 
 
@@ -194,7 +197,7 @@ def predictions(
     """(cell, items computed, error or None) as they come."""
     devices = workers.gpus(runtime.device)[: runtime.processes]
     if runtime.processes > 1:
-        with workers.pool(runtime.processes, devices) as executor:
+        with workers.pool(runtime.processes, devices, runtime.threads) as executor:
             futures = {executor.submit(predict, work): work for work in todo}
             for future in as_completed(futures):
                 try:
@@ -204,7 +207,7 @@ def predictions(
                 bar.update(computed)
                 yield futures[future], computed, error
         return
-    workers.use(devices[0] if devices else "cpu")
+    workers.use(devices[0] if devices else "cpu", runtime.threads)
     waiting = deque((work, False) for work in todo)
     while waiting:
         work, wait = waiting.popleft()

@@ -3,9 +3,10 @@
     python -m stages.export_tasks recipes/early_fusion_8b/evaluate.yaml out=exported
     lm_eval run --model hf --model_args pretrained=CHECKPOINT --include_path exported --tasks NAME
 
-In: the configuration of stages.evaluate. Out: for each speech task <out>/<task>.yaml, the prompts
-as text (audio as sound tokens) in <out>/<task>.jsonl, and a <out>/speechfuse_<metric>.py that
-scores as stages.evaluate does, with speechfuse installed. What a judge would rate is only
+In: the configuration of stages.evaluate. Out: for each of its tasks that is a
+speechfuse.evals.speech.Speech (of the demo transcription_exported alone) <out>/<task>.yaml, the
+prompts as text (audio as sound tokens) in <out>/<task>.jsonl, and a <out>/speechfuse_<metric>.py
+that scores as stages.evaluate does, with speechfuse installed. What a judge would rate is only
 predicted. Prompts hold the whole chat layout: no --apply_chat_template.
 """
 
@@ -136,7 +137,10 @@ def main(job: ExportTasks) -> None:
         count = export(name, config.instantiate(spec, **limit), Path(job.out))
         print(f"{Path(job.out) / name}.yaml: {count:,} items")
     if not speech:
-        raise ValueError("tasks holds no speech task (speechfuse.evals.speech.Speech) to export")
+        raise ValueError(
+            f"tasks has {', '.join(job.tasks)}, none of speechfuse.evals.speech.Speech, which "
+            "alone is exported; stages.evaluate runs the others"
+        )
 
 
 if __name__ == "__main__":

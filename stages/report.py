@@ -9,7 +9,7 @@ epoch misses a floor.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ from speechfuse.evals.results import Baseline, Curve, Run, key
 from speechfuse.evals.sections import section
 from speechfuse.evals.tables import Column
 
-HALF = "\u00b1: half of a 95 % bootstrap interval. wer: a fraction of words, lower is better."
+HALF = (
+    "\u00b1: half of a 95 % bootstrap interval. wer: a fraction of words, lower is better. n: "
+    "items, a range where checkpoints differ in how many."
+)
 APART = "Measured in another way: these numbers compare with none above."
 
 
@@ -48,6 +51,12 @@ class Report:
     curves: list[Curve] = field(
         default_factory=list, metadata={"help": "{title, x, points} to be plotted"}
     )
+    legend: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "what names in the tables mean, a line each"}
+    )
+    partial: str = field(
+        default="", metadata={"help": "what the sweep was limited to, e.g. limit=20; said on top"}
+    )
     command: str = field(default="", metadata={"help": "what makes the results, for the reader"})
     check: bool = field(default=False, metadata={"help": "fail when a floor is missed"})
 
@@ -63,6 +72,9 @@ def metrics_of(run: Run) -> list[dict[str, Any]]:
 def main(job: Report) -> None:
     read = results.read(Path(job.evals), job.base, job.runs, job.baselines)
     found, out, rule = read.of(job.rule.protocol), Path(job.out), job.rule
+    if sections.partial(found, job.partial):  # a few items need not be of every split
+        scored = {of for checkpoint in found.values() for of in checkpoint.scores}
+        job = replace(job, table=[column for column in job.table if key(column) in scored])
     if job.base not in found:
         raise ValueError(f"base={job.base} has no results; there are: {', '.join(sorted(found))}")
     if job.check and not job.floors:
@@ -121,9 +133,11 @@ def body(
     lines: list[Block] = [
         Heading(out.name, 1),
         *([Failed(failed)] if failed else []),
+        *([Text(part)] if (part := sections.partial(found, job.partial)) else []),
         Text(f"Chosen: **{chosen}**. {job.rule.stated()} {' '.join(chose.reasons)}"),
         tables.results(found, epochs, list(by.values()), job.base, chosen),
         *section("Results", Text(HALF),
+                 *(Text(f"**{name}**: {text}") for name, text in job.legend.items()),
                  tables.results(found, list(found), job.table, job.base, chosen, marks)),
         *section("Floors", Code(floors) if floors else None),
         *section("Differences between epochs", compared),

@@ -72,7 +72,8 @@ def train(job: TrainQuantizer, method: Any, trainee: nn.Module, device: str) -> 
     folder = Path(job.out) / "state"
     optimizer = optimizer_of(trainee, job.lr)
     states = state.States(folder, trainee, optimizer)
-    start = states.restore()
+    if start := states.restore():
+        print(f"{job.out}: goes on at step {start + 1:,} of {job.steps:,}")
     losses: dict[str, torch.Tensor] = {}
     bar = tqdm(range(start, job.steps), "training", job.steps, initial=start)
     for step in bar:

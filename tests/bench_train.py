@@ -169,7 +169,7 @@ def measure(options: dict[str, str], name: str, folder: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "trained": sum(p.numel() for p in trainer.trained),
         **{key: getattr(job, key) for key in preflight.SETTINGS},
-        "attention": attention.kind_of(job.attention, trainer.device, job.packed),
+        "attention": attention.kind_of(job.attention, trainer.device, job.packed, job.seq_len),
         "micro_batch_size": job.micro_batch_size, "optimizer": job.optimizer["_component_"],
         "tokens_per_s": round(tokens / seconds, 1), "useful_share": round(tokens / positions, 4),
         "mfu": meter.mfu(tokens, pairs, seconds),

@@ -7,6 +7,7 @@ import ast
 import fnmatch
 import importlib.util
 import inspect
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +177,15 @@ def test_every_room_and_door_is_in_use():
     for door, files in DOORS.items():
         users = [n for n, found in read.items() if any(below(i, door) for i in found)]
         assert any(fnmatch.fnmatch(user, file) for user in users for file in files), door
+
+
+def test_jobs_start_without_what_few_of_them_use():
+    """Each of these takes seconds to import."""
+    jobs = "import stages.gate, stages.report, stages.evaluate, speechfuse.evals.spoken"
+    heavy = "{'openai', 'nltk', 'sacrebleu', 'whisper', 'lm_eval'}"
+    code = f"{jobs}, sys; print(sorted({heavy} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "[]\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -220,9 +220,30 @@ def test_two_processes_are_not_at_work_in_one_folder(tmp_path):
         "        assert 'another process is at work there' in str(error), error\n"
         "    else:\n"
         "        sys.exit(1)\n"
+        "try:\n"
+        "    other.complete()\n"
+        "except ValueError as error:\n"
+        "    assert 'another process is at work there' in str(error), error\n"
+        "else:\n"
+        "    sys.exit(1)\n"
     )
     assert run_python(code, out) == 0
     assert (out / "work").read_text() == "of the first"
+
+
+def test_asking_whether_it_is_complete_refuses_the_same_and_writes_nothing(tmp_path):
+    out = tmp_path / "data"
+    assert not make(out).complete() and not out.exists()
+    complete(out)
+    before = tree(out)
+    assert make(out).complete()
+    with pytest.raises(ValueError, match="what differs: seed"):
+        make(out, seed=2).complete()
+    assert tree(out) == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(ValueError, match="no job made it"):
+        make(tmp_path / "other").complete()
 
 
 def test_a_kill_inside_a_write_leaves_the_old_file_whole(tmp_path):

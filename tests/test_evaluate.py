@@ -302,10 +302,25 @@ def test_a_failed_scoring_leaves_the_predictions(sweep, capsys, monkeypatch):
     assert "1 results made, 1 were there; 0 items computed" in capsys.readouterr().out
 
 
+def test_threads_are_those_of_the_configuration(sweep, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr(evaluate.workers.torch, "set_num_threads", asked.append)
+    sweep.run("runtime.threads=3", "only=[base]", "limit=2")
+    sweep.run("only=[base]", "limit=3")
+    assert asked == [3]
+
+
 def test_cells_are_split_between_workers(sweep, capsys, monkeypatch):
     """With threads for processes, which take seconds to start; tests/prove_sweep.py has those."""
-    monkeypatch.setattr(evaluate.workers, "pool", lambda count, _: ThreadPoolExecutor(1))
-    sweep.run("runtime.processes=2", "only=[run]")
+    asked: list[tuple] = []
+
+    def pool(*arguments: Any) -> ThreadPoolExecutor:
+        asked.append(arguments)
+        return ThreadPoolExecutor(1)
+
+    monkeypatch.setattr(evaluate.workers, "pool", pool)
+    sweep.run("runtime.processes=2", "runtime.threads=3", "only=[run]")
+    assert asked == [(2, [], 3)]  # processes, GPUs, threads of each
     assert "4 results made, 0 were there; 120 items computed" in capsys.readouterr().out
     assert sweep.results().keys() == NAMES - {"base/wer.json"}
 

@@ -14,7 +14,7 @@ from speechfuse import config, prompts
 from speechfuse.evals.speech import Speech
 from speechfuse.vocab import Vocabulary
 from stages import export_tasks
-from tests.small_training import make_parts
+from tests.small_training import ROOT, make_parts
 
 SPEECH = "speechfuse.evals.speech.Speech"
 
@@ -28,6 +28,14 @@ def parts(tmp_path_factory) -> Path:
     model.generation_config.eos_token_id = [words.end_of_turn, words.end]
     model.save_pretrained(folder / "expanded")
     return folder
+
+
+def test_the_demo_has_a_task_to_export_which_asks_as_its_own_does():
+    told = yaml.safe_load((ROOT / "recipes/demo/evaluate.yaml").read_text())["tasks"]
+    asked = told["transcription_exported"]
+    assert asked["_component_"] == SPEECH
+    assert [asked["prompt"]] == [f"{r}{{speech}}" for r in told["transcription"]["requests"]]
+    assert asked["data"] == told["transcription"]["path"]
 
 
 def export(parts: Path, folder: Path, tasks: dict[str, dict[str, Any]], *overrides: str) -> Path:
@@ -92,6 +100,9 @@ def test_what_cannot_be_exported_is_named(parts, tmp_path):
     data = {"data": str(parts / "speech"), "metric": "wer"}
     with pytest.raises(ValueError, match="only: 'b' is no speech task; there are a"):
         export(parts, tmp_path, {"a": data}, "only=[b]")
+    other = {"_component_": "speechfuse.evals.text.TextMMLU"}
+    with pytest.raises(ValueError, match=r"tasks has mc, none of .*Speech, which alone"):
+        export(parts, tmp_path, {"mc": other})
     with pytest.raises(ValueError, match="a: only protocol clean"):
         export(parts, tmp_path, {"a": {**data, "protocol": "blog"}})
     with pytest.raises(ValueError, match="which lm-eval would take for a control token"):

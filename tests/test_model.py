@@ -263,6 +263,19 @@ def test_the_flex_mask_lets_through_what_the_dense_one_does():
     assert blocks.sparsity() > 0, "documents leave blocks empty, which is what makes it fast"
 
 
+@pytest.mark.parametrize("component", [LLAMA, THEIRS])
+def test_one_product_for_each_document_is_the_dense_mask(component):
+    model, batch = build(BASE, spec_of(BASE, component)), batch_of(2)
+    document = torch.tensor([[0] * 7 + [1] * 12 + [-1] * 5, [0] * 24])
+    dense = batch | {"mask": attention.mask_of(document, "dense")}
+    alone = batch | {"mask": attention.mask_of(document, "varlen")}
+    torch.testing.assert_close(
+        gradients(model, alone), gradients(model, dense), atol=1e-4, rtol=1e-4
+    )
+    whole = batch | {"mask": attention.mask_of(torch.zeros_like(document), "dense")}
+    assert not torch.allclose(logits(model, whole), logits(model, alone)), "documents are closed"
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_the_exit_takes_the_flex_mask_too():
     model, batch = build(BASE, spec_of(BASE, THEIRS)), batch_of(2)
@@ -274,15 +287,18 @@ def test_the_exit_takes_the_flex_mask_too():
 
 def test_flex_is_for_gpus():
     gpu = torch.device("cuda", 0)
-    assert attention.kind_of("auto", CPU, True) == "dense" == attention.kind_of("dense", CPU, True)
-    assert attention.kind_of("auto", gpu, True) == "flex"
-    assert attention.kind_of("auto", gpu, False) == "dense", "rows of many lengths"
+    assert attention.kind_of("auto", CPU, True, 2048) == "varlen"
+    assert attention.kind_of("auto", CPU, True, 128) == "dense", "short rows"
+    assert attention.kind_of("auto", CPU, False, 2048) == "dense"
+    assert attention.kind_of("dense", CPU, True, 2048) == "dense"
+    assert attention.kind_of("auto", gpu, True, 128) == "flex"
+    assert attention.kind_of("auto", gpu, False, 128) == "dense", "rows of many lengths"
     with pytest.raises(ValueError, match="attention=flex is compiled for CUDA"):
-        attention.kind_of("flex", CPU, True)
+        attention.kind_of("flex", CPU, True, 128)
     with pytest.raises(ValueError, match="attention=flex with packed=false"):
-        attention.kind_of("flex", gpu, False)
-    with pytest.raises(ValueError, match="choose one of auto, dense, flex"):
-        attention.kind_of("sdpa", CPU, True)
+        attention.kind_of("flex", gpu, False, 128)
+    with pytest.raises(ValueError, match="choose one of auto, dense, varlen, flex"):
+        attention.kind_of("sdpa", CPU, True, 128)
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -77,7 +77,7 @@ def made(tmp_path_factory) -> Path:
             "by_duration": [["0-5 s", 0.2, 50], ["over 30 s", 0.9, 10]],
         }
         hits = [{"id": f"clean-{i}", "kind": "exact", "training_id": f"t{i}", "shared": EVIL}
-                for i in range(2)]  # fmt: skip
+                for i in range(5)]  # fmt: skip
         seen = {"exact": 2, "ngram": 0, "codes": 0, "without_hits": 0.31, "hits": hits}
         write(evals, name, "asr", [rate], utterances, details={
             "by_split": {"clean": about}, "contamination": seen, "partial": True,
@@ -122,10 +122,20 @@ def test_numbers_stand_with_what_makes_them_less(sections):
     last = row(results, "stage2/epoch_2")
     assert last[1:3] == ["0.520 \u00b1 0.050", "13.33"]
     assert last[3] == "0.750 \u00b1 0.050<br>coverage 97.5%<br>best"
-    assert last[4].endswith("partial<br>2 hits in training, without them 0.310<br>best")
+    assert last[4].endswith("partial<br>5 hits in training, without them 0.310<br>best")
     assert row(results, "base, told in text")[3] == "0.900 \u00b1 0.050"
     assert "n = 120" in results
     assert row(results, "stage2/epoch_1")[4].startswith("0.267")
+
+
+def test_what_is_partial_is_said_in_a_sentence_on_top(made, sections):
+    top = next(iter(sections.values()))
+    assert "**Partial**: 3 of 12 results are of a part" in top and "limited by" not in top
+    spec = yaml.safe_load((made / "report.yaml").read_text()) | {"partial": "limit=60"}
+    spec["table"].append({"task": "spoken_qa", "split": "of no item", "metric": "acc"})
+    (made / "limited.yaml").write_text(yaml.safe_dump(spec | {"out": str(made / "limited")}))
+    report.main(config.load(report.Report, made / "limited.yaml", []))
+    assert "limited by `limit=60`" in (made / "limited/report.md").read_text()
 
 
 def test_differences_are_paired_adjusted_and_marked(sections):
@@ -144,7 +154,7 @@ def test_differences_are_paired_adjusted_and_marked(sections):
     assert not any(score == "mmlu all acc" for score, _ in cells)
 
 
-def test_what_is_behind_the_numbers_is_told(sections):
+def test_what_is_behind_the_numbers_is_told(sections, made):
     errors = sections["Word errors"]
     assert row(errors, "stage2/epoch_0 | asr clean | 90")[2:] == [
         "90<br>15.0%", "30<br>5.0%", "60<br>10.0%", "600", "5.0%"
@@ -154,7 +164,11 @@ def test_what_is_behind_the_numbers_is_told(sections):
         "240", "3", "7", "1", "4.2", "97.5%"
     ]  # fmt: skip
     hits = sections["Contamination"].splitlines()
-    assert sum(line.startswith("| asr | clean-") for line in hits) == 2  # once, not for each epoch
+    assert sum(line.startswith("| asr | clean-") for line in hits) == 3  # once, not for each epoch
+    assert "or codes: 5 of asr. The first 3 of each" in sections["Contamination"]
+    html = (made / "report.html").read_text()
+    folded = html.partition("<details><summary>2 more</summary>")[2].partition("</details>")[0]
+    assert folded.count('<th scope="row">asr</th><td>clean-') == 2
     prints = row(sections["Provenance"], "stage2/epoch_0 | spoken_qa")
     assert "are made by `just recipe=run sweep report`" in sections["Provenance"]
     assert "c0c0c0c0c0c0" in prints and "torch 2.13.0" in prints and "clean" in prints

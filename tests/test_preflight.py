@@ -198,15 +198,22 @@ def test_the_report_says_it_all():
         "2 x H100", "embeddings 19,264", "head 19,264", "layers 92,608 (of these 37,120 train)",
         "fits", "optimizer state", "900 + 100 samples (3 too long)", "reserve (assumed)",
         "1,000,000 tokens, about 400,000", "80.0% of positions", "500 of 8 rows, epochs: 2",
-        "3 states of", "assumed: 40%", "GPU hours", "at $2.00", "MFU = useful tokens/s",
+        "3 states of", "assumed: 40%", "GPU seconds", "at $2.00", "MFU = useful tokens/s",
     ):  # fmt: skip
         assert said in text, (said, text)
 
 
+def test_a_small_run_has_sizes_to_read():
+    rows = dict(line.split("  ", 1) for line in tiny_report().lines() if line[0] != " ")
+    assert "states of 1.6 MB" in rows["disk"] and rows["time"].endswith(" GPU seconds")
+    lines = "\n".join(tiny_report().lines())
+    assert " 0.00 " not in lines and "MiB" in lines
+
+
 def test_a_batch_that_does_not_divide_and_no_data_are_refused():
     for change, named in (
-        ({"batch_size": 7}, "batch_size=7 is not a multiple of the 2 ranks"),
-        ({"micro_batch_size": 3}, "micro_batch_size=3 does not divide the 4 rows"),
+        ({"batch_size": 7}, "7 is not a multiple of the 2 ranks: batch_size=6 or 8 is"),
+        ({"micro_batch_size": 3}, "micro_batch_size=3 does not divide the 4 rows .* of 1, 2, 4$"),
     ):
         with pytest.raises(ValueError, match=named):
             tiny_report(tiny_job(**change))
@@ -222,7 +229,7 @@ def test_a_full_disk_is_seen_beforehand(tmp_path, monkeypatch):
     weights = 4 * sum(count for count, _ in report.parameters.values())
     assert report.disk == pytest.approx(3 * 3 * weights + 2 * weights, rel=1e-3)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, report.disk - 1000 + size))
-    with pytest.raises(ValueError, match="GB free: make room"):
+    with pytest.raises(ValueError, match="MB free: make room"):
         tiny_report(job).check()
     # what a run that is resumed has written already is its own
     saved = tmp_path / "run/state/step_2/part"

@@ -42,7 +42,7 @@ class Demo:
                      "paired": False},
             "table": [{"task": TEXT, "split": "replayed", "metric": "acc"},
                       {"task": QA, "split": "unseen", "metric": "acc"}],
-            "samples": "unseen",
+            "samples": "unseen", "legend": {"expanded": "before training"},
             "floors": [{"task": QA, "split": "unseen", "metric": "acc", "at_least": 0.5}],
         }  # fmt: skip
         self.text("base", 0.8, 0.9)
@@ -132,7 +132,14 @@ def test_the_page_shows_table_rule_plots_and_samples(drawn):
     demo = drawn
     demo.report()
     text = (demo.folder / "report.md").read_text()
-    for sentence in ("highest acc on spoken_qa, split validation", "of equals the earliest"):
+    assert "Partial" not in text
+    for sentence in (
+        "highest acc on spoken_qa, split validation",
+        "of equals the earliest",
+        "Differences are not tested: a",
+        "No column under Results is of that split",
+        "**expanded**: before training",
+    ):
         assert sentence in text
     for link in re.findall(r"\]\((.*?)\)", text):
         assert (demo.folder / link).read_bytes().startswith(b"\x89PNG")

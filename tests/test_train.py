@@ -1,7 +1,10 @@
 """The training loop: ranks, micro-batches, resuming, exported logits, guards, refusals. Real
 torchtune, FSDP2, gloo, torchrun."""
 
+import re
+import runpy
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from speechfuse import shards
-from speechfuse.train import loop
+from speechfuse.train import loop, outline
 from speechfuse.train import model as models
 from speechfuse.train.new_rows import NewRows
 from speechfuse.train.state import complete_steps
@@ -104,12 +107,15 @@ def test_killed_and_started_again_ends_as_if_undisturbed(
         time.sleep(0.01)
     kill(process)
     assert not (out / "manifest.json").exists()
-    done = train(config, ranks)
+    # after the first the plan is known to be good, and torchrun is started by the recipe itself
+    done = train(config, 1, f"runtime.ranks={ranks}")
     assert done.returncode == 0, done.stderr
+    assert f"{out}: goes on at step " in done.stdout and done.stdout.count("\nparameters") == 1
     assert losses(out) == losses(reference)
     for name, tensor in weights(reference).items():
         assert torch.equal(weights(out)[name], tensor), name
-    assert ranks > 1 or "complete, nothing to do" in train(config).stdout
+    done = train(config, 1, "runtime.dry_run=true", f"runtime.ranks={ranks}")
+    assert done.stdout == f"{out}: complete, nothing to do\n"
 
 
 def test_exported_model_gives_the_trainers_logits_in_transformers(parts, undisturbed):
@@ -148,6 +154,69 @@ def test_a_refusal_is_a_line_and_an_exit_code(parts, tmp_path):
     assert "did you mean 'batch_size'" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("checkpoint=out/models/expanded_8b/x", "`just recipe=early_fusion_8b expand` makes it"),
+        ("seq_length=4", "did you mean 'seq_len'"),
+        ("batch_size=5", "batch_size=5 is not a multiple of the 2 ranks"),
+        ("datasets.0.path=none", "none is not there; no recipe here makes it"),
+    ],
+)
+def test_what_is_refused_is_refused_before_torchrun(
+    parts, tmp_path, monkeypatch, capsys, override, said
+):
+    arguments = [str(recipe(parts, tmp_path / "bad")), "runtime.ranks=2", override]
+    code, _, stderr = launched(arguments, monkeypatch, capsys)
+    assert code == 2 and stderr.splitlines()[-1].startswith("error: ") and said in stderr
+
+
+def test_a_dry_run_plans_for_its_ranks_in_one_process(parts, tmp_path, monkeypatch, capsys):
+    arguments = [str(recipe(parts, tmp_path / "dry")), "runtime.ranks=4", "--dry-run"]
+    code, stdout, _ = launched(arguments, monkeypatch, capsys)
+    assert code is None and "on the CPU, 4 ranks" in stdout and not (tmp_path / "dry").exists()
+    code, stdout, _ = launched([*arguments[:1], "runtime.ranks=2"], monkeypatch, capsys)
+    assert code == "torchrun" and stdout == ""
+
+
+def test_a_dry_run_needs_neither_checkpoint_nor_data(parts, tmp_path, monkeypatch, capsys):
+    arguments = [str(recipe(parts, tmp_path / "run")), "--dry-run", "runtime.gpu=4090", "steps=7"]
+    _, whole, _ = launched(arguments, monkeypatch, capsys)
+    more = ["checkpoint=out/models/expanded_8b/x", "datasets.1.path=out/data/none"]
+    code, said, _ = launched([*arguments, *more], monkeypatch, capsys)
+    lines = said.splitlines()
+    assert code is None and not (tmp_path / "run").exists()
+    assert lines[0].endswith("x is not there; `just recipe=early_fusion_8b expand` makes it")
+    assert lines[1].startswith("out/data/none is not there; no recipe here makes it")
+    assert lines[2].startswith("assumed until all is there: samples of 400 tokens, 97% of")
+    for name in ("parameters", "memory", "  weights", "  activations", "disk", "formula"):
+        mine, full = ([s for s in t.splitlines() if s.startswith(name)] for t in (said, whole))
+        assert len(mine) == 1 and (mine == full or name == "disk"), "the model's shapes suffice"
+    assert "97.0% of positions useful" in said and "7 of 4 rows" in said
+    tied = {"_component_": "torchtune.models.llama3_2.llama3_2", "num_heads": 2, "embed_dim": 8}
+    assert outline.shape(tied, [])["tie_word_embeddings"] is True
+    with pytest.raises(ValueError, match=r"it is gone .*no num_heads and embed_dim to plan with"):
+        outline.shape({"_component_": "torchtune.models.llama3_1.llama3_1_8b"}, ["it is gone"])
+
+
+def launched(arguments: list[str], monkeypatch, capsys) -> tuple[object, str, str]:
+    """(exit status, or "torchrun" where it would start that; stdout; stderr) of finetune.py."""
+
+    def torchrun(path: str, command: list[str]) -> None:
+        assert "torch.distributed.run" in command and "--nproc-per-node=2" in command
+        sys.exit("torchrun")
+
+    code = None
+    monkeypatch.setattr("os.execv", torchrun)
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # and not left behind
+    monkeypatch.setattr(sys, "argv", ["recipes/finetune.py", *arguments])
+    try:
+        runpy.run_path(str(ROOT / "recipes/finetune.py"), run_name="__main__")
+    except SystemExit as stopped:
+        code = stopped.code
+    return code, *capsys.readouterr()
+
+
 def test_a_vocabulary_that_does_not_fit_is_refused(parts, tmp_path):
     config = recipe(parts, tmp_path / "vocab")
     content = yaml.safe_load(config.read_text())
@@ -172,7 +241,7 @@ def test_codes_of_another_quantizer_are_refused(parts, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["new rows alone", "dropout of adapters"])
-def test_what_a_run_that_died_must_find_again(parts, tmp_path, monkeypatch, what):
+def test_what_a_run_that_died_must_find_again(parts, tmp_path, monkeypatch, capsys, what):
     """While new rows train alone, most weights have no moments yet, and must have none after;
     dropout goes on where its chance stood; frozen weights are in no state."""
     changes: dict[str, Any] = {"new_rows_first": 8}
@@ -192,8 +261,11 @@ def test_what_a_run_that_died_must_find_again(parts, tmp_path, monkeypatch, what
     half = out / "state/step_6"
     half.mkdir()
     (half / "__0_0.distcp").write_bytes(b"what a kill left")
+    capsys.readouterr()
     loop.run(settings)
-    assert not half.exists()
+    said = capsys.readouterr().out
+    assert not half.exists() and f"{half} is dropped: a stop came before" in said
+    assert re.search(rf"{out}: goes on at step 6 of \d+\n", said)
     assert losses(out) == losses(reference)
     for name, tensor in weights(reference).items():
         assert torch.equal(weights(out)[name], tensor), name
@@ -209,5 +281,10 @@ def test_a_run_goes_on_with_other_memory_settings(parts, tmp_path, monkeypatch, 
     assert "begun with micro_batch_size=0, goes on with 1" in said
     assert "begun with activation_checkpointing=none, goes on with full" in said
     np.testing.assert_allclose(losses(out), losses(reference), rtol=1e-4)
+    capsys.readouterr()
     with pytest.raises(ValueError, match="made from something else; what differs: seq_len"):
         loop.run(replace(settings, seq_len=65))
+    assert capsys.readouterr().out == ""  # no plan of what is not done
+    loop.run(replace(settings, micro_batch_size=2))
+    first, last = capsys.readouterr().out.splitlines()
+    assert "begun with micro_batch_size=0, and not 2" in first and "nothing to do" in last

@@ -66,25 +66,37 @@ class Artifact:
             self._lock()  # what is at work there would go on by path, in the new folder
             self._move_aside()
         frozen = self.out / "plan.json"
-        for path in (self.out / "manifest.json", frozen):
-            if path.exists():
-                self._refuse_other(path)
-        if (self.out / "manifest.json").exists():
-            self._refuse_missing()
+        if self.complete():
             print(f"{self.out}: complete, nothing to do")
             return False
         if not frozen.exists():
-            if self.out.is_dir() and any(p.name[0] != "." for p in self.out.iterdir()):
-                raise ValueError(
-                    f"out={self.out} is not empty and no job made it (it holds no plan.json and no "
-                    "manifest.json): choose another out=..., or fresh=true to move it aside"
-                )
             made = plan() if callable(plan) else plan
             record = {**self._record(), "plan": made, "started": _now()}
             write_json(frozen, record)
         self._lock()
         self.plan = _read(frozen)["plan"]
         return True
+
+    def complete(self) -> bool:
+        """Whether this very artifact is complete. Refuses what `begin` would refuse, also a folder
+        where another process is at work, and writes nothing."""
+        frozen, manifest = self.out / "plan.json", self.out / "manifest.json"
+        for path in (manifest, frozen):
+            if path.exists():
+                self._refuse_other(path)
+        if manifest.exists():
+            self._refuse_missing()
+            return True
+        if frozen.exists():
+            if (self.out / ".lock").exists():
+                self._lock()
+                self._held.close()
+        elif self.out.is_dir() and any(p.name[0] != "." for p in self.out.iterdir()):
+            raise ValueError(
+                f"out={self.out} is not empty and no job made it (it holds no plan.json and no "
+                "manifest.json): choose another out=..., or fresh=true to move it aside"
+            )
+        return False
 
     def _lock(self) -> None:
         """Keep other processes out until this one ends: two runs in one folder would mix their

@@ -23,14 +23,16 @@ def device() -> str:
     return _device
 
 
-def use(name: str) -> None:
-    """Make `name` the device of this worker process."""
+def use(name: str, threads: int = 0) -> None:
+    """Make `name` the device of this worker process, of `threads` CPU threads; 0: as torch has."""
     global _device
     _device = name
+    if threads:
+        torch.set_num_threads(threads)
 
 
-def _begin(devices: Any) -> None:
-    use(devices.get())
+def _begin(devices: Any, threads: int) -> None:
+    use(devices.get(), threads)
 
     def end_with_the_parent() -> None:
         parent = parent_process()
@@ -52,9 +54,9 @@ def gpus(device: str) -> list[str]:
     return [f"cuda:{i}" for i in range(count)]
 
 
-def pool(workers: int, devices: list[str] | None = None) -> ProcessPoolExecutor:
-    """`workers` processes on the CPU, or one for each of `devices`; spawned, not forked: torch's
-    threads do not survive a fork."""
+def pool(workers: int, devices: list[str] | None = None, threads: int = 0) -> ProcessPoolExecutor:
+    """`workers` processes on the CPU, or one for each of `devices`, of `threads` threads each;
+    spawned, not forked: torch's threads do not survive a fork."""
     if workers < 1:
         raise ValueError(f"runtime.workers={workers}: at least 1 process is needed")
     devices = devices or ["cpu"] * workers
@@ -63,7 +65,7 @@ def pool(workers: int, devices: list[str] | None = None) -> ProcessPoolExecutor:
     for name in devices:
         queue.put(name)
     return ProcessPoolExecutor(
-        len(devices), mp_context=context, initializer=_begin, initargs=(queue,)
+        len(devices), mp_context=context, initializer=_begin, initargs=(queue, threads)
     )
 
 

@@ -10,7 +10,7 @@ from speechfuse.evals.page import Cell, Table
 from speechfuse.evals.results import Cell as Result
 from speechfuse.evals.results import Found
 
-HITS = 100  # that are listed
+HITS, FOLDED = 3, 1000  # shown of each task, and of all on the page
 ERRORS = ("substitutions", "deletions", "insertions", "words")
 
 
@@ -72,20 +72,26 @@ def by_split(found: Found) -> list[tuple[str, Result, str, dict[str, Any]]]:
 
 
 def contamination(found: Found) -> Table | None:
-    """Items that the training has seen, each once, whatever checkpoint was asked."""
-    hits = {
-        (cell.name, hit["id"], hit["kind"], str(hit["training_id"])): hit
-        for _, cell in cells(found)
-        for hit in cell.details.get("contamination", {}).get("hits", [])
-    }
-    rows: list[list[Cell]] = [
-        [task, id, kind, training, " ".join(str(hit.get("shared", "")).split())[:300]]
-        for (task, id, kind, training), hit in list(hits.items())[:HITS]
-    ]
-    left = f" The first {HITS} of {len(hits):,}." if len(hits) > HITS else ""
-    caption = f"Evaluation items that training rows hold: all of it, a long n-gram, or codes.{left}"
+    """Items that the training has seen, each once, whatever checkpoint and task asked; the first
+    few of each task are shown, the others folded."""
+    tasks: dict[tuple[str, str, str, str], dict[str, None]] = {}
+    for _, cell in cells(found):
+        for hit in cell.details.get("contamination", {}).get("hits", []):
+            shared = " ".join(str(hit.get("shared", "")).split())[:300]
+            of = str(hit["id"]), hit["kind"], str(hit["training_id"]), shared
+            tasks.setdefault(of, {})[cell.name] = None
+    of_task: dict[str, list[list[Cell]]] = {}
+    for of, names in tasks.items():
+        of_task.setdefault("\n".join(names), []).append(["\n".join(names), *of])
+    rows = [row for every in of_task.values() for row in every[:HITS]]
+    folded = [row for every in of_task.values() for row in every[HITS:]]
+    counted = "; ".join(f"{len(e):,} of {n.replace(chr(10), ', ')}" for n, e in of_task.items())
+    caption = (
+        f"Evaluation items that training rows hold: all of it, a long n-gram, or codes: {counted}. "
+        f"The first {HITS} of each; all are in the result files under details.contamination."
+    )
     head = ["task", "item", "kind", "training row", "shared"]
-    return Table(head, rows, caption=caption) if rows else None
+    return Table(head, rows, caption=caption, folded=folded[:FOLDED]) if rows else None
 
 
 def provenance(found: Found) -> Table:

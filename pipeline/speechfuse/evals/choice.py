@@ -66,11 +66,12 @@ class Rule:
         ]
         kept = f" that keep {' and '.join(bounds)}" if bounds else ""
         ties = "those not significantly worse" if self.paired else "equals"
+        untested = "" if self.paired else " Differences are not tested: a small one decides."
         then = "".join(f" the best {' '.join(key(measure))}, then" for measure in self.then)
         return (
             f"The rule: among the epochs of {self.choose_from}{kept} the one with the {extreme} "
-            f"{self.metric} on {self.task}, split {self.split}; of {ties}{then} the earliest. That "
-            "split is not in the results."
+            f"{self.metric} on {self.task}, split {self.split}; of {ties}{then} the earliest."
+            f"{untested} No column under Results is of that split."
         )
 
 

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import openai
 from tqdm import tqdm
 
 from speechfuse.evals.verdicts import BLOG_RUBRIC, RUBRIC, read_last_word, read_verdict
@@ -64,7 +63,6 @@ class Unreachable(ValueError):
 
 
 NO_RATING = "without a rating"
-HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 
 
 @dataclass
@@ -224,6 +222,9 @@ class Judge:
         self, wanted: dict[str, tuple[dict[str, str], int]], database: sqlite3.Connection
     ) -> dict[str, float]:
         """key -> rating of those that succeeded, each kept as soon as it is there."""
+        import openai  # where it is used: it takes seconds, and most sweeps ask no judge
+
+        hopeless = openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError
         requests, lock, secret = [0], threading.Lock(), os.environ[self.key_env]
 
         def count(_: object) -> None:
@@ -266,7 +267,7 @@ class Judge:
                         silent = 0
                     except openai.OpenAIError as error:
                         result, silent = type(error).__name__, silent + 1
-                        if isinstance(error, HOPELESS) or silent >= max(8, self.concurrency):
+                        if isinstance(error, hopeless) or silent >= max(8, self.concurrency):
                             raise Unreachable(
                                 f"judge {self.model} at {client.base_url}: {silent} calls in a row "
                                 f"without a reply, the last with {result}: "
@@ -281,9 +282,7 @@ class Judge:
                 self.usage.retries = max(0, requests[0] - self.usage.calls)
         return rated
 
-    def _ask(
-        self, client: openai.OpenAI, item: dict[str, str]
-    ) -> tuple[str | None, tuple[int, int]]:
+    def _ask(self, client: Any, item: dict[str, str]) -> tuple[str | None, tuple[int, int]]:
         """(the reply's text, tokens in and out); no text where it is empty, cut off or malformed.
 
         The client builds its objects without checking them, so anything may be missing."""

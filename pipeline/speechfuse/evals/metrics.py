@@ -8,12 +8,11 @@ needs a judge is evals/judge.py.
 import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import jiwer
 import numpy as np
-import sacrebleu
-from rouge_score import rouge_scorer
 
 from speechfuse.evals import scores, wer
 
@@ -83,12 +82,15 @@ def bleu(
 ) -> Metric:
     """Corpus BLEU of sacrebleu, 0 to 100. An item's value is its sentence's BLEU, whose mean is
     another number."""
+    import sacrebleu  # where it is used, as rouge_score below, which brings nltk and takes seconds
+
     _check(references, predictions)
     scorer = sacrebleu.BLEU(tokenize=tokenize, effective_order=True)
     each = [scorer.sentence_score(p, [r]) for r, p in zip(references, predictions, strict=True)]
     counts = np.asarray([[*e.counts, *e.totals, e.sys_len, e.ref_len] for e in each]).T
-    drawn = [_corpus(row) for row in scores.resampled(counts, clusters).round().astype(int)]
-    value = _corpus(counts.sum(1))
+    corpus = partial(_corpus, sacrebleu.BLEU.compute_bleu)
+    drawn = [corpus(row) for row in scores.resampled(counts, clusters).round().astype(int)]
+    value = corpus(counts.sum(1))
     low, high = np.percentile(drawn, [2.5, 97.5])
     signature = f"sacrebleu {sacrebleu.__version__}, tokenize {tokenize}"
     return Metric(
@@ -98,10 +100,10 @@ def bleu(
     )
 
 
-def _corpus(counts: np.ndarray) -> float:
+def _corpus(compute: Callable[..., Any], counts: np.ndarray) -> float:
     """BLEU of summed counts: 4 n-gram matches, 4 n-gram totals, lengths of both sides."""
     matched, total = counts[:4].tolist(), counts[4:8].tolist()
-    return sacrebleu.BLEU.compute_bleu(matched, total, int(counts[8]), int(counts[9])).score
+    return compute(matched, total, int(counts[8]), int(counts[9])).score
 
 
 def bleu_zh(
@@ -118,6 +120,8 @@ def rouge(
 
     ValueError where most references have neither a-z nor 0-9, all that it reads.
     """
+    from rouge_score import rouge_scorer
+
     _check(references, predictions)
     scorer = rouge_scorer.RougeScorer(["rougeL", "rouge1", "rouge2"])
     blind = [text for text in references if not any(c.isascii() and c.isalnum() for c in text)]

@@ -114,12 +114,13 @@ class Code:
 @dataclass
 class Table:
     """A head and rows of cells, of which the first names the row; a line break divides a cell.
-    `chosen` are the rows in bold."""
+    `chosen` are the rows in bold; `folded` are further rows, on the page alone."""
 
     head: list[str]
     rows: list[list[Cell]]
     chosen: set[int] = field(default_factory=set)
     caption: str = ""
+    folded: list[list[Cell]] = field(default_factory=list)
 
     def markdown(self) -> str:
         rows = [list(map(_in_markdown, row)) for row in self.rows]
@@ -140,10 +141,13 @@ class Table:
             cells = "".join(f"<td>{_in_html(cell)}</td>" for cell in rest)
             mark = ' class="chosen"' if i in self.chosen else ""
             body.append(f'<tr{mark}><th scope="row">{_in_html(first)}</th>{cells}</tr>')
+        more = Table(self.head, self.folded).html(number) if self.folded else ""
+        if more:
+            more = f"\n<details><summary>{len(self.folded):,} more</summary>{more}</details>"
         return (
             f'<div class="scroll" tabindex="0"><table{" class=short" if short else ""}>{caption}'
             f"<thead><tr>{head}</tr></thead>\n"
-            f"<tbody>{chr(10).join(body)}</tbody></table></div>"
+            f"<tbody>{chr(10).join(body)}</tbody></table></div>{more}"
         )
 
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jiwer
 import numpy as np
-from whisper.normalizers import EnglishTextNormalizer
 
 RESAMPLES = 2000
 
@@ -107,8 +106,10 @@ def word_error_rate(
 
 
 @cache
-def whisper_english() -> EnglishTextNormalizer:
+def whisper_english() -> Callable[[str], str]:
     """Whisper's English normaliser; it reads its tables once."""
+    from whisper.normalizers import EnglishTextNormalizer  # brings torch: a second
+
     return EnglishTextNormalizer()
 
 

@@ -17,6 +17,20 @@ def section(title: str, *blocks: Block | None) -> list[Block]:
     return [Heading(title), *there] if there else []
 
 
+def partial(found: Found, swept: str) -> str:
+    """A sentence where numbers do not stand for whole tasks; `swept`: what a sweep was limited to.
+    Empty where they do."""
+    cells = [cell for checkpoint in found.values() for cell in checkpoint.cells.values()]
+    cut = sum(bool(cell.details.get("partial")) for cell in cells)
+    told = f" The sweep was limited by `{swept}`; what it left out is of earlier ones, or absent."
+    return (
+        f"**Partial**: {cut} of {len(cells)} results are of a part of their task's items; n in the "
+        f"heads counts them.{told if swept else ''}"
+        if cut or swept
+        else ""
+    )
+
+
 def marks(found: Found, epochs: list[str], keys: list[Key]) -> dict[tuple[str, Key], str]:
     """Words beside the best epoch of each score and those that are not significantly worse, where
     there are items to test."""

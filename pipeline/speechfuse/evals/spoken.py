@@ -44,6 +44,14 @@ def groups(rows: Rows, splits: dict[str, dict[str, Any]]) -> dict[str, list[str]
     return {name: ids for name, ids in found.items() if ids}
 
 
+def some(rows: Rows, found: list[list[str]], limit: int | None) -> Rows:
+    """`limit` of the rows in `found`, at equal distances split by split: voices take turns in a
+    corpus, and equal distances in it could meet one alone."""
+    used = dict.fromkeys(id for ids in found for id in ids)
+    kept = {*spread(list(used), limit)}
+    return {id: row for id, row in rows.items() if id in kept}
+
+
 def same(reply: str, answer: str) -> bool:
     return " ".join(reply.lower().split()) == " ".join(answer.lower().split())
 
@@ -79,10 +87,10 @@ class SpokenQA:
         """Those of any split."""
         rows = read_rows(self.path, "question")
         both = (groups(rows, self.splits), groups(rows, self.transcript_splits))
-        used = {id for found in both for ids in found.values() for id in ids}
+        used = some(rows, [ids for found in both for ids in found.values()], self.limit)
         if not used:
             raise ValueError(f"splits: no row of {self.path} is in any of {', '.join(self.splits)}")
-        return {id: rows[id] for id in spread([id for id in rows if id in used], self.limit)}
+        return used
 
     @cached_property
     def hits(self) -> list[dict[str, Any]]:
@@ -221,10 +229,10 @@ class Transcription:
     @cached_property
     def rows(self) -> Rows:
         rows = read_rows(self.path, "phrase")
-        used = {id for ids in groups(rows, self.splits).values() for id in ids}
+        used = some(rows, [*groups(rows, self.splits).values()], self.limit)
         if not used:
             raise ValueError(f"splits: no row of {self.path} is in any of {', '.join(self.splits)}")
-        return {id: rows[id] for id in spread([id for id in rows if id in used], self.limit)}
+        return used
 
     def inputs(self) -> dict[str, Any]:
         return {

@@ -67,7 +67,8 @@ def results(
         if not counts:
             known = sorted({" ".join(k) for name in names for k in found[name].scores})
             raise ValueError(f"no result has {' '.join(of)}; there are: {', '.join(known)}")
-        head.append("\n".join([*of, f"n = {'-'.join(map(str, counts))}"]))
+        n = f"{counts[0]}-{counts[-1]}" if len(counts) > 1 else counts[0]
+        head.append("\n".join([*of, f"n = {n}"]))
         if column.degradation:
             head.append(f"{of[0]}\n% worse than {base}")
     for name in names:

@@ -27,7 +27,7 @@ from torchtune.training import get_cosine_schedule_with_warmup
 from tqdm import tqdm
 
 from speechfuse import artifact, config, datasets, hub, packing
-from speechfuse.train import attention, gpus, guards, optimizers, preflight, state
+from speechfuse.train import attention, gpus, guards, optimizers, outline, preflight, state
 from speechfuse.train import model as models
 from speechfuse.train.guards import Guards
 from speechfuse.train.metrics import Flops, Meter, Metrics, read
@@ -55,6 +55,9 @@ class Runtime:
     )
     tracker: str = field(
         default="none", metadata={"help": "wandb or trackio, beside TensorBoard; or none"}
+    )
+    ranks: int = field(
+        default=1, metadata={"help": "processes, one a GPU, that recipes/finetune.py starts"}
     )
     dry_run: bool = field(default=False, metadata={"help": "say what it would take; train nothing"})
     gpu: str | None = field(
@@ -110,7 +113,7 @@ class Finetune:
     )
     compile: bool = field(default=False, metadata={"help": "torch.compile every layer"})
     attention: str = field(
-        default="auto", metadata={"help": "dense, flex (GPU only), or auto: flex on a GPU"}
+        default="auto", metadata={"help": "dense, varlen, flex (GPU only), or auto: the fastest"}
     )
     loss_chunk: int = field(
         default=1024, metadata={"help": "targets whose logits exist at a time"}
@@ -171,24 +174,29 @@ def pins_of(job: Finetune) -> dict[str, str | None]:
     return {path: hub.pinned(path, begun) for path in paths}
 
 
-def _begin(
-    job: Finetune, checkpoint: Path, pins: dict[str, str | None], rank: int
-) -> tuple[artifact.Artifact, bool]:
-    """The run's artifact and whether there is work; rank 0 decides, the others are told."""
-    inputs = {"checkpoint": artifact.fingerprint_of(checkpoint)}
+def _artifact(job: Finetune, pins: dict[str, str | None]) -> artifact.Artifact:
+    inputs = {"checkpoint": artifact.fingerprint_of(Path(job.checkpoint))}
     for path, pin in pins.items():
         inputs[path] = pin or artifact.fingerprint_of(Path(path))
     settings = asdict(job)
     settings["runtime"] |= {key: settings.pop(key) for key in ROUNDING}
-    work = artifact.Artifact(Path(job.out), "finetune", VERSION, settings, inputs)
-    todo = state.agreed(work.begin(fresh=job.fresh) if rank == 0 else None)
-    if rank == 0 and todo:
+    return artifact.Artifact(Path(job.out), "finetune", VERSION, settings, inputs)
+
+
+def _begun(job: Finetune, work: artifact.Artifact) -> bool:
+    """Whether the run is complete, which is said, as is what it was begun with otherwise; what
+    belongs to another run is refused."""
+    complete = work.complete()
+    if (work.out / "plan.json").exists():
         begun = json.loads((work.out / "plan.json").read_text())["config"]["runtime"]
         for key in ROUNDING:
-            if begun[key] != (now := settings["runtime"][key]):
-                print(f"{work.out}: begun with {key}={begun[key]}, goes on with {now}: the result "
+            if begun.get(key) != (now := getattr(job, key)):
+                goes_on = f"and not {now}" if complete else f"goes on with {now}"
+                print(f"{work.out}: begun with {key}={begun.get(key)}, {goes_on}: the result "
                       "is equal but for rounding")  # fmt: skip
-    return work, todo
+    if complete:
+        print(f"{work.out}: complete, nothing to do")
+    return complete
 
 
 def load_data(job: Finetune, pins: dict[str, str | None]) -> datasets.Mixture:
@@ -279,7 +287,8 @@ def prepare(job: Finetune) -> Trainer:
     trained = [p for p in model.parameters() if p.requires_grad]
     return Trainer(
         model, optimizers.make(job.optimizer, trained), config.resolve(job.step),
-        attention.kind_of(job.attention, device, job.packed), device, job.clip_grad_norm,
+        attention.kind_of(job.attention, device, job.packed, job.seq_len), device,
+        job.clip_grad_norm,
     )  # fmt: skip
 
 
@@ -322,31 +331,52 @@ def _bad_step(
     )
 
 
+def ready(
+    job: Finetune, rank: int, ranks: int
+) -> tuple[artifact.Artifact, datasets.Mixture] | None:
+    """The run's artifact and the plan of its data after all that can be refused was; None where
+    there is nothing to train. Rank 0 says what the run takes. Nothing is written but the cache."""
+    if job.runtime.dry_run and job.runtime.gpus:
+        ranks = job.runtime.gpus
+    micro, device = _check(job, ranks), device_of(job.runtime.device)
+    pins = state.agreed(pins_of(job) if rank == 0 else None)
+    checkpoint = Path(job.checkpoint)
+    lacks = outline.missing(job, pins)
+    if lacks and not job.runtime.dry_run:
+        raise ValueError("; ".join(lacks))
+    there = checkpoint.exists()
+    shape = models.check_shape(job.model, checkpoint) if there else outline.shape(job.model, lacks)
+    if lacks:
+        data, assumed = outline.data(job)
+        report = preflight.preflight(job, shape, data, ranks, device)
+        print("\n".join([*lacks, assumed, *report.lines()]))  # not of this disk: no check
+        return None
+    work = _artifact(job, pins)
+    if state.agreed(_begun(job, work) if rank == 0 and not job.fresh else False):
+        return None
+    mixture = load_data(job, pins)
+    said = guards.check_rejected(job.runtime.guards, mixture)
+    if rank == 0:
+        data = preflight.Data.of(mixture, ranks, micro)
+        report = preflight.preflight(job, shape, data, ranks, device)
+        print("\n".join([*said, *report.lines()]))
+        report.check()
+    return work, mixture
+
+
 def run(job: Finetune) -> None:
     """Train as `job` says. Under torchrun call it on every rank, in a process group."""
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    planned = job.runtime.gpus or ranks if job.runtime.dry_run else ranks
-    micro = _check(job, planned)
-    checkpoint, out = Path(job.checkpoint), Path(job.out)
-    shape = models.check_shape(job.model, checkpoint)
-    device = device_of(job.runtime.device)
+    out = Path(job.out)
     torch.set_num_threads(job.runtime.threads or max(1, (os.cpu_count() or 1) // ranks))
-    pins = state.agreed(pins_of(job) if rank == 0 else None)
-    complete = (out / "manifest.json").exists() and not job.fresh
-    if not complete or job.runtime.dry_run:
-        mixture = load_data(job, pins)
-        said = guards.check_rejected(job.runtime.guards, mixture)
-        if rank == 0:
-            data = preflight.Data.of(mixture, planned, micro)
-            report = preflight.preflight(job, shape, data, planned, device)
-            print("\n".join([*said, *report.lines()]))
-            report.check()
-        if job.runtime.dry_run:
-            return
-    work, todo = _begin(job, checkpoint, pins, rank)
-    if not todo:
+    begun = (out / "plan.json").exists() and not job.fresh
+    found = ready(job, rank, ranks)
+    if found is None or job.runtime.dry_run:
         return
-    counts = mixture.plan.counts
+    work, mixture = found
+    if not state.agreed(work.begin(fresh=job.fresh) if rank == 0 else None):
+        return
+    micro, counts = preflight.micro_batch(job, ranks), mixture.plan.counts
     trainer = prepare(job)
     optimizer = trainer.optimizer
     peaks = optimizers.rates(optimizer)
@@ -356,6 +386,8 @@ def run(job: Finetune) -> None:
     rows = NewRows(trainer.model, mixture.vocabulary.layout, job.new_rows_first)
     states = state.States(out / "state", trainer.model, optimizer)
     done = states.restore()
+    if rank == 0 and begun:
+        print(f"{out}: goes on at step {done + 1:,} of {counts.steps:,}")
     meter = meter_of(job, trainer, ranks)
     metrics = Metrics(
         out, done, meter, rank == 0, job.runtime.tracker, work.fingerprint, asdict(job)
@@ -407,7 +439,7 @@ def run(job: Finetune) -> None:
         for epoch, end in enumerate(counts.epoch_ends):
             if end == step and not state.agreed((out / f"epoch_{epoch}").exists()):
                 about = _about(work, epoch)
-                models.export(trainer.model, checkpoint, out / f"epoch_{epoch}", about)
+                models.export(trainer.model, Path(job.checkpoint), out / f"epoch_{epoch}", about)
         if step < counts.steps and (stop or step % job.runtime.state_every == 0):
             states.save(step)
         if step < counts.steps and stop:

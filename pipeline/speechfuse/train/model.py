@@ -34,6 +34,7 @@ from torchtune.models import convert_weights
 from torchtune.modules.peft import DoRALinear, LoRALinear, get_merged_lora_ckpt
 
 from speechfuse import config
+from speechfuse.train import attention
 from speechfuse.train.head import Head
 from speechfuse.train.transformers_llama import HEAD_NAMES, Llama
 from speechfuse.vocab import Vocabulary, read_config
@@ -112,6 +113,10 @@ def empty(spec: dict[str, Any], dtype: str, loss_chunk: int = 1024) -> nn.Module
     with torch.device("meta"), training.set_default_dtype(DTYPES[dtype]):
         model = config.instantiate(spec)
         model.output = Head(model.output, loss_chunk)
+    if not isinstance(model, Llama):
+        for layer in model.layers:
+            inner = layer.attn  # the only door that torchtune has to its attention function
+            inner._attention_call = partial(attention.by_document, inner._attention_call)
     return model
 
 

@@ -93,17 +93,24 @@ def positions(sizes: list[int], packed: bool, seq_len: int, ranks: int, micro: i
 def micro_batch(job: Any, ranks: int) -> int:
     """Rows of one forward on a rank; ValueError when the batch does not divide."""
     if job.batch_size % ranks:
+        low = job.batch_size // ranks * ranks
         raise ValueError(
-            f"batch_size={job.batch_size} is not a multiple of the {ranks} ranks: choose one"
+            f"batch_size={job.batch_size} is not a multiple of the {ranks} ranks: "
+            f"batch_size={low or ranks} or {(low or ranks) + ranks} is, and it divides among "
+            f"{_divisors(job.batch_size)} ranks"
         )
     own = job.batch_size // ranks
     micro = job.micro_batch_size or own
     if own % micro:
         raise ValueError(
             f"micro_batch_size={micro} does not divide the {own} rows of each of {ranks} ranks: "
-            "choose one that does"
+            f"choose one of {_divisors(own)}"
         )
     return micro
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
 @dataclass(frozen=True)
@@ -165,20 +172,21 @@ class Report:
         rows = [
             ("run", f"{self.job.out} on {where}"),
             ("parameters", f"{total:,}: {groups}"),
-            ("memory", f"{_gib(self.needed)} of {_gib(self.limit)} GiB for each rank: {fits}"),
+            ("memory", f"{_gib(self.needed)} of {_gib(self.limit)} for each rank: {fits}"),
             *((f"  {name}", _gib(size)) for name, size in parts.items()),
             ("data", f"{' + '.join(f'{n:,}' for n in data.samples)} samples "
              f"({sum(data.dropped):,} too long), {data.tokens:,} tokens, about {data.targets:,} "
              f"of them targets; {data.tokens / max(1, data.positions):.1%} of positions useful"),
             ("steps", f"{data.steps:,} of {self.job.batch_size} rows, epochs: {data.epochs}"),
-            ("disk", f"{state.KEEP + 1} states of {self.state_bytes / 1e9:,.1f} GB, {data.epochs} "
-             f"epochs of {self.epoch_bytes / 1e9:,.1f} GB: {self.disk / 1e9:,.1f} of "
-             f"{self.free / 1e9:,.1f} GB"),
+            ("disk", f"{state.KEEP + 1} states of {_gb(self.state_bytes)}, {data.epochs} epochs "
+             f"of {_gb(self.epoch_bytes)}: {_gb(self.disk)} of {_gb(self.free)}"),
             ("speed", f"{self.speed:,.0f} tokens/s a GPU, {self.source}" if self.speed
              else f"not known: {self.source}"),
         ]  # fmt: skip
         if self.hours is not None:
-            rows.append(("time", f"{self.hours:,.1f} h, {self.hours * ranks:,.1f} GPU hours"))
+            each, every = self.hours, self.hours * ranks
+            rows.append(("time", f"{each:,.1f} h, {every:,.1f} GPU hours" if each > 0.1
+                         else f"{3600 * each:.3g} s, {3600 * every:.3g} GPU seconds"))  # fmt: skip
         if self.dollars is not None:
             rows.append(("price", f"${self.dollars:,.2f} at ${meter.dollars:,.2f} a GPU hour"))
         rows.append(("formula", meter.about()))
@@ -190,15 +198,14 @@ class Report:
         if self.needed > self.limit:
             one = self.meter.gpu.name if self.meter.gpu else "this machine"
             raise ValueError(
-                f"{self.job.out} needs {_gib(self.needed)} GiB of memory for each rank and {one} "
-                f"has {_gib(self.limit)}: take more or larger GPUs, a smaller micro_batch_size or "
+                f"{self.job.out} needs {_gib(self.needed)} of memory for each rank and {one} has "
+                f"{_gib(self.limit)}: take more or larger GPUs, a smaller micro_batch_size or "
                 "seq_len, activation_checkpointing=full, 8-bit optimizer states or dtype=bf16"
             )
         if self.disk > self.free:
             raise ValueError(
-                f"{self.job.out} will take {self.disk / 1e9:,.1f} GB and its disk has "
-                f"{self.free / 1e9:,.1f} GB free: make room, set out to another disk, or take "
-                "fewer epochs"
+                f"{self.job.out} will take {_gb(self.disk)} and its disk has {_gb(self.free)} "
+                "free: make room, set out to another disk, or take fewer epochs"
             )
 
 
@@ -239,7 +246,12 @@ def preflight(
 
 
 def _gib(size: float) -> str:
-    return f"{size / gpus.GIB:,.2f}"
+    """Memory, so that there is something to read of a small model too."""
+    return f"{size / gpus.GIB:,.2f} GiB" if size > gpus.GIB / 10 else f"{size / 2**20:,.2f} MiB"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size > 1e8 else f"{size / 1e6:,.1f} MB"
 
 
 def _group(name: str) -> str:
@@ -287,7 +299,8 @@ def _speed(
     wanted["gpu"] = meter.gpu.name
     wanted["parameters"] = sum(count for count, _ in groups.values())
     wanted["trained"] = sum(trains for _, trains in groups.values())
-    wanted["attention"] = attention.kind_of(job.attention, torch.device("cuda"), job.packed)
+    gpu = torch.device("cuda")
+    wanted["attention"] = attention.kind_of(job.attention, gpu, job.packed, job.seq_len)
     lines = path.read_text().splitlines() if path.exists() else []
     for line in reversed([json.loads(line) for line in lines]):
         if all(line.get(key) == value for key, value in wanted.items()):

@@ -120,6 +120,7 @@ class States:
             for path in self.folder.glob("step_*"):
                 if int(path.name.removeprefix("step_")) not in steps:
                     shutil.rmtree(path)
+                    print(f"{path} is dropped: a stop came before it was written to its end")
         if not steps:
             return 0
         place = self.folder / f"step_{steps[-1]}"

@@ -6,11 +6,14 @@ losses and FSDP2 cannot tell from theirs. A recipe changes its `model._component
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from torchtune.modules import TiedLinear
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from speechfuse.train.attention import mask_of
 
 HEAD_NAMES = {"lm_head.weight": "output.weight"}  # the one weight that has another name here
 
@@ -50,6 +53,8 @@ class Llama(nn.Module):
         """As torchtune's decoder: tokens and positions (rows, length), mask as attention.mask_of
         makes it, causal when None -> logits (rows, length, vocabulary), float32, or what the head
         gives."""
+        if isinstance(mask, Tensor) and mask.dtype != torch.bool:
+            mask = mask_of(mask, "dense")
         kind = "flex_attention" if isinstance(mask, BlockMask) else "sdpa"
         if self.model.config._attn_implementation != kind:
             self.model.set_attn_implementation(kind)

@@ -1,0 +1,69 @@
+"""What stands before or after a job in `just sweep` and `just stage2`.
+
+    python recipes/verbs.py sweep recipes/demo limit=20 out=out/try/evals
+    python recipes/verbs.py gate recipes/demo checkpoint=out/other/epoch_0
+
+sweep: stages.evaluate with these arguments, then stages.report of what it wrote. gate: whether the
+checkpoint that a stage 2 with these arguments begins with may go on; gate=false asks nothing.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def job(name: str, *arguments: str) -> int:
+    return subprocess.run([sys.executable, "-m", f"stages.{name}", *arguments]).returncode
+
+
+def given(arguments: list[str], key: str) -> Any:
+    """The value of the last key=value, as the job will read it."""
+    found = [a.partition("=")[2] for a in arguments if a.startswith(f"{key}=")]
+    return yaml.safe_load(found[-1]) if found else None
+
+
+def is_dry(arguments: list[str]) -> bool:
+    return "--dry-run" in arguments or given(arguments, "runtime.dry_run") is True
+
+
+def sweep(recipe: Path, arguments: list[str]) -> int:
+    code = job("evaluate", f"{recipe}/evaluate.yaml", *arguments)
+    if code not in (0, 1) or is_dry(arguments):  # 1: some cells failed, which the report says
+        return code
+    part = [f"{key}={value}" for key in ("limit", "only") if (value := given(arguments, key))]
+    more = [f"partial={' '.join(part)}".replace("'", "")] if part else []
+    if evals := given(arguments, "out"):
+        place = Path(evals)
+        out = place.parent if place.name == "evals" else place.with_name(f"{place.name}_report")
+        more += [f"evals={evals}", f"out={out}"]
+    return job("report", f"{recipe}/report.yaml", *more) or code
+
+
+def gate(recipe: Path, arguments: list[str]) -> int:
+    path = recipe / "gate.yaml"
+    if not path.exists() or given(arguments, "gate") is False:
+        return 0
+    judged, stage2 = (yaml.safe_load(p.read_text()) for p in (path, recipe / "stage2.yaml"))
+    if (Path(given(arguments, "out") or stage2["out"]) / "manifest.json").exists():
+        return 0  # it is complete, or will be refused
+    if is_dry(arguments):
+        print("gate: not asked in a dry run")
+        return 0
+    begins = given(arguments, "checkpoint") or stage2["checkpoint"]
+    if begins != judged.get("path", begins):
+        print(f"gate: not asked, as {path} judges {judged['path']} and this run begins with "
+              f"{begins}")  # fmt: skip
+        return 0
+    only = f"only=[{judged['base']},{judged['checkpoint'].partition('/')[0]}]"
+    same = [a for a in arguments if a.startswith(("runtime.threads=", "runtime.device="))]
+    return job("evaluate", f"{recipe}/evaluate.yaml", only, *same) or job("gate", str(path))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit({"sweep": sweep, "gate": gate}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

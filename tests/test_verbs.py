@@ -1,0 +1,95 @@
+"""What just sweep and just stage2 start, with which arguments. Jobs are not run here."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+VERBS = ROOT / "recipes/verbs.py"
+
+
+class Started:
+    def __init__(self) -> None:
+        self.jobs: list[list[str]] = []
+        self.codes: dict[str, int] = {}
+
+    def __call__(self, command: list[str]) -> "Started":
+        assert command[:2] == [sys.executable, "-m"]
+        self.jobs.append([command[2].removeprefix("stages."), *command[3:]])
+        self.returncode = self.codes.get(self.jobs[-1][0], 0)
+        return self
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path) -> Started:
+    """In an empty folder, so that no stage 2 is complete."""
+    made = Started()
+    monkeypatch.setattr("subprocess.run", made)
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+def verb(name: str, monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["verbs.py", name, str(ROOT / "recipes/demo"), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(VERBS), run_name="__main__")
+    return stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "report"),
+    [
+        ([], []),
+        (["out=out/demo/evals"], ["evals=out/demo/evals", "out=out/demo"]),
+        (["out=out/laundry/evals"], ["evals=out/laundry/evals", "out=out/laundry"]),
+        (["out=out/mine"], ["evals=out/mine", "out=out/mine_report"]),
+        (["limit=20", "limit=null"], []),
+        (["only=[base, stage1]", "limit=20"], ["partial=limit=20 only=[base, stage1]"]),
+    ],
+)  # fmt: skip
+def test_the_report_is_of_what_was_swept(started, monkeypatch, arguments, report):
+    assert verb("sweep", monkeypatch, *arguments) == 0
+    [(first, _, *given), (second, path, *more)] = started.jobs
+    assert (first, given, second, more) == ("evaluate", arguments, "report", report)
+    assert path.endswith("recipes/demo/report.yaml")
+
+
+@pytest.mark.parametrize("argument", ["--dry-run", "runtime.dry_run=true", "runtime.dry_run=True"])
+def test_a_dry_run_reports_and_judges_nothing(started, monkeypatch, capsys, argument):
+    assert verb("sweep", monkeypatch, argument) == 0 and len(started.jobs) == 1
+    assert verb("gate", monkeypatch, argument) == 0 and len(started.jobs) == 1
+    assert capsys.readouterr().out == "gate: not asked in a dry run\n"
+
+
+@pytest.mark.parametrize(("evaluated", "jobs"), [(1, 2), (2, 1), (130, 1), (-15, 1)])
+def test_failed_cells_are_reported_and_what_did_not_run_is_not(
+    started, monkeypatch, evaluated, jobs
+):
+    started.codes["evaluate"] = evaluated
+    assert verb("sweep", monkeypatch) == evaluated and len(started.jobs) == jobs
+
+
+def test_the_gate_judges_what_is_trained_on_or_says_that_it_does_not(started, monkeypatch, capsys):
+    assert verb("gate", monkeypatch, "seed=1", "runtime.threads=1") == 0
+    (first, _, *only), (second, path) = started.jobs
+    assert (first, second) == ("evaluate", "gate")
+    assert only == ["only=[base,stage1]", "runtime.threads=1"]
+    assert path.endswith("gate.yaml") and capsys.readouterr().out == ""
+    assert verb("gate", monkeypatch, "checkpoint=out/x/epoch_0") == 0 and len(started.jobs) == 2
+    said = capsys.readouterr().out
+    assert "judges out/demo/stage1/epoch_0 and this run begins with out/x/epoch_0" in said
+    assert verb("gate", monkeypatch, "gate=false") == 0 and len(started.jobs) == 2
+    started.codes["gate"] = 1
+    assert verb("gate", monkeypatch) == 1
+    done = Path("out/demo/stage2")
+    done.mkdir(parents=True)
+    (done / "manifest.json").touch()
+    assert verb("gate", monkeypatch) == 0 and len(started.jobs) == 4
+
+
+def test_just_calls_them():
+    text = (ROOT / "justfile").read_text()
+    assert "recipes/verbs.py sweep {{r}} {{args}}" in text
+    assert "recipes/verbs.py gate {{r}} gate={{gate}} {{args}}" in text
