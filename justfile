@@ -61,9 +61,7 @@ tokenize config *args: setup
 
 # instruction text to spoken training data: choose and clean the text, then speak it
 synthesize *args: setup
-    @for made in world dialogues; do test ! -f {{r}}/$made.yaml || {{python}} {{r}}/$made.py {{r}}/$made.yaml || exit 1; done
-    {{python}} -m stages.curate_texts {{r}}/curate_texts.yaml
-    {{python}} -m stages.synthesize_instructions {{r}}/synthesize.yaml {{args}}
+    @{{python}} recipes/verbs.py synthesize {{r}} {{args}}
 
 # hear a spoken dataset: a page with samples of every kind, their audio and checks: just listen out/data/NAME
 listen path *args: setup

@@ -1,10 +1,12 @@
-"""What stands before or after a job in `just sweep` and `just stage2`.
+"""What stands before or after a job in `just sweep`, `just stage2` and `just synthesize`.
 
     python recipes/verbs.py sweep recipes/demo limit=20 out=out/try/evals
     python recipes/verbs.py gate recipes/demo checkpoint=out/other/epoch_0
+    python recipes/verbs.py synthesize recipes/demo --dry-run
 
 sweep: stages.evaluate with these arguments, then stages.report of what it wrote. gate: whether the
 checkpoint that a stage 2 with these arguments begins with may go on; gate=false asks nothing.
+synthesize: stages.curate_texts, then stages.synthesize_instructions with these arguments.
 """
 
 import subprocess
@@ -62,8 +64,27 @@ def gate(recipe: Path, arguments: list[str]) -> int:
     return job("evaluate", f"{recipe}/evaluate.yaml", only, *same) or job("gate", str(path))
 
 
+def synthesize(recipe: Path, arguments: list[str]) -> int:
+    for world in (recipe / "world", recipe / "dialogues"):  # seconds, in a dry run too
+        if world.with_suffix(".py").exists():
+            made = [sys.executable, str(world.with_suffix(".py")), str(world.with_suffix(".yaml"))]
+            if code := subprocess.run(made).returncode:
+                return code
+    texts = recipe / "curate_texts.yaml"
+    manifest = Path(yaml.safe_load(texts.read_text())["out"]) / "manifest.json"
+    dry = is_dry(arguments) and not manifest.exists()
+    if code := job("curate_texts", str(texts), *["--dry-run"] * dry):
+        return code
+    if dry:
+        print("What is spoken is planned when the texts are chosen: "
+              f"`.venv/bin/python -m stages.curate_texts {texts}` first")  # fmt: skip
+        return 0
+    return job("synthesize_instructions", f"{recipe}/synthesize.yaml", *arguments)
+
+
 if __name__ == "__main__":
     try:
-        sys.exit({"sweep": sweep, "gate": gate}[sys.argv[1]](Path(sys.argv[2]), sys.argv[3:]))
+        verbs = {"sweep": sweep, "gate": gate, "synthesize": synthesize}
+        sys.exit(verbs[sys.argv[1]](Path(sys.argv[2]), sys.argv[3:]))
     except KeyboardInterrupt:
         sys.exit(130)

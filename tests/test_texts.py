@@ -206,3 +206,23 @@ print(json.dumps([source.fingerprint, [[c.id, c.prompts, c.extra] for c in found
     assert [each[0] for each in found] == [f"me/texts/data/a/{i}" for i in range(6)]
     assert [each[1] for each in found] == [[row["instruction"]] for row in ROWS[:6]]
     assert all(each[2]["licence"] == "cc-by-4.0" for each in found)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        "speechfuse.texts.Alpaca('me/texts@COMMIT', data_files='*.jsonl')",
+        "speechfuse.corpora.tables.Hub('me/texts', 'COMMIT', '*.parquet')",
+    ],
+)
+def test_a_commit_needs_a_connection_too_and_that_is_one_sentence(tmp_path, make):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    script = f"import speechfuse.texts, speechfuse.corpora.tables; {make}.plan(4)"
+    done = subprocess.run(
+        [sys.executable, "-c", script.replace("COMMIT", "0" * 40)], cwd=ROOT, text=True,
+        env={**kept, **nowhere, "PYTHONPATH": "pipeline", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ValueError: me/texts@{'0' * 40}: no connection to http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""What just sweep and just stage2 start, with which arguments. Jobs are not run here."""
+"""What just sweep, just stage2 and just synthesize start, with which arguments. Jobs are not run here."""
 
 import runpy
 import sys
@@ -16,8 +16,9 @@ class Started:
         self.codes: dict[str, int] = {}
 
     def __call__(self, command: list[str]) -> "Started":
-        assert command[:2] == [sys.executable, "-m"]
-        self.jobs.append([command[2].removeprefix("stages."), *command[3:]])
+        assert command[0] == sys.executable
+        path = command[1:] if command[1] != "-m" else command[2:]
+        self.jobs.append([Path(path[0]).stem if "/" in path[0] else path[0][7:], *path[1:]])
         self.returncode = self.codes.get(self.jobs[-1][0], 0)
         return self
 
@@ -89,7 +90,26 @@ def test_the_gate_judges_what_is_trained_on_or_says_that_it_does_not(started, mo
     assert verb("gate", monkeypatch) == 0 and len(started.jobs) == 4
 
 
+def test_texts_are_chosen_and_then_spoken(started, monkeypatch, capsys):
+    assert verb("synthesize", monkeypatch, "samples=9") == 0
+    names = [name for name, *_ in started.jobs]
+    assert names == ["world", "dialogues", "curate_texts", "synthesize_instructions"]
+    assert started.jobs[2][2:] == [] and started.jobs[3][2:] == ["samples=9"]
+    assert verb("synthesize", monkeypatch, "--dry-run") == 0
+    assert [name for name, *_ in started.jobs[4:]] == names[:3], "there are no texts yet"
+    assert started.jobs[6][2:] == ["--dry-run"]
+    assert "is planned when the texts are chosen" in capsys.readouterr().out
+    done = Path("out/data/texts")
+    done.mkdir(parents=True)
+    (done / "manifest.json").touch()
+    assert verb("synthesize", monkeypatch, "--dry-run") == 0
+    assert started.jobs[-2][2:] == [] and started.jobs[-1][2:] == ["--dry-run"]
+    started.codes["curate_texts"] = 2
+    assert verb("synthesize", monkeypatch) == 2 and started.jobs[-1][0] == "curate_texts"
+
+
 def test_just_calls_them():
     text = (ROOT / "justfile").read_text()
+    assert "recipes/verbs.py synthesize {{r}} {{args}}" in text
     assert "recipes/verbs.py sweep {{r}} {{args}}" in text
     assert "recipes/verbs.py gate {{r}} gate={{gate}} {{args}}" in text

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -79,9 +80,9 @@ class Documents:
             names = [Path(self.path).name]
         else:
             filesystem = self._filesystem(self.root)
-            found = [
-                p for each in self.patterns for p in sorted(filesystem.glob(f"{self.root}/{each}"))
-            ]
+            with self._told():
+                globs = [sorted(filesystem.glob(f"{self.root}/{each}")) for each in self.patterns]
+            found = [path for paths in globs for path in paths]
             names = list(dict.fromkeys(str(p).removeprefix(f"{self.root}/") for p in found))
         if not names:
             raise FileNotFoundError(
@@ -90,6 +91,14 @@ class Documents:
         if other := [name for name in names if not name.endswith(SUFFIXES)]:
             raise ValueError(f"{self.path}: {other[0]} is none of {', '.join(SUFFIXES)}")
         return names
+
+    def _told(self) -> AbstractContextManager[None]:
+        return hub.told(self.path) if self.repo else nullcontext()
+
+    @contextmanager
+    def _open(self, root: str, name: str) -> Iterator[Any]:
+        with self._told(), self._filesystem(root).open(f"{root}/{name}", "rb") as file:
+            yield file
 
     def _filesystem(self, root: str) -> Any:
         if not self.repo:
@@ -101,9 +110,11 @@ class Documents:
         if not self.repo:
             return None
         filesystem = self._filesystem(self.root)
-        if not filesystem.exists(f"{self.root}/README.md"):
-            return None
-        head = filesystem.cat_file(f"{self.root}/README.md").decode("utf-8", "replace").split("---")
+        with self._told():
+            if not filesystem.exists(f"{self.root}/README.md"):
+                return None
+            card = filesystem.cat_file(f"{self.root}/README.md")
+        head = card.decode("utf-8", "replace").split("---")
         try:
             stated = yaml.safe_load(head[1])["license"] if len(head) > 2 else None
         except (yaml.YAMLError, KeyError, TypeError):
@@ -129,7 +140,7 @@ class Documents:
     def _places(self, name: str) -> Iterator[tuple[int, int]]:
         """(number, first byte) of every row of a file."""
         try:
-            with self._filesystem(self.root).open(f"{self.root}/{name}", "rb") as file:
+            with self._open(self.root, name) as file:
                 if name.endswith(".parquet"):
                     yield from ((row, 0) for row in range(pq.ParquetFile(file).metadata.num_rows))
                 elif (start := _array(file)) is not None:
@@ -141,7 +152,7 @@ class Documents:
 
     def columns(self, name: str) -> list[str]:
         """Of a Parquet file; of a JSON file the keys of its first object."""
-        with self._filesystem(self.root).open(f"{self.root}/{name}", "rb") as file:
+        with self._open(self.root, name) as file:
             if name.endswith(".parquet"):
                 return pq.ParquetFile(file).schema_arrow.names
         first = {"root": self.root, "file": name, "row": 0, "count": 1}
@@ -152,7 +163,7 @@ class Documents:
     def rows(self, shard: dict[str, Any], columns: list[str] | None = None) -> Iterator[Row]:
         """The rows of one shard of `plan`, in order; of Parquet only `columns` are read."""
         row, count, start = shard["row"], shard["count"], shard["start"]
-        with self._filesystem(shard["root"]).open(f"{shard['root']}/{shard['file']}", "rb") as file:
+        with self._open(shard["root"], shard["file"]) as file:
             if shard["file"].endswith(".parquet"):
                 yield from _parquet(pq.ParquetFile(file), row, count, columns)
             elif _array(file) is not None:

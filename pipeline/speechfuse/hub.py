@@ -47,7 +47,7 @@ BATCH = 50  # files; what a batch has sent is known to the Hub, whatever happens
 def resolve(repo: str, revision: str, repo_type: str = "dataset") -> str:
     """The commit, 40 hex digits, that a branch, tag or commit of a repository is now. Without a
     connection, what it was when last seen. ValueError where there is none."""
-    with _told(f"{repo}@{revision}"):
+    with told(f"{repo}@{revision}"):
         found = _api().resolve_revision(repo, repo_type=repo_type, revision=revision)
     return found.resolved
 
@@ -85,7 +85,7 @@ def local(path: str) -> Path:
     if not (match := _on_hub(path)):
         return Path(path)
     commit = resolve(match[1], match[2])
-    with _told(path):
+    with told(path):
         place = snapshot_download(match[1], repo_type="dataset", revision=commit, token=_token())
     return Path(place)
 
@@ -115,7 +115,7 @@ def push(
         print(f"{folder}: {what} would go to {repo} ({how}); nothing was sent")
         return None
     _needs_token()
-    with _told(repo):
+    with told(repo):
         commit, changed = _commit(repo, repo_type, private, files, message or f"Push {folder.name}")
     manifest = artifact.manifest_of(folder)
     record = {
@@ -141,7 +141,7 @@ def record_of(folder: Path) -> Path:
 def own_name() -> str:
     """Whose token it is."""
     _needs_token()
-    with _told("your account"):
+    with told("your account"):
         return _api().whoami()["name"]
 
 
@@ -242,7 +242,7 @@ def _api() -> HfApi:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def told(what: str) -> Iterator[None]:
     """What the Hub or the network refuses, as a ValueError of one sentence."""
     token = "HF_TOKEN has no right to it" if _token() else "HF_TOKEN is not set"
     try:

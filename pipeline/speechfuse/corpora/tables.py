@@ -140,6 +140,10 @@ class Hub:
         return f"{self.repo}@{self._sha}"
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
+        with hub.told(self.fingerprint):
+            return self._plan(shard_size)
+
+    def _plan(self, shard_size: int) -> list[dict[str, Any]]:
         filesystem, root = self._at(self._sha)
         names = [
             path.removeprefix(f"{root}/")
