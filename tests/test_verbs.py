@@ -1,4 +1,4 @@
-"""What just sweep, just stage2 and just synthesize start, with which arguments. Jobs are not run here."""
+"""What just sweep, stage2 and synthesize start, with which arguments. Jobs are not run here."""
 
 import runpy
 import sys
