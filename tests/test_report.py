@@ -297,5 +297,5 @@ def test_a_curve_is_drawn_of_the_chosen_epoch_and_the_last_of_other_runs(demo):
     assert "| stage2/epoch_1 | 0.300" in text and "| stage1/epoch_0 | 0.100" in text
     assert "stage2/epoch_0" not in text and "stage2/epoch_2" not in text
     demo.config["curves"][0]["points"]["5"] = {"task": "snr_5", **of}
-    with pytest.raises(ValueError, match="curves.0: no checkpoint has all .* snr_5 all acc"):
+    with pytest.raises(ValueError, match=r"curves.0: no checkpoint has all .* snr_5 all acc"):
         demo.report()

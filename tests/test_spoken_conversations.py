@@ -101,7 +101,7 @@ def test_right_answers_and_refusals_are_counted_by_split(parts):
 
 
 def test_what_cannot_be_asked_is_said_beforehand(parts, tmp_path):
-    with pytest.raises(ValueError, match="no row of .*asked is in nothing"):
+    with pytest.raises(ValueError, match=r"no row of .*asked is in nothing"):
         task(parts, splits={"nothing": {"kind": "x"}}).check(parts / "expanded")
     other = dict(STREAM, quantizer="1" * 64)
     dataset(tmp_path / "deaf", shards.CONVERSATIONS, rows(), other)
