@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from speechfuse import artifact, kinds, prompts, samples, shards
@@ -256,11 +257,18 @@ def test_shares_are_exact_on_a_hundred_thousand_samples(many):
         for kind in ("instruction", "transcription", "turns"):
             mine = [s["speech"][0]["voice"] for s in spoken if s["kind"] == kind]
             assert abs(mine.count(name) / len(mine) - share) < 0.002
-    for sample in every:  # one user, one voice
+    for sample in every:  # one user: one voice, and one seed for its pace, pitch, room and noise
         assert len({part["voice"] for part in sample["speech"]} - {None}) <= 1
+        assert len({part["seed"] for part in sample["speech"]}) == bool(sample["speech"])
         assert bool(sample["speech"]) == (sample["kind"] != "text")
-    seeds = [part["seed"] for sample in every for part in sample["speech"]]
+    seeds = [sample["speech"][0]["seed"] for sample in every if sample["speech"]]
     assert len(set(seeds)) > 0.999 * len(seeds)
+
+
+def test_silence_is_of_many_microphones():
+    heard = [kinds.silence(16000, np.random.default_rng(seed)) for seed in range(50)]
+    levels = [20 * np.log10(np.sqrt(np.mean(wave**2))) for wave in heard]
+    assert -90.5 < min(levels) < -85 and -60 < max(levels) < -54.5
 
 
 def test_a_plan_follows_from_its_seed_and_keeps_the_order_of_the_texts(many):

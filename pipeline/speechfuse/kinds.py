@@ -212,8 +212,8 @@ class Refusal:
 
 
 def silence(samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Nothing at all."""
-    return np.zeros(samples)
+    """Nobody speaks: what a microphone hears of itself, white, -90 to -55 dB of full scale."""
+    return rng.standard_normal(samples) * 10 ** (rng.uniform(-90, -55) / 20)
 
 
 @dataclass(frozen=True)

@@ -142,11 +142,12 @@ def _samples(
             for use in range(uses[kind.name].get(place, 0)):
                 id = f"{kind.name}/{conversation.id}" + (f"#{use}" if use else "")
                 turns = kind.turns(conversation, f"{seed}/{id}")
-                rng = random.Random(f"{seed}/{id}/speech")
+                # one for all segments: the user keeps pace and pitch, room and noise
+                same = random.Random(f"{seed}/{id}/speech").getrandbits(32)
                 yield {
                     "id": id, "kind": kind.name, "text": conversation.id, "at": list(place),
                     "speech": [
-                        {"voice": None if "sound" in segment else "", "seed": rng.getrandbits(32)}
+                        {"voice": None if "sound" in segment else "", "seed": same}
                         for segment in to_make(turns or [])
                     ],
                 }  # fmt: skip
