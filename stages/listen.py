@@ -6,6 +6,10 @@ In: a finished dataset of stages.synthesize_instructions. Out: a page that needs
 each sample's turns, its speech to be played, what was done to it, its codes, and checks. No audio
 was kept: it is made again from what the rows and the manifest say, and encoded again, so that a
 dataset whose speech is not what it says is seen at once. Nothing is written into its folder.
+
+A dataset may come from anyone, and names the code that made it: only what runs nothing else and
+asks nobody makes speech again here (espeak-ng, this pipeline's augmentation and sounds). For other
+engines, and steps that read a folder, rows are shown without audio, unless trust=true.
 """
 
 import base64
@@ -21,12 +25,21 @@ import pyarrow.parquet as pq
 import soundfile
 from tqdm import tqdm
 
-from speechfuse import artifact, audio, config, shards
+from speechfuse import artifact, audio, augmentation, config, shards
 from speechfuse.quantizer import Quantizer
 from speechfuse.sharding import QuantizerOf
 from speechfuse.studio import Piece, Studio, engines_of
 
 JOB = "synthesize_instructions"
+ENGINES = ("speechfuse.engines.espeak.Espeak",)
+STEPS = tuple(
+    f"speechfuse.augmentation.{name}"
+    for name in ("Noise", "Reverberation", "Gain", "Speed", "Telephone", "Lossy")
+)
+SOUNDS = (
+    "speechfuse.kinds.silence",
+    *(f"speechfuse.augmentation.{name}" for name in augmentation.NOISES),
+)
 NEARLY = 0.95  # of the codes are the same again: a batch's neighbours decide near-ties
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -63,6 +76,10 @@ class Listen:
         default=None, metadata={"help": "where the quantizer is now; null: where it was"}
     )
     whisper: str | None = field(default=None, metadata={"help": "likewise, its Whisper"})
+    trust: bool = field(
+        default=False,
+        metadata={"help": "run any code, program and server that the dataset names: your own only"},
+    )
 
 
 def pick(paths: list[Path], many: int) -> dict[str, list[dict[str, Any]]]:
@@ -85,16 +102,41 @@ def pick(paths: list[Path], many: int) -> dict[str, list[dict[str, Any]]]:
     return {kind: [rows[place] for place in found] for kind, found in chosen.items()}
 
 
-def studio_of(made: dict[str, Any], quantizer: Quantizer) -> Studio:
+class Untrusted(Studio):
+    """The studio of a dataset's configuration, which uses nothing but ENGINES, STEPS and SOUNDS."""
+
+    def __init__(self, made: dict[str, Any], quantizer: Quantizer) -> None:
+        engines, steps = made["voices"], made["augmentation"]
+        fine = {n: spec for n, spec in engines.items() if spec.get("_component_") in ENGINES}
+        bad = [s for s in steps if s.get("_component_") not in STEPS or s.get("folder")]
+        self.refused = {n: engines[n].get("_component_") for n in engines.keys() - fine.keys()}
+        self.step = bad[0].get("_component_") if bad else None
+        super().__init__({}, engines_of(fine), [] if bad else steps, made["seed"], quantizer)
+
+    def again(self, speech: dict[str, Any]) -> Piece:
+        sound = json.loads(speech["extra"]).get("sound", SOUNDS[0])
+        name = (speech["speaker"] or "").partition("/")[0]
+        other = self.step or self.refused.get(name) or (sound if sound not in SOUNDS else None)
+        if other:
+            raise ValueError(
+                f"not made again by {other}, which the dataset names: it could run or ask anything "
+                "here; trust=true, if you made the dataset"
+            )
+        return super().again(speech)
+
+
+def studio_of(made: dict[str, Any], quantizer: Quantizer, trust: bool) -> Studio:
     """The studio of the dataset's configuration; without engines, which is said, where they cannot
     be used here."""
     steps, seed = made["augmentation"], made["seed"]
     try:
+        if not trust:
+            return Untrusted(made, quantizer)
         with (whole := Studio({}, engines_of(made["voices"]), steps, seed, quantizer)):
             return whole
     except (ValueError, OSError) as error:
         print(f"no audio: {error}")
-        return Studio({}, {}, steps, seed, quantizer)
+        return Untrusted({**made, "voices": {}}, quantizer)
 
 
 def player(waveform: np.ndarray) -> str:
@@ -174,7 +216,8 @@ def sample(row: dict[str, Any], studio: Studio, quantizer: Quantizer) -> tuple[s
     """HTML of one row; its pieces of speech, and those of them that are as they should be."""
     lines, pieces, right = [], 0, 0
     for turn in row["turns"]:
-        lines.append(f'<div class="turn {html.escape(turn["role"])}"><b>{turn["role"]}</b> ')
+        role = html.escape(turn["role"])
+        lines.append(f'<div class="turn {role}"><b>{role}</b> ')
         for segment in turn["segments"]:
             if segment["speech"] is None:
                 lines.append(f"<span>{html.escape(segment['text'])}</span>")
@@ -209,7 +252,7 @@ def figures(totals: dict[str, Any]) -> str:
             f"{voice} {of['wer']:.1%} ({of['refused']} of {of['pieces']} left out)"
             for voice, of in list(heard.items())[:5]) or "not done"),
     ]  # fmt: skip
-    rows = (f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in lines)
+    rows = (f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in lines)
     return f"<table>{''.join(rows)}</table>"
 
 
@@ -232,12 +275,12 @@ def main(job: Listen) -> None:
         raise ValueError(f"quantizer={of.checkpoint} is another one than made {folder}")
     chosen = pick(paths, job.rows)
     sections, pieces, right = [], 0, 0
-    studio = studio_of(made, quantizer)
+    studio = studio_of(made, quantizer, job.trust)
     bar = tqdm(total=sum(map(len, chosen.values())), desc="samples", unit="sample", delay=2)
     with bar, studio:
         for kind, rows in chosen.items():
             component = made["kinds"].get(kind, {}).get("_component_", "")
-            heading = f"{html.escape(kind)} <small>{html.escape(component)}</small>"
+            heading = f"{html.escape(kind)} <small>{html.escape(str(component))}</small>"
             sections.append(f'<h2 id="{html.escape(kind)}">{heading}</h2>')
             for row in rows:
                 text, many, fine = sample(row, studio, quantizer)
