@@ -105,6 +105,61 @@ def test_a_bad_row_is_a_reject_and_its_neighbours_are_not(tmp_path, row, reason)
     assert first.prompts == last.prompts == ["u"]
 
 
+DEEP = '{"prompt": "x]", "e": ' + "[" * 50_000 + "]" * 50_000 + "}"
+
+
+@pytest.mark.parametrize("bad", [DEEP, '{"prompt": "[", "e": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_what_python_cannot_hold_is_a_reject(tmp_path, monkeypatch, name, bad):
+    monkeypatch.setattr(documents, "CHUNK", 30_011)
+    good = '{"prompt": "u"}'
+    between = ",\n" if name == "a.json" else "\n"
+    text = between.join([good, bad, good])
+    (tmp_path / name).write_text(f"[{text}]" if name == "a.json" else text)
+    first, reject, last = read(Columns(str(tmp_path / name)), 2)
+    assert isinstance(reject, Reject) and reject.reason.startswith("unreadable: ")
+    assert first.prompts == last.prompts == ["u"]
+
+
+def test_text_in_parquet_that_is_no_utf8_is_a_reject_of_its_row(tmp_path):
+    raw = pa.array([b"good", b"\xff\xfe bad", b"fine"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
+    pq.write_table(pa.table({"prompt": text}), tmp_path / "a.parquet")
+    first, bad, last = read(Columns(str(tmp_path / "a.parquet")), 10)
+    assert isinstance(bad, Reject) and bad.id == "a/1" and "can't decode" in bad.reason
+    assert first.prompts == ["good"] and last.prompts == ["fine"]
+
+
+def test_a_file_that_is_cut_after_it_was_planned_is_named(tmp_path):
+    path = Path(written(tmp_path / "a.parquet", ROWS))
+    source = Alpaca(str(path))
+    plan = source.plan(100)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read"):
+        list(source.conversations(plan[0]))
+
+
+def test_a_column_may_be_absent_from_the_first_row(tmp_path):
+    path = written(tmp_path / "a.jsonl", [{"prompt": "x"}, {"prompt": "y", "topic": "z"}])
+    found = read(Columns(path, extra_columns=["topic"]))
+    assert [c.extra["topic"] for c in found] == [None, "z"]
+
+
+def test_two_files_of_one_stem_would_have_the_same_ids(tmp_path):
+    for name in ("a.json", "a.jsonl", "b.jsonl"):
+        written(tmp_path / name, ROWS)
+    with pytest.raises(ValueError, match=r"a\.json and a\.jsonl differ in their suffix alone"):
+        Alpaca(str(tmp_path), ["a.*", "b.jsonl"]).plan(10)
+    assert Alpaca(str(tmp_path), ["a.json", "b.jsonl"]).plan(10)
+
+
+@pytest.mark.parametrize("column", texts.RESERVED)
+def test_a_column_that_curation_would_overwrite_is_refused(tmp_path, column):
+    path = written(tmp_path / "a.jsonl", [{"prompt": "x", column: "y"}])
+    with pytest.raises(ValueError, match=f"extra_columns holds '{column}'"):
+        Columns(path, extra_columns=[column])
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options", "said"),
     [

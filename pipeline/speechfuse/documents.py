@@ -25,7 +25,9 @@ from speechfuse import artifact, hub
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 CHUNK = 1 << 20  # bytes of a JSON array that are read at once
+LOOKED_AT = 1000  # rows of a JSON file in which columns are looked for
 _SKIPPED = re.compile(r"[ \t\r\n,]*")
+_NESTING = re.compile(r'"(?:[^"\\]|\\.?)*+"?|[\[\]{}]', re.S)
 Row = tuple[int, dict[str, Any] | str]  # number in its file; the row, or why it cannot be read
 
 
@@ -98,7 +100,10 @@ class Documents:
     @contextmanager
     def _open(self, root: str, name: str) -> Iterator[Any]:
         with self._told(), self._filesystem(root).open(f"{root}/{name}", "rb") as file:
-            yield file
+            try:
+                yield file
+            except (pa.ArrowException, ValueError) as error:
+                raise ValueError(f"{self.path}: {name} cannot be read: {error!s:.120}") from None
 
     def _filesystem(self, root: str) -> Any:
         if not self.repo:
@@ -139,26 +144,23 @@ class Documents:
 
     def _places(self, name: str) -> Iterator[tuple[int, int]]:
         """(number, first byte) of every row of a file."""
-        try:
-            with self._open(self.root, name) as file:
-                if name.endswith(".parquet"):
-                    yield from ((row, 0) for row in range(pq.ParquetFile(file).metadata.num_rows))
-                elif (start := _array(file)) is not None:
-                    yield from ((row, at) for row, (at, _) in enumerate(_elements(file, start)))
-                else:
-                    yield from ((row, at) for row, at, _ in _lines(file, 0, 0))
-        except (pa.ArrowException, ValueError) as error:
-            raise ValueError(f"{self.path}: {name} cannot be read: {error!s:.120}") from None
+        with self._open(self.root, name) as file:
+            if name.endswith(".parquet"):
+                yield from ((row, 0) for row in range(pq.ParquetFile(file).metadata.num_rows))
+            elif (start := _array(file)) is not None:
+                yield from ((row, at) for row, (at, _) in enumerate(_elements(file, start)))
+            else:
+                yield from ((row, at) for row, at, _ in _lines(file, 0, 0))
 
     def columns(self, name: str) -> list[str]:
-        """Of a Parquet file; of a JSON file the keys of its first object."""
+        """Of a Parquet file; of a JSON file the keys of its first thousand objects."""
         with self._open(self.root, name) as file:
             if name.endswith(".parquet"):
                 return pq.ParquetFile(file).schema_arrow.names
-        first = {"root": self.root, "file": name, "row": 0, "count": 1}
+        first = {"root": self.root, "file": name, "row": 0, "count": LOOKED_AT}
         start = next((start for _, start in self._places(name)), 0)
-        row = next((row for _, row in self.rows({**first, "start": start})), None)
-        return list(row) if isinstance(row, dict) else []
+        rows = (row for _, row in self.rows({**first, "start": start}) if isinstance(row, dict))
+        return list(dict.fromkeys(key for row in rows for key in row))
 
     def rows(self, shard: dict[str, Any], columns: list[str] | None = None) -> Iterator[Row]:
         """The rows of one shard of `plan`, in order; of Parquet only `columns` are read."""
@@ -168,7 +170,7 @@ class Documents:
                 yield from _parquet(pq.ParquetFile(file), row, count, columns)
             elif _array(file) is not None:
                 for number, (_, value) in enumerate(islice(_elements(file, start), count), row):
-                    yield number, value if isinstance(value, dict) else "unreadable: no object"
+                    yield number, _row(value)
             else:
                 for number, _, line in islice(_lines(file, start, row), count):
                     yield number, _object(line)
@@ -176,9 +178,14 @@ class Documents:
 
 def _object(line: bytes) -> dict[str, Any] | str:
     try:
-        value = json.loads(line)
-    except ValueError as error:
+        return _row(json.loads(line))
+    except (ValueError, RecursionError) as error:
         return f"unreadable: no JSON ({error!s:.80})"
+
+
+def _row(value: Any) -> dict[str, Any] | str:
+    if isinstance(value, Exception):
+        return f"unreadable: {value!s:.80}"
     return value if isinstance(value, dict) else "unreadable: no object"
 
 
@@ -202,7 +209,8 @@ def _array(file: Any) -> int | None:
 
 def _elements(file: Any, start: int) -> Iterator[tuple[int, Any]]:
     """(first byte, value) of the elements of a JSON array from byte `start` on, a chunk in memory
-    at a time."""
+    at a time. In place of one that Python cannot hold (nested too deeply, an endless number) stands
+    the exception."""
     file.seek(start)
     decode, parse = codecs.getincrementaldecoder("utf-8")().decode, json.JSONDecoder().raw_decode
     text, more = "", True
@@ -216,14 +224,27 @@ def _elements(file: Any, start: int) -> Iterator[tuple[int, Any]]:
                 return
             try:
                 value, end = parse(text, at)
-            except json.JSONDecodeError as error:
-                if more:
+            except (ValueError, RecursionError) as error:
+                value, end = error, 0 if isinstance(error, json.JSONDecodeError) else _end(text, at)
+                if not end and more:
                     break  # perhaps it goes on in the next chunk
-                raise ValueError(f"byte {start} of the JSON array: {error.msg}") from None
+                if not end:
+                    why = getattr(error, "msg", error)
+                    raise ValueError(f"byte {start} of the JSON array: {why}") from None
             yield start, value
             start, at = start + len(text[at:end].encode()), end
         text = text[at:]
     raise ValueError("the JSON array has no end: the file is cut off")
+
+
+def _end(text: str, at: int) -> int:
+    """Where the object or array that begins at `at` ends; 0 where it does not."""
+    depth = 0
+    for match in _NESTING.finditer(text, at):
+        depth += (match[0] in "[{") - (match[0] in "]}")
+        if not depth:
+            return match.end()
+    return 0
 
 
 def _parquet(
@@ -239,5 +260,17 @@ def _parquet(
             except (pa.ArrowException, OSError) as error:
                 yield from ((number, f"unreadable: {error!s:.80}") for number in range(begin, end))
             else:
-                yield from zip(range(begin, end), table.to_pylist(), strict=True)
+                yield from zip(range(begin, end), _values(table), strict=True)
         first += rows
+
+
+def _values(table: pa.Table) -> Iterator[dict[str, Any] | str]:
+    """The rows of a table, one by one where one of them is no UTF-8."""
+    try:
+        yield from table.to_pylist()
+    except UnicodeDecodeError as error:
+        if len(table) == 1:
+            yield f"unreadable: {error!s:.80}"
+            return
+        for number in range(len(table)):
+            yield from _values(table.slice(number, 1))

@@ -24,6 +24,7 @@ ROLES = {
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
     "system": "system",
 }  # fmt: skip
+RESERVED = ("source", "licence", "original", "rewrites")  # what curation itself writes into `extra`
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Texts:
     `path`, `data_files`: see Documents. `name`: of the source, in ids (name/file/row) and on the
     card. `licence`: by default what the card of a Hub dataset states. `select`: columns and the
     value, or the list of values, that a row has to have. `extra_columns` are kept in `extra`.
+    ValueError for a column that curation would overwrite there.
     """
 
     path: str
@@ -74,6 +76,11 @@ class Texts:
     def __post_init__(self) -> None:
         self.documents = Documents(self.path, self.data_files)
         self.source_name = self.name or self.documents.name
+        if taken := [column for column in self.extra_columns if column in RESERVED]:
+            raise ValueError(
+                f"{self.path}: extra_columns holds {taken[0]!r}, where curation keeps its own "
+                f"record: leave it out, or give the column another name in the data"
+            )
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -93,7 +100,14 @@ class Texts:
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
         """Shards of rows (see Documents) and their `licence`; ValueError for a column that a file
-        lacks."""
+        lacks, and for two files whose rows would have the same ids."""
+        stems: dict[str, str] = {}
+        for name in self.documents.files:
+            if (other := stems.setdefault(_stem(name), name)) != name:
+                raise ValueError(
+                    f"{self.documents.path}: {other} and {name} differ in their suffix alone and "
+                    "their rows would have the same ids: rename one, or leave it out of data_files"
+                )
         plan = self.documents.plan(shard_size)
         for name in dict.fromkeys(shard["file"] for shard in plan):
             there = self.documents.columns(name)
@@ -111,7 +125,7 @@ class Texts:
 
     def conversations(self, shard: dict[str, Any]) -> Iterator[Conversation | Reject]:
         """Of one shard of `plan`, in order; rows that `select` leaves out are not there."""
-        stem = Path(shard["file"]).with_suffix("").as_posix()
+        stem = _stem(shard["file"])
         prefix = self.source_name if stem == self.source_name else f"{self.source_name}/{stem}"
         used = list(
             dict.fromkeys([*self.required, *self.optional, *self.select, *self.extra_columns])
@@ -193,6 +207,10 @@ class Columns(Texts):
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         roles = ("user", "assistant")
         return [Turn(r, _text(row, c)) for r, c in zip(roles, self.required, strict=False)]
+
+
+def _stem(name: str) -> str:
+    return Path(name).with_suffix("").as_posix()
 
 
 def _text(row: dict[str, Any], column: str) -> str:
