@@ -12,12 +12,13 @@ when the work is planned; a shard is then a pure function of plan and configurat
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from speechfuse import artifact, config, hub, sharding, shards
@@ -106,6 +107,10 @@ def sketches_of(
     return index, [(item.id, step.sketch(item)) for item in reached]
 
 
+def _facts(step: Any) -> dict[str, Any]:
+    return getattr(step, "facts", {})
+
+
 def _decide(job: CurateTexts, plan: list[dict[str, Any]], number: int, step: Any) -> None:
     tasks = [(job, i, shard, number) for i, shard in enumerate(plan)]
     found: dict[int, list[tuple[str, Any]]] = {}
@@ -133,6 +138,8 @@ def plan_of(job: CurateTexts, sources: list[Any], steps: list[Any]) -> list[dict
         raise ValueError(
             f"texts: there is not one row in {', '.join(s.documents.path for s in sources)}"
         )
+    for step in steps:
+        _facts(step)  # now, not after hours
     if not job.runtime.dry_run:
         for number, step in enumerate(steps):
             if _is_global(step):
@@ -149,7 +156,7 @@ def totals_of(
     kept: Counter[str] = Counter()
     words = 0
     for path in paths:
-        for row in shards.read_shard(path):
+        for row in _rows(path):
             extra = json.loads(row["extra"])
             kept[extra["source"]] += 1
             rewrites.update(extra.get("rewrites", ()))
@@ -168,7 +175,10 @@ def totals_of(
         left -= sum(dropped.values())
         changed = {k.removeprefix(f"{step.name} "): n for k, n in sorted(rewrites.items())
                    if k.startswith(f"{step.name} ")}  # fmt: skip
-        table.append({"step": step.name, "kept": left, "rewritten": changed, "dropped": dropped})
+        table.append(
+            {"step": step.name, "kept": left, "rewritten": changed, "dropped": dropped}
+            | _facts(step)
+        )
     return {
         "rows": sum(kept.values()),
         "rows_in": rows_in - unselected,
@@ -178,6 +188,13 @@ def totals_of(
         "kept_by_source": dict(sorted(kept.items())),
         **kinds,
     }
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        yield from shards.read_shard(path)
+    except (pa.ArrowException, OSError) as error:
+        raise shards.damaged(path, error) from None
 
 
 def main(job: CurateTexts) -> None:
@@ -204,20 +221,39 @@ def main(job: CurateTexts) -> None:
     numbers = count()
     inputs = {f"texts.{n}": hub.kept(s.fingerprint, f"texts.{n}", begun)
               for n, s in zip(numbers, sources, strict=False)}  # fmt: skip
-    inputs |= {
-        f"{s.name}.{key}": value for s in steps for key, value in getattr(s, "inputs", {}).items()
-    }
+    specs = []  # as the workers get them: what is on the Hub at the commits that are inputs
+    for spec, step in zip(job.steps, steps, strict=True):
+        read = {key: hub.kept(value, f"{step.name}.{key}", begun)
+                for key, value in getattr(step, "inputs", {}).items()}  # fmt: skip
+        inputs |= {f"{step.name}.{key}": value for key, value in read.items()}
+        specs.append({**spec, **step.at(read)} if hasattr(step, "at") else spec)
     work = artifact.Artifact(out, "curate_texts", 1, asdict(job), inputs)
+    job = replace(job, steps=specs)
+    steps = _all(job.steps)
     if not work.begin(lambda: plan_of(job, sources, steps), fresh=job.fresh):
         return
     paths, rejects = sharding.make(job, work.plan, curate_shard, "row")
     totals = totals_of(paths, rejects, steps, sum(shard["count"] for shard in work.plan))
+    if not totals["rows"]:
+        raise ValueError(nothing_left(out, totals))
     licences = {sources[shard["texts"]].source_name: shard["licence"] for shard in work.plan}
     totals["source"] = ", ".join(licences)
     totals["licence"] = " and ".join(sorted({each or "unknown" for each in licences.values()}))
     totals["licences"] = licences
     work.finish(totals, [*paths, *sharding.rejects_of(paths)])
     print(summary(out, totals))
+
+
+def nothing_left(out: Path, totals: dict[str, Any]) -> str:
+    if not totals["rows_in"]:
+        return f"{out}: select chose none of {totals['not_selected']:,} rows of texts: correct it"
+    dropped = {f"the step {s['step']}": sum(s["dropped"].values()) for s in totals["steps"]}
+    dropped["what could not be read"] = sum(totals["rejected"].values())
+    what, many = max(dropped.items(), key=lambda pair: pair[1])
+    return (
+        f"{out}: not one of {totals['rows_in']:,} rows is left, most were lost to {what} "
+        f"({many:,}): see {out}/shard-*.rejects.jsonl, and change that"
+    )
 
 
 def summary(out: Path, totals: dict[str, Any]) -> str:

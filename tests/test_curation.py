@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from speechfuse import artifact, curation, shards, texts
+from speechfuse import artifact, curation, hub, shards, texts
 from speechfuse.config import main
 from speechfuse.curation import Dropped
 from speechfuse.curation.normalization import normalize
 from speechfuse.curation.speakable import unspeakable
+from speechfuse.documents import Documents
 from speechfuse.texts import Conversation, Turn
 from stages import curate_texts
 from tests import dirty_texts
@@ -32,6 +33,14 @@ STEP_OF = {  # kind of dirt: the steps that may drop it
 
 def said(prompt: str, answer: str = "This is what there is to say of it.") -> Conversation:
     return Conversation("a/0", [Turn("user", prompt), Turn("assistant", answer)], "a")
+
+
+def step(name: str, **options) -> dict:
+    return {"_component_": f"speechfuse.curation.{name}", **options}
+
+
+def columns(path: str, **options) -> dict:
+    return {"_component_": "speechfuse.texts.Columns", "path": path, **options}
 
 
 def run(monkeypatch, folder: Path, job: dict, *overrides: str) -> int:
@@ -128,6 +137,7 @@ def test_totals_add_up(dirty):
         "turns", "overlap", "answers", "speakable", "language", "length", "duplicates",
     ]  # fmt: skip
     assert totals["steps"][3]["rewritten"]["emoji"] >= 56
+    assert totals["steps"][1]["evaluation_prompts"] == {"evaluation": 60}
     assert totals["licence"] == "cc0-1.0" and totals["licences"] == {"texts": "cc0-1.0"}
     assert set(manifest["inputs"]) == {"texts.0", "overlap.evaluation"}
 
@@ -354,14 +364,31 @@ def test_overlap_is_found_in_what_a_prompt_was(tmp_path):
         ({"texts": ["none"]}, "there is not one row in"),
         ({"texts": ["bad"]}, "2 of 3 rows were rejected, more than runtime.max_reject_rate=0.1"),
         ({"texts": ["nowhere"]}, "no such file or folder"),
+        ({"steps": [step("length", min_words=70)]},
+         "not one of 1 rows is left, most were lost to the step length (1)"),
+        ({"steps": [step("speakable", scripts=["latin"])]}, "name at least one, as Unicode does"),
+        ({"steps": [step("language", languages=[])]}, "name at least one language"),
+        ({"steps": [step("answers", max_repeated=30)]}, "max_repeated=30 is not in 0 to 1"),
+        ({"steps": [step("duplicates", shingle=0)]}, "permutations=128 and shingle=0"),
+        ({"steps": [step("overlap", evaluations=[columns("other.jsonl")], words=0)]}, "words=0"),
+        ({"steps": [step("overlap", evaluations=[columns("other.jsonl")] * 2)]},
+         "two evaluations are named 'other'"),
+        ({"steps": [step("overlap", evaluations=[columns("other.jsonl", select={"prompt": "y"})])]},
+         "evaluation 'other' gives no prompt to look for (select={'prompt': 'y'}, rejected: 0)"),
+        ({"steps": [step("overlap", evaluations=[columns("list.jsonl")])]},
+         "rejected: 1, the first list/0: no text: prompt holds ['x']"),
     ],
 )  # fmt: skip
 def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys, change, said):
     good = json.dumps({"messages": [{"role": "user", "content": "Hi"}]})
-    lines = {"good": good, "other": '{"prompt": "x"}', "none": "", "bad": f"{good}\n{{\n{{"}
+    lines = {"good": good, "other": '{"prompt": "x"}', "none": "", "bad": f"{good}\n{{\n{{",
+             "list": '{"prompt": ["x"]}'}  # fmt: skip
     for name, text in lines.items():
         (tmp_path / f"{name}.jsonl").write_text(text)
     job = {**dirty_texts.job(tmp_path), "steps": [], **change}
+    for each in job["steps"]:
+        for source in each.get("evaluations", []):
+            source["path"] = str(tmp_path / Path(source["path"]).name)
     job["texts"] = [
         {"_component_": "speechfuse.texts.Messages", "path": str(tmp_path / f"{name}.jsonl")}
         for name in change.get("texts", ["good"])
@@ -369,6 +396,68 @@ def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys, change, said):
     assert run(monkeypatch, tmp_path, job) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and said in error
+
+
+def test_all_that_select_leaves_out_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Hi"}')
+    job = {**dirty_texts.job(tmp_path), "steps": []}
+    job["texts"] = [columns(str(tmp_path / "a.jsonl"), select={"prompt": "Ho"})]
+    assert run(monkeypatch, tmp_path, job) == 2
+    assert "select chose none of 1 rows" in capsys.readouterr().err
+    assert not (tmp_path / "curated" / "manifest.json").exists()
+
+
+def test_a_shard_that_is_cut_off_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "Hi"}')
+    job = {**dirty_texts.job(tmp_path), "steps": [], "texts": [columns(str(tmp_path / "a.jsonl"))]}
+    assert run(monkeypatch, tmp_path, job) == 0
+    shard = tmp_path / "curated" / "shard-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    (tmp_path / "curated" / "manifest.json").unlink()
+    assert run(monkeypatch, tmp_path, job) == 2
+    assert f"error: {shard} cannot be read" in capsys.readouterr().err
+
+
+def test_evaluation_sets_stay_at_the_commit_that_was_begun_with(tmp_path, monkeypatch, capsys):
+    """Commits stand in for themselves: a branch that moves between two runs, and whatever the
+    workers read."""
+    now, read = ["1" * 40], []
+
+    def rows(self, shard, used=None):
+        if self.repo:
+            read.append(shard["root"])
+            yield 0, {"prompt": "What is it?"}
+        else:
+            yield from local(self, shard, used)
+
+    def planned(self, shard_size):
+        return [{"root": self.root, "file": "texts.jsonl", "row": 0, "start": 0, "count": 1}]
+
+    local = Documents.rows
+    monkeypatch.setattr(hub, "resolve", lambda _, to: to if len(to) == 40 else now[0])
+    (tmp_path / "texts.jsonl").write_text('{"prompt": "Who are you?"}')
+    job = {
+        **dirty_texts.job(tmp_path), "texts": [columns(str(tmp_path / "texts.jsonl"))],
+        "steps": [step("overlap", evaluations=[columns("me/set@main", data_files="*.jsonl")])],
+    }  # fmt: skip
+    with monkeypatch.context() as on_hub:
+        on_hub.setattr(Documents, "rows", rows)
+        on_hub.setattr(Documents, "plan", planned)
+        on_hub.setattr(Documents, "files", property(lambda self: ["texts.jsonl"]))
+        on_hub.setattr(Documents, "columns", lambda self, name: ["prompt"])
+        on_hub.setattr(Documents, "licence", lambda self: None)
+        assert run(monkeypatch, tmp_path, job) == 0
+        manifest = artifact.manifest_of(tmp_path / "curated")
+        (tmp_path / "curated" / "manifest.json").unlink()
+        (tmp_path / "curated" / "shard-00000.parquet").unlink()
+        now[0] = "2" * 40
+        curate_texts._made.cache_clear()
+        assert run(monkeypatch, tmp_path, job) == 0
+    assert "overlap.me/set has moved" in capsys.readouterr().out
+    again = artifact.manifest_of(tmp_path / "curated")
+    assert again["inputs"] == manifest["inputs"]
+    assert again["inputs"]["overlap.me/set"] == f"me/set@{'1' * 40}"
+    assert set(read) == {f"datasets/me/set@{'1' * 40}"}
 
 
 def test_a_dry_run_and_workers_of_their_own(tmp_path, monkeypatch, capsys):

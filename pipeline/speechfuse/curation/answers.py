@@ -48,6 +48,10 @@ class Answers:
     max_repeated: float = 0.3
     name: str = field(default="answers", init=False)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_repeated <= 1:
+            raise ValueError(f"answers: max_repeated={self.max_repeated} is not in 0 to 1")
+
     def __call__(self, conversation: Conversation) -> Conversation | Dropped:
         asked = ""
         for turn in conversation.turns:

@@ -36,6 +36,11 @@ class Duplicates:
     def __post_init__(self) -> None:
         if not 0.2 <= self.threshold <= 1:
             raise ValueError(f"duplicates: threshold={self.threshold} is not in 0.2 to 1")
+        if self.permutations < 2 or self.shingle < 1:
+            raise ValueError(
+                f"duplicates: permutations={self.permutations} and shingle={self.shingle}: the "
+                "first is at least 2, the second at least 1"
+            )
         self._empty = MinHash(self.permutations, scheme="affine32")
 
     def sketch(self, conversation: Conversation) -> Sketch:

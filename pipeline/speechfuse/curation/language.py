@@ -32,6 +32,11 @@ class Language:
     name: str = field(default="language", init=False)
 
     def __post_init__(self) -> None:
+        if not self.languages or not 0 <= self.margin <= 1:
+            raise ValueError(
+                f"language: languages={self.languages} and margin={self.margin}: name at least one "
+                "language, and a margin in 0 to 1"
+            )
         if unknown := sorted(set(self.languages) - set(_identifier().labels)):
             raise ValueError(
                 f"languages: {unknown[0]!r} is none that py3langid knows: "

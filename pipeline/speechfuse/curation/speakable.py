@@ -67,6 +67,12 @@ class Speakable:
     rewrite: bool = True
     name: str = field(default="speakable", init=False)
 
+    def __post_init__(self) -> None:
+        if not self.scripts or any(script != script.upper() for script in self.scripts):
+            raise ValueError(
+                f"speakable: scripts={self.scripts}: name at least one, as Unicode does: LATIN"
+            )
+
     def __call__(self, conversation: Conversation) -> Conversation | Dropped:
         changed: dict[int, str] = {}
         kinds: list[str] = []

@@ -4,7 +4,10 @@ A step is a class named by dotted path in a job's YAML; its keyword arguments ar
 `_component_`. It has
 
     name      for counting, e.g. "speakable"
-    inputs    {what: fingerprint} of data that it reads besides (evaluation sets), else absent
+    inputs    {what: fingerprint} of data that it reads besides (evaluation sets), else absent;
+              with it `at(inputs) -> arguments` that read just these, for the workers
+    facts     JSON-able, for its line in the manifest, else absent; ValueError, when the work is
+              planned, where it could do nothing
 
 and is one of two kinds: local, `step(conversation) -> Conversation | Dropped`, or global, which has
 to see all that reach it: `sketch(conversation)` is called in the workers and gives something small,
