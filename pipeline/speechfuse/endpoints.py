@@ -37,10 +37,12 @@ class Server:
         self, url: str, key_variable: str | None, timeout: float, tries: int, cache: str | None
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
-            raise ValueError(
-                f"url={url!r}: write it as https://host/v1; a key goes into the environment "
-                "variable that key_variable names"
+        secret = "@" in parts.netloc or parts.query or parts.fragment
+        if parts.scheme not in ("http", "https") or not parts.netloc or secret:
+            raise ValueError(  # of which no more is said: manifests and logs are shared
+                f"url={parts.scheme}://{parts.hostname or ''}...: write it as https://host/v1, "
+                "without ?, # or @; a key goes into the environment variable that key_variable "
+                "names"
             )
         if tries < 1 or timeout <= 0:
             raise ValueError(f"tries={tries}, timeout={timeout}: at least 1, and above 0")
