@@ -32,7 +32,7 @@ class SpeechServer:
         self.slow = 1.0  # seconds
         self.log: list[dict[str, Any]] = []  # the body of every speech request
         self.spoken: dict[str, str] = {}  # sha256 of a clip's samples: its text
-        self.hears: Callable[[bytes], str] = self._heard
+        self.hears: Callable[[bytes], str | tuple[int, bytes]] = self._heard
         self._espeak, self._lock = Espeak(["Annie"]), threading.Lock()
 
     def __enter__(self) -> "SpeechServer":
@@ -76,8 +76,10 @@ def _handler(server: SpeechServer) -> type[BaseHTTPRequestHandler]:
             elif self.path == "/v1/audio/transcriptions":
                 start = body.index(b"RIFF")
                 size = 8 + int.from_bytes(body[start + 4 : start + 8], "little")
-                text = server.hears(body[start : start + size])
-                self.answer(200, json.dumps({"text": text}).encode())
+                heard = server.hears(body[start : start + size])
+                if isinstance(heard, str):
+                    heard = 200, json.dumps({"text": heard}).encode()
+                self.answer(*heard)
             else:
                 self.answer(404, _error("no such path"))
 

@@ -2,13 +2,15 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from speechfuse import endpoints
+from speechfuse import endpoints, workers
+from speechfuse.endpoints import Unavailable
 from speechfuse.inspection import FILTERED
 from speechfuse.quantizer import Quantizer
 from speechfuse.roundtrip import CodecDecoder, Made, RoundTrip, Transcriber, rate
@@ -25,10 +27,13 @@ DECODER = {
 @pytest.mark.parametrize(
     ("text", "heard", "expected"),
     [
-        ("What is 3 plus four?", "what is three plus 4", (0.0, 5)),  # numbers, case, stops
+        ("What is 3 plus four?", "what is three plus 4", (0.0, 4)),  # "what is 3 4": as counted
         ("name the capital of france", "name the capital france", (0.2, 5)),
         ("what is", "", (1.0, 2)),
         ("um", "", (0.0, 0)),
+        (" ", "well", (0.0, 0)),
+        ("say it (in brief)", "say it in brief", (0.0, 4)),  # what is in brackets is said
+        ("say [very] <loud>", "(say) loud", (1 / 3, 3)),
     ],
 )
 def test_the_rate_is_of_words_as_said(text, heard, expected):
@@ -37,6 +42,14 @@ def test_the_rate_is_of_words_as_said(text, heard, expected):
 
 def test_the_rate_of_a_language_without_spaces_is_of_characters():
     assert rate("今日は晴れ", "今日は 雨れ", characters=True) == pytest.approx((0.2, 5))
+
+
+def test_a_rate_takes_no_time():
+    rate(*["the normaliser reads its tables once"] * 2)
+    start = time.perf_counter()
+    for _ in range(100):
+        rate("what is three plus four", "what is three plus")
+    assert time.perf_counter() - start < 0.5
 
 
 def test_the_codec_s_decoder_hears_the_codes():
@@ -53,6 +66,13 @@ def test_the_codec_s_decoder_hears_the_codes():
         v.wer > 0.5 and (v.reason or "").startswith(f"{FILTERED}round trip: ") for v in wrong
     )
     assert "more than 0.5; heard: " in (wrong[0].reason or "")
+
+
+def test_the_codec_s_decoder_is_on_the_device_of_its_worker(monkeypatch):
+    monkeypatch.setattr(workers, "_device", "meta")
+    decoder = CodecDecoder(MODEL, WHISPER).decoder
+    tensors = [*decoder.half.parameters(), *decoder.half.buffers(), *decoder.whisper.parameters()]
+    assert {each.device.type for each in (*tensors, decoder.codebook)} == {"meta"}
 
 
 def test_a_decoder_of_another_codec_is_refused():
@@ -92,8 +112,34 @@ def test_a_transcriber_hears_the_waveform_and_is_asked_once(server, monkeypatch,
     assert RoundTrip(listener).judge(made) == [first, second]
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((400, b'{"error": {"message": "Audio is too short"}}'), "refused: 400 Audio is too short"),
+        ((200, b"garbage"), "not a transcript: b'garbage'"),
+        ((200, b'{"text": null}'), "not a transcript: b'{\"text\": null}'"),
+    ],
+)
+def test_what_a_server_cannot_hear_is_a_reject_of_that_one(server, monkeypatch, answer, said):
+    monkeypatch.setattr(endpoints, "sleep", lambda _: None)
+    made = [spoken(server, "six"), spoken(server, "name a bird"), spoken(server, "none")]
+    first = made[0].waveform
+    hears = server._heard
+    monkeypatch.setattr(server, "hears", lambda wav: answer if len(wav) == size else hears(wav))
+    file = io.BytesIO()
+    soundfile.write(file, first, 16_000, format="WAV", subtype="PCM_16")
+    size = len(file.getvalue())
+    component = "speechfuse.roundtrip.Transcriber"
+    spec = {"_component_": component, "url": server.url, "model": "m", "key_variable": None}
+    verdicts = RoundTrip(spec | {"tries": 2}).judge(made)
+    assert verdicts[0].reason == f"not heard: {said}"
+    assert [verdict.heard for verdict in verdicts[1:]] == ["name a bird", "none"]
+    with pytest.raises(Unavailable, match="404"):
+        RoundTrip({**spec, "url": f"{server.url}/other"}).judge(made)
+
+
 def test_what_cannot_work_is_said_before_it_starts(server):
-    with pytest.raises(ValueError, match="leaves no audio"):
+    with pytest.raises(Unavailable, match="leaves no audio"):
         Transcriber(server.url, "asr", key_variable=None).hear([Made("six", np.zeros(1), None)])
     with pytest.raises(ValueError, match="no connection"):
         Transcriber("http://127.0.0.1:9/v1", "asr", key_variable=None, tries=1).check("any")

@@ -155,6 +155,12 @@ class Decoder:
             raise ValueError(f"{path} holds no decoding half of its quantizer: {error}") from None
         return cls(half.eval(), codebook, model, language)
 
+    def to(self, device: str) -> "Decoder":
+        """Itself, on `device`."""
+        self.half, self.whisper = self.half.to(device), self.whisper.to(device)
+        self.codebook = self.codebook.to(device)
+        return self
+
     @torch.inference_mode()
     def features(self, codes: list[np.ndarray]) -> Tensor:
         """Features of Whisper's window, (clips, n_audio_ctx, width); ValueError for a clip over the

@@ -13,6 +13,8 @@ CodecDecoder hears the codes, as the model will; its rate has the codec's own er
 
 import io
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +22,10 @@ from typing import Any, Protocol
 import numpy as np
 import soundfile
 
-from speechfuse import audio, config
+from speechfuse import audio, config, workers
 from speechfuse.codec import Decoder
-from speechfuse.endpoints import Server
-from speechfuse.evals.scores import word_error_rate
+from speechfuse.endpoints import Server, Unavailable
+from speechfuse.evals.scores import errors, whisper_english
 from speechfuse.inspection import FILTERED
 from speechfuse.quantizer import Quantizer
 
@@ -49,9 +51,11 @@ class Verdict:
 
 
 class Listener(Protocol):
+    """`hear` gives what was heard of each, or the error that is the reject of this one alone."""
+
     def check(self, codec: str) -> None: ...
     def identity(self) -> dict[str, Any]: ...
-    def hear(self, made: list[Made]) -> list[str]: ...
+    def hear(self, made: list[Made]) -> Sequence[str | ValueError]: ...
 
 
 class CodecDecoder:
@@ -62,7 +66,7 @@ class CodecDecoder:
         self, quantizer: str, whisper: str, language: str = "en", batch_size: int = 16
     ) -> None:
         self.paths = Path(quantizer), Path(whisper)
-        self.decoder = Decoder.load(*self.paths, language)
+        self.decoder = Decoder.load(*self.paths, language).to(workers.device())
         self.batch_size = batch_size
 
     def check(self, codec: str) -> None:
@@ -102,18 +106,26 @@ class Transcriber:
     def check(self, codec: str) -> None:
         """Have it hear half a second of nothing: ValueError without key, server or model."""
         self.server.check()
-        self.hear([Made("", np.zeros(0, np.uint16), np.zeros(8000, np.float32))])
+        self._hear(Made("", np.zeros(0, np.uint16), np.zeros(8000, np.float32)))
 
     def identity(self) -> dict[str, Any]:
         return {"listener": "endpoint", "url": self.server.url, **self.form}
 
-    def hear(self, made: list[Made]) -> list[str]:
-        """ValueError for codes without a waveform."""
-        return [self._hear(each) for each in made]
+    def hear(self, made: list[Made]) -> list[str | ValueError]:
+        """Unavailable for codes without a waveform, and without a server."""
+        found: list[str | ValueError] = []
+        for each in made:
+            try:
+                found.append(self._hear(each))
+            except Unavailable:
+                raise
+            except ValueError as error:
+                found.append(error)
+        return found
 
     def _hear(self, made: Made) -> str:
         if made.waveform is None:
-            raise ValueError(
+            raise Unavailable(
                 "round_trip: an engine that makes codes leaves no audio for a transcriber to hear: "
                 "use speechfuse.roundtrip.CodecDecoder"
             )
@@ -127,9 +139,12 @@ class Transcriber:
 
 def _text(content: bytes) -> str:
     try:
-        return str(json.loads(content)["text"])
+        text = json.loads(content)["text"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"not a transcript: {content[:100]!r}") from None
+        text = None
+    if not isinstance(text, str):
+        raise ValueError(f"not a transcript: {content[:100]!r}")
+    return text
 
 
 class RoundTrip:
@@ -148,6 +163,9 @@ class RoundTrip:
         """What was heard of each, and whether it will do."""
         found = []
         for each, heard in zip(made, self.listener.hear(made), strict=True):
+            if isinstance(heard, ValueError):
+                found.append(Verdict("", 0.0, 0, f"not heard: {heard}"))
+                continue
             wer, words = rate(each.text, heard, self.characters)
             reason = (
                 f"{FILTERED}round trip: {wer:.2f} of the words are wrong, more than "
@@ -160,11 +178,12 @@ class RoundTrip:
 
 
 def rate(text: str, heard: str, characters: bool = False) -> tuple[float, int]:
-    """(word error rate, words of the text), or of characters. A text of which the normaliser leaves
-    nothing ("um") is right: there is nothing to miss."""
+    """(word error rate, words of the text), or of characters, as Whisper's English normaliser
+    leaves them. A text of which it leaves nothing ("um") is right: there is nothing to miss."""
+    # what stands in brackets is said too, and the normaliser would delete it
+    both = [re.sub(r"[()\[\]<>]", " ", each) for each in (text, heard)]
     if characters:
-        text, heard = (" ".join("".join(each.split())) for each in (text, heard))
-    try:
-        return word_error_rate([text], [heard])[0], len(text.split())
-    except ValueError:
-        return 0.0, 0
+        both = [" ".join("".join(each.split())) for each in both]
+    wanted, found = map(whisper_english(), both)
+    (wrong,) = errors([wanted], [found])
+    return (wrong.total / wrong.words, wrong.words) if wrong.words else (0.0, 0)
