@@ -41,9 +41,9 @@ def folder_of(path: str) -> Path:
 
 def main(job: PushToHub) -> None:
     folder = folder_of(job.path)
-    if not job.private and cards.licence_of(folder, job.licence) == "unknown":
+    if not job.private and "unknown" in cards.licence_of(folder, job.licence).split():
         raise ValueError(
-            f"{folder}: its licence is not stated, so it cannot be made public: say licence=... if "
+            f"{folder}: its licence, or that of a part of it, is not stated, so it cannot be made public: say licence=... if "
             "you know it, or leave private=true"
         )
     repo = job.repo

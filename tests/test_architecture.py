@@ -42,7 +42,7 @@ DOORS = {  # third party: the files that may import it, tests apart
     "requests": ["pipeline/speechfuse/endpoints.py"],
     "datasketch": ["pipeline/speechfuse/curation/duplicates.py"],
     "py3langid": ["pipeline/speechfuse/curation/language.py"],
-    "num2words": ["pipeline/speechfuse/curation/normalization.py"],
+    "num2words": ["pipeline/speechfuse/curation/*"],
     "espeakng_loader": ["pipeline/speechfuse/tts.py"],
     "ray": ["pipeline/speechfuse/cluster.py"],
     "huggingface_hub": ["pipeline/speechfuse/hub.py"],

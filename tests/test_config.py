@@ -250,3 +250,26 @@ def test_an_interrupt_is_130_and_our_own_mistakes_keep_their_traceback(run):
     assert interrupted.returncode == 130 and "Traceback" not in interrupted.stderr
     ours = run("run.yaml", "out=ours")
     assert ours.returncode == 1 and "Traceback" in ours.stderr
+
+
+@pytest.mark.parametrize(
+    ("component", "values", "said"),
+    [
+        ("kinds.Transcription", {"requests": "repeat:"}, r"requests='repeat:' is not .* list\[str\]"),
+        ("kinds.MultiTurn", {"spoken": "half"}, "spoken='half' is not of the type float"),
+        ("kinds.Refusal", {"replies": ["no"], "level": -20}, r"level=-20 is not .* tuple\[float"),
+        ("kinds.Instruction", {"repeat_first": 1}, "repeat_first=1 is not of the type bool"),
+        ("augmentation.Noise", {"snr": 20}, "snr=20 is not"),
+        ("augmentation.Noise", {"snr": [0, "many"]}, "snr=.0, 'many'. is not"),
+        ("engines.espeak.Espeak", {"variants": ["m1"], "rate": 170}, "rate=170 is not"),
+        ("texts.Alpaca", {"path": None}, "path=None is not of the type str"),
+    ],
+)
+def test_values_are_of_the_declared_type(component, values, said):
+    with pytest.raises(ValueError, match=said):
+        config.instantiate({"_component_": f"speechfuse.{component}", **values})
+
+
+def test_what_yaml_writes_in_another_way_fits():
+    noise = config.instantiate({"_component_": "speechfuse.augmentation.Noise", "snr": [0, 5]})
+    assert noise.snr == [0, 5] and noise.folder is None

@@ -274,6 +274,7 @@ def test_refusals_are_one_sentence_and_send_nothing(hub, tmp_path):
     run(pushing(good, "me/private"), environment(hub, tmp_path))
     step = {"token": "good", "repo": "me/new", "path": str(good)}
     unstated = dataset(tmp_path / "unstated", totals=TOTALS | {"licence": None})
+    partly = dataset(tmp_path / "partly", totals=TOTALS | {"licence": "mit and unknown"})
     unsent = dataset(tmp_path / "unsent", seed=7)
     cases = [
         ({"token": None}, "HF_TOKEN is not set"),
@@ -288,7 +289,8 @@ def test_refusals_are_one_sentence_and_send_nothing(hub, tmp_path):
         ({"path": str(broken["incomplete"])}, "is incomplete (no manifest.json)"),
         ({"path": str(tmp_path)}, "is neither a dataset"),
         ({"path": "no-such-folder"}, "there is no such folder"),
-        ({"path": str(unstated), "private": False}, "its licence is not stated"),
+        ({"path": str(unstated), "private": False}, "its licence, or that of a part"),
+        ({"path": str(partly), "private": False}, "its licence, or that of a part of it, is not"),
         ({"path": str(unsent), "repo": "me/empty"}, "the transfer stopped"),
         ({"repo": "me/raced"}, "somebody else has committed"),
     ]  # fmt: skip

@@ -188,6 +188,8 @@ def test_what_is_no_exchange_is_left_out_but_can_be_transcribed(roles):
         (lambda: kinds.MultiTurn(spoken=1.5), "spoken=1.5"),
         (lambda: kinds.Refusal(["no"], sounds=["music"]), "'music'; choose from noise"),
         (lambda: kinds.Refusal([]), "replies"),
+        (lambda: kinds.Refusal(["no"], noises=["speechfuse.augmentation.brown"]), "brown"),
+        (lambda: kinds.Refusal(["no"], level=(-10, -20)), "level=.*least, most"),
     ],
 )
 def test_a_kind_that_makes_no_sense_is_refused(make, says):
@@ -265,6 +267,14 @@ def test_shares_are_exact_on_a_hundred_thousand_samples(many):
     assert len(set(seeds)) > 0.999 * len(seeds)
 
 
+def test_lone_marks_are_not_spoken():
+    words = Conversation("c", [Turn("user", "- one ? two !"), Turn("assistant", "x")], "s")
+    for seed in range(40):
+        turns = kinds.PartlySpoken()(words, random.Random(seed))
+        [spoken] = [s["say"] for s in turns[0]["segments"] if "say" in s]
+        assert spoken in ("one", "two")
+
+
 def test_silence_is_of_many_microphones():
     heard = [kinds.silence(16000, np.random.default_rng(seed)) for seed in range(50)]
     levels = [20 * np.log10(np.sqrt(np.mean(wave**2))) for wave in heard]
@@ -298,6 +308,8 @@ def test_mistakes_in_a_mixture_are_one_sentence(many, tmp_path):
         ({"text": {**half, "share": 0.1, "wordings": []}}, "unknown argument 'wordings'"),
         ({"text": {**half, "share": 0.1, "select": {"level": 7}}}, "none of the texts in"),
         ({"text": {**half, "share": 0.1, "texts": str(tmp_path)}}, "not a finished artifact"),
+        ({"text": {**half, "share": 0.1, "texts": 3}}, "texts=3 and select=None: give the path"),
+        ({"text": {**half, "share": 0.1, "select": "all"}}, "select='all': give the path of a"),
     ):
         with pytest.raises(ValueError, match=says):
             planned(many, 1000, **changes)

@@ -147,6 +147,16 @@ def test_rows_come_in_order_over_shards_and_row_groups(tmp_path):
     assert read == [name for part in names for name in part]
 
 
+def test_a_shard_that_the_manifest_does_not_know_is_no_data(tmp_path):
+    work = artifact.Artifact(tmp_path / "set", "test", 1, {}, {})
+    work.begin()
+    paths = [work.out / shards.shard_name(i) for i in range(2)]
+    for path in paths:
+        shards.write_shard(path, [{"id": path.name}], shards.SPEECH)
+    work.finish({}, paths[:1])
+    assert shards.shard_paths(work.out) == paths[:1]
+
+
 def test_shards_of_two_streams_are_refused(tmp_path):
     other = {**STREAM, "quantizer": "cd" * 32}
     for index, stream in enumerate([STREAM, STREAM, other]):

@@ -58,8 +58,10 @@ def check(specs: list[dict[str, Any]]) -> str | None:
         probability = spec.get("probability", 1.0)
         if not isinstance(probability, int | float) or not 0 <= probability <= 1:
             raise ValueError(f"{spec.get('_component_')}: probability={probability!r}: give 0 to 1")
-        step = _step(json.dumps(spec))
-        step(np.zeros(audio.SAMPLE_RATE // 2, np.float32), np.random.default_rng(0))
+        step, rng = _step(json.dumps(spec)), np.random.default_rng(0)
+        heard, _ = step(0.1 * white(audio.SAMPLE_RATE // 2, rng).astype(np.float32), rng)
+        if not np.isfinite(heard).all():
+            raise ValueError(f"{spec['_component_']}: {vars(step)} makes samples that are no number")
         if folder := getattr(step, "folder", None):
             folders.append(folder)
             for path in _files(folder):

@@ -16,8 +16,9 @@ import errno
 import importlib
 import inspect
 import sys
+import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,7 +73,8 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
 
     `extra` is what the job itself passes, so `spec` may not also set it. The path may lead through
     a class: `speechfuse.quantizer.Quantizer.load`. Raises ValueError for a path that cannot be
-    imported and for keywords the component does not take or lacks; its own errors pass through.
+    imported, for keywords the component does not take or lacks and, of components here, for values
+    that are not of the declared type; its own errors pass through.
     """
     arguments = dict(spec)
     dotted = arguments.pop("_component_", None)
@@ -97,7 +99,38 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
         raise ValueError(
             f"{dotted}: no value for required {', '.join(required)}; add it beside _component_"
         )
+    if dotted.startswith(f"{__package__}."):  # others declare types that they do not mean
+        hints = typing.get_type_hints(
+            component.__init__ if inspect.isclass(component) else component
+        )
+        for name in spec.keys() & hints.keys():
+            if not _fits(spec[name], hints[name]):
+                wanted = str(hints[name]).replace("typing.", "").removeprefix("<class '")
+                raise ValueError(
+                    f"{dotted}: {name}={spec[name]!r} is not of the type {wanted.rstrip(chr(39) + '>')}"
+                )
     return component(**arguments)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value as YAML has it can be of a declared type; of a class yes, whatever it is."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is tuple and Ellipsis not in inner:
+        several = isinstance(value, list | tuple) and len(value) == len(inner)
+        return several and all(map(_fits, value, inner))
+    if origin in (list, tuple, Sequence, Iterable):
+        return isinstance(value, list | tuple) and all(_fits(each, inner[0]) for each in value)
+    if (origin or hint) is dict:
+        return isinstance(value, dict)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (str, bool, type(None)):
+        return isinstance(value, hint)
+    return True
 
 
 def main(job: Callable[[T], None], schema: type[T], doc: str) -> None:

@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from speechfuse import config
 from speechfuse.prompts import SPOKEN_ANSWER
 from speechfuse.texts import Conversation
 
 Turns = list[dict[str, Any]]
 Kind = Callable[[Conversation, random.Random], Turns | None]
 
+_WORD = re.compile(r"\S*\w\S*")  # lone marks say nothing
 SPEECH = "{speech}"  # where the speech goes in a wording; without it the speech comes last
 UNINTELLIGIBLE = ["noise", "silence", "shuffled"]
 CHARACTERS_PER_SECOND = 15.0  # of speech; sounds last as long as the text would
@@ -122,7 +124,7 @@ class PartlySpoken:
 
     def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
         exchanges = _exchanges(conversation)
-        if len(exchanges) != 1 or len(words := list(re.finditer(r"\S+", exchanges[0][0]))) < 2:
+        if len(exchanges) != 1 or len(words := list(_WORD.finditer(exchanges[0][0]))) < 2:
             return None
         ((prompt, answer),) = exchanges
         while True:
@@ -189,6 +191,10 @@ class Refusal:
             raise ValueError(f"sounds: {unknown[0]!r}; choose from {', '.join(UNINTELLIGIBLE)}")
         if not self.sounds or not self.noises or self.most <= 0:
             raise ValueError("a refusal needs at least one of sounds, one of noises, and most > 0")
+        if not self.level[0] <= self.level[1] <= 0:
+            raise ValueError(f"level={self.level}: give [least, most] in dB of full scale, up to 0")
+        for noise in self.noises:
+            config.instantiate({"_component_": noise}, samples=1, rng=np.random.default_rng(0))
 
     def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
         if not (exchanges := _exchanges(conversation)):

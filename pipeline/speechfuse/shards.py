@@ -134,6 +134,7 @@ def shard_paths(folder: Path) -> list[Path]:
     paths = sorted(folder.glob("shard-*.parquet"))
     if not paths:
         raise ValueError(f"{folder} holds no shard-*.parquet: it is not a dataset; check the path")
+    paths = [path for path in paths if path.name in listed or not listed]  # no stray file is data
     present = {path.name for path in paths}
     lost = sorted(n for n in listed if n.endswith(".parquet") and n not in present)
     if lost:
