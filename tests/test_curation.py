@@ -146,7 +146,7 @@ def test_what_is_made_again_has_the_same_bytes_and_shards_make_no_difference(
     dirty, tmp_path, monkeypatch, capsys
 ):
     lines = (dirty[1] / "texts.jsonl").read_text("utf-8").split("\n")[:-1]
-    (tmp_path / "texts.jsonl").write_text("\n".join(lines[::7]), "utf-8")
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines[::8]), "utf-8")
     (tmp_path / "evaluation.jsonl").write_bytes((dirty[1] / "evaluation.jsonl").read_bytes())
     job, out = dirty_texts.job(tmp_path) | {"shard_size": 100}, tmp_path / "curated"
     assert run(monkeypatch, tmp_path, job) == 0
@@ -181,6 +181,18 @@ def test_what_is_made_again_has_the_same_bytes_and_shards_make_no_difference(
         ("4km/hr, 3 MB/minute", "4 kilometers per hour, 3 MB per minute"),
         ("a 1 : 2 : 5 mix, a ratio of 3:5, at 10:30",
          "a 1 to 2 to 5 mix, a ratio of 3 to 5, at 10:30"),
+        ("a $1.5bn deal, $3.2tn, £1.5bn and $5m",
+         "a 1.5 billion dollar deal, 3.2 trillion dollars, 1.5 billion pounds and 5 million "
+         "dollars"),
+        ("a $20 million-dollar home for $5 dollars", "a 20 million dollar home for 5 dollars"),
+        ("What is 3/4 + 1/8?", "What is three quarters plus one eighth?"),
+        ("What is 3/4 as a decimal?", "What is three quarters as a decimal?"),
+        ("1/2 or 3/4 cup", "one half or three quarters cup"),
+        ("Is 2/3 of it more than 1/2?", "Is two thirds of it more than one half?"),
+        ("5 Ω, 1 Ω and Ω", "5 ohms, 1 ohm and omega"),
+        ("5cm² is a², 3m³", "5cm squared is a squared, 3m cubed"),
+        ("65536 colors and 10000", "sixty-five thousand five hundred and thirty-six colors and ten "
+         "thousand"),
         ("AT&T, C++, C#, 24/7, TV/radio",
          "AT and T, C plus plus, C sharp, twenty four seven, TV or radio"),
         ("zip 02139", "zip zero two one three nine"),
@@ -236,6 +248,17 @@ def test_plain_prompts_stay_as_they_are(prompt):
         ("symbol", "Follow @nasa and summarize."), ("code", "P(A|B) is 0.3, what is that?"),
         ("number", "Write a date like 2021-05-06."), ("number", "Call me at (415) 555-2671"),
         ("number", "Call 555-2671 now"),
+        ("number", "rate it 3/5"), ("number", "on July 4/5"), ("number", "page 3/10"),
+        ("number", "is it 5/10 or 6/10"), ("number", "between 5/6 and 7/8"),
+        ("number", "Call 5551234567 now"), ("number", "my zip code is 90210, what city is it"),
+        ("number", "the zip code was 10000"), ("number", "account 12345678"),
+        ("number", "1-800-FLOWERS"), ("number", "about 3.5e-7"), ("number", "5\u2153 is 1e6"),
+        ("number", "$5.5.5 for it"), ("symbol", "€2,50 for it"), ("symbol", "$1.5xyz"),
+        ("symbol", "dy/dx"), ("symbol", "text/html header"), ("symbol", "10 mi/gal"),
+        ("symbol", "see footnote¹"), ("symbol", "see footnote²"), ("symbol", "about 10⁶ of it"),
+        ("url", "visit bit.ly/abc"), ("url", "youtu.be/abc"), ("url", "see t.me/channel"),
+        ("url", "check notion.so/team today"), ("url", "look at docs.python.dev/guide"),
+        ("url", "open localhost:8080"), ("url", "open server:8080"),
         ("number", "What is 0b1011 in decimal and 0x3F?"), ("number", "Is it 15-12?"),
         ("table", "Item    Price\nApple   1.20\nPear    2.30\nWhich is cheaper?"),
         ("table", "A,B,C\n1,2,3\n4,5,6\nWhat is the mean of B?"), ("empty", "3 4 5?"),

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from num2words import num2words
+from speechfuse.curation.quantities import fractions, money, numbers
 
 EMOJI = (
     "\U0001f000-\U0001faff\U000e0020-\U000e007f\u2600-\u27bf\u2b00-\u2bff\u231a\u231b\u23e9-\u23fa"
@@ -36,6 +36,7 @@ _PER = (
 # a number or a letter, in front and behind
 _LEFT = r"(?:(?<=[\d²³)%])|(?<=\b[a-zA-Z])|(?<=\d[a-zA-Z]))"
 _RIGHT = r"(?=\d|[a-zA-Z]\b|[a-zA-Z][\^²³]|\()"
+_BASE = r"(?:(?<=\d)|(?<=\b[a-zA-Z])|(?<=\d[a-zA-Z])|(?<=[cdkm]m)|(?<=\bft)|(?<=\bin)|(?<=\bmi))"
 _MATHS = re.compile(
     r"\b(calculate|compute|solve|evaluate|simplify|equation|sum|difference|equals?|"
     r"what(?: is|'s) -?\d+|how much is -?\d+)\b|=", re.I
@@ -69,8 +70,9 @@ _ENGLISH: list[tuple[str, str]] = [  # in order; each has one reading where it m
     (r"(?<=[\w.,])\s*&\s*(?=\w)", " and "),
     (r"_{2,}", "blank"),
     (r"(?<=\w)\(s\)", "s"),
-    (r"(?<=\w)²", " squared"),
-    (r"(?<=\w)³", " cubed"),
+    (rf"{_BASE}²", " squared"),
+    (rf"{_BASE}³", " cubed"),
+    (r"\b1\s?Ω(?!\w)", "1 ohm"), (r"(?<=\d)\s?Ω(?!\w)", " ohms"),
     (r"(?<=\w)\^2\b", " squared"),
     (r"(?<=\w)\^3\b", " cubed"),
     (r"\b(\w+)\^(\d{1,2})\b", r"\1 to the power of \2"),
@@ -79,30 +81,23 @@ _ENGLISH: list[tuple[str, str]] = [  # in order; each has one reading where it m
     (r"(?<=\d)\s+/\s+(?=\d)", " divided by "),
     (r"(?<=\d)\s+x\s+(?=\d)", " times "),
     (r"(?<=\d)\+(?!\w)", " plus"),
-    (r"(?<!/)\b([a-zA-Z]{2,})/([a-z]{2,})\b(?!/)", r"\1 or \2"),
+    # dy/dx, mi/gal, text/html and docs.python.dev/guide are no choice
+    (r"(?<![/.])\b(?!d[a-z]/d[a-z]\b|mi/|text/(?:html|plain|css))([a-zA-Z]{2,})/([a-z]{2,})\b(?!/)",
+     r"\1 or \2"),
     (r"(?<=\d)½", " and a half"), (r"(?<=\d)¼", " and a quarter"),
     (r"½", "one half"), (r"¼", "one quarter"), (r"¾", "three quarters"),
 ]  # fmt: skip
 _SYMBOLS = {"en": [(re.compile(pattern), words) for pattern, words in _ENGLISH]}
-_MARKS = re.compile(r"[+*/=×·÷^²³√#%&°~_½¼¾:(]|\d x \d")  # without one nothing above matches
-_AMOUNT = r"(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)"
-_SIZES = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}
-_CURRENCIES = {"en": {"$": "dollars", "€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees"}}
-# 9/11, 24/7 and the day in 5/30 are none; before these words others are days as well
-_FRACTION = re.compile(
-    r"(?<![\w.,/:-])(?:(\d+) )?(\d{1,2})/([2-9]|10|12|16|20|100)(?![\w/:-]|[.,]\d)"
-)
-_DATES = re.compile(r"\b(?:on|by|since|until|from|dated?|due|before|after|rat\w+|scor\w+) $", re.I)
+_MARKS = re.compile(r"[+*/=×·÷^²³√#%&°~_½¼¾:(Ω]|\d x \d")  # without one nothing above matches
 # not 555-2671: that is a telephone
 _HYPHEN = re.compile(
-    r"(?<![\w.,/)-])(?!\d{3}-\d{3}[1-9])(\d{1,4})\s?-\s?(\d{1,4})(?![\w/]|[-.,]\d)"
+    r"(?<![\w.,/)-])(?!\d{3}-\d{3}[1-9])(\d{1,4})\s?-\s?(\d{1,4})(?![\w/]|[-.,]\d|-[A-Z])"
 )
 _MINUS = re.compile(rf"{_LEFT}\s+-\s+{_RIGHT}")
 _DOT = {"en": "dot"}
 _DOMAIN = re.compile(
     r"(?<![\w@/.:-])((?:[A-Za-z][A-Za-z-]+\.){1,2})(com|org|net|gov|edu|io)\b(?![\w/.:@?]\w|/)"
 )
-_NUMBER = re.compile(r"(?<![\w.,:/-])(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(?![\w:/]|[.,-]\d)")
 
 
 def normalize(text: str, language: str = "en") -> tuple[str, list[str]]:
@@ -122,9 +117,12 @@ def _characters(text: str, _: str) -> str:
         return text
     text = text.translate(_CHARACTERS_TABLE)
     text = re.sub(r"\s*[—–]\s*(?=\D|$)|(?<=\D)\s*[—–]\s*", ", ", text).replace("–", "-")
-    # superscripts and fractions are not the digits that NFKC makes of them
-    kept = "²³½¼¾"
-    return "".join(c if c in kept else unicodedata.normalize("NFKC", c) for c in text)
+    return "".join(c if _of_its_own(c) else unicodedata.normalize("NFKC", c) for c in text)
+
+
+def _of_its_own(character: str) -> bool:
+    """Whether it is not what NFKC makes of it: ⁶ of 10⁶ is no 6, ½ no three characters."""
+    return character in "½¼¾" or unicodedata.decomposition(character).startswith("<super>")
 
 
 def bare(text: str, _: str = "en") -> str:
@@ -194,45 +192,6 @@ def _domains(text: str, language: str) -> str:
     )
 
 
-def _currency(text: str, language: str) -> str:
-    for sign, word in _CURRENCIES.get(language, {}).items():
-        if sign in text:
-            text = _money(text, re.escape(sign), word)
-    return text
-
-
-def _money(text: str, sign: str, word: str) -> str:
-    """$5, 5$, $5-$10, $2.5 million, $40k; a $5 bill is a 5 dollar bill."""
-
-    def said(match: re.Match[str]) -> str:
-        article, first, second, size, compound = match.groups()
-        first, second = (f"0{n}" if n and n[0] == "." else n for n in (first, second))
-        noun = re.match(r" [a-z]", match.string[match.end() :])
-        one = compound or (article and noun) or (first == "1" and not second and not size)
-        amount = f"{first} to {second}" if second else first
-        amount += f" {_SIZES.get(size, size)}" if size else ""
-        unit = word.removesuffix("s") if one else word
-        return f"{article or ''}{amount} {unit}{' ' if compound else ''}"
-
-    text = re.sub(rf"(?<![\w.]){_AMOUNT}\s?{sign}(?!\s?[\d.])", rf"{sign[-1]}\1", text)
-    return re.sub(
-        rf"(\b(?:an?|another|extra) )?(?<![\w$€£¥₹]){sign}\s?{_AMOUNT}(?:\s?-\s?{sign}?{_AMOUNT})?"
-        r"(?:\s?(hundred|thousand|million|billion|trillion|[kKMB])\b)?(?:(-)(?=[a-z])|(?![\w$€£¥₹]))",
-        said,
-        text,
-    )
-
-
-def _fraction(match: re.Match[str]) -> str:
-    """1/4 as one quarter, 2 1/2 as 2 and one half."""
-    whole, over, under = match[1], int(match[2]), int(match[3])
-    if not 0 < over < under or _DATES.search(match.string[: match.start()]):
-        return match[0]
-    name = {2: "half", 4: "quarter"}.get(under) or num2words(under, to="ordinal").replace("-", " ")
-    part = f"{num2words(over)} {name}{'s' if over > 1 else ''}"
-    return f"{whole} and {part}" if whole else part
-
-
 def _hyphen(match: re.Match[str], maths: bool) -> str:
     """12-15 is a range, in maths 15-12 is a difference; the others may be either."""
     rises = int(match[1]) < int(match[2])
@@ -244,43 +203,16 @@ def _hyphen(match: re.Match[str], maths: bool) -> str:
 def _symbols(text: str, language: str) -> str:
     if language == "en":
         maths = bool(_MATHS.search(text))
-        text = _FRACTION.sub(_fraction, text) if "/" in text else text
         text = _HYPHEN.sub(lambda m: _hyphen(m, maths), text) if "-" in text else text
         text = _MINUS.sub(" minus ", text) if maths else text
     for pattern, words in _SYMBOLS.get(language, ()) if _MARKS.search(text) else ():
         text = pattern.sub(words, text)
+    text = fractions(text, language)
     return re.sub(
         r"(?<![\u0370-\u03ff\w])[\u0391-\u03c9](?![\u0370-\u03ff\w])",
         lambda m: unicodedata.name(m[0]).rsplit(" ", 1)[-1].lower(),
         text,
     )
-
-
-def _numbers(text: str, language: str) -> str:
-    """Whole numbers over 4 digits in words; with a zero in front digit by digit."""
-
-    def words(match: re.Match[str]) -> str:
-        digits, decimals = match[1].replace(",", ""), match[2] or ""
-        if len(digits) <= 4 and "," not in match[1]:
-            return match[0]
-        if digits[0] == "0" or len(digits) > 12 or len(decimals) > 3:
-            zip_code = digits[0] == "0" and len(digits) <= 6 and not decimals
-            return _in_words(digits, language, " ") if zip_code else match[0]
-        point = _in_words(decimals[1:], language, " ")
-        said = num2words(int(digits), lang=language).replace(",", "")
-        return (
-            f"{said} point {point}"
-            if point and language == "en"
-            else said
-            if not point
-            else match[0]
-        )
-
-    return _NUMBER.sub(words, text)
-
-
-def _in_words(digits: str, language: str, between: str) -> str:
-    return between.join(num2words(int(digit), lang=language) for digit in digits)
 
 
 def _punctuation(text: str, _: str) -> str:
@@ -299,8 +231,8 @@ RULES: list[tuple[str, Callable[[str, str], str]]] = [
     ("emoji", _emoji),
     ("lines", _lines),
     ("url", _domains),
-    ("number", _currency),
+    ("number", money),
     ("symbol", _symbols),
-    ("number", _numbers),
+    ("number", numbers),
     ("punctuation", _punctuation),
 ]

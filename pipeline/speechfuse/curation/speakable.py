@@ -41,7 +41,8 @@ _LATEX = re.compile(
 _URL = re.compile(
     r"\bhttps?:|\bftp:|\bwww\.|\S@\S+\.\w"
     r"|\b[\w-]+\.(?:com|org|net|gov|edu|io|co|uk|de|info)\b(?:/|\?)?"
-    r"|\b\d{1,3}(?:\.\d{1,3}){3}\b",
+    r"|\b\d{1,3}(?:\.\d{1,3}){3}\b|[a-z]\.[a-z]{2,}/[\w~?-]"
+    r"|\b(?:localhost|[\w-]*[a-z][\w-]*\.[\w.-]+):\d|[a-z]:(?:[38]\d{3}|\d{5})\b",
     re.I,
 )
 _EMOJI = re.compile(rf"[{EMOJI}]|(?<!\w)(?:[:;=]-?[)(DPp/|\\]|<3|\^_\^|xD)(?!\w)")
@@ -49,7 +50,7 @@ _SIGNS = re.compile(r"(?:[.-]+ ){3,}|-{3,}")
 _LONG_NUMBER = re.compile(
     r"\d{5,}|\(\d{3}\) ?\d|\d[\d.,]*\d,\d|\d(?:[ -]?\d){6,}|\d+\.\d{4,}"
     r"|\d+(?:\.\d+){2,}|\d+(?:-\d+)+|\d+(?:/\d+)+"
-    r"|(?=\w*\d\w*[A-Za-z]\w*\d|\w*[A-Za-z]\w*\d\w*[A-Za-z])\w{9,}|\b0[xX][0-9a-fA-F]+"
+    r"|(?=\w*\d\w*[A-Za-z]\w*\d|\w*[A-Za-z]\w*\d\w*[A-Za-z])\w{9,}|\b0[xX][0-9a-fA-F]+|\b\d+(?:\.\d+)?[eE][-+]?\d+\b"
 )
 _PLACEHOLDER = re.compile(r"\[[A-Za-z][^\[\]]*\]|<[A-Za-z][^<>]*>|\{\{?\w+\}?\}")
 _PUNCTUATION = frozenset(" .,;:!?'\"()-¿¡。、।؟،")
