@@ -132,7 +132,9 @@ def studio_of(made: dict[str, Any], quantizer: Quantizer, trust: bool) -> Studio
     try:
         if not trust:
             return Untrusted(made, quantizer)
-        with (whole := Studio({}, engines_of(made["voices"]), steps, seed, quantizer)):
+        rest = made["runtime"].get("voices", {})  # how an engine is reached
+        voices = {name: {**spec, **rest.get(name, {})} for name, spec in made["voices"].items()}
+        with (whole := Studio({}, engines_of(voices), steps, seed, quantizer)):
             return whole
     except (ValueError, OSError) as error:
         print(f"no audio: {error}")

@@ -11,6 +11,7 @@ whole by one worker process or not at all; after a stop only missing shards are 
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -29,11 +30,17 @@ from speechfuse import (
     shards,
     workers,
 )
+from speechfuse.engines import Engine
 from speechfuse.roundtrip import RoundTrip
 from speechfuse.samples import Entry
-from speechfuse.sharding import QuantizerOf, Runtime
+from speechfuse.sharding import QuantizerOf
 from speechfuse.studio import Studio, engines_of, speakers_of
 from speechfuse.synthesis import synthesize
+
+
+@dataclass
+class Runtime(sharding.Workers):
+    prefetch: int = field(default=32, metadata={"help": "samples spoken ahead of the encoder"})
 
 
 @dataclass
@@ -96,15 +103,26 @@ def plan_of(
     job: SynthesizeInstructions, kinds: dict[str, Entry], speakers: dict[str, float]
 ) -> dict[str, Any]:
     """What plan.json holds: the shards and their samples."""
-    plan = samples.plan(kinds, job.samples, speakers, job.seed, job.shard_size)
+    nobody = {"": 1.0}
+    plan = samples.plan(kinds, job.samples, speakers or nobody, job.seed, job.shard_size)
     if not plan:
         raise ValueError(f"samples={job.samples}: nothing is left to be made of so few texts")
+    for sample in (sample for shard in plan for sample in shard["samples"]):
+        if any(part["voice"] == "" for part in sample["speech"]):
+            raise ValueError(f"voices is empty, but kinds.{sample['kind']} speaks: name an engine")
     return {"shards": plan}
 
 
-def totals_of(paths: list[Path], rejects: sharding.Rejects, plan: samples.Plan) -> dict[str, Any]:
+def planned_of(plan: samples.Plan, names: Iterable[str]) -> dict[str, int]:
+    """How many samples of each kind are planned; 0 of one whose share is too small for one."""
+    found = Counter(sample["kind"] for shard in plan for sample in shard["samples"])
+    return {name: found[name] for name in names}
+
+
+def totals_of(
+    paths: list[Path], rejects: sharding.Rejects, planned: dict[str, int]
+) -> dict[str, Any]:
     """What the finished shards hold, counted from disk, so that a resumed job counts the same."""
-    planned = Counter(sample["kind"] for shard in plan for sample in shard["samples"])
     kinds, sources, speakers = Counter[str](), Counter[str](), Counter[str]()
     licences: dict[str, str | None] = {}
     speech: list[tuple[float, int]] = []
@@ -122,7 +140,7 @@ def totals_of(paths: list[Path], rejects: sharding.Rejects, plan: samples.Plan) 
     return {
         "rows": kinds.total(),
         **sharding.totals_of(paths, "pieces_of_speech", speech),
-        "kinds": {name: {"planned": n, "made": kinds[name]} for name, n in sorted(planned.items())},
+        "kinds": {name: {"planned": n, "made": kinds[name]} for name, n in planned.items()},
         "voices": dict(sorted(speakers.items())),
         "round_trip": _by_voice(counts),
         "sources": dict(sorted(sources.items())),
@@ -145,6 +163,41 @@ def _by_voice(counts: Counter[str]) -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items(), key=lambda item: (-item[1]["wer"], item[0])))
 
 
+def settings_of(
+    job: SynthesizeInstructions, engines: dict[str, Engine], trip: RoundTrip | None
+) -> dict[str, Any]:
+    """The job's configuration. What changes nothing of what engines say and the listener hears
+    goes to `runtime`, which is no part of an artifact's fingerprint."""
+    settings = asdict(job)
+
+    def moved(spec: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+        return {key: spec.pop(key) for key in keys if key in spec}
+
+    voices = {n: moved(settings["voices"][n], of.not_identity) for n, of in engines.items()}
+    settings["runtime"]["voices"] = {name: rest for name, rest in voices.items() if rest}
+    if trip:
+        spec = settings["round_trip"]["listener"]
+        settings["runtime"]["listener"] = moved(spec, trip.listener.not_identity)
+    return settings
+
+
+def check_made(out: Path, kinds: dict[str, dict[str, int]], rejects: sharding.Rejects) -> None:
+    """ValueError when nothing was made of a kind that was planned."""
+    for kind, of in kinds.items():
+        if not of["planned"] or of["made"]:
+            continue
+        mine = [each for each in rejects if each["id"].partition("/")[0] == kind]
+        reasons = [each["reason"].partition(":")[0] for each in mine]
+        ((why, many),) = Counter(reasons).most_common(1)
+        first = mine[reasons.index(why)]
+        raise ValueError(
+            f"{out}: nothing was made of the kind {kind}: of {of['planned']} samples {many} were "
+            f"left out for {why}; first: {first['id']}: {first['reason']}; all are in "
+            f"{out}/shard-*.rejects.jsonl, and shards are kept; change what leaves them out, and "
+            "start anew with fresh=true"
+        )
+
+
 def main(job: SynthesizeInstructions) -> None:
     out = Path(job.out)
     least = {"shard_size": job.shard_size, "batch_size": job.batch_size, "samples": job.samples}
@@ -153,7 +206,8 @@ def main(job: SynthesizeInstructions) -> None:
     workers.gpus(job.runtime.device)
     kinds, engines = samples.entries(job.kinds, job.texts), engines_of(job.voices)
     quantizer, listener = job.quantizer.load("cpu"), _round_trip(json.dumps(job.round_trip))
-    if job.fresh or not (out / "manifest.json").exists():  # what is complete needs no engine
+    complete = (out / "manifest.json").exists() and not job.fresh
+    if not complete and not job.runtime.dry_run:  # else no engine is needed
         for engine in engines.values():
             engine.check()
         if listener:
@@ -180,31 +234,42 @@ def main(job: SynthesizeInstructions) -> None:
         inputs["augmentation"] = sounds
     if job.runtime.dry_run:
         plan = plan_of(job, kinds, speakers)["shards"]
-        found = Counter(sample["kind"] for shard in plan for sample in shard["samples"])
-        said = ", ".join(f"{n:,} {kind}" for kind, n in found.items())
-        print(f"{out}: {said} in {len(plan)} shards and {len(speakers)} voices; not started")
+        said = said_of(planned_of(plan, kinds))
+        print(
+            f"{out}: {said} in {len(plan)} shards and {len(speakers)} voices; not started: voices "
+            "and listener were not asked whether they work"
+        )
         return
-    work = artifact.Artifact(out, "synthesize_instructions", 1, asdict(job), inputs)
+    settings = settings_of(job, engines, listener)
+    work = artifact.Artifact(out, "synthesize_instructions", 1, settings, inputs)
     if not work.begin(lambda: plan_of(job, kinds, speakers), fresh=job.fresh):
         return
     plan = work.plan["shards"]
     paths, rejects = sharding.make(job, plan, synthesize_shard, "sample")
     folders = sorted({kind.texts for kind in kinds.values()})
     chosen = {f.name: artifact.manifest_of(f)["totals"].get("steps", []) for f in folders}
-    totals = totals_of(paths, rejects, plan) | {
+    totals = totals_of(paths, rejects, planned_of(plan, sorted(kinds))) | {
         "curation": {name: steps for name, steps in chosen.items() if steps},
         "samples": sum(shard["count"] for shard in plan),
         "source": ", ".join(folder.name for folder in folders),
         "quantizer": quantizer.identity,
         "token_rate": quantizer.token_rate,
     }
+    check_made(out, totals["kinds"], rejects)
     work.finish(totals, [*paths, *sharding.rejects_of(paths)])
     print(summary(out, totals))
 
 
+def said_of(kinds: dict[str, int]) -> str:
+    """How many samples of each kind; the others have shares too small for one."""
+    some = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)
+    none = ", ".join(kind for kind, n in kinds.items() if not n)
+    return f"{some} (too small a share for a sample: {none})" if none else some
+
+
 def summary(out: Path, totals: dict[str, Any]) -> str:
     """One line: what was made and everything that happened on the way."""
-    happened = [", ".join(f"{of['made']:,} {kind}" for kind, of in totals["kinds"].items())]
+    happened = [said_of({name: of["made"] for name, of in totals["kinds"].items()})]
     if totals["split"]:
         happened.append(f"{totals['split']:,} texts spoken in {totals['pieces']:,} pieces")
     if heard := totals["round_trip"]:

@@ -24,6 +24,7 @@ from speechfuse.roundtrip import Made
 from speechfuse.texts import Conversation, Turn
 from speechfuse.vocab import SoundLayout, Vocabulary, add_sound_tokens
 from stages import init_base, synthesize_instructions, verify
+from tests.speech_server import SpeechServer
 from tests.test_kinds import texts
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +59,7 @@ class Beep:
     """Says every text as a tone of its own, 20 characters a second, or as `codes`."""
 
     max_characters = None
-    language, parallel = "en", 4
+    language, parallel, not_identity = "en", 4, ()
 
     def __init__(self, codec: str | None = None, without: str = "") -> None:
         self.codec, self.without = codec, without
@@ -88,6 +89,8 @@ class Beep:
 
 class Listener:
     """Hears nothing of what is said high."""
+
+    not_identity = ()
 
     def check(self, codec: str) -> None: ...
 
@@ -431,7 +434,7 @@ def test_an_engine_of_codes_must_have_the_quantizers_codec(small, monkeypatch, c
         ({"voices": {"espeak": {**ESPEAK, "variants": ["Nobody"]}}}, "no voice 'en-us+Nobody'"),
         ({"voices": {"espeak": {**ESPEAK, "share": 0.5}}}, "voices: the shares are"),
         ({"voices": {"e": {"_component_": "speechfuse.engines.Espeak"}}}, "speechfuse.engines"),
-        ({"voices": {}}, "voices"),
+        ({"voices": {}}, "voices is empty, but kinds."),
         ({"samples": 0}, "samples=0: at least 1 is needed"),
         ({"quantizer": {"checkpoint": QUANTIZER, "dtype": "float16"}}, "float16"),
         ({"augmentation": [{"_component_": "speechfuse.augmentation.Noise"}]}, "snr"),
@@ -455,8 +458,108 @@ def test_a_dry_run_says_what_it_would_do_and_another_configuration_is_refused(
     assert called(monkeypatch, job, f"out={whole}/dry", "--dry-run") == 0
     said = capsys.readouterr().out
     assert "36 instruction" in said and "in 4 shards and 2 voices; not started" in said
+    assert "voices and listener were not asked" in said
     assert not (whole / "dry").exists()
     assert called(monkeypatch, job, "runtime.workers=7") == 0
     assert capsys.readouterr().out == f"{whole}/data: complete, nothing to do\n"
     assert called(monkeypatch, job, "seed=1") == 2
     assert "what differs: seed: 0 there, 1 now" in capsys.readouterr().err
+
+
+def test_a_dry_run_asks_no_server(small, monkeypatch, capsys):
+    nowhere = "http://127.0.0.1:9/v1"
+    engine = {"_component_": "speechfuse.engines.endpoint.Endpoint", "names": ["a"], "tries": 1}
+    voices = {"server": {**engine, "url": nowhere, "model": "m", "key_variable": None}}
+    job = written(small, kinds=PLAIN, voices=voices)
+    assert called(monkeypatch, job, "--dry-run") == 0
+    assert called(monkeypatch, job) == 2 and "no connection" in capsys.readouterr().err
+
+
+def test_help_shows_only_what_this_job_uses(small, monkeypatch, capsys):
+    assert called(monkeypatch, written(small), "--help") == 0
+    shown = capsys.readouterr().out
+    assert "runtime.prefetch" in shown and "decode" not in shown
+
+
+def test_no_kind_that_speaks_needs_no_voice(small, monkeypatch):
+    kinds = {"text": {**KINDS["text"], "share": 1.0}}
+    assert called(monkeypatch, written(small, kinds=kinds, voices={}, samples=5)) == 0
+    assert artifact.manifest_of(small / "data")["totals"]["rows"] == 5
+
+
+def test_a_kind_of_too_small_a_share_is_said(small, monkeypatch, capsys):
+    kinds = {"text": {**KINDS["text"], "share": 0.99}, "partly": {**KINDS["partly"], "share": 0.01}}
+    job = written(small, kinds=kinds, voices=BEEPS, samples=10)
+    said = "10 text (too small a share for a sample: partly)"
+    for way in (["--dry-run"], []):
+        assert called(monkeypatch, job, *way) == 0
+        assert said in capsys.readouterr().out
+    assert artifact.manifest_of(small / "data")["totals"]["kinds"] == {
+        "partly": {"planned": 0, "made": 0}, "text": {"planned": 10, "made": 10},
+    }  # fmt: skip
+
+
+TRIP = {"listener": {"_component_": f"{__name__}.Listener"}, "max_wer": 0.5}
+
+
+def test_nothing_of_a_kind_is_no_dataset(small, monkeypatch, capsys):
+    monkeypatch.setattr(Listener, "hear", lambda self, made: ["" for _ in made])  # deaf
+    kinds = {"text": {**KINDS["text"], "share": 0.5}, "partly": {**KINDS["partly"], "share": 0.5}}
+    job = written(small, kinds=kinds, voices=BEEPS, samples=20, round_trip=TRIP, shard_size=10)
+    assert called(monkeypatch, job) == 2
+    said = capsys.readouterr().err
+    assert "nothing was made of the kind partly: of 10 samples 10 were left out for filter" in said
+    assert "first: partly/q" in said and "heard: " in said
+    assert len(hashes(small / "data")) == 4 and not (small / "data/manifest.json").exists()
+
+
+def test_a_listener_of_another_codec_is_refused_before_work(small, monkeypatch, capsys):
+    def check(self: Listener, codec: str) -> None:
+        raise ValueError(f"round_trip: not the codec {codec}")
+
+    monkeypatch.setattr(Listener, "check", check)
+    assert called(monkeypatch, written(small, kinds=PLAIN, voices=BEEPS, round_trip=TRIP)) == 2
+    identity = Quantizer.load(ROOT / QUANTIZER).identity
+    assert f"not the codec {identity}" in capsys.readouterr().err
+    assert not (small / "data").exists()
+
+
+def test_other_texts_another_engine_or_listener_is_another_dataset(small, monkeypatch, capsys):
+    job = written(small, kinds=PLAIN, voices=BEEPS, samples=20, round_trip=TRIP)
+    assert called(monkeypatch, job) == 0
+    for owner, named in ((Beep, "voices.beep"), (Listener, "round_trip")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, "identity", lambda self: {"release": 2})
+            assert called(patch, job) == 2
+        assert f"what differs: inputs.{named}: " in capsys.readouterr().err
+    manifest = artifact.manifest_of(small / "texts")
+    artifact.write_json(small / "texts/manifest.json", {**manifest, "fingerprint": "another"})
+    assert called(monkeypatch, job) == 2
+    assert "what differs: inputs.texts.instruction: " in capsys.readouterr().err
+
+
+def test_how_a_server_is_reached_may_change_and_what_it_is_asked_may_not(
+    small, monkeypatch, capsys
+):
+    monkeypatch.setenv("KEY", "of the test")
+    with SpeechServer() as server:
+        place = {"url": server.url, "model": "m", "key_variable": None}
+        engine = {"_component_": "speechfuse.engines.endpoint.Endpoint", "names": ["echo"], **place}
+        heard = {"_component_": "speechfuse.roundtrip.Transcriber", **place}
+
+        def run(voice: dict[str, Any], listener: dict[str, Any]) -> int:
+            trip = {"listener": heard | listener, "max_wer": 1.0}
+            voices = {"server": engine | voice}
+            changed = written(small, kinds=PLAIN, voices=voices, samples=4, round_trip=trip)
+            return called(monkeypatch, changed)
+
+        assert run({"timeout": 9}, {}) == 0
+        manifest = artifact.manifest_of(small / "data")
+        assert manifest["config"]["runtime"]["voices"] == {
+            "server": {"timeout": 9, "key_variable": None}
+        }
+        way = {"timeout": 5, "tries": 2, "cache": str(small / "cache"), "key_variable": "KEY"}
+        assert run(way | {"parallel": 3}, way) == 0
+        assert "complete, nothing to do" in capsys.readouterr().out
+        assert run({"speed": [1, 2]}, {}) == 2 and "speed" in capsys.readouterr().err
+        assert run({}, {"language": "de"}) == 2 and "language" in capsys.readouterr().err

@@ -53,6 +53,8 @@ class Verdict:
 class Listener(Protocol):
     """`hear` gives what was heard of each, or the error that is the reject of this one alone."""
 
+    not_identity: tuple[str, ...]  # arguments that change nothing of what it hears
+
     def check(self, codec: str) -> None: ...
     def identity(self) -> dict[str, Any]: ...
     def hear(self, made: list[Made]) -> Sequence[str | ValueError]: ...
@@ -61,6 +63,8 @@ class Listener(Protocol):
 class CodecDecoder:
     """The quantizer's own decoder: `quantizer` with its decoding half, and the `whisper` (.pt) that
     it was trained on."""
+
+    not_identity = ()
 
     def __init__(
         self, quantizer: str, whisper: str, language: str = "en", batch_size: int = 16
@@ -87,6 +91,8 @@ class CodecDecoder:
 
 class Transcriber:
     """Any server with OpenAI's `POST /audio/transcriptions`. `body`: further fields of the form."""
+
+    not_identity = ("key_variable", "timeout", "tries", "cache")
 
     def __init__(
         self,

@@ -53,13 +53,13 @@ def _quantizer(path: str, whisper: str | None, dtype: str, device: str) -> Quant
 
 
 @dataclass
-class Runtime:
+class Workers:
+    """How any such job runs."""
+
     workers: int = field(
         default=2, metadata={"help": "processes on the CPU, each with one thread and one quantizer"}
     )
     device: str = field(default="auto", metadata={"help": "cpu, cuda (a process per GPU), or auto"})
-    decode_threads: int = field(default=2, metadata={"help": "of each process, beside the encoder"})
-    prefetch: int = field(default=32, metadata={"help": "clips decoded ahead of the encoder"})
     max_reject_rate: float = field(
         default=0.1, metadata={"help": "more rejects than this stop the job"}
     )
@@ -68,6 +68,14 @@ class Runtime:
         default_factory=lambda: {"_component_": "speechfuse.workers.processes"},
         metadata={"help": "speechfuse.cluster.ray_actors for more machines than one"},
     )
+
+
+@dataclass
+class Runtime(Workers):
+    """How a job that decodes recordings runs."""
+
+    decode_threads: int = field(default=2, metadata={"help": "of each process, beside the encoder"})
+    prefetch: int = field(default=32, metadata={"help": "clips decoded ahead of the encoder"})
 
 
 class Job(Protocol):

@@ -50,6 +50,7 @@ class Engine(Protocol):
     max_characters: int | None  # of one `speak`; more is split by `sentences` or rejected
     language: str  # of the rows, as "en"
     parallel: int  # how many threads may be in `speak` at once
+    not_identity: tuple[str, ...]  # arguments that change nothing of what it says
     codec: str | None  # identity of the quantizer whose codes it makes; None where it makes sound
 
     def voices(self) -> list[str]: ...

@@ -18,6 +18,7 @@ class Endpoint:
     """`names` are the server's voices. `speed`: a range to draw from, sent where it is given.
     `body`: further fields of every request. `send_seed`: for servers that take one."""
 
+    not_identity = ("key_variable", "parallel", "timeout", "tries", "cache")
     codec = None
 
     def __init__(

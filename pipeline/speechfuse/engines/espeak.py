@@ -24,6 +24,7 @@ class Espeak:
 
     max_characters = None
     parallel = 1
+    not_identity = ()
     codec = None
 
     def __init__(

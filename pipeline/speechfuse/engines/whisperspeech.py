@@ -39,6 +39,7 @@ class _WhisperSpeech:
     """What both routes share: the process, the text-to-codes model and its window."""
 
     parallel = 1
+    not_identity = ()
     files: dict[str, str]
 
     def __init__(
