@@ -13,17 +13,29 @@ _CANNOT = (
     r"(?:can ?not|can't|am not able to|am unable to|am not capable of|unable to"
     r"|(?:don't|do not) have the (?:ability|capability) to|have no ability to)"
 )
+_HEARD = (  # the user, a recording, or nothing is named; music at work may be anybody's
+    r"(?: to)?(?:\s*(?:[.!?,;]|$)| (?:and|or)\b| (?:(?:any|the|an?|your|spoken|live) )*"
+    r"(?:you|your|audio|sounds?|voices?|speech|recordings?|files?|clips?|this|that|it|what you"
+    r"|anything)\b)"
+)
 _HEAR = (
     r"(?:(?:actually|directly|physically|really|currently) )?"
-    r"(?:hear|hearing|listen|listening|process(?:ing)? (?:audio|voice|sound)|access audio"
-    r"|understand (?:audio|speech)|play(?:ing)? audio)"
+    rf"(?:(?:hear|hearing|listen|listening){_HEARD}|process(?:ing)? (?:audio|voice|sound)"
+    r"|access audio|understand (?:audio|speech)|play(?:ing)? audio)"
 )
 _AI = (
     r"(?:[\w-]+ ){0,3}(?:AI|artificial intelligence|language model|LLM|chat ?bot)\b"
-    r"(?! (?:researcher|engineer|company|developer|expert|specialist|startup|scientist))"
+    r"(?! (?!computer|character|helper)"  # what a person or a company is
+    r"(?:fan|nerd|company|startup|expert|student|consultant|analyst|\w+(?:er|or|ist|ian|iast))s?\b)"
+)
+_IS_AI = (
+    rf"(?:^|[.!?\n]\s*)as an? {_AI}(?: (?:language )?(?:model|assistant|system|program|bot))?,"
+    rf"|(?<!such )\bas an? {_AI}[^.!?\n]{{0,100}}\b(?:I|my|me)\b"
+    rf"|\bI\b[^.!?\n]{{0,60}}(?<!such )\bas an? {_AI}"
+    rf"|\bI(?:'m| am) (?:just |only |merely )?an? {_AI}"
 )
 _DEAF = (
-    rf"\bI(?:'m| am)?\b[^.!?\n]{{0,60}}\b{_CANNOT}\b[^.!?\n]{{0,15}}\b{_HEAR}\b",
+    rf"\bI(?:'m| am)?\b[^.!?\n]{{0,60}}\b{_CANNOT}\b[^.!?\n]{{0,15}}\b{_HEAR}",
     r"\bI(?:'m| am)(?: only| just)? (?:an? )?(?:[\w-]+ ){0,3}text[- ](?:based|only)\b",
     r"\bas an? text[- ](?:based|only) (?:AI|model|assistant|language|program|chat|system)",
     r"\bI (?:don't|do not) have (?:any )?(?:ears|(?:audio|hearing) (?:cap|input|abilit)\w*"
@@ -32,9 +44,7 @@ _DEAF = (
 )
 FAULTS = {  # what such answers say
     "deaf": re.compile("|".join(_DEAF), re.I),
-    "as an AI": re.compile(
-        rf"\bas an? {_AI}|\bI(?:'m| am) (?:just |only |merely )?an? {_AI}", re.I
-    ),
+    "as an AI": re.compile(_IS_AI, re.I),
 }
 
 

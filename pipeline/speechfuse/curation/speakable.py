@@ -17,12 +17,15 @@ from speechfuse.texts import Conversation
 
 _CODE = re.compile(
     r"```|~~~"
-    r"|^\s*(?:def|class)\s+\w+.*:\s*$|^\s*(?:import|from)\s+[\w.]+(?:\s+(?:import|as)\s+.+)?;?\s*$"
+    r"|^\s*(?:def|class)\s+\w+.*:\s*$|^\s*from\s+[\w.]+\s+import\s"
+    r"|^\s*import\s+(?:[\w.]+\s+as\s+\w+|\w+(?:\.[\w*]+)+|os|sys|re|json|math|time|random|csv)\s*$"
+    r"|^\s*import\s+[\w.*]+;\s*$|^[^\n]*(?:[=\[\]{}<>]|\w\(|\+\+|->)[^\n]*;\s*$"
+    r"|^\s*(?:return\b[^\n]{0,20}|break|continue|(?:int|float|double|char|string|bool)\s\w+);\s*$"
     r"|^\s*#include\b|\bpublic\s+(?:static|class|void)\b|\bconsole\.log\b|\bprintf?\s*\("
     r"|\bSELECT\b[\s\S]{1,200}\bFROM\b|\bINSERT INTO\b|\bCREATE TABLE\b|\bUPDATE \w+ SET\b"
     r"|^\s*(?:for|while|if|elif|else)\b[^\n]*:\s*\n[ \t]+\S"
     r"|^\s*(?:let|const|var|int|float|double|char|string|bool)\s+\w+\s*="
-    r"|=>|\(\)|[;{}]\s*$|&&|\|\||[=!]=|:=|\+=|</\w+>|<\?\w+|\$\(|^\s*\$\s+\w+"
+    r"|=>|\(\)|[{}]\s*$|&&|\|\||[=!]=|:=|\+=|</\w+>|<\?\w+|\$\(|^\s*\$\s+\w+"
     r"|^\s*(?:sudo|pip|npm|git|docker) \w"
     r"|\b[a-z]+_[a-z_]+\b|\b[a-z]+[A-Z]\w*\(|\b\w+\[[^\]]*\]|\blambda \w+:"
     r"|\w\((?!s\)|es\)|k\))[^()\s]*(?:,\s?[^()\s]*)*\)"
