@@ -9,6 +9,7 @@ are small, with random weights (make_whisperspeech.py).
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import soundfile
 import torch
 from torch.nn.functional import normalize
 
-from speechfuse.engines import Unavailable, sentences
+from speechfuse.engines import Unavailable, sentences, whisperspeech
 from speechfuse.engines.espeak import Espeak
 from speechfuse.engines.whisperspeech import PYTHON, TextToCodes, TextToWaveform
 from speechfuse.quantizer import Quantizer, QuantizerConfig
@@ -191,6 +192,31 @@ def test_a_process_that_fails_ends_the_job(models, tmp_path):
         process.wait()
         with pytest.raises(Unavailable, match="process has ended"):
             engine.speak(TEXTS[0], "whisperspeech", 0)
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_process_that_hangs_is_ended_and_the_job_with_it(models, tmp_path, monkeypatch, answers):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\n" + "echo {}\n" * answers + "exec sleep 60\n")  # deaf, too
+    python.chmod(0o755)
+    monkeypatch.setattr(whisperspeech, "STARTS", 5.0 if answers else 0.1)
+    for name, seconds in (("SPEAKS", 0.1), ("CHARACTER", 0.01), ("ENDS", 0.1)):
+        monkeypatch.setattr(whisperspeech, name, seconds)
+    start = time.monotonic()
+    with pytest.raises(Unavailable, match=r"said nothing for 0\.\d+ s and was ended"):
+        with to_codes(models, python=str(python)) as engine:
+            engine.speak("ten " * 10, "whisperspeech", 0)
+    assert time.monotonic() - start < 5
+
+
+def test_a_process_that_does_not_end_is_killed(models, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho {}\nexec sleep 60\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(whisperspeech, "ENDS", 0.1)
+    with to_codes(models, python=str(python)) as engine:
+        process = engine._process
+    assert process is not None and process.poll() == -9
 
 
 def test_a_text_to_codes_model_of_another_codec_is_refused(models, tmp_path):

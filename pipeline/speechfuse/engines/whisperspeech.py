@@ -7,6 +7,7 @@ charactr/vocos-encodec-24khz on the Hub); their sha256 are part of what is made.
 
 A text-to-codes model speaks the codes of the codec that it was trained with, and carries that
 codec's codebook inside: it is compared with the quantizer's. Text over a model's window is refused.
+A process that is silent for long is ended, and the job with it.
 """
 
 import base64
@@ -19,7 +20,9 @@ from contextlib import suppress
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import IO, Any, Self
 
 import numpy as np
 import torch
@@ -32,6 +35,9 @@ from speechfuse.quantizer import Quantizer, read_torch
 PYTHON = ".venv-whisperspeech/bin/python"
 CODEBOOK = "embeddings.embedding.main.weight"
 SPEAKER_WIDTH = 192
+# seconds of silence before it is taken to hang: to read its models, and for a text; a character is
+# a fifteenth of a second of speech
+STARTS, SPEAKS, CHARACTER, ENDS = 900.0, 120.0, 5.0, 30.0
 MARGIN = 0.9  # of the window: not every text keeps to the pace that it is asked for
 
 
@@ -103,14 +109,20 @@ class _WhisperSpeech:
             "device": workers.device(),
         }  # fmt: skip
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._process and self._process.stdin and self._process.stdout, "use it in a with"
+    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        assert self._process and self._process.stdin, "use it in a with"
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            line = self._lines.get(timeout=seconds)
         except BrokenPipeError:
             line = ""
+        except Empty:
+            self._process.kill()
+            raise Unavailable(
+                f"WhisperSpeech said nothing for {seconds:g} s and was ended: see that the device "
+                f"({workers.device()}) is free; finished shards are kept"
+            ) from None
         if not line:
             self._errors.seek(0)
             last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
@@ -130,7 +142,7 @@ class _WhisperSpeech:
             "text": " ".join(text.split()), "seed": seed, "cps": cps, "language": self.language,
             "temperature": self.temperature, "speaker": speaker,
         }  # fmt: skip
-        return self._ask(request), {"cps": cps}
+        return self._ask(request, SPEAKS + CHARACTER * len(text)), {"cps": cps}
 
     def __enter__(self) -> Self:
         script = str(resources.files("speechfuse.engines") / "whisperspeech_worker.py")
@@ -141,8 +153,10 @@ class _WhisperSpeech:
             [self.python, "-P", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._errors, text=True, env=environment | {"HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
+        self._lines: SimpleQueue[str] = SimpleQueue()
+        Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
         try:
-            self._ask(self._settings())
+            self._ask(self._settings(), STARTS)
         except ValueError:
             self.__exit__()
             raise
@@ -152,9 +166,20 @@ class _WhisperSpeech:
         if self._process and self._process.stdin:
             with suppress(BrokenPipeError):  # it has ended already
                 self._process.stdin.close()
-            self._process.wait()
+            try:
+                self._process.wait(ENDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
             self._errors.close()
         self._process = None
+
+
+def _read(file: IO[str], lines: SimpleQueue[str]) -> None:
+    """Lines as they come, and "" at the end; a pipe cannot be read with a time limit."""
+    for line in file:
+        lines.put(line)
+    lines.put("")
 
 
 class TextToCodes(_WhisperSpeech):
