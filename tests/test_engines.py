@@ -26,9 +26,13 @@ TEXT = "What is three plus four? Name the capital of France, please. Why?"
         (TEXT, len(TEXT) - 1, [TEXT[:60], "Why?"]),
         (TEXT, 36, ["What is three plus four?", "Name the capital of France, please.", "Why?"]),
         ("He said (e.g. this). Then\n he left.", 21, ["He said (e.g. this).", "Then he left."]),
+        (
+            "He met Dr. Who. So did I. In the U.S. Army? E.g. J. R. did.", 17,
+            ["He met Dr. Who.", "So did I.", "In the U.S. Army?", "E.g. J. R. did."],
+        ),
         ("你好。再见。", 9, ["你好。", "再见。"]),
     ],
-)
+)  # fmt: skip
 def test_text_is_split_at_sentences_and_nothing_is_lost(text, limit, pieces):
     found = sentences(text, limit)
     assert found == pieces
@@ -40,6 +44,11 @@ def test_a_sentence_over_the_limit_is_refused_not_cropped():
         sentences(TEXT, 34)
     with pytest.raises(ValueError, match=r"^too long: a sentence of 9 "):
         sentences("你好。", 8)  # bytes: what WhisperSpeech counts
+
+
+def test_what_no_window_could_hold_is_refused_before_espeak_says_it():
+    with pytest.raises(ValueError, match=r"^too long: a sentence of "):
+        sentences("and " * 40_000, Espeak(["m3"]).max_characters)
 
 
 def test_every_voice_has_its_exact_share_of_all_and_nearly_of_each_kind():

@@ -30,6 +30,11 @@ _CLOSING = "[\"'\u2019\u201d\u300d\u300f\uff09)\\]]*"
 _ENDS = re.compile(
     rf"(?<=[.!?\u2026]){_CLOSING}\s+(?![a-z])|(?<=[\u3002\uff01\uff1f]){_CLOSING}\s*"
 )
+# a stop after these ends no sentence: titles and the like, initials ("U.S.A."), but for "I"
+_GOES_ON = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|Rev|Gen|Sen|Gov|Capt|Lt|Col|Sgt|St|Mt|Fig|Vol|vs|cf|ca|[eE]\.g|[iI]\.e)"
+    r"|\b[A-HJ-Z]|\.[A-Z])\.$"
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,12 @@ def sentences(text: str, limit: int | None) -> list[str]:
 
 
 def _sentences(text: str) -> list[str]:
-    cuts = [0, *(match.end() for match in _ENDS.finditer(text)), len(text)]
+    ends = [
+        match.end()
+        for match in _ENDS.finditer(text)
+        if not _GOES_ON.search(text[max(0, match.start() - 12) : match.start()])
+    ]
+    cuts = [0, *ends, len(text)]
     found = [text[a:b].strip() for a, b in pairwise(cuts)]
     return [sentence for sentence in found if sentence]
 

@@ -22,7 +22,8 @@ class Espeak:
     """espeak-ng's `accents` x `variants`, or without accents full voice names; `rate` in words a
     minute and `pitch` (0 to 99) are ranges. `language` is what rows say it is."""
 
-    max_characters = None
+    # a sentence as long would not fit any window, however fast it is said
+    max_characters = 20_000
     parallel = 1
     not_identity = ()
     codec = None
