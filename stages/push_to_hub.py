@@ -43,8 +43,8 @@ def main(job: PushToHub) -> None:
     folder = folder_of(job.path)
     if not job.private and "unknown" in cards.licence_of(folder, job.licence).split():
         raise ValueError(
-            f"{folder}: its licence, or that of a part of it, is not stated, so it cannot be made public: say licence=... if "
-            "you know it, or leave private=true"
+            f"{folder}: its licence, or that of a part of it, is not stated, so it cannot be made "
+            "public: say licence=... if you know it, or leave private=true"
         )
     repo = job.repo
     if not repo:

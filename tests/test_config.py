@@ -255,7 +255,7 @@ def test_an_interrupt_is_130_and_our_own_mistakes_keep_their_traceback(run):
 @pytest.mark.parametrize(
     ("component", "values", "said"),
     [
-        ("kinds.Transcription", {"requests": "repeat:"}, r"requests='repeat:' is not .* list\[str\]"),
+        ("kinds.Transcription", {"requests": "say:"}, r"requests='say:' is not .* list\[str\]"),
         ("kinds.MultiTurn", {"spoken": "half"}, "spoken='half' is not of the type float"),
         ("kinds.Refusal", {"replies": ["no"], "level": -20}, r"level=-20 is not .* tuple\[float"),
         ("kinds.Instruction", {"repeat_first": 1}, "repeat_first=1 is not of the type bool"),

@@ -309,7 +309,7 @@ def test_mistakes_in_a_mixture_are_one_sentence(many, tmp_path):
         ({"text": {**half, "share": 0.1, "select": {"level": 7}}}, "none of the texts in"),
         ({"text": {**half, "share": 0.1, "texts": str(tmp_path)}}, "not a finished artifact"),
         ({"text": {**half, "share": 0.1, "texts": 3}}, "texts=3 and select=None: give the path"),
-        ({"text": {**half, "share": 0.1, "select": "all"}}, "select='all': give the path of a"),
+        ({"text": {**half, "share": 0.1, "select": "all"}}, "select='all': give the path"),
     ):
         with pytest.raises(ValueError, match=says):
             planned(many, 1000, **changes)

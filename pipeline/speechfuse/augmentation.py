@@ -61,7 +61,9 @@ def check(specs: list[dict[str, Any]]) -> str | None:
         step, rng = _step(json.dumps(spec)), np.random.default_rng(0)
         heard, _ = step(0.1 * white(audio.SAMPLE_RATE // 2, rng).astype(np.float32), rng)
         if not np.isfinite(heard).all():
-            raise ValueError(f"{spec['_component_']}: {vars(step)} makes samples that are no number")
+            raise ValueError(
+                f"{spec['_component_']}: {vars(step)} makes samples that are no number"
+            )
         if folder := getattr(step, "folder", None):
             folders.append(folder)
             for path in _files(folder):

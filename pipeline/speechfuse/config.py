@@ -105,10 +105,8 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
         )
         for name in spec.keys() & hints.keys():
             if not _fits(spec[name], hints[name]):
-                wanted = str(hints[name]).replace("typing.", "").removeprefix("<class '")
-                raise ValueError(
-                    f"{dotted}: {name}={spec[name]!r} is not of the type {wanted.rstrip(chr(39) + '>')}"
-                )
+                wanted = inspect.formatannotation(hints[name])
+                raise ValueError(f"{dotted}: {name}={spec[name]!r} is not of the type {wanted}")
     return component(**arguments)
 
 

@@ -62,8 +62,8 @@ def entries(kinds: dict[str, dict[str, Any]], texts: str | None) -> dict[str, En
             raise ValueError(f"kinds.{name} has no texts: set texts=FOLDER for it or for all kinds")
         if not isinstance(folder, str) or not isinstance(spec.get("select") or {}, dict):
             raise ValueError(
-                f"kinds.{name}: texts={folder!r} and select={spec.get('select')!r}: give the path of "
-                "a folder, and a mapping of keys to values"
+                f"kinds.{name}: texts={folder!r} and select={spec.get('select')!r}: give the path "
+                "of a folder, and a mapping of keys to values"
             )
         if "/" in name:
             raise ValueError(f"kinds.{name}: a name without a slash is needed")
