@@ -7,7 +7,7 @@ before; so any row can be made again by itself.
 
     {_component_: speechfuse.engines.espeak.Espeak, accents: [en-us], variants: [Annie, m3]}
     {_component_: speechfuse.engines.endpoint.Endpoint, url: http://127.0.0.1:8880/v1, ...}
-    {_component_: speechfuse.engines.whisperspeech.WhisperSpeech, t2s: models/..., ...}
+    {_component_: speechfuse.engines.whisperspeech.TextToWaveform, t2s: models/..., ...}
 
 Errors of `speak`: ValueError("kind: detail") is a reject of this text; Unavailable says that the
 engine itself cannot go on, and ends the job.
