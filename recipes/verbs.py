@@ -73,7 +73,8 @@ def synthesize(recipe: Path, arguments: list[str]) -> int:
     texts = recipe / "curate_texts.yaml"
     manifest = Path(yaml.safe_load(texts.read_text())["out"]) / "manifest.json"
     dry = is_dry(arguments) and not manifest.exists()
-    if code := job("curate_texts", str(texts), *["--dry-run"] * dry):
+    fresh = [a for a in arguments if a.startswith("fresh=")]  # both move aside only what differs
+    if code := job("curate_texts", str(texts), *["--dry-run"] * dry, *fresh):
         return code
     if dry:
         print("What is spoken is planned when the texts are chosen: "

@@ -134,10 +134,9 @@ def plan_of(job: CurateTexts, sources: list[Any], steps: list[Any]) -> list[dict
         for number, source in enumerate(sources)
         for shard in source.plan(job.shard_size)
     ]
-    if not plan:
-        raise ValueError(
-            f"texts: there is not one row in {', '.join(s.documents.path for s in sources)}"
-        )
+    for number, source in enumerate(sources):
+        if not any(shard["texts"] == number for shard in plan):
+            raise ValueError(f"texts: there is not one row in {source.documents.path}")
     for step in steps:
         _facts(step)  # now, not after hours
     if not job.runtime.dry_run:

@@ -251,6 +251,9 @@ def main(job: SynthesizeInstructions) -> None:
     totals = totals_of(paths, rejects, planned_of(plan, sorted(kinds))) | {
         "curation": {name: steps for name, steps in chosen.items() if steps},
         "samples": sum(shard["count"] for shard in plan),
+        "most_uses": max(
+            Counter((s["kind"], s["text"]) for shard in plan for s in shard["samples"]).values()
+        ),
         "source": ", ".join(folder.name for folder in folders),
         "quantizer": quantizer.identity,
         "token_rate": quantizer.token_rate,
@@ -270,6 +273,8 @@ def said_of(kinds: dict[str, int]) -> str:
 def summary(out: Path, totals: dict[str, Any]) -> str:
     """One line: what was made and everything that happened on the way."""
     happened = [said_of({name: of["made"] for name, of in totals["kinds"].items()})]
+    if totals["most_uses"] > 1:
+        happened.append(f"texts used up to {totals['most_uses']} times for a kind")
     if totals["split"]:
         happened.append(f"{totals['split']:,} texts spoken in {totals['pieces']:,} pieces")
     if heard := totals["round_trip"]:

@@ -228,6 +228,13 @@ def test_unknown_keys_and_unfinished_datasets_are_refused(parts, tmp_path):
         load(parts, texts(parts, select={"replayed": "maybe"}))
 
 
+def test_a_dataset_of_the_other_schema_is_refused_with_what_reads_it(parts):
+    with pytest.raises(ValueError, match=r"holds conversations: .* speechfuse.datasets.conversat"):
+        load(parts, texts(parts, _component_="speechfuse.datasets.sound"))
+    with pytest.raises(ValueError, match=r"holds rows of speech: .* speechfuse.datasets.speech or"):
+        load(parts, texts(parts, path=speech(parts)["path"]))
+
+
 def test_a_batch_is_rendered_alike_by_any_number_of_ranks_and_workers(parts):
     mixture = load(parts, speech(parts), texts(parts), shape=packing.Shape(64, 4), epochs=3)
     steps = range(mixture.plan.counts.steps)

@@ -104,6 +104,8 @@ def test_texts_are_chosen_and_then_spoken(started, monkeypatch, capsys):
     (done / "manifest.json").touch()
     assert verb("synthesize", monkeypatch, "--dry-run") == 0
     assert started.jobs[-2][2:] == [] and started.jobs[-1][2:] == ["--dry-run"]
+    assert verb("synthesize", monkeypatch, "fresh=true") == 0
+    assert started.jobs[-2][2:] == started.jobs[-1][2:] == ["fresh=true"]
     started.codes["curate_texts"] = 2
     assert verb("synthesize", monkeypatch) == 2 and started.jobs[-1][0] == "curate_texts"
 

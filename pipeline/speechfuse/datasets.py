@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -27,8 +28,15 @@ def _view(
     path: str,
     select: dict[str, Any] | None,
     train_on: str,
+    column: str,
     render: Callable[[dict[str, Any]], tuple[list[int], list[bool]] | None],
 ) -> View:
+    if column not in pq.read_schema(shards.shard_paths(Path(path))[0]).names:
+        here, fits = {
+            "codes": ("conversations", "conversations (and takes no turns)"),
+            "turns": ("rows of speech", "speech or .sound"),
+        }[column]
+        raise ValueError(f"{path} holds {here}: its _component_ is speechfuse.datasets.{fits}")
     if train_on not in ("answers", "all"):
         raise ValueError(f"train_on={train_on!r}: choose answers or all")
 
@@ -46,8 +54,9 @@ def _view(
 def sound(vocabulary: Vocabulary, path: str, select: dict[str, Any] | None = None) -> View:
     """Stage 1: every row's codes alone, all of them targets."""
     return _view(
-        path, select, "answers", lambda row: prompts.render_sound(vocabulary, row["codes"])
-    )
+        path, select, "answers", "codes",
+        lambda row: prompts.render_sound(vocabulary, row["codes"]),
+    )  # fmt: skip
 
 
 def speech(
@@ -65,7 +74,7 @@ def speech(
             return None
         return prompts.render(vocabulary, config.instantiate(turns, row=row))
 
-    return _view(path, select, train_on, render)
+    return _view(path, select, train_on, "codes", render)
 
 
 def conversations(
@@ -76,7 +85,7 @@ def conversations(
 ) -> View:
     """Rows that are conversations already: text replay, and the text training of a base model."""
     return _view(
-        path, select, train_on, lambda row: prompts.render(vocabulary, row["turns"])
+        path, select, train_on, "turns", lambda row: prompts.render(vocabulary, row["turns"])
     )
 
 
