@@ -145,7 +145,7 @@ def body(
                  tables.training(metrics)),
         *section("Text knowledge", Plot(job.text, text, "text score by training")),
         *section("Speech", Plot("speech", speech, "scores by epoch") if speech else None),
-        *sections.curves(found, job.curves, chosen),
+        *sections.curves(found, job.curves, chosen, not (failed or part)),
         *sections.said(found[chosen], key(job.rule), job.samples, out),
         *section("Every score", *sections.every_score(found, job.base, chosen)),
         *sections.behind(found),

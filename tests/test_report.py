@@ -299,3 +299,6 @@ def test_a_curve_is_drawn_of_the_chosen_epoch_and_the_last_of_other_runs(demo):
     demo.config["curves"][0]["points"]["5"] = {"task": "snr_5", **of}
     with pytest.raises(ValueError, match=r"curves.0: no checkpoint has all .* snr_5 all acc"):
         demo.report()
+    eval_results.write_failure(demo.evals, "stage2/epoch_2", "snr_5", "it broke")
+    demo.report()
+    assert "no checkpoint has all of its points" in section(demo.folder, "In noise")

@@ -81,6 +81,15 @@ def test_the_last_question_is_asked_with_all_that_came_before(parts, monkeypatch
     assert task(parts).inputs() != task(parts, history=False).inputs()
 
 
+def test_a_limit_takes_items_of_every_split(parts, tmp_path):
+    one = [("user", [heard([6], "six")]), ("assistant", [{"text": "seven"}])]
+    turns = [row(f"r{i}", *one, kind="ab"[i % 2]) for i in range(20)]
+    dataset(tmp_path / "turns", shards.CONVERSATIONS, turns, STREAM)
+    splits = {kind: {"kind": kind} for kind in "ab"}
+    of = task(parts, path=str(tmp_path / "turns"), splits=splits, limit=10)
+    assert [r["extra"]["kind"] for r in of.rows.values()].count("a") == 5 == len(of.rows) / 2
+
+
 def test_right_answers_and_refusals_are_counted_by_split(parts):
     replies = {"d": "threee\nFour", "n": REFUSAL.upper(), "q1": "six\neight", "q2": REFUSAL}
     of = task(parts)

@@ -17,8 +17,8 @@ from speechfuse import artifact, prompts, shards, workers
 from speechfuse.evals import decoding, diagnostics
 from speechfuse.evals.decoding import Listener
 from speechfuse.evals.scores import Score, mean
-from speechfuse.evals.spoken import Rows, groups, same
-from speechfuse.evals.tasks import Scored, digest, spread
+from speechfuse.evals.spoken import Rows, groups, same, some
+from speechfuse.evals.tasks import Scored, digest
 from speechfuse.vocab import check_quantizer
 
 
@@ -53,8 +53,7 @@ class SpokenConversations:
         found = groups(rows, self.splits)
         if empty := [name for name in self.splits if name not in found]:
             raise ValueError(f"splits: no row of {self.path} is in {', '.join(empty)}")
-        used = {id for ids in found.values() for id in ids}
-        return {id: rows[id] for id in spread([id for id in rows if id in used], self.limit)}
+        return some(rows, [*found.values()], self.limit)
 
     def inputs(self) -> dict[str, Any]:
         settings = asdict(self)

@@ -58,9 +58,10 @@ def said(checkpoint: Checkpoint, of: Key, split: str, folder: Path) -> list[Bloc
     return lines
 
 
-def curves(found: Found, wanted: list[Curve], chosen: str) -> list[Block]:
+def curves(found: Found, wanted: list[Curve], chosen: str, whole: bool) -> list[Block]:
     """Each curve as a table and a plot: the last epoch of every run, of its own run the chosen one.
-    ValueError when no checkpoint has all points of a curve."""
+    Where no checkpoint has all of its points this is said, and when the results are `whole` it is
+    a ValueError."""
     lines: list[Block] = []
     for number, of in enumerate(wanted):
         keys = list(of.keys.values())
@@ -71,7 +72,11 @@ def curves(found: Found, wanted: list[Curve], chosen: str) -> list[Block]:
                 last[run] = name
         if not last:
             said = ", ".join(" ".join(key) for key in keys)
-            raise ValueError(f"curves.{number}: no checkpoint has all of its points: {said}")
+            lacks = f"curves.{number}: no checkpoint has all of its points: {said}"
+            if whole:
+                raise ValueError(lacks)
+            lines += section(of.title, Text(lacks))
+            continue
         rows: list[list[Cell]] = [
             [name, *(tables.shown(found[name].scores[key]) for key in keys)]
             for name in last.values()
