@@ -2,7 +2,7 @@
 recipe := "demo"
 ranks := "1"
 python := ".venv/bin/python"
-train := python + " recipes/finetune.py"
+train := python + " -m stages.train"
 on := if ranks == "1" { "" } else { "runtime.ranks=" + ranks }
 r := "recipes/" + recipe
 gate := "true"
@@ -34,7 +34,7 @@ demo-seeds: demo
       {{python}} -m stages.evaluate recipes/demo/evaluate.yaml out=out/demo_$s/evals checkpoints.2.path=out/demo_$s/stage1 checkpoints.3.path=out/demo_$s/stage2 && \
       {{python}} -m stages.report recipes/demo/report.yaml out=out/demo_$s evals=out/demo_$s/evals runs.0.path=out/demo_$s/stage1 runs.1.path=out/demo_$s/stage2 || exit 1; \
     done
-    {{python}} -m stages.spread recipes/demo/spread.yaml
+    {{python}} recipes/demo/spread.py recipes/demo/spread.yaml
 
 # every kind of sample in stage 2 of the demo: refusals, conversations, noise; and the same without the noise (out/demo_robust/report.md)
 demo-robust: demo synthesize
@@ -43,7 +43,7 @@ demo-robust: demo synthesize
     for snr in 20 10 5 0; do \
       {{python}} -m stages.synthesize_instructions {{r}}/synthesize_test.yaml out=out/data/instructions_test/$snr augmentation.0.snr=[$snr,$snr] || exit 1; \
     done
-    {{python}} -m stages.synthesize_instructions {{r}}/synthesize.yaml out=out/data/instructions_quiet "augmentation=[{_component_: speechfuse.augmentation.Noise, snr: [20, 40], sources: [white]}, {_component_: speechfuse.augmentation.Gain, db: [-10, 0]}]"
+    {{python}} -m stages.synthesize_instructions {{r}}/synthesize.yaml out=out/data/instructions_quiet "augmentation=[{_component_: speechfuse.audio.Noise, snr: [20, 40], sources: [white]}, {_component_: speechfuse.audio.Gain, db: [-10, 0]}]"
     {{train}} {{r}}/stage2_robust.yaml {{on}}
     {{train}} {{r}}/stage2_robust.yaml {{on}} out=out/demo_robust/stage2_quiet datasets.0.path=out/data/instructions_quiet
     {{python}} -m stages.evaluate {{r}}/evaluate_robust.yaml
@@ -116,7 +116,7 @@ gate *args: setup
 score-wer file *args: setup
     {{python}} -m stages.score_wer file={{quote(file)}} {{args}}
 
-# the tasks of speechfuse.evals.speech.Speech as lm-eval YAML, for anybody to run: just export-tasks [out=exported]
+# the tasks of speechfuse.evals.Speech as lm-eval YAML, for anybody to run: just export-tasks [out=exported]
 export-tasks *args: setup
     {{python}} -m stages.export_tasks {{r}}/evaluate.yaml out=out/{{recipe}}/tasks {{args}}
 
@@ -126,7 +126,7 @@ ask file *args: setup
 
 # make a wav to ask with: just say "what is three plus four" [out.wav]
 say text out="out/say.wav": setup
-    {{python}} -m stages.say {{r}}/say.yaml text={{quote(text)}} file={{quote(out)}}
+    {{python}} recipes/demo/say.py {{r}}/say.yaml text={{quote(text)}} file={{quote(out)}}
 
 # train the demo's quantizer again (30 minutes on one core)
 train-quantizer *args: setup
@@ -136,7 +136,7 @@ train-quantizer *args: setup
 # train the demo's base model again (about 6 minutes on 2 cores)
 train-base *args: setup
     {{python}} recipes/demo/world.py recipes/demo/world.yaml
-    {{python}} -m stages.init_base {{r}}/init_base.yaml
+    {{python}} recipes/demo/init_base.py {{r}}/init_base.yaml
     {{train}} {{r}}/train_base.yaml {{on}} {{args}}
     {{python}} -m stages.evaluate {{r}}/evaluate.yaml only=[base] checkpoints.0.path=out/models/base_training/epoch_2 out=out/models/evals
 

@@ -56,8 +56,9 @@ def gate(recipe: Path, arguments: list[str]) -> int:
         return 0
     begins = given(arguments, "checkpoint") or stage2["checkpoint"]
     if begins != judged.get("path", begins):
-        print(f"gate: not asked, as {path} judges {judged['path']} and this run begins with "
-              f"{begins}")  # fmt: skip
+        print(
+            f"gate: not asked, as {path} judges {judged['path']} and this run begins with {begins}"
+        )
         return 0
     only = f"only=[{judged['base']},{judged['checkpoint'].partition('/')[0]}]"
     same = [a for a in arguments if a.startswith(("runtime.threads=", "runtime.device="))]
@@ -77,8 +78,10 @@ def synthesize(recipe: Path, arguments: list[str]) -> int:
     if code := job("curate_texts", str(texts), *["--dry-run"] * dry, *fresh):
         return code
     if dry:
-        print("What is spoken is planned when the texts are chosen: "
-              f"`.venv/bin/python -m stages.curate_texts {texts}` first")  # fmt: skip
+        print(
+            "What is spoken is planned when the texts are chosen: "
+            f"`.venv/bin/python -m stages.curate_texts {texts}` first"
+        )
         return 0
     return job("synthesize_instructions", f"{recipe}/synthesize.yaml", *arguments)
 

@@ -10,9 +10,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from speechfuse import audio, config, prompts
-from speechfuse.evals.decoding import Listener
-from speechfuse.quantizer import Quantizer
+from speechfuse import config
+from speechfuse.audio import decoding
+from speechfuse.evals.generation import Listener
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.tokens import prompts
 
 
 @dataclass
@@ -46,13 +48,13 @@ def chosen(report: Path) -> Path:
 
 
 def main(job: Ask) -> None:
-    waveform = audio.load(Path(job.file))
+    waveform = decoding.load(Path(job.file))
     checkpoint = Path(job.checkpoint) if job.checkpoint else chosen(Path(job.report))
     quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
     listener = Listener(checkpoint, quantizer.identity, job.file)
-    pieces = audio.split(waveform, quantizer.window)
+    pieces = decoding.split(waveform, quantizer.window)
     if len(pieces) > 1:
-        print(f"{len(waveform) / audio.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")
+        print(f"{len(waveform) / decoding.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")
     segments = [{"speech": {"codes": codes}} for codes in quantizer.encode(pieces)]
     turns = [{"role": "user", "segments": segments}]
     heard, answer = prompts.read_spoken_answer(listener.reply([turns], job.max_new_tokens)[0])

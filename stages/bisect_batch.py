@@ -15,7 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from speechfuse import artifact, config, datasets
+from speechfuse import artifact, config
+from speechfuse.samples import datasets
 from speechfuse.train import loop, state
 
 SHOWN = 10
@@ -55,16 +56,21 @@ def main(job: BisectBatch) -> None:
         trainer.optimizer.zero_grad(set_to_none=True)
         found.append(
             {
-                "dataset": mixture.paths[dataset], "id": sample.name, "loss": loss,
-                "grad_norm": norm, "targets": targets, "tokens": len(sample.tokens),
+                "dataset": mixture.paths[dataset],
+                "id": sample.name,
+                "loss": loss,
+                "grad_norm": norm,
+                "targets": targets,
+                "tokens": len(sample.tokens),
             }
-        )  # fmt: skip
+        )
     # what a sample gives to the step's gradient
     found.sort(
         key=lambda each: (
-            math.isfinite(each["loss"] + each["grad_norm"]), -each["grad_norm"] * each["targets"]
+            math.isfinite(each["loss"] + each["grad_norm"]),
+            -each["grad_norm"] * each["targets"],
         )
-    )  # fmt: skip
+    )
     path = out / "quarantine" / f"step_{job.at}.samples.jsonl"
     artifact.write_atomic(path, "".join(json.dumps(each) + "\n" for each in found))
     for each in found[:SHOWN]:

@@ -2,7 +2,7 @@
 
     python -m stages.curate_texts recipes/demo/curate_texts.yaml
 
-In: instruction or chat datasets (speechfuse.texts) and steps (speechfuse.curation), in order. Out:
+In: instruction or chat datasets (texts.sources) and steps (texts.curation), in order. Out:
 Parquet shards of conversations in text, one reject list per shard that says of every row left out
 which step did it and why, and a manifest that counts what each step kept, rewrote and dropped. What
 a step changed keeps its first text in `extra`. A step that compares all rows (duplicates) decides
@@ -21,11 +21,12 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from speechfuse import artifact, config, hub, sharding, shards
-from speechfuse.corpora import Reject
-from speechfuse.curation import Dropped
-from speechfuse.inspection import FILTERED
-from speechfuse.texts import Conversation, row_of
+from speechfuse import artifact, config
+from speechfuse.hub import data as hub_data
+from speechfuse.rows import making, shards
+from speechfuse.rows.rejects import FILTERED, Reject, by_reason, rejects_of, write_rejects
+from speechfuse.texts.conversations import Conversation, row_of
+from speechfuse.texts.curation.step import Dropped
 
 
 @dataclass
@@ -38,15 +39,15 @@ class Runtime:
     dry_run: bool = field(default=False, metadata={"help": "say what would be done, and stop"})
     engine: dict[str, Any] = field(
         default_factory=lambda: {"_component_": "speechfuse.workers.processes"},
-        metadata={"help": "speechfuse.cluster.ray_actors for more machines than one"},
+        metadata={"help": "speechfuse.ray_cluster.ray_actors for more machines than one"},
     )
 
 
 @dataclass
 class CurateTexts:
     out: str = field(metadata={"help": "folder of the dataset"})
-    texts: list[dict[str, Any]] = field(metadata={"help": "sources, of speechfuse.texts"})
-    steps: list[dict[str, Any]] = field(metadata={"help": "of speechfuse.curation, in order"})
+    texts: list[dict[str, Any]] = field(metadata={"help": "sources, of speechfuse.texts.sources"})
+    steps: list[dict[str, Any]] = field(metadata={"help": "of speechfuse.texts.curation, in order"})
     shard_size: int = field(default=10_000, metadata={"help": "rows of the sources in a shard"})
     fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
     runtime: Runtime = field(default_factory=Runtime)
@@ -93,7 +94,7 @@ def curate_shard(job: CurateTexts, index: int, shard: dict[str, Any]) -> int:
         else:
             rows.append(row_of(item))
     path = Path(job.out) / shards.shard_name(index)
-    shards.write_rejects(path, rejects)
+    write_rejects(path, rejects)
     shards.write_shard(path, rows, shards.CONVERSATIONS)
     return index
 
@@ -115,7 +116,7 @@ def _decide(job: CurateTexts, plan: list[dict[str, Any]], number: int, step: Any
     tasks = [(job, i, shard, number) for i, shard in enumerate(plan)]
     found: dict[int, list[tuple[str, Any]]] = {}
     with tqdm(total=len(tasks), desc=step.name, unit="shard") as bar:
-        for index, sketches in sharding.run(job.runtime, sketches_of, tasks):
+        for index, sketches in making.run(job.runtime, sketches_of, tasks):
             found[index] = sketches
             bar.update()
     ordered = (each for i in range(len(plan)) for each in found[i])
@@ -150,7 +151,7 @@ def totals_of(
     paths: list[Path], rejects: Iterable[dict[str, str]], steps: list[Any], rows_in: int
 ) -> dict[str, Any]:
     """What became of the rows, counted from disk."""
-    kinds = sharding.by_reason(list(rejects))
+    kinds = by_reason(list(rejects))
     rewrites: Counter[str] = Counter()
     kept: Counter[str] = Counter()
     words = 0
@@ -161,8 +162,10 @@ def totals_of(
             rewrites.update(extra.get("rewrites", ()))
             words += sum(
                 len(segment["text"].split())
-                for turn in row["turns"] if turn["role"] == "user" for segment in turn["segments"]
-            )  # fmt: skip
+                for turn in row["turns"]
+                if turn["role"] == "user"
+                for segment in turn["segments"]
+            )
     left = sum(kept.values()) + sum(kinds["filtered"].values())
     unselected = rows_in - left - sum(kinds["rejected"].values())
     table = []
@@ -172,8 +175,11 @@ def totals_of(
             k.removeprefix(mine): n for k, n in kinds["filtered"].items() if k.startswith(mine)
         }
         left -= sum(dropped.values())
-        changed = {k.removeprefix(f"{step.name} "): n for k, n in sorted(rewrites.items())
-                   if k.startswith(f"{step.name} ")}  # fmt: skip
+        changed = {
+            k.removeprefix(f"{step.name} "): n
+            for k, n in sorted(rewrites.items())
+            if k.startswith(f"{step.name} ")
+        }
         table.append(
             {"step": step.name, "kept": left, "rewritten": changed, "dropped": dropped}
             | _facts(step)
@@ -201,7 +207,7 @@ def main(job: CurateTexts) -> None:
     if job.shard_size < 1:
         raise ValueError(f"shard_size={job.shard_size}: it must be at least 1")
     if not job.texts:
-        raise ValueError("texts is empty: name at least one source of speechfuse.texts")
+        raise ValueError("texts is empty: name at least one source of speechfuse.texts.sources")
     sources, steps = _all(job.texts), _all(job.steps)
     for what, names in (
         ("texts", [s.source_name for s in sources]),
@@ -218,12 +224,16 @@ def main(job: CurateTexts) -> None:
         return
     begun = None if job.fresh else out
     numbers = count()
-    inputs = {f"texts.{n}": hub.kept(s.fingerprint, f"texts.{n}", begun)
-              for n, s in zip(numbers, sources, strict=False)}  # fmt: skip
+    inputs = {
+        f"texts.{n}": hub_data.kept(s.fingerprint, f"texts.{n}", begun)
+        for n, s in zip(numbers, sources, strict=False)
+    }
     specs = []  # as the workers get them: what is on the Hub at the commits that are inputs
     for spec, step in zip(job.steps, steps, strict=True):
-        read = {key: hub.kept(value, f"{step.name}.{key}", begun)
-                for key, value in getattr(step, "inputs", {}).items()}  # fmt: skip
+        read = {
+            key: hub_data.kept(value, f"{step.name}.{key}", begun)
+            for key, value in getattr(step, "inputs", {}).items()
+        }
         inputs |= {f"{step.name}.{key}": value for key, value in read.items()}
         specs.append({**spec, **step.at(read)} if hasattr(step, "at") else spec)
     work = artifact.Artifact(out, "curate_texts", 1, asdict(job), inputs)
@@ -231,7 +241,7 @@ def main(job: CurateTexts) -> None:
     steps = _all(job.steps)
     if not work.begin(lambda: plan_of(job, sources, steps), fresh=job.fresh):
         return
-    paths, rejects = sharding.make(job, work.plan, curate_shard, "row")
+    paths, rejects = making.make(job, work.plan, curate_shard, "row")
     totals = totals_of(paths, rejects, steps, sum(shard["count"] for shard in work.plan))
     if not totals["rows"]:
         raise ValueError(nothing_left(out, totals))
@@ -239,7 +249,7 @@ def main(job: CurateTexts) -> None:
     totals["source"] = ", ".join(licences)
     totals["licence"] = " and ".join(sorted({each or "unknown" for each in licences.values()}))
     totals["licences"] = licences
-    work.finish(totals, [*paths, *sharding.rejects_of(paths)])
+    work.finish(totals, [*paths, *rejects_of(paths)])
     print(summary(out, totals))
 
 
@@ -261,8 +271,11 @@ def summary(out: Path, totals: dict[str, Any]) -> str:
     for step in totals["steps"]:
         dropped, changed = sum(step["dropped"].values()), sum(step["rewritten"].values())
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in step["dropped"].items())
-        said.append(f"{step['step']} dropped {dropped:,}" + (f" ({kinds})" if kinds else "")
-                    + (f" and made {changed:,} rewrites" if changed else ""))  # fmt: skip
+        said.append(
+            f"{step['step']} dropped {dropped:,}"
+            + (f" ({kinds})" if kinds else "")
+            + (f" and made {changed:,} rewrites" if changed else "")
+        )
     return (
         f"{out}: {totals['rows']:,} of {totals['rows_in']:,} rows are left; "
         f"{'; '.join(said) or 'no step'}; listed in {out}/shard-*.rejects.jsonl"

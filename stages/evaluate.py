@@ -10,248 +10,23 @@ from something else is moved aside. A cell that fails is written down in <task>.
 others go on, and the exit status is 1.
 """
 
-import json
 import sys
-import traceback
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from speechfuse import artifact, config, hub, workers
-from speechfuse.evals import cells
-from speechfuse.evals.cells import Cell
-from speechfuse.evals.tasks import Task, digest
-
-SCORING = "scores wer metrics judge verdicts contamination diagnostics".split()  # modules of evals
-
-
-@dataclass
-class Runtime:
-    processes: int = field(default=1, metadata={"help": "cells at a time, one GPU each"})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, or auto"})
-    threads: int = field(
-        default=0, metadata={"help": "CPU threads a process; 0: as torch has, of most cores"}
-    )
-    dry_run: bool = field(default=False, metadata={"help": "say what would be done, and stop"})
-
-
-@dataclass
-class Evaluate:
-    out: str = field(metadata={"help": "folder of the result files"})
-    checkpoints: list[dict[str, Any]] = field(metadata={"help": "entries {name, path, tasks}"})
-    tasks: dict[str, dict[str, Any]] = field(metadata={"help": "task name -> {_component_, ...}"})
-    only: list[str] = field(
-        default_factory=list, metadata={"help": "checkpoints or tasks, e.g. [stage2/epoch_1, mmlu]"}
-    )
-    limit: int | None = field(
-        default=None, metadata={"help": "items of each task, for a quick look; marked partial"}
-    )
-    runtime: Runtime = field(default_factory=Runtime)
-
-
-@dataclass
-class Work:
-    """One cell to be filled and scored."""
-
-    name: str  # of the checkpoint, as results call it
-    checkpoint: Path
-    task: str
-    spec: dict[str, Any]
-    cell: Cell
-    fingerprint: str
-
-
-def expand(entry: dict[str, Any]) -> list[tuple[str, Path]]:
-    """(name, folder) of a checkpoint, or of every epoch of a run that is complete."""
-    path = Path(entry["path"])
-    epochs = sorted(path.glob("epoch_*"), key=lambda p: int(p.name.removeprefix("epoch_")))
-    if epochs:
-        artifact.manifest_of(path)
-        return [(f"{entry['name']}/{epoch.name}", epoch) for epoch in epochs]
-    return [(entry["name"], path)]
-
-
-def chosen(job: Evaluate) -> list[tuple[str, Path, str]]:
-    """(checkpoint's name, its folder, task) of what `only` leaves; runs that it leaves out need not
-    be there. ValueError for a name that is none, and a task that is not described."""
-    names, found = [*job.tasks], []
-    tasks, others = {*job.only} & {*job.tasks}, {*job.only} - {*job.tasks}
-    for entry in job.checkpoints:
-        if missing := {"name", "path", "tasks"} - entry.keys():
-            raise ValueError(f"checkpoints: {entry} lacks {', '.join(sorted(missing))}")
-        name = str(entry["name"])
-        if name.split("/")[0] == "cells":
-            raise ValueError("checkpoints: 'cells' is the folder of predictions; take another name")
-        for task in entry["tasks"]:
-            if task not in job.tasks:
-                raise ValueError(
-                    f"checkpoints: {name} has the task {task!r}, which tasks does not describe; it "
-                    f"has {', '.join(job.tasks)}"
-                )
-        names.append(name)
-        if others and not any(f"{other}/".startswith(f"{name}/") for other in others):
-            continue
-        for full, checkpoint in expand(entry):
-            names.append(full)
-            if not others or {name, full} & others:
-                wanted = [task for task in entry["tasks"] if not tasks or task in tasks]
-                found += [(full, checkpoint, task) for task in wanted]
-    if unknown := [name for name in job.only if name not in names]:
-        known = ", ".join(dict.fromkeys(names))
-        raise ValueError(
-            f"only={job.only}: no checkpoint or task is named {unknown[0]!r}; there are {known}"
-        )
-    places = [(name, task) for name, _, task in found]
-    if twice := [place for place in places if places.count(place) > 1]:
-        raise ValueError(f"checkpoints: {' '.join(twice[0])} is there twice; name them differently")
-    return found
-
-
-def pinned(spec: dict[str, Any]) -> dict[str, Any]:
-    """The task with the folders of its repo@revision data."""
-    texts = {key: value for key, value in spec.items() if isinstance(value, str)}
-    pins = {key: pin for key, value in texts.items() if (pin := hub.pinned(value))}
-    return {**spec, **{key: str(hub.local(pin)) for key, pin in pins.items()}}
-
-
-@cache
-def task_of(spec: str) -> Task:
-    return config.instantiate(json.loads(spec))
-
-
-def instance(spec: dict[str, Any]) -> Task:
-    """The task; one for all its cells, as it may hold much data."""
-    return task_of(json.dumps(spec))  # its splits keep their order
-
-
-def prepare(job: Evaluate) -> list[Work]:
-    """All cells, checked; ValueError for the first that could not succeed."""
-    limit = {} if job.limit is None else {"limit": job.limit}
-    out, wanted = Path(job.out), chosen(job)
-    specs = {task: {**pinned(job.tasks[task]), **limit} for _, _, task in wanted}
-    found, prints = [], dict[Path, str]()
-    for name, checkpoint, task in tqdm(wanted, "checking", unit="cell", leave=False, delay=1):
-        if checkpoint not in prints:
-            prints[checkpoint] = cells.fingerprint(checkpoint, out)
-        made = instance(specs[task])
-        try:
-            made.check(checkpoint)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{name} {task}: {error}") from error
-        cell = Cell(out, prints[checkpoint], made)
-        settings = {key: value for key, value in specs[task].items() if not is_path(value)}
-        depends = [cell.key, settings, made.scoring(), code(type(made).__module__)]
-        found.append(Work(name, checkpoint, task, specs[task], cell, digest(depends)))
-    return found
-
-
-def is_path(value: Any) -> bool:
-    """Whether it names data, whose content counts and not where it lies."""
-    return isinstance(value, str) and len(value) < 256 and Path(value).exists()
-
-
-@cache
-def code(module: str) -> str:
-    """Of the source that turns predictions into scores: when it changes, all is scored again."""
-    folder = Path(cells.__file__).parent
-    files = [Path(str(sys.modules[module].__file__)), *(folder / f"{name}.py" for name in SCORING)]
-    return digest([path.read_text("utf-8") for path in files if path.exists()])
-
-
-def is_done(work: Work, result: Path) -> bool:
-    """Whether its result is there, of the same content, and lacks no verdict."""
-    if not result.exists():
-        return False
-    there = json.loads(result.read_text("utf-8"))
-    whole = there.get("details", {}).get("coverage", 1.0) == 1.0
-    return there.get("fingerprint") == work.fingerprint and whole
-
-
-def predict(work: Work) -> tuple[int, str | None]:
-    """(items computed, the error or None) of one cell, in a worker process."""
-    try:
-        with work.cell.locked():
-            return sum(work.cell.fill(instance(work.spec), work.checkpoint)), None
-    except Exception as error:
-        return 0, noted(work, error)
-
-
-def noted(work: Work, error: Exception) -> str:
-    """An error in one line; its traceback is kept beside the predictions."""
-    text = "".join(traceback.format_exception(error))
-    artifact.write_atomic(work.cell.folder / "traceback.txt", text)
-    said = " ".join(str(error).split())
-    return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
-
-
-def predictions(
-    todo: list[Work], runtime: Runtime, bar: tqdm
-) -> Iterator[tuple[Work, int, str | None]]:
-    """(cell, items computed, error or None) as they come."""
-    devices = workers.gpus(runtime.device)[: runtime.processes]
-    if runtime.processes > 1:
-        with workers.pool(runtime.processes, devices, runtime.threads) as executor:
-            futures = {executor.submit(predict, work): work for work in todo}
-            for future in as_completed(futures):
-                try:
-                    computed, error = future.result()
-                except BrokenProcessPool:
-                    computed, error = 0, "a process was killed (out of memory?): run it again"
-                bar.update(computed)
-                yield futures[future], computed, error
-        return
-    workers.use(devices[0] if devices else "cpu", runtime.threads)
-    waiting = deque((work, False) for work in todo)
-    while waiting:
-        work, wait = waiting.popleft()
-        bar.set_postfix_str(f"{work.name} {work.task}")
-        computed, error = 0, None
-        try:
-            with work.cell.locked(wait) as ours:
-                if not ours:  # another process is at work on it: look again when the rest is done
-                    waiting.append((work, True))
-                    continue
-                for count in work.cell.fill(instance(work.spec), work.checkpoint):
-                    computed += count
-                    bar.update(count)
-        except Exception as failure:
-            error = noted(work, failure)
-        yield work, computed, error
-
-
-def result_of(work: Work, partial: bool) -> dict[str, Any]:
-    """The result file's content, from predictions alone."""
-    task, said = instance(work.spec), work.cell.read()
-    scored = task.score([said[id] for id in task.ids()])
-    scores = [replace(score, task=score.task or work.task) for score in scored.scores]
-    head, prints = scores[0], {"checkpoint": work.cell.inputs["checkpoint"]}
-    prints |= {"predictions": work.cell.key, "data": work.cell.inputs["task"]["data"]}
-    prints |= {name: digest(value) for name, value in task.scoring().items()}
-    return {
-        "checkpoint": work.name, "task": work.task, "protocol": task.protocol,
-        "metric": head.metric, "value": head.value, "interval": [head.ci_low, head.ci_high],
-        "n": head.n, "fingerprint": work.fingerprint, "fingerprints": prints,
-        "scores": [asdict(score) for score in scores], "items": scored.items,
-        "details": {
-            "coverage": 1.0, **work.cell.about(), **scored.details,
-            **({"partial": True} if partial else {}),
-        },
-    }  # fmt: skip
-
-
-def move_aside(path: Path) -> None:
-    number = 1
-    while (aside := path.with_suffix(f".old-{number}")).exists():
-        number += 1
-    path.rename(aside)
-    tqdm.write(f"{path} was made from something else: moved aside to {aside.name}")
+from speechfuse import artifact, config
+from speechfuse.evals.sweep import (
+    Evaluate,
+    instance,
+    is_done,
+    move_aside,
+    noted,
+    predictions,
+    prepare,
+    result_of,
+)
 
 
 def main(job: Evaluate) -> None:
@@ -268,8 +43,10 @@ def main(job: Evaluate) -> None:
     if job.runtime.dry_run:
         for work, count in zip(todo, missing, strict=True):
             print(f"{work.name} {work.task}: {count:,} items to compute")
-        print(f"{job.out}: {len(todo)} of {len(every)} cells to do, {sum(missing):,} items; "
-              "nothing was run")  # fmt: skip
+        print(
+            f"{job.out}: {len(todo)} of {len(every)} cells to do, {sum(missing):,} items; "
+            "nothing was run"
+        )
         return
     failed, computed = [], 0
     with tqdm(total=sum(missing), desc=f"{len(todo)} cells", unit="item") as bar:
@@ -291,8 +68,10 @@ def main(job: Evaluate) -> None:
             place.with_suffix(".failed.json").unlink(missing_ok=True)
             said = [f"{s['split']} {s['metric']} {s['value']:.3f}" for s in result["scores"]]
             tqdm.write(f"{work.name} {work.task}: {', '.join(said[:6])}")  # 57 subjects are many
-    print(f"{job.out}: {len(todo) - len(failed)} results made, {len(every) - len(todo)} were "
-          f"there; {computed:,} items computed")  # fmt: skip
+    print(
+        f"{job.out}: {len(todo) - len(failed)} results made, {len(every) - len(todo)} were "
+        f"there; {computed:,} items computed"
+    )
     for line in failed:
         print("error:", line, file=sys.stderr)
     if failed:

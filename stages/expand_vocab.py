@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speechfuse import artifact, config, vocab
-from speechfuse.quantizer import Quantizer
+from speechfuse import artifact, config
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.tokens import expansion, vocabulary
 
 
 @dataclass
@@ -26,7 +27,7 @@ class ExpandVocab:
         default=None, metadata={"help": "openai-whisper .pt beside a .model"}
     )
     initialize: dict[str, Any] = field(
-        default_factory=lambda: {"_component_": "speechfuse.embeddings.codebook"},
+        default_factory=lambda: {"_component_": "speechfuse.tokens.codebook"},
         metadata={"help": "values of the new rows: normal, mean, mean_and_covariance or codebook"},
     )
     seed: int = field(default=0, metadata={"help": "of the new rows"})
@@ -35,14 +36,14 @@ class ExpandVocab:
 
 def main(job: ExpandVocab) -> None:
     out, base = Path(job.out), Path(job.base)
-    vocab.read_config(base)
+    vocabulary.read_config(base)
     quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
     inputs = {"base": artifact.fingerprint_of_files(base), "quantizer": quantizer.identity}
     work = artifact.Artifact(out, "expand_vocab", 2, asdict(job), inputs)
     if not work.begin(fresh=job.fresh):
         return
     codes = quantizer.codebook_size
-    layout = vocab.expand(
+    layout = expansion.expand(
         base, out, codes, quantizer.identity, job.seed, job.initialize, quantizer.codebook[:codes]
     )
     made = (p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
@@ -51,7 +52,7 @@ def main(job: ExpandVocab) -> None:
     print(
         f"{out}: sound_start {layout.start}, sound_end {layout.end}, codes {layout.first} to "
         f"{layout.first + layout.codes}; "
-        f"set model.vocab_size={vocab.read_config(out)['vocab_size']}"
+        f"set model.vocab_size={vocabulary.read_config(out)['vocab_size']}"
     )
 
 

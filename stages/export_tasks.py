@@ -4,7 +4,7 @@
     lm_eval run --model hf --model_args pretrained=CHECKPOINT --include_path exported --tasks NAME
 
 In: the configuration of stages.evaluate. Out: for each of its tasks that is a
-speechfuse.evals.speech.Speech (of the demo transcription_exported alone) <out>/<task>.yaml, the
+speechfuse.evals.Speech (of the demo transcription_exported alone) <out>/<task>.yaml, the
 prompts as text (audio as sound tokens) in <out>/<task>.jsonl, and a <out>/speechfuse_<metric>.py
 that scores as stages.evaluate does, with speechfuse installed. What a judge would rate is only
 predicted. Prompts hold the whole chat layout: no --apply_chat_template.
@@ -17,10 +17,11 @@ from typing import Any
 
 import yaml
 
-from speechfuse import artifact, config, hub
-from speechfuse.evals.metrics import METRICS
+from speechfuse import artifact, config
 from speechfuse.evals.speech import Speech
-from speechfuse.vocab import END, SOUND, START
+from speechfuse.hub import data as hub_data
+from speechfuse.scores.metrics import METRICS
+from speechfuse.tokens.vocabulary import END, SOUND, START
 
 FUNCTIONS = '''"""Rows and the metric {metric} of the tasks beside this file."""
 
@@ -28,7 +29,7 @@ import json
 from pathlib import Path
 
 from datasets import Dataset
-from speechfuse.evals.metrics import METRICS
+from speechfuse.scores.metrics import METRICS
 
 
 def rows(file, **_):
@@ -77,8 +78,10 @@ def prompt(task: Speech, row: dict[str, Any]) -> str:
             sound = "".join(SOUND.format(code) for code in segment["speech"]["codes"])
             said.append(f"{START}{sound}{END}")
         elif "<|" in segment["text"]:
-            raise ValueError(f"row {row['id']}: its text holds <|, which lm-eval would take for a "
-                             "control token; clean the text")  # fmt: skip
+            raise ValueError(
+                f"row {row['id']}: its text holds <|, which lm-eval would take for a "
+                "control token; clean the text"
+            )
         else:
             said.append(segment["text"])
     return (
@@ -104,15 +107,22 @@ def export(name: str, task: Speech, out: Path) -> int:
     better = {"higher_is_better": task.metric not in ("wer", "cer")}
     metric = {"metric": task.metric, "aggregation": Function(f"{module}.aggregate"), **better}
     content: dict[str, Any] = {
-        "task": name, "custom_dataset": Function(f"{module}.rows"), "test_split": "test",
-        "output_type": "generate_until", "doc_to_text": "prompt", "doc_to_target": "reference",
-        "num_fewshot": 0, "metadata": {"version": 1.0, "file": f"{name}.jsonl"},
+        "task": name,
+        "custom_dataset": Function(f"{module}.rows"),
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "prompt",
+        "doc_to_target": "reference",
+        "num_fewshot": 0,
+        "metadata": {"version": 1.0, "file": f"{name}.jsonl"},
         "generation_kwargs": {
-            "until": ["<|eot_id|>", "<|end_of_text|>"], "do_sample": False,
+            "until": ["<|eot_id|>", "<|end_of_text|>"],
+            "do_sample": False,
             "max_gen_toks": task.max_new_tokens,
         },
-        "process_results": Function(f"{module}.process"), "metric_list": [metric],
-    }  # fmt: skip
+        "process_results": Function(f"{module}.process"),
+        "metric_list": [metric],
+    }
     if rated:  # lm-eval keeps the replies and scores nothing
         del content["process_results"]
         content["metric_list"] = [{"metric": "bypass"}]
@@ -122,23 +132,24 @@ def export(name: str, task: Speech, out: Path) -> int:
 
 def main(job: ExportTasks) -> None:
     speech = {
-        name: spec for name, spec in job.tasks.items()
+        name: spec
+        for name, spec in job.tasks.items()
         if isinstance(component := config.resolve(spec["_component_"]), type)
         and issubclass(component, Speech)
-    }  # fmt: skip
+    }
     if unknown := [name for name in job.only if name not in speech]:
         raise ValueError(f"only: {unknown[0]!r} is no speech task; there are {', '.join(speech)}")
     limit = {} if job.limit is None else {"limit": job.limit}
     for name in job.only or speech:
         spec = dict(speech[name])
         for key, value in spec.items():
-            if isinstance(value, str) and (pin := hub.pinned(value)):
-                spec[key] = str(hub.local(pin))
+            if isinstance(value, str) and (pin := hub_data.pinned(value)):
+                spec[key] = str(hub_data.local(pin))
         count = export(name, config.instantiate(spec, **limit), Path(job.out))
         print(f"{Path(job.out) / name}.yaml: {count:,} items")
     if not speech:
         raise ValueError(
-            f"tasks has {', '.join(job.tasks)}, none of speechfuse.evals.speech.Speech, which "
+            f"tasks has {', '.join(job.tasks)}, none of speechfuse.evals.Speech, which "
             "alone is exported; stages.evaluate runs the others"
         )
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from speechfuse import config
-from speechfuse.evals import cells, choice, results, tables
-from speechfuse.evals.choice import Floor
-from speechfuse.evals.results import Found, Results, key
+from speechfuse.evals import cells
+from speechfuse.report import choice, results, tables
+from speechfuse.report.choice import Floor
+from speechfuse.report.results import Found, Results, key
 
 
 @dataclass
@@ -71,12 +72,18 @@ def table(job: Gate, found: Found) -> tuple[list[list[str]], int]:
         good, line = choice.judge(floor, found, job.checkpoint, job.base)
         missed += not good
         base, share = found.get(job.base), choice.of_base(found, job.checkpoint, of, job.base)
-        rows.append([
-            " ".join(of), str(cell.scores[of].n), tables.shown(cell.scores[of]),
-            tables.shown(base.scores[of]) if base and of in base.scores else "-",
-            f"{share:.3f}" if share else "-", line.rpartition(", ")[2],
-            "ok" if good else "MISSED", ", ".join(tables.caveats(cell, of)),
-        ])  # fmt: skip
+        rows.append(
+            [
+                " ".join(of),
+                str(cell.scores[of].n),
+                tables.shown(cell.scores[of]),
+                tables.shown(base.scores[of]) if base and of in base.scores else "-",
+                f"{share:.3f}" if share else "-",
+                line.rpartition(", ")[2],
+                "ok" if good else "MISSED",
+                ", ".join(tables.caveats(cell, of)),
+            ]
+        )
     head = ["score", "n", job.checkpoint, job.base, "of base", "threshold", "", ""]
     return [head, *rows], missed
 

@@ -21,8 +21,11 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from speechfuse import artifact, config, hub, inspection, shards
-from speechfuse.inspection import Histogram, Statistics
+from speechfuse import artifact, config
+from speechfuse.hub import data as hub_data
+from speechfuse.rows import shards, statistics
+from speechfuse.rows.rejects import FILTERED, read_rejects
+from speechfuse.rows.statistics import Histogram, Statistics
 
 TOP, EXAMPLES, CODES_SHOWN = 16, 3, 40
 STYLE = """
@@ -64,7 +67,7 @@ def count(paths: list[Path], stream: dict[str, Any]) -> Statistics:
     rows = sum(pq.read_metadata(path).num_rows for path in paths)
     with tqdm(total=rows, desc="rows", unit="row", unit_scale=True, delay=2) as bar:
         for path in paths:
-            for batch in inspection.batches(path):
+            for batch in statistics.batches(path):
                 found.add(batch)
                 bar.update(len(batch))
     return found
@@ -76,7 +79,7 @@ def left_out(paths: list[Path]) -> tuple[Counter[str], dict[str, list[dict[str, 
     examples: dict[str, list[dict[str, str]]] = {}
     for path in paths:
         try:
-            rejects = shards.read_rejects(path)
+            rejects = read_rejects(path)
         except FileNotFoundError:  # a job that writes no such lists
             continue
         for reject in rejects:
@@ -109,16 +112,25 @@ def figures(
         top, share = found.top(1)[0]
         lines += [
             ("codes", f"{found.codes:,}, {found.rate:.2f} a second"),
-            ("codebook", f"{found.used:,} of {found.size:,} codes are in use; "
-             f"the mask code {found.mask:,} times"),
-            ("entropy", f"{found.entropy:.2f} bits of {found.possible_entropy:.2f} possible; "
-             f"perplexity {2**found.entropy:.0f}"),
+            (
+                "codebook",
+                f"{found.used:,} of {found.size:,} codes are in use; "
+                f"the mask code {found.mask:,} times",
+            ),
+            (
+                "entropy",
+                f"{found.entropy:.2f} bits of {found.possible_entropy:.2f} possible; "
+                f"perplexity {2**found.entropy:.0f}",
+            ),
             ("most frequent", f"code {top}, {share:.1%}"),
-            ("runs of one code", f"mean {found.runs.mean:.2f}, longest {found.runs.most:.0f}; "
-             f"{found.repeated:.1%} of codes repeat the one before"),
+            (
+                "runs of one code",
+                f"mean {found.runs.mean:.2f}, longest {found.runs.most:.0f}; "
+                f"{found.repeated:.1%} of codes repeat the one before",
+            ),
             ("equal rows", f"{found.copies:,} have the very codes of an earlier one"),
             ("on disk", f"{8 * size / found.codes:.2f} bits a code"),
-        ]  # fmt: skip
+        ]
     if found.utterances:
         lines.append(("with a text", f"{found.with_text:,}"))
     if found.pace.count:
@@ -133,7 +145,7 @@ def figures(
         if name in totals:
             lines.append((words, f"{totals[name]:,}"))
     for name, filtered in (("rejected", False), ("filtered out", True)):
-        mine = (k for k in kinds if k.startswith(inspection.FILTERED) == filtered)
+        mine = (k for k in kinds if k.startswith(FILTERED) == filtered)
         of = Counter({kind: kinds[kind] for kind in mine})
         lines.append((name, f"{of.total():,}" + (f": {listed(of)}" if of else "")))
     return lines
@@ -201,8 +213,8 @@ def table(rows: list[list[str]]) -> str:
 
 def decoder_of(job: InspectDataset, stream: dict[str, Any]) -> Any:
     """The decoder of the quantizer that made the dataset; ValueError for another's."""
-    from speechfuse.codec import Decoder
-    from speechfuse.quantizer import Quantizer
+    from speechfuse.quantizer.decoder import Decoder
+    from speechfuse.quantizer.model import Quantizer
 
     path, whisper = Path(job.decoder or ""), Path(job.whisper) if job.whisper else None
     decoder = Decoder.load(path, whisper, job.language)
@@ -217,7 +229,7 @@ def decoder_of(job: InspectDataset, stream: dict[str, Any]) -> Any:
 
 def rows_shown(job: InspectDataset, paths: list[Path], decoder: Any) -> list[list[str]]:
     """A table, its head first: id, seconds, text, what the codec heard, and the first codes."""
-    rows = inspection.pick(paths, job.hear) if job.hear > 0 else []
+    rows = statistics.pick(paths, job.hear) if job.hear > 0 else []
     table_of = [["id", "seconds", "text", f"first {CODES_SHOWN} codes"]]
     for row in rows:
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.2f}"
@@ -236,31 +248,39 @@ def page(
     """One HTML file that needs no other; `sections` are (heading, table with its head first)."""
     warned = "".join(f"<p>{html.escape(line)}</p>" for line in warnings)
     tables = [f"<h2>{name}</h2>{table(rows)}" for name, rows in sections if len(rows) > 1]
-    return "\n".join([
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>',
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>",
-        f'<div class="warning">{warned}</div>' if warnings else "",
-        tables[0], *images, *tables[1:], "</html>\n",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><meta charset="utf-8">'
+            f"<title>{html.escape(title)}</title>",
+            f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>",
+            f'<div class="warning">{warned}</div>' if warnings else "",
+            tables[0],
+            *images,
+            *tables[1:],
+            "</html>\n",
+        ]
+    )
 
 
 def main(job: InspectDataset) -> None:
     if job.whisper and not job.decoder:
         raise ValueError(f"whisper={job.whisper} is of use only to a decoder: give decoder=...")
-    folder = hub.local(job.path)
+    folder = hub_data.local(job.path)
     place = place_of(job, folder)
     manifest, paths = artifact.manifest_of(folder), shards.shard_paths(folder)
     stream, totals = shards.read_stream(folder), manifest.get("totals", {})
     decoder = decoder_of(job, stream) if job.decoder else None
     found = count(paths, stream)
     kinds, examples = left_out(paths)
-    size = sum(map(inspection.bytes_of_codes, paths))
+    size = sum(map(statistics.bytes_of_codes, paths))
     shown = rows_shown(job, paths, decoder)
     lines, warnings = figures(found, totals, kinds, size), found.warnings()
     about = {
-        "source": totals.get("source"), "licence": totals.get("licence"),
-        "made by": manifest.get("job"), "quantizer": stream.get("quantizer"),
-    }  # fmt: skip
+        "source": totals.get("source"),
+        "licence": totals.get("licence"),
+        "made by": manifest.get("job"),
+        "quantizer": stream.get("quantizer"),
+    }
     top = [[str(code), f"{share:.2%}"] for code, share in found.top(TOP)] if found.codes else []
     out = [
         [kind, f"{n:,}", "; ".join(f"{r['id']}: {r['reason']}" for r in examples[kind])]

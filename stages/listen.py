@@ -25,20 +25,21 @@ import pyarrow.parquet as pq
 import soundfile
 from tqdm import tqdm
 
-from speechfuse import artifact, audio, augmentation, config, shards
-from speechfuse.quantizer import Quantizer
-from speechfuse.sharding import QuantizerOf
-from speechfuse.studio import Piece, Studio, engines_of
+from speechfuse import artifact, config
+from speechfuse.audio import augmentation, decoding
+from speechfuse.quantizer.model import Quantizer, QuantizerOf
+from speechfuse.rows import shards
+from speechfuse.synthesis.recording import Piece, Studio, engines_of
 
 JOB = "synthesize_instructions"
-ENGINES = ("speechfuse.engines.espeak.Espeak",)
+ENGINES = ("speechfuse.synthesis.Espeak",)
 STEPS = tuple(
-    f"speechfuse.augmentation.{name}"
+    f"speechfuse.audio.{name}"
     for name in ("Noise", "Reverberation", "Gain", "Speed", "Telephone", "Lossy")
 )
 SOUNDS = (
-    "speechfuse.kinds.silence",
-    *(f"speechfuse.augmentation.{name}" for name in augmentation.NOISES),
+    "speechfuse.synthesis.silence",
+    *(f"speechfuse.audio.{name}" for name in augmentation.NOISES),
 )
 NEARLY = 0.95  # of the codes are the same again: a batch's neighbours decide near-ties
 STYLE = """
@@ -144,7 +145,7 @@ def studio_of(made: dict[str, Any], quantizer: Quantizer, trust: bool) -> Studio
 def player(waveform: np.ndarray) -> str:
     file = io.BytesIO()
     peak = max(1.0, float(np.abs(waveform).max(initial=0)))
-    soundfile.write(file, waveform / peak, audio.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    soundfile.write(file, waveform / peak, decoding.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     data = base64.b64encode(file.getvalue()).decode()
     return f'<audio controls preload="metadata" src="data:audio/flac;base64,{data}"></audio>'
 
@@ -152,10 +153,12 @@ def player(waveform: np.ndarray) -> str:
 def checks(speech: dict[str, Any], piece: Piece, quantizer: Quantizer) -> list[tuple[bool, str]]:
     """(whether it is right, what) of one piece of speech, made again."""
     extra, codes = json.loads(speech["extra"]), np.array(speech["codes"])
-    found = [(
-        abs(len(codes) - speech["seconds"] * quantizer.token_rate) <= 1.01,
-        f"{len(codes)} codes for {speech['seconds']:.2f} s",
-    )]  # fmt: skip
+    found = [
+        (
+            abs(len(codes) - speech["seconds"] * quantizer.token_rate) <= 1.01,
+            f"{len(codes)} codes for {speech['seconds']:.2f} s",
+        )
+    ]
     again = piece.codes if piece.waveform is None else quantizer.encode([piece.waveform])[0]
     assert again is not None
     if "shuffled" in extra:
@@ -245,15 +248,23 @@ def figures(totals: dict[str, Any]) -> str:
         ("samples", f"{totals['rows']:,} of {totals['samples']:,} planned"),
         ("kinds", "; ".join(kinds)),
         ("speech", f"{totals['hours']:.2f} h in {totals['pieces_of_speech']:,} pieces"),
-        ("voices", f"{len(voices):,}, {min(voices.values(), default=0):,} to "
-         f"{max(voices.values(), default=0):,} pieces each"),
+        (
+            "voices",
+            f"{len(voices):,}, {min(voices.values(), default=0):,} to "
+            f"{max(voices.values(), default=0):,} pieces each",
+        ),
         ("sources", "; ".join(f"{name} {n:,}" for name, n in totals["sources"].items())),
         ("licence", totals["licence"]),
         ("left out", "; ".join(f"{n:,} {why}" for why, n in left_out.items()) or "nothing"),
-        ("round trip, worst", "; ".join(
-            f"{voice} {of['wer']:.1%} ({of['refused']} of {of['pieces']} left out)"
-            for voice, of in list(heard.items())[:5]) or "not done"),
-    ]  # fmt: skip
+        (
+            "round trip, worst",
+            "; ".join(
+                f"{voice} {of['wer']:.1%} ({of['refused']} of {of['pieces']} left out)"
+                for voice, of in list(heard.items())[:5]
+            )
+            or "not done",
+        ),
+    ]
     rows = (f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in lines)
     return f"<table>{''.join(rows)}</table>"
 

@@ -11,7 +11,8 @@ left alone.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from speechfuse import cards, config, hub
+from speechfuse import config
+from speechfuse.hub import cards, push
 
 TEMPLATES = Path(__file__).parent.parent / "data_cards"
 ROOMS = (Path(), Path("out/data"), Path("out/models"))
@@ -48,12 +49,12 @@ def main(job: PushToHub) -> None:
         )
     repo = job.repo
     if not repo:
-        repo = f"{'YOU' if job.dry_run else hub.own_name()}/{folder.absolute().name}"
+        repo = f"{'YOU' if job.dry_run else push.own_name()}/{folder.absolute().name}"
     card = cards.card(folder, TEMPLATES, repo, job.licence)
     if job.dry_run:
         print(card)
     repo_type = "dataset" if cards.kind_of(folder) == "dataset" else "model"
-    hub.push(folder, repo, card, repo_type, job.private, job.message, job.dry_run)
+    push.push(folder, repo, card, repo_type, job.private, job.message, job.dry_run)
 
 
 if __name__ == "__main__":

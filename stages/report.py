@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config
-from speechfuse.evals import choice, differences, page, plots, results, sections, tables
-from speechfuse.evals.choice import Floor, Rule
-from speechfuse.evals.page import Block, Code, Failed, Heading, Plot, Text
-from speechfuse.evals.results import Baseline, Curve, Run, key
-from speechfuse.evals.sections import section
-from speechfuse.evals.tables import Column
+from speechfuse.report import choice, differences, page, plots, results, sections, tables
+from speechfuse.report.choice import Floor, Rule
+from speechfuse.report.page import Block, Code, Failed, Heading, Plot, Text
+from speechfuse.report.results import Baseline, Curve, Run, key
+from speechfuse.report.sections import section
+from speechfuse.report.tables import Column
 
 HALF = (
     "\u00b1: half of a 95 % bootstrap interval. wer: a fraction of words, lower is better. n: "
@@ -136,13 +136,17 @@ def body(
         *([Text(part)] if (part := sections.partial(found, job.partial)) else []),
         Text(f"Chosen: **{chosen}**. {job.rule.stated()} {' '.join(chose.reasons)}"),
         tables.results(found, epochs, list(by.values()), job.base, chosen),
-        *section("Results", Text(HALF),
-                 *(Text(f"**{name}**: {text}") for name, text in job.legend.items()),
-                 tables.results(found, list(found), job.table, job.base, chosen, marks)),
+        *section(
+            "Results",
+            Text(HALF),
+            *(Text(f"**{name}**: {text}") for name, text in job.legend.items()),
+            tables.results(found, list(found), job.table, job.base, chosen, marks),
+        ),
         *section("Floors", Code(floors) if floors else None),
         *section("Differences between epochs", compared),
-        *section("Training", Plot("loss", plots.loss(metrics), "loss by step"),
-                 tables.training(metrics)),
+        *section(
+            "Training", Plot("loss", plots.loss(metrics), "loss by step"), tables.training(metrics)
+        ),
         *section("Text knowledge", Plot(job.text, text, "text score by training")),
         *section("Speech", Plot("speech", speech, "scores by epoch") if speech else None),
         *sections.curves(found, job.curves, chosen, not (failed or part)),
@@ -150,7 +154,7 @@ def body(
         *section("Every score", *sections.every_score(found, job.base, chosen)),
         *sections.behind(found),
         *([Text(f"Results and report are made by `{job.command}`.")] if job.command else []),
-    ]  # fmt: skip
+    ]
     for protocol, other in read.protocols.items():
         if protocol != job.rule.protocol:
             scores = sections.every_score(other, job.base, None)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse import config
-from speechfuse.evals import wer
+from speechfuse.scores import audiobench_wer
 
 
 @dataclass
@@ -55,7 +55,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def main(job: ScoreWer) -> None:
     rows = read(Path(job.file))
     references, predictions = [r["reference"] for r in rows], [r["prediction"] for r in rows]
-    is_output, changed = wer.normalised_already(references + predictions)
+    is_output, changed = audiobench_wer.normalised_already(references + predictions)
     as_they_are = is_output if job.normalised is None else job.normalised
     if as_they_are and changed:
         print(
@@ -64,12 +64,12 @@ def main(job: ScoreWer) -> None:
         )
     numbers = all(isinstance(row.get("seconds"), int | float) for row in rows)
     speakers = all(row.get("speaker") for row in rows)
-    result = wer.score(
+    result = audiobench_wer.score(
         references,
         predictions,
         [row["seconds"] for row in rows] if numbers else None,
         [str(row["speaker"]) for row in rows] if speakers else None,
-        str if as_they_are else wer.audiobench,
+        str if as_they_are else audiobench_wer.audiobench,
     )
     print(
         f"{len(rows)} utterances, {result.words} words: {result.substitutions} substitutions, "

@@ -3,7 +3,7 @@
     python -m stages.synthesize_instructions recipes/demo/synthesize.yaml
 
 In: finished artifacts of text (stages.curate_texts), kinds of sample with their shares
-(speechfuse.kinds), voices with theirs (speechfuse.engines), augmentation, a quantizer. Out: Parquet
+(synthesis.kinds), voices with theirs (synthesis.engines), augmentation, a quantizer. Out: Parquet
 shards of conversations whose user turns hold speech, one reject list per shard and a manifest.
 plan.json says of every sample what is spoken by whom before the first is made. A shard is made
 whole by one worker process or not at all; after a stop only missing shards are made.
@@ -20,26 +20,21 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from speechfuse import (
-    artifact,
-    augmentation,
-    config,
-    inspection,
-    samples,
-    sharding,
-    shards,
-    workers,
-)
-from speechfuse.engines import Engine
-from speechfuse.roundtrip import RoundTrip
-from speechfuse.samples import Entry
-from speechfuse.sharding import QuantizerOf
-from speechfuse.studio import Studio, engines_of, speakers_of
-from speechfuse.synthesis import synthesize
+from speechfuse import artifact, config, workers
+from speechfuse.audio import augmentation
+from speechfuse.quantizer.model import QuantizerOf
+from speechfuse.rows import making, shards, statistics
+from speechfuse.rows.rejects import Rejects, by_reason, rejects_of, write_rejects
+from speechfuse.synthesis import plan as synthesis_plan
+from speechfuse.synthesis.engines import Engine
+from speechfuse.synthesis.plan import Entry
+from speechfuse.synthesis.recording import Studio, engines_of, speakers_of
+from speechfuse.synthesis.round_trip import RoundTrip
+from speechfuse.synthesis.shard import synthesize
 
 
 @dataclass
-class Runtime(sharding.Workers):
+class Runtime(making.Workers):
     prefetch: int = field(default=32, metadata={"help": "samples spoken ahead of the encoder"})
 
 
@@ -47,10 +42,12 @@ class Runtime(sharding.Workers):
 class SynthesizeInstructions:
     out: str = field(metadata={"help": "folder of the dataset"})
     kinds: dict[str, dict[str, Any]] = field(
-        metadata={"help": "name: a kind of speechfuse.kinds with its share, texts and select"}
+        metadata={
+            "help": "name: a kind of speechfuse.synthesis.kinds with its share, texts and select"
+        }
     )
     voices: dict[str, dict[str, Any]] = field(
-        metadata={"help": "name: an engine of speechfuse.engines with its share; its voices share"}
+        metadata={"help": "name: an engine of synthesis.engines with its share; its voices share"}
     )
     quantizer: QuantizerOf = field(metadata={"help": "what makes the codes"})
     texts: str | None = field(
@@ -60,11 +57,11 @@ class SynthesizeInstructions:
         default=None, metadata={"help": "of all kinds; null: no text twice for a kind"}
     )
     augmentation: list[dict[str, Any]] = field(
-        default_factory=list, metadata={"help": "of speechfuse.augmentation, in order"}
+        default_factory=list, metadata={"help": "of speechfuse.audio.augmentation, in order"}
     )
     round_trip: dict[str, Any] | None = field(
         default=None,
-        metadata={"help": "of speechfuse.roundtrip: leaves out what says another text"},
+        metadata={"help": "of speechfuse.synthesis.round_trip: leaves out what says another text"},
     )
     seed: int = field(default=0, metadata={"help": "of every choice"})
     shard_size: int = field(default=500, metadata={"help": "samples of a shard"})
@@ -76,17 +73,17 @@ class SynthesizeInstructions:
 @cache
 def _round_trip(spec: str) -> RoundTrip | None:
     known = json.loads(spec)
-    component = {"_component_": "speechfuse.roundtrip.RoundTrip"}
+    component = {"_component_": "speechfuse.synthesis.round_trip.RoundTrip"}
     return config.instantiate(component | known) if known else None
 
 
 def synthesize_shard(job: SynthesizeInstructions, index: int, shard: dict[str, Any]) -> int:
     """Make shard `index` in a worker process; returns its index."""
     quantizer = job.quantizer.load(workers.device())
-    kinds, engines = samples.entries(job.kinds, job.texts), engines_of(job.voices)
+    kinds, engines = synthesis_plan.entries(job.kinds, job.texts), engines_of(job.voices)
     with Studio(kinds, engines, job.augmentation, job.seed, quantizer) as studio:
         made = synthesize(
-            samples.with_texts(shard["samples"], kinds),
+            synthesis_plan.with_texts(shard["samples"], kinds),
             studio,
             quantizer,
             job.batch_size,
@@ -94,7 +91,7 @@ def synthesize_shard(job: SynthesizeInstructions, index: int, shard: dict[str, A
             job.runtime.prefetch,
         )
     path = Path(job.out) / shards.shard_name(index)
-    shards.write_rejects(path, made.rejects)
+    write_rejects(path, made.rejects)
     shards.write_shard(path, made.rows, shards.CONVERSATIONS, quantizer.stream, made.counts)
     return index
 
@@ -104,7 +101,7 @@ def plan_of(
 ) -> dict[str, Any]:
     """What plan.json holds: the shards and their samples."""
     nobody = {"": 1.0}
-    plan = samples.plan(kinds, job.samples, speakers or nobody, job.seed, job.shard_size)
+    plan = synthesis_plan.plan(kinds, job.samples, speakers or nobody, job.seed, job.shard_size)
     if not plan:
         raise ValueError(f"samples={job.samples}: nothing is left to be made of so few texts")
     for sample in (sample for shard in plan for sample in shard["samples"]):
@@ -113,33 +110,31 @@ def plan_of(
     return {"shards": plan}
 
 
-def planned_of(plan: samples.Plan, names: Iterable[str]) -> dict[str, int]:
+def planned_of(plan: synthesis_plan.Plan, names: Iterable[str]) -> dict[str, int]:
     """How many samples of each kind are planned; 0 of one whose share is too small for one."""
     found = Counter(sample["kind"] for shard in plan for sample in shard["samples"])
     return {name: found[name] for name in names}
 
 
-def totals_of(
-    paths: list[Path], rejects: sharding.Rejects, planned: dict[str, int]
-) -> dict[str, Any]:
+def totals_of(paths: list[Path], rejects: Rejects, planned: dict[str, int]) -> dict[str, Any]:
     """What the finished shards hold, counted from disk, so that a resumed job counts the same."""
     kinds, sources, speakers = Counter[str](), Counter[str](), Counter[str]()
     licences: dict[str, str | None] = {}
     speech: list[tuple[float, int]] = []
     for path in paths:
-        for batch in inspection.batches(path):
+        for batch in statistics.batches(path):
             for extra in map(json.loads, batch["extra"].to_pylist()):
                 kinds[extra["kind"]] += 1
                 sources[extra["source"]] += 1
                 licences[extra["source"]] = extra.get("licence")
-            rows = inspection.speech_of(batch)
+            rows = statistics.speech_of(batch)
             lengths = pc.list_value_length(rows["codes"]).to_pylist()
             speech += zip(rows["seconds"].to_pylist(), lengths, strict=True)
             speakers.update(rows["speaker"].drop_null().to_pylist())
-    counts = sharding.counts_of(paths)
+    counts = making.counts_of(paths)
     return {
         "rows": kinds.total(),
-        **sharding.totals_of(paths, "pieces_of_speech", speech),
+        **making.totals_of(paths, "pieces_of_speech", speech),
         "kinds": {name: {"planned": n, "made": kinds[name]} for name, n in planned.items()},
         "voices": dict(sorted(speakers.items())),
         "round_trip": _by_voice(counts),
@@ -147,7 +142,7 @@ def totals_of(
         "licence": " and ".join(sorted({each or "unknown" for each in licences.values()})),
         "licences": dict(sorted(licences.items())),
         **{name: counts[name] for name in ("split", "pieces")},
-        **sharding.by_reason(rejects),
+        **by_reason(rejects),
     }
 
 
@@ -181,7 +176,7 @@ def settings_of(
     return settings
 
 
-def check_made(out: Path, kinds: dict[str, dict[str, int]], rejects: sharding.Rejects) -> None:
+def check_made(out: Path, kinds: dict[str, dict[str, int]], rejects: Rejects) -> None:
     """ValueError when nothing was made of a kind that was planned."""
     for kind, of in kinds.items():
         if not of["planned"] or of["made"]:
@@ -204,7 +199,7 @@ def main(job: SynthesizeInstructions) -> None:
     if low := [f"{key}={n}" for key, n in least.items() if n is not None and n < 1]:
         raise ValueError(f"{', '.join(low)}: at least 1 is needed")
     workers.gpus(job.runtime.device)
-    kinds, engines = samples.entries(job.kinds, job.texts), engines_of(job.voices)
+    kinds, engines = synthesis_plan.entries(job.kinds, job.texts), engines_of(job.voices)
     quantizer, listener = job.quantizer.load("cpu"), _round_trip(json.dumps(job.round_trip))
     complete = (out / "manifest.json").exists() and not job.fresh
     if not complete and not job.runtime.dry_run:  # else no engine is needed
@@ -245,7 +240,7 @@ def main(job: SynthesizeInstructions) -> None:
     if not work.begin(lambda: plan_of(job, kinds, speakers), fresh=job.fresh):
         return
     plan = work.plan["shards"]
-    paths, rejects = sharding.make(job, plan, synthesize_shard, "sample")
+    paths, rejects = making.make(job, plan, synthesize_shard, "sample")
     folders = sorted({kind.texts for kind in kinds.values()})
     chosen = {f.name: artifact.manifest_of(f)["totals"].get("steps", []) for f in folders}
     totals = totals_of(paths, rejects, planned_of(plan, sorted(kinds))) | {
@@ -259,7 +254,7 @@ def main(job: SynthesizeInstructions) -> None:
         "token_rate": quantizer.token_rate,
     }
     check_made(out, totals["kinds"], rejects)
-    work.finish(totals, [*paths, *sharding.rejects_of(paths)])
+    work.finish(totals, [*paths, *rejects_of(paths)])
     print(summary(out, totals))
 
 
@@ -283,7 +278,7 @@ def summary(out: Path, totals: dict[str, Any]) -> str:
             [v["wer"] for v in heard.values()], weights=[v["pieces"] for v in heard.values()]
         )
         happened.append(f"round trip {mean:.1%} WER, the worst {heard[voice]['wer']:.1%} ({voice})")
-    happened += sharding.said_of(out, totals)
+    happened += making.said_of(out, totals)
     return (
         f"{out}: {totals['rows']:,} of {totals['samples']:,} samples, {totals['hours']:.2f} h of "
         f"speech in {len(totals['voices'])} voices, {totals['codes']:,} codes, "
@@ -292,6 +287,8 @@ def summary(out: Path, totals: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    from stages import synthesize_instructions as this  # workers elsewhere find it by this name
+    from stages import (
+        synthesize_instructions as this,
+    )  # under its own name workers elsewhere find it too
 
     config.main(this.main, this.SynthesizeInstructions, __doc__)

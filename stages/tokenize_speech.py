@@ -17,10 +17,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from speechfuse import artifact, config, hub, sharding, shards, tokenizing, workers
-from speechfuse.corpora import Clip
-from speechfuse.inspection import FILTERED
-from speechfuse.sharding import QuantizerOf, Runtime
+from speechfuse import artifact, config, workers
+from speechfuse.corpora.clip import Clip
+from speechfuse.hub import data as hub_data
+from speechfuse.quantizer import tokenize
+from speechfuse.quantizer.model import QuantizerOf
+from speechfuse.rows import making, shards
+from speechfuse.rows.making import Runtime
+from speechfuse.rows.rejects import FILTERED, Rejects, by_reason, rejects_of, write_rejects
+from speechfuse.workers import ahead
 
 
 @dataclass
@@ -29,7 +34,7 @@ class TokenizeSpeech:
     corpus: dict[str, Any] = field(metadata={"help": "a corpus of speechfuse.corpora"})
     quantizer: QuantizerOf = field(metadata={"help": "what makes the codes"})
     filters: list[dict[str, Any]] = field(
-        default_factory=list, metadata={"help": "of speechfuse.filters, in order"}
+        default_factory=list, metadata={"help": "of speechfuse.audio.filters, in order"}
     )
     drop_duplicate_audio: bool = field(
         default=False, metadata={"help": "keep the first of clips with the same samples"}
@@ -50,7 +55,7 @@ def tokenize_shard(job: TokenizeSpeech, index: int, shard: dict[str, Any]) -> in
     quantizer = job.quantizer.load(workers.device())
     clips = _corpus(json.dumps(job.corpus)).clips(shard)
     same = shard.get("same_audio", {})
-    made = tokenizing.tokenize(
+    made = tokenize.tokenize(
         (_unless_known(clip, same) for clip in clips),
         quantizer,
         job.batch_size,
@@ -59,7 +64,7 @@ def tokenize_shard(job: TokenizeSpeech, index: int, shard: dict[str, Any]) -> in
         job.runtime.prefetch,
     )
     path = Path(job.out) / shards.shard_name(index)
-    shards.write_rejects(path, made.rejects)
+    write_rejects(path, made.rejects)
     shards.write_shard(path, made.rows, shards.SPEECH, quantizer.stream, made.counts)
     return index
 
@@ -67,7 +72,7 @@ def tokenize_shard(job: TokenizeSpeech, index: int, shard: dict[str, Any]) -> in
 def _unless_known(clip: Any, same: dict[str, str]) -> Any:
     if clip.id not in same:
         return clip
-    return tokenizing.Reject(clip.id, f"{FILTERED}duplicate audio: same as {same[clip.id]}")
+    return tokenize.Reject(clip.id, f"{FILTERED}duplicate audio: same as {same[clip.id]}")
 
 
 def digests_of(job: TokenizeSpeech, index: int, shard: dict[str, Any]) -> tuple[int, list]:
@@ -75,7 +80,7 @@ def digests_of(job: TokenizeSpeech, index: int, shard: dict[str, Any]) -> tuple[
 
     def digest(clip: Any) -> tuple[str, str] | None:
         try:
-            waveform = tokenizing.decode(clip).waveform if isinstance(clip, Clip) else None
+            waveform = tokenize.decode(clip).waveform if isinstance(clip, Clip) else None
         except ValueError:
             return None
         if waveform is None:
@@ -84,7 +89,7 @@ def digests_of(job: TokenizeSpeech, index: int, shard: dict[str, Any]) -> tuple[
 
     clips = _corpus(json.dumps(job.corpus)).clips(shard)
     runtime = job.runtime
-    found = tokenizing.ahead(digest, clips, runtime.decode_threads, runtime.prefetch)
+    found = ahead(digest, clips, runtime.decode_threads, runtime.prefetch)
     return index, [pair for pair in found if pair]
 
 
@@ -92,7 +97,7 @@ def _mark_duplicates(job: TokenizeSpeech, plan: list[dict[str, Any]]) -> None:
     tasks = [(job, i, shard) for i, shard in enumerate(plan)]
     found: dict[int, list] = {}
     with tqdm(total=len(tasks), desc="duplicates", unit="shard") as bar:
-        for index, pairs in sharding.run(job.runtime, digests_of, tasks):
+        for index, pairs in making.run(job.runtime, digests_of, tasks):
             found[index] = pairs
             bar.update()
     first: dict[str, str] = {}
@@ -102,9 +107,9 @@ def _mark_duplicates(job: TokenizeSpeech, plan: list[dict[str, Any]]) -> None:
                 plan[index].setdefault("same_audio", {})[id] = first[digest]
 
 
-def totals_of(paths: list[Path], rejects: sharding.Rejects) -> dict[str, Any]:
+def totals_of(paths: list[Path], rejects: Rejects) -> dict[str, Any]:
     """What the finished shards hold, counted from disk, so that a resumed job counts the same."""
-    counts = sharding.counts_of(paths)
+    counts = making.counts_of(paths)
     speech = (
         (row["seconds"], len(row["codes"]))
         for path in paths
@@ -112,9 +117,9 @@ def totals_of(paths: list[Path], rejects: sharding.Rejects) -> dict[str, Any]:
     )
     named = ("split", "pieces", "resampled", "mixed_down", "without_text")
     return {
-        **sharding.totals_of(paths, "rows", speech),
+        **making.totals_of(paths, "rows", speech),
         **{name: counts[name] for name in named},
-        **sharding.by_reason(rejects),
+        **by_reason(rejects),
     }
 
 
@@ -150,14 +155,14 @@ def main(job: TokenizeSpeech) -> None:
         print(f"{out}: {said}; not started")
         return
     begun = None if job.fresh else out
-    found = hub.kept(corpus.fingerprint, "corpus", begun)
+    found = hub_data.kept(corpus.fingerprint, "corpus", begun)
     inputs = {"corpus": found, "quantizer": quantizer.identity}
     work = artifact.Artifact(out, "tokenize_speech", 2, asdict(job), inputs)
     if not work.begin(lambda: plan_of(job, corpus), fresh=job.fresh):
         return
     plan = work.plan["shards"]
     clips = sum(shard["count"] for shard in plan)
-    paths, rejects = sharding.make(job, plan, tokenize_shard, "clip")
+    paths, rejects = making.make(job, plan, tokenize_shard, "clip")
     totals = totals_of(paths, rejects) | {
         "clips": clips,
         "dtype": job.quantizer.dtype,
@@ -169,11 +174,11 @@ def main(job: TokenizeSpeech) -> None:
     }
     if job.quantizer.dtype != "float32":
         on = (workers.gpus(job.runtime.device) or ["cpu"])[0]
-        equal, codes = tokenizing.exactness(
+        equal, codes = tokenize.exactness(
             corpus.clips(plan[0]), job.quantizer.load(on), job.batch_size
         )
         totals["equal_to_float32"] = {"codes": codes, "equal": equal}
-    work.finish(totals, [*paths, *sharding.rejects_of(paths)])
+    work.finish(totals, [*paths, *rejects_of(paths)])
     print(summary(out, totals))
 
 
@@ -189,7 +194,7 @@ def summary(out: Path, totals: dict[str, Any]) -> str:
         )
         if totals[name]
     ]
-    happened += sharding.said_of(out, totals, ("ignored",))
+    happened += making.said_of(out, totals, ("ignored",))
     if "equal_to_float32" in totals:
         equal, codes = totals["equal_to_float32"]["equal"], totals["equal_to_float32"]["codes"]
         happened.append(

@@ -2,8 +2,8 @@
 
     python -m stages.train_quantizer recipes/demo/train_quantizer.yaml
 
-In: a corpus, another to measure on, and a method: `speechfuse.train.distillation.whisper` (any
-speech with transcripts, and a Whisper) or `speechfuse.train.quantizer.phonemes` (speech whose
+In: a corpus, another to measure on, and a method: `speechfuse.quantizer.whisper` (any
+speech with transcripts, and a Whisper) or `speechfuse.quantizer.phonemes` (speech whose
 phonemes are known). Out: a quantizer (config.json, model.safetensors, and what the method adds)
 and, in its manifest, how good its codes are on the validation corpus. Resumes from its last state
 after a stop and ends with the same bits on a CPU.
@@ -19,8 +19,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from speechfuse import artifact, config, hub, workers
-from speechfuse.train import examples, state
+from speechfuse import artifact, config, workers
+from speechfuse.hub import data as hub_data
+from speechfuse.quantizer.training.mels import load, make
+from speechfuse.train import state
 
 SHARD = 250  # clips; espeak-ng starts anew with each, so another size is other speech
 
@@ -93,9 +95,7 @@ def train(job: TrainQuantizer, method: Any, trainee: nn.Module, device: str) -> 
 
 def main(job: TrainQuantizer) -> None:
     if job.steps < 1 or job.batch_size < 1:
-        raise ValueError(
-            f"steps={job.steps}, batch_size={job.batch_size}: both must be at least 1"
-        )
+        raise ValueError(f"steps={job.steps}, batch_size={job.batch_size}: both must be at least 1")
     out, runtime = Path(job.out), job.runtime
     device = (workers.gpus(runtime.device) or ["cpu"])[0]
     torch.set_num_threads(runtime.threads)
@@ -104,7 +104,9 @@ def main(job: TrainQuantizer) -> None:
     specs = {"corpus": job.corpus, "validation": job.validation}
     corpora = {name: config.instantiate(spec) for name, spec in specs.items()}
     begun = None if job.fresh else out
-    inputs = {name: hub.kept(corpus.fingerprint, name, begun) for name, corpus in corpora.items()}
+    inputs = {
+        name: hub_data.kept(corpus.fingerprint, name, begun) for name, corpus in corpora.items()
+    }
     inputs |= method.inputs
     work = artifact.Artifact(out, "train_quantizer", 2, asdict(job), inputs)
     if not work.begin(
@@ -112,12 +114,10 @@ def main(job: TrainQuantizer) -> None:
     ):
         return
     mels = out / "mels"
-    examples.make(specs, work.plan, mels, method.window, runtime.workers)
+    make(specs, work.plan, mels, method.window, runtime.workers)
     found, counts = {}, {}
     for name in specs:
-        found[name], counts[name] = examples.load(
-            mels / name, method.window, runtime.max_reject_rate
-        )
+        found[name], counts[name] = load(mels / name, method.window, runtime.max_reject_rate)
     trainee = method.begin(found["corpus"], found["validation"], device)
     losses = train(job, method, trainee, device)
     totals, outputs = method.finish(out)

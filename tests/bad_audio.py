@@ -123,7 +123,8 @@ FILES: dict[str, tuple[str, Callable[[], bytes]]] = {  # name: what becomes of i
     "new\nline \u00e9\u4e2d.wav": ("used", of(sound())),
     f"{LONG_NAME}.wav": ("used", of(sound())),
     "streamed, sizes unknown.wav": (
-        "used", lambda: patched({4: ("<I", 2**32 - 1), 40: ("<I", 2**32 - 1)}),
+        "used",
+        lambda: patched({4: ("<I", 2**32 - 1), 40: ("<I", 2**32 - 1)}),
     ),
     "rubbish behind.wav": ("used", lambda: encoded(sound()) + b"rubbish" * 9),
     # nothing or not all of it
@@ -146,7 +147,8 @@ FILES: dict[str, tuple[str, Callable[[], bytes]]] = {  # name: what becomes of i
     # headers that lie
     "size too large.wav": ("truncated", lambda: patched({40: ("<I", 10**9)})),
     "length too large.flac": (
-        "truncated", lambda: patched({21: (">B", 0xFF), 22: (">I", 2**32 - 1)}, flac()),
+        "truncated",
+        lambda: patched({21: (">B", 0xFF), 22: (">I", 2**32 - 1)}, flac()),
     ),
     "rate-0.wav": ("bad rate", lambda: patched({24: ("<I", 0)})),
     "rate-1.wav": ("bad rate", lambda: patched({24: ("<I", 1)})),
@@ -172,7 +174,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes]]] = {  # name: what becomes of i
     # beside others
     "twice.flac": ("used", flac),
     "bad text.wav": ("bad transcript", of(sound())),
-}  # fmt: skip
+}
 
 
 def make(folder: Path, minutes: float = 40) -> dict[str, str]:
@@ -198,10 +200,13 @@ def make(folder: Path, minutes: float = 40) -> dict[str, str]:
     (folder / "locked.wav").write_bytes(encoded(sound()))
     (folder / "locked.wav").chmod(0)
     expected |= {
-        "folder": "not a file", "pipe": "not a file", "dangling": "not found",
-        "loop": "unreadable", "link": "used",
+        "folder": "not a file",
+        "pipe": "not a file",
+        "dangling": "not found",
+        "loop": "unreadable",
+        "link": "used",
         "locked": "used" if os.access(folder / "locked.wav", os.R_OK) else "unreadable",  # root may
-    }  # fmt: skip
+    }
     try:
         (folder / os.fsdecode(b"caf\xe9.wav")).write_bytes(encoded(sound()))
         expected["caf\\xe9"] = "bad name"

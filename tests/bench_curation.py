@@ -15,9 +15,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from speechfuse import config, texts
-from speechfuse.curation import Dropped
-from speechfuse.texts import Conversation
+from speechfuse import config
+from speechfuse.texts import conversations
+from speechfuse.texts.conversations import Conversation
+from speechfuse.texts.curation.step import Dropped
 from stages import curate_texts
 from tests import dirty_texts
 
@@ -46,7 +47,7 @@ def main() -> None:
         (folder / "job.yaml").write_text(OmegaConf.to_yaml(dirty_texts.job(folder)))
         job = config.load(curate_texts.CurateTexts, folder / "job.yaml", [])
         curate_texts.main(job)
-        table, wrong = dirty_texts.outcomes(labels, list(texts.read(Path(job.out))))
+        table, wrong = dirty_texts.outcomes(labels, list(conversations.read(Path(job.out))))
         speed(job)
     columns = ("kind", "planted", "kept", "rewritten", "dropped", "lost", "should go", "misread")
     print("\n| " + " | ".join(columns) + " |\n|---" + "|---:" * (len(columns) - 1) + "|")

@@ -19,18 +19,34 @@ from pathlib import Path
 from typing import Any
 
 CHOICES = {
-    "normal": "{_component_: speechfuse.embeddings.normal}",
-    "mean": "{_component_: speechfuse.embeddings.mean}",
-    "mean_and_covariance": "{_component_: speechfuse.embeddings.mean_and_covariance}",
-    "mean_and_covariance_1": "{_component_: speechfuse.embeddings.mean_and_covariance, scale: 1.0}",
-    "codebook": "{_component_: speechfuse.embeddings.codebook}",
+    "normal": "{_component_: speechfuse.tokens.normal}",
+    "mean": "{_component_: speechfuse.tokens.mean}",
+    "mean_and_covariance": "{_component_: speechfuse.tokens.mean_and_covariance}",
+    "mean_and_covariance_1": "{_component_: speechfuse.tokens.mean_and_covariance, scale: 1.0}",
+    "codebook": "{_component_: speechfuse.tokens.codebook}",
 }
-DEFAULTS = {"choices": ",".join(CHOICES), "first": "0,100", "epochs": "3", "epochs2": "1",
-            "seeds": "0", "steps": "", "threads": "0", "out": "out/bench_new_rows"}  # fmt: skip
+DEFAULTS = {
+    "choices": ",".join(CHOICES),
+    "first": "0,100",
+    "epochs": "3",
+    "epochs2": "1",
+    "seeds": "0",
+    "steps": "",
+    "threads": "0",
+    "out": "out/bench_new_rows",
+}
 FEW = 10  # steps that a loss is the mean of
 QUESTIONS = "unseen_facts_unseen_voices"
-COLUMNS = ("sound loss, steps 1-10", "at 100", "last 10", "below ln(codes) at step",
-           "text after stage 1", "text after stage 2", "spoken QA", "question WER")  # fmt: skip
+COLUMNS = (
+    "sound loss, steps 1-10",
+    "at 100",
+    "last 10",
+    "below ln(codes) at step",
+    "text after stage 1",
+    "text after stage 2",
+    "spoken QA",
+    "question WER",
+)
 
 
 def do(*command: str) -> None:
@@ -44,24 +60,50 @@ def train(options: dict[str, str], folder: Path, choice: str, first: str, seed: 
     base = Path(options["out"]) / f"seed_{seed}" / f"expanded_{choice}"
     demo, more = "recipes/demo", [f"seed={seed}", f"runtime.threads={options['threads']}"]
     more += [f"steps={options['steps']}"] if options["steps"] else []
-    do("-m", "stages.expand_vocab", f"{demo}/expand_vocab.yaml", f"out={base}", f"seed={seed}",
-       f"initialize={CHOICES[choice]}")  # fmt: skip
-    do("recipes/finetune.py", f"{demo}/stage1.yaml", f"out={folder}/stage1", f"checkpoint={base}",
-       f"epochs={options['epochs']}", f"new_rows_first={first}", *more)  # fmt: skip
+    do(
+        "-m",
+        "stages.expand_vocab",
+        f"{demo}/expand_vocab.yaml",
+        f"out={base}",
+        f"seed={seed}",
+        f"initialize={CHOICES[choice]}",
+    )
+    do(
+        "-m",
+        "stages.train",
+        f"{demo}/stage1.yaml",
+        f"out={folder}/stage1",
+        f"checkpoint={base}",
+        f"epochs={options['epochs']}",
+        f"new_rows_first={first}",
+        *more,
+    )
     if len(lines := metrics(folder)) <= int(first):
         sys.exit(
             f"first={first}, but stage 1 has {len(lines)} steps: it would train the new rows alone;"
             " give more epochs, or fewer steps to first"
         )
     (last,) = sorted(folder.glob("stage1/epoch_*"))[-1:]
-    do("recipes/finetune.py", f"{demo}/stage2.yaml", f"out={folder}/stage2", f"checkpoint={last}",
-       f"epochs={options['epochs2']}", *more)  # fmt: skip
+    do(
+        "-m",
+        "stages.train",
+        f"{demo}/stage2.yaml",
+        f"out={folder}/stage2",
+        f"checkpoint={last}",
+        f"epochs={options['epochs2']}",
+        *more,
+    )
     scored = (
         f"{{name: stage1, path: {last}, tasks: [text_mmlu]}}",
         f"{{name: stage2, path: {folder}/stage2, tasks: [text_mmlu, spoken_qa]}}",
     )
-    do("-m", "stages.evaluate", f"{demo}/evaluate.yaml", f"out={folder}/evals",
-       f"checkpoints=[{', '.join(scored)}]")  # fmt: skip
+    do(
+        "-m",
+        "stages.evaluate",
+        f"{demo}/evaluate.yaml",
+        f"out={folder}/evals",
+        f"checkpoints=[{', '.join(scored)}]",
+    )
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -80,17 +122,21 @@ def found(folder: Path) -> list[float]:
     means = [statistics.mean(losses[max(0, i - FEW) : i]) for i in range(1, len(losses) + 1)]
     below = [i for i, mean in enumerate(means, 1) if mean < math.log(codes(folder))]
     (end,) = sorted(folder.glob("evals/stage2/epoch_*"))[-1:]
-    text = [json.loads((cell / "text_mmlu.json").read_text())["items"]
-            for cell in (folder / "evals/stage1", end)]  # fmt: skip
+    text = [
+        json.loads((cell / "text_mmlu.json").read_text())["items"]
+        for cell in (folder / "evals/stage1", end)
+    ]
     spoken = json.loads((end / "spoken_qa.json").read_text())["scores"]
     scores = {(score["task"], score["split"], score["metric"]): score["value"] for score in spoken}
     return [
-        means[min(FEW, len(means)) - 1], means[min(100, len(means)) - 1], means[-1],
+        means[min(FEW, len(means)) - 1],
+        means[min(100, len(means)) - 1],
+        means[-1],
         below[0] if below else math.nan,
         *(float(statistics.mean(item["correct"] for item in items)) for items in text),
         scores["spoken_qa", QUESTIONS, "acc"],
         scores["question_transcript", "unseen_voices", "wer"],
-    ]  # fmt: skip
+    ]
 
 
 def shown(values: list[float]) -> str:

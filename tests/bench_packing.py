@@ -19,8 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from speechfuse import artifact, config, datasets, index, shards
-from speechfuse.train import loop, optimizers, preflight
+from speechfuse import artifact, config
+from speechfuse.rows import shards
+from speechfuse.samples import datasets, index
+from speechfuse.train import loop, optimizers
+from speechfuse.train.preflight import report as preflight_report
 from tests.small_training import STREAM, make_parts, recipe
 
 TIMED, TRAINED = 30, 9_600  # steps; samples
@@ -57,7 +60,7 @@ def compared(jobs: dict[str, loop.Finetune]) -> dict[str, tuple[float, float]]:
                 seconds[name].append((time.perf_counter() - began) / sum(lengths))
                 tokens[name].append(sum(lengths))
                 job = jobs[name]
-                places[name] += preflight.positions(
+                places[name] += preflight_report.positions(
                     lengths, job.packed, job.seq_len, 1, job.micro_batch_size or job.batch_size
                 )
     return {
@@ -104,7 +107,7 @@ def as_long_as_the_original(folder: Path) -> loop.Finetune:
     work.begin()
     shards.write_shard(folder / "long" / shards.shard_name(0), rows, shards.SPEECH, STREAM)
     work.finish({}, [folder / "long" / shards.shard_name(0)])
-    entry = {"_component_": "speechfuse.datasets.sound", "path": str(folder / "long"), "share": 1}
+    entry = {"_component_": "speechfuse.samples.sound", "path": str(folder / "long"), "share": 1}
     path = recipe(parts, folder / "run", seq_len=2048, datasets=[entry])
     return config.load(loop.Finetune, path, [])
 
@@ -126,10 +129,14 @@ def main() -> None:
             found = compared(jobs)
             for name, (share, speed) in found.items():
                 times, shares = speed / found["padded"][1], share / found["padded"][0]
-                print(f"| {lengths} | {name} | {share:.1%} | {speed:,.0f} | {times:.2f} | "
-                      f"{shares:.2f} |", flush=True)  # fmt: skip
+                print(
+                    f"| {lengths} | {name} | {share:.1%} | {speed:,.0f} | {times:.2f} | "
+                    f"{shares:.2f} |",
+                    flush=True,
+                )
     entry = demo.datasets[0] | {
-        "path": "out/data/speech_test", "select": {"split": "seen_facts", "kind": "question"}
+        "path": "out/data/speech_test",
+        "select": {"split": "seen_facts", "kind": "question"},
     }
     unseen = loop.load_data(replace(demo, datasets=[entry], epochs=1), {})  # other voices
     held_out = [unseen.indexes[0][i] for i in range(len(unseen.indexes[0]))]

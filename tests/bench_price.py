@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from speechfuse import config
-from speechfuse.train import metrics, preflight
+from speechfuse.train import metrics
 from speechfuse.train.loop import Finetune
+from speechfuse.train.preflight import report as preflight_report
 
 ROOT = Path(__file__).parent.parent
 SHAPE = {"num_attention_heads": 32, "hidden_size": 4096}  # of config.json what is needed
@@ -42,50 +43,115 @@ class Run:
 
 RUNS = [
     # 10 A6000 for 30 h at $0.80
-    Run("stage 1, the blog's 5,000 x 80 clips", "early_fusion_8b/stage1", 400_000, 1, 372, 122,
-        "A6000", 10, 0.80, (300, 240)),
-    Run("stage 1, its model card's 5,042 x 480 clips", "early_fusion_8b/stage1", 2_420_160, 1, 372,
-        122, "A6000", 10, 0.80, (300, 240)),
+    Run(
+        "stage 1, the blog's 5,000 x 80 clips",
+        "early_fusion_8b/stage1",
+        400_000,
+        1,
+        372,
+        122,
+        "A6000",
+        10,
+        0.80,
+        (300, 240),
+    ),
+    Run(
+        "stage 1, its model card's 5,042 x 480 clips",
+        "early_fusion_8b/stage1",
+        2_420_160,
+        1,
+        372,
+        122,
+        "A6000",
+        10,
+        0.80,
+        (300, 240),
+    ),
     # 8 H100 for 32 h at $2.20
-    Run("stage 2, five epochs", "early_fusion_8b/stage2", 929_408, 5, 473, 400, "H100", 8, 2.20,
-        (256, 563)),
-    Run("ours: stage 1, all 2,420,160 clips", "early_fusion_8b_fast/stage1", 2_420_160, 1, 372,
-        122, "H100", 8, 2.20),
-    Run("ours: stage 2, one epoch", "early_fusion_8b_fast/stage2", 929_408, 1, 473, 400, "H100", 8,
-        2.20),
-    Run("ours: stage 2, five epochs", "early_fusion_8b_fast/stage2", 929_408, 5, 473, 400, "H100",
-        8, 2.20),
-]  # fmt: skip
+    Run(
+        "stage 2, five epochs",
+        "early_fusion_8b/stage2",
+        929_408,
+        5,
+        473,
+        400,
+        "H100",
+        8,
+        2.20,
+        (256, 563),
+    ),
+    Run(
+        "ours: stage 1, all 2,420,160 clips",
+        "early_fusion_8b_fast/stage1",
+        2_420_160,
+        1,
+        372,
+        122,
+        "H100",
+        8,
+        2.20,
+    ),
+    Run(
+        "ours: stage 2, one epoch",
+        "early_fusion_8b_fast/stage2",
+        929_408,
+        1,
+        473,
+        400,
+        "H100",
+        8,
+        2.20,
+    ),
+    Run(
+        "ours: stage 2, five epochs",
+        "early_fusion_8b_fast/stage2",
+        929_408,
+        5,
+        473,
+        400,
+        "H100",
+        8,
+        2.20,
+    ),
+]
 
 
-def data_of(run: Run, job: Any, micro: int) -> preflight.Data:
+def data_of(run: Run, job: Any, micro: int) -> preflight_report.Data:
     """Its data as preflight would find it, from 20,000 lengths."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(run.mean - run.spread, run.mean + run.spread, 20_000).tolist()
     times = run.samples * run.epochs / len(lengths)
     tokens = int(sum(lengths) * times)
-    positions = preflight.positions(lengths, False, job.seq_len, 1, micro) * times
+    positions = preflight_report.positions(lengths, False, job.seq_len, 1, micro) * times
     if job.packed:
         positions = tokens / 0.99  # of a pack's room that the plan fills
     rows = positions / job.seq_len if job.packed else run.samples * run.epochs
-    return preflight.Data(
-        [run.samples * run.epochs], [0], tokens, tokens, int(positions),
-        int(metrics.pairs_of(lengths) * times), job.seq_len, int(rows / job.batch_size), run.epochs,
-    )  # fmt: skip
-
-
-def report_of(run: Run) -> preflight.Report:
-    job = config.load(
-        Finetune, ROOT / f"recipes/{run.recipe}.yaml",
-        [f"runtime.gpu={run.gpu}", f"runtime.dollars_per_gpu_hour={run.dollars}"],
-    )  # fmt: skip
-    data = data_of(run, job, preflight.micro_batch(job, run.gpus))
-    return preflight.preflight(
-        job, SHAPE, data, run.gpus, torch.device("cpu"), ROOT / preflight.MEASUREMENTS
+    return preflight_report.Data(
+        [run.samples * run.epochs],
+        [0],
+        tokens,
+        tokens,
+        int(positions),
+        int(metrics.pairs_of(lengths) * times),
+        job.seq_len,
+        int(rows / job.batch_size),
+        run.epochs,
     )
 
 
-def line(run: Run, report: preflight.Report) -> str:
+def report_of(run: Run) -> preflight_report.Report:
+    job = config.load(
+        Finetune,
+        ROOT / f"recipes/{run.recipe}.yaml",
+        [f"runtime.gpu={run.gpu}", f"runtime.dollars_per_gpu_hour={run.dollars}"],
+    )
+    data = data_of(run, job, preflight_report.micro_batch(job, run.gpus))
+    return preflight_report.preflight(
+        job, SHAPE, data, run.gpus, torch.device("cpu"), ROOT / preflight_report.MEASUREMENTS
+    )
+
+
+def line(run: Run, report: preflight_report.Report) -> str:
     data, hours = report.data, (report.hours or 0) * run.gpus
     text = (
         f"| {run.name} | {data.tokens / 1e6:,.0f} M | {data.tokens / data.positions:.0%} | "
@@ -98,8 +164,10 @@ def line(run: Run, report: preflight.Report) -> str:
 
 
 def main() -> None:
-    print("| run | tokens | useful | GPUs | tokens/s a GPU | GPU hours | price | tokens/s then |"
-          " the seed paid |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print(
+        "| run | tokens | useful | GPUs | tokens/s a GPU | GPU hours | price | tokens/s then |"
+        " the seed paid |\n|---|---|---|---|---|---|---|---|---|"
+    )
     reports = []
     for run in RUNS:
         reports.append(report_of(run))

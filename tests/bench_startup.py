@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from speechfuse import artifact, shards
+from speechfuse import artifact
+from speechfuse.rows import shards
 from tests.small_training import STREAM, make_parts, recipe
 
 ROWS = 2000  # of a shard
@@ -73,7 +74,7 @@ def main() -> None:
             config = recipe(parts, folder.with_name("run"), seq_len=4096, batch_size=16)
             content = yaml.safe_load(config.read_text())
             content["datasets"] = [
-                {"_component_": "speechfuse.datasets.sound", "path": str(folder), "share": 1}
+                {"_component_": "speechfuse.samples.sound", "path": str(folder), "share": 1}
             ]
             content["runtime"]["cache"] = str(Path(place) / f"cache-{size}")
             config.write_text(yaml.safe_dump(content))
@@ -86,8 +87,9 @@ def main() -> None:
                 ready, first, before, peak, found, useful = json.loads(done.stdout.splitlines()[-1])
                 print(
                     f"| {found:,} | {start} | {ready:.2f} | {first:.2f} | {peak:,.0f} | "
-                    f"{before:,.0f} |", flush=True,
-                )  # fmt: skip
+                    f"{before:,.0f} |",
+                    flush=True,
+                )
             print(f"useful share {useful:.2%}", file=sys.stderr)
 
 

@@ -27,9 +27,12 @@ from lm_eval.evaluator import evaluate as plain_evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from speechfuse import audio, shards, vocab
+from speechfuse.audio import decoding
+from speechfuse.evals import sweep
 from speechfuse.evals.harness import Harness
-from speechfuse.quantizer import Quantizer
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.rows import shards
+from speechfuse.tokens import expansion
 from stages import evaluate
 from tests.mmlu_folder import write_mmlu
 from tests.small_training import ROOT, dataset
@@ -56,24 +59,28 @@ def encode(quantizer: Quantizer, waveforms: list[np.ndarray], out: Path) -> Path
 
 
 def swept(folder: Path, run: Path, data: Path, name: str, *only: str) -> None:
-    job = evaluate.Evaluate(
+    job = sweep.Evaluate(
         out=str(folder / name),
         checkpoints=[{"name": "run", "path": str(run), "tasks": ["asr"]}],
-        tasks={"asr": {"_component_": SPEECH, "data": str(data), "metric": "wer",
-                       "max_new_tokens": 16}},
-        only=list(only), runtime=evaluate.Runtime(device="cpu"),
-    )  # fmt: skip
+        tasks={
+            "asr": {"_component_": SPEECH, "data": str(data), "metric": "wer", "max_new_tokens": 16}
+        },
+        only=list(only),
+        runtime=sweep.Runtime(device="cpu"),
+    )
     evaluate.main(job)
 
 
 def encode_once(folder: Path, clips: int) -> tuple[float, float]:
     """Seconds of five epochs with codes made once, and with codes made for every epoch."""
     quantizer = Quantizer.load(DEMO / "quantizer")
-    vocab.expand(DEMO / "base", folder / "expanded", quantizer.codebook_size, quantizer.identity, 0)
+    expansion.expand(
+        DEMO / "base", folder / "expanded", quantizer.codebook_size, quantizer.identity, 0
+    )
     for epoch in range(EPOCHS):
         copy(folder / "expanded", folder / "run" / f"epoch_{epoch}", epoch + 1)
     (folder / "run" / "manifest.json").write_text("{}")
-    noise = np.random.default_rng(0).normal(0, 0.1, (clips, 3 * audio.SAMPLE_RATE))
+    noise = np.random.default_rng(0).normal(0, 0.1, (clips, 3 * decoding.SAMPLE_RATE))
     waveforms = list(noise.astype(np.float32))
     warm = encode(quantizer, waveforms[:16], folder / "warm")
     quietly(swept, folder, folder / "run", warm, "warm_evals", "run/epoch_0")
@@ -136,8 +143,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         once, again = encode_once(folder, int(options["clips"]))
-        print(f"5 epochs, {options['clips']} clips: codes made once {once:.1f} s, for every epoch "
-              f"{again:.1f} s: {again / once:.2f} times as long")  # fmt: skip
+        print(
+            f"5 epochs, {options['clips']} clips: codes made once {once:.1f} s, for every epoch "
+            f"{again:.1f} s: {again / once:.2f} times as long"
+        )
         task = Harness("mmlu", str(write_mmlu(folder / "mmlu", test=int(options["questions"]))), 0)
         quietly(lambda: task.loaded)
         some = replace(task, batch_size=4)  # the logits of all positions are 1 GB in batches of 16

@@ -7,7 +7,7 @@ Keys: size=tiny|medium, device=cpu|cuda, threads=N (that decode), batch=N, repea
 out=FILE.json. Weights are random: they serve for speed. Speeds are seconds of audio per second, the
 median of `repeats` rounds in which the ways take turns. The baseline does what the original did:
 everything decoded first, then one clip per forward in float32. The pipeline is
-`speechfuse.tokenizing.tokenize` and the writing of the shard.
+`speechfuse.quantizer.tokenize.tokenize` and the writing of the shard.
 """
 
 import json
@@ -26,25 +26,36 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from speechfuse import shards, tokenizing, tts
-from speechfuse.corpora import Clip, folder
-from speechfuse.quantizer import PADDING, Quantizer, QuantizerConfig
+from speechfuse import workers
+from speechfuse.audio import espeak_ng
+from speechfuse.corpora.clip import Clip
+from speechfuse.corpora.folder import Folder
+from speechfuse.quantizer import tokenize
+from speechfuse.quantizer.model import PADDING, Quantizer, QuantizerConfig
+from speechfuse.rows import shards
 
 SIZES = {"tiny": (384, 6, 4), "medium": (1024, 16, 24)}  # width, heads, layers
-DEFAULTS = {"size": "tiny", "device": "cpu", "threads": "2", "batch": "16", "repeats": "3",
-            "clips": "32", "out": ""}  # fmt: skip
+DEFAULTS = {
+    "size": "tiny",
+    "device": "cpu",
+    "threads": "2",
+    "batch": "16",
+    "repeats": "3",
+    "clips": "32",
+    "out": "",
+}
 
 
 def make_corpus(path: Path, clips: int) -> float:
     """Spoken clips of 4 to 20 s as FLAC at 16 kHz; 32 different ones under many names. Seconds."""
     rng, total = random.Random(0), 0.0
-    with tts.Espeak() as engine:
+    with espeak_ng.Espeak() as engine:
         for i in range(clips):
             if i >= 32:
                 os.link(path / f"{i % 32:06d}.flac", path / f"{i:06d}.flac")
             else:
                 text = " ".join(rng.choices(["seven", "orange", "rivers", "under"], k=60))
-                spoken = engine.speak(text, tts.Voice("en-us+Annie")).waveform
+                spoken = engine.speak(text, espeak_ng.Voice("en-us+Annie")).waveform
                 length = int(rng.uniform(4, 20) * 16_000)
                 soundfile.write(path / f"{i:06d}.flac", np.resize(spoken, length), 16_000)
             total += soundfile.info(path / f"{i:06d}.flac").duration
@@ -75,17 +86,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary)
         seconds = make_corpus(path, int(options["clips"]))
-        corpus = folder(str(path))
+        corpus = Folder(str(path))
         (shard,) = corpus.plan(10**6)
 
         def clips() -> list[Clip]:
             return list(corpus.clips(shard))
 
         def decode() -> list[np.ndarray]:
-            found = tokenizing.ahead(tokenizing.decode, clips(), threads, 4 * batch)
+            found = workers.ahead(tokenize.decode, clips(), threads, 4 * batch)
             return [decoded.waveform for decoded in found]
 
-        few = [tokenizing.decode(clip).waveform for clip in clips()[:32]]
+        few = [tokenize.decode(clip).waveform for clip in clips()[:32]]
         share = sum(map(len, few)) / 16_000 / seconds  # of the audio, for the parts on their own
         full = torch.full((batch, 80, quantizer.frames), PADDING, device=device)
 
@@ -106,18 +117,21 @@ def main() -> None:
                 quantizer.encode([waveform], 1)
 
         def pipeline() -> None:
-            made = tokenizing.tokenize(clips(), quantizer, batch, [], threads, 4 * batch)
+            made = tokenize.tokenize(clips(), quantizer, batch, [], threads, 4 * batch)
             shards.write_shard(
                 path / "out.parquet", made.rows, shards.SPEECH, quantizer.stream, made.counts
             )
 
         f32, bf16 = torch.float32, torch.bfloat16
         ways: list[tuple[str, Callable[[], object], torch.dtype, float]] = [
-            ("decode", decode, f32, 1.0), ("mel", mel, f32, share),
-            ("encode, float32", encode, f32, share), ("encode, bfloat16", encode, bf16, share),
-            ("pipeline, float32", pipeline, f32, 1.0), ("pipeline, bfloat16", pipeline, bf16, 1.0),
+            ("decode", decode, f32, 1.0),
+            ("mel", mel, f32, share),
+            ("encode, float32", encode, f32, share),
+            ("encode, bfloat16", encode, bf16, share),
+            ("pipeline, float32", pipeline, f32, 1.0),
+            ("pipeline, bfloat16", pipeline, bf16, 1.0),
             ("one clip at a time, float32", one_at_a_time, f32, share),
-        ]  # fmt: skip
+        ]
         if device == "cpu":  # where bfloat16 is emulated and slower
             ways = [way for way in ways if way[2] == f32]
         times: dict[str, list[float]] = {name: [] for name, *_ in ways}
@@ -134,8 +148,9 @@ def main() -> None:
     machine = {
         "cpu": f"{os.cpu_count()} x {platform.machine()}",
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "torch": torch.__version__, "python": platform.python_version(),
-    }  # fmt: skip
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
     print(f"{seconds / 3600:.2f} h of audio, {options}, {machine}")
     print("| way | x real time | to one clip at a time |\n|---|---|---|")
     for name, speed in speeds.items():

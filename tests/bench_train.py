@@ -29,45 +29,82 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from speechfuse import artifact, datasets, packing
-from speechfuse.index import Sample
-from speechfuse.train import attention, gpus, loop, memory, metrics, preflight
-from speechfuse.vocab import SoundLayout, read_config
+from speechfuse import artifact
+from speechfuse.samples import datasets, packing
+from speechfuse.samples.index import Sample
+from speechfuse.tokens.vocabulary import SoundLayout, read_config
+from speechfuse.train import attention, gpus, loop, metrics
+from speechfuse.train.preflight import memory
+from speechfuse.train.preflight import report as preflight_report
 from tests.prove_preflight import checkpoint
 
-DEFAULTS = {"size": "8b", "device": "cuda", "only": "", "steps": "8",
-            "out": str(preflight.MEASUREMENTS)}  # fmt: skip
+DEFAULTS = {
+    "size": "8b",
+    "device": "cuda",
+    "only": "",
+    "steps": "8",
+    "out": str(preflight_report.MEASUREMENTS),
+}
 SIZES: dict[str, dict[str, Any]] = {
     "8b": {
-        "_component_": "torchtune.models.llama3_1.llama3_1", "vocab_size": 128_771,
-        "num_layers": 32, "num_heads": 32, "num_kv_heads": 8, "embed_dim": 4096,
-        "intermediate_dim": 14_336, "max_seq_len": 131_072,
+        "_component_": "torchtune.models.llama3_1.llama3_1",
+        "vocab_size": 128_771,
+        "num_layers": 32,
+        "num_heads": 32,
+        "num_kv_heads": 8,
+        "embed_dim": 4096,
+        "intermediate_dim": 14_336,
+        "max_seq_len": 131_072,
     },
     "1b": {
-        "_component_": "torchtune.models.llama3_2.llama3_2", "vocab_size": 128_771,
-        "num_layers": 16, "num_heads": 32, "num_kv_heads": 8, "embed_dim": 2048,
-        "intermediate_dim": 8192, "max_seq_len": 131_072,
+        "_component_": "torchtune.models.llama3_2.llama3_2",
+        "vocab_size": 128_771,
+        "num_layers": 16,
+        "num_heads": 32,
+        "num_kv_heads": 8,
+        "embed_dim": 2048,
+        "intermediate_dim": 8192,
+        "max_seq_len": 131_072,
     },
     "tiny": {
-        "_component_": "torchtune.models.llama3_1.llama3_1", "vocab_size": 1_000,
-        "num_layers": 2, "num_heads": 2, "num_kv_heads": 2, "embed_dim": 64,
-        "intermediate_dim": 128, "max_seq_len": 4096,
+        "_component_": "torchtune.models.llama3_1.llama3_1",
+        "vocab_size": 1_000,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_kv_heads": 2,
+        "embed_dim": 64,
+        "intermediate_dim": 128,
+        "max_seq_len": 4096,
     },
-}  # fmt: skip
+}
 ADAMW = {"_component_": "torch.optim.AdamW", "lr": 1e-5, "fused": True}
 FAST = {
-    "seq_len": 4096, "packed": True, "micro_batch_size": 2, "dtype": "bf16",
-    "compute_dtype": "bf16", "activation_checkpointing": "none", "compile": True,
-    "attention": "flex", "optimizer": ADAMW, "stage": 1,
-}  # fmt: skip
-SEED = FAST | {"packed": False, "activation_checkpointing": "full", "compile": False,
-               "attention": "dense"}  # fmt: skip
+    "seq_len": 4096,
+    "packed": True,
+    "micro_batch_size": 2,
+    "dtype": "bf16",
+    "compute_dtype": "bf16",
+    "activation_checkpointing": "none",
+    "compile": True,
+    "attention": "flex",
+    "optimizer": ADAMW,
+    "stage": 1,
+}
+SEED = FAST | {
+    "packed": False,
+    "activation_checkpointing": "full",
+    "compile": False,
+    "attention": "dense",
+}
 MASTER = {"8b": {"activation_checkpointing": "full", "micro_batch_size": 1}}  # what one H200 holds
 CASES: dict[str, dict[str, Any]] = {
     "fp32 master": FAST | {"dtype": "fp32"},
     "fp32 master, 8-bit moments": FAST
-    | {"dtype": "fp32", "optimizer": {"_component_": "torchao.optim.AdamW8bit", "lr": 1e-5},
-       "activation_checkpointing": "selective"},
+    | {
+        "dtype": "fp32",
+        "optimizer": {"_component_": "torchao.optim.AdamW8bit", "lr": 1e-5},
+        "activation_checkpointing": "selective",
+    },
     "bf16": FAST,
     "bf16, stage 2": FAST | {"stage": 2},
     "bf16, dense": FAST | {"attention": "dense"},
@@ -76,7 +113,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16, all recomputed": FAST | {"activation_checkpointing": "full"},
     "seed, stage 1": SEED | {"seq_len": 512, "micro_batch_size": 8},
     "seed, stage 2": SEED | {"seq_len": 1024, "micro_batch_size": 16, "stage": 2},
-}  # fmt: skip
+}
 PASSES = 4  # micro-batches of a step
 
 
@@ -102,16 +139,26 @@ def steps_of(job: loop.Finetune, stage: int, count: int) -> list[list[dict[str, 
         rng, steps = np.random.default_rng(1), []
         for step in range(count):
             rows = [
-                [Sample("", rng.integers(0, job.model["vocab_size"], lengths[n]).astype(np.int32),
-                        np.ones(lengths[n], bool)) for _, n in row]
+                [
+                    Sample(
+                        "",
+                        rng.integers(0, job.model["vocab_size"], lengths[n]).astype(np.int32),
+                        np.ones(lengths[n], bool),
+                    )
+                    for _, n in row
+                ]
                 for row in plan.rows(step)
-            ]  # fmt: skip
+            ]
             size = job.micro_batch_size
             parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-            steps.append([
-                datasets.collate(p, job.seq_len if job.packed else datasets.longest(p), 0, layout)
-                for p in parts
-            ])  # fmt: skip
+            steps.append(
+                [
+                    datasets.collate(
+                        p, job.seq_len if job.packed else datasets.longest(p), 0, layout
+                    )
+                    for p in parts
+                ]
+            )
     return steps
 
 
@@ -119,14 +166,25 @@ def job_of(size: str, name: str, device: str, folder: str) -> tuple[loop.Finetun
     """The recipe of a case, and the stage whose lengths it has."""
     case = CASES[name] | (MASTER.get(size, {}) if name == "fp32 master" else {})
     if device == "cpu":  # where flex attention and the compiler's kernels are not meant for
-        case = case | {"attention": "dense", "compile": False, "seq_len": min(512, case["seq_len"]),
-                       "micro_batch_size": 1}
+        case = case | {
+            "attention": "dense",
+            "compile": False,
+            "seq_len": min(512, case["seq_len"]),
+            "micro_batch_size": 1,
+        }
     stage = case.pop("stage")
     return loop.Finetune(
-        out="", checkpoint=folder, model=SIZES[size], datasets=[], epochs=1, warmup_steps=0,
-        batch_size=PASSES * case["micro_batch_size"], clip_grad_norm=1.0,
-        runtime=loop.Runtime(device=device), **case,
-    ), stage  # fmt: skip
+        out="",
+        checkpoint=folder,
+        model=SIZES[size],
+        datasets=[],
+        epochs=1,
+        warmup_steps=0,
+        batch_size=PASSES * case["micro_batch_size"],
+        clip_grad_norm=1.0,
+        runtime=loop.Runtime(device=device),
+        **case,
+    ), stage
 
 
 def measure(options: dict[str, str], name: str, folder: str) -> dict[str, Any]:
@@ -160,29 +218,42 @@ def measure(options: dict[str, str], name: str, folder: str) -> dict[str, Any]:
     pairs = sum(int(each.sum()) + len(each) for each in found)
     positions = sum(part["tokens"].numel() for step in steps[3:] for part in step)
     said = memory.of(
-        replace(job, compile=False) if device == "cpu" else job, job.micro_batch_size, job.seq_len,
-        PASSES, 1, device == "cuda",
-    )  # fmt: skip
+        replace(job, compile=False) if device == "cpu" else job,
+        job.micro_batch_size,
+        job.seq_len,
+        PASSES,
+        1,
+        device == "cuda",
+    )
     most = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     return {
-        "case": name, "model": options["size"], "gpu": gpu.name if gpu else None, "gpus": 1,
+        "case": name,
+        "model": options["size"],
+        "gpu": gpu.name if gpu else None,
+        "gpus": 1,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "trained": sum(p.numel() for p in trainer.trained),
-        **{key: getattr(job, key) for key in preflight.SETTINGS},
+        **{key: getattr(job, key) for key in preflight_report.SETTINGS},
         "attention": attention.kind_of(job.attention, trainer.device, job.packed, job.seq_len),
-        "micro_batch_size": job.micro_batch_size, "optimizer": job.optimizer["_component_"],
-        "tokens_per_s": round(tokens / seconds, 1), "useful_share": round(tokens / positions, 4),
+        "micro_batch_size": job.micro_batch_size,
+        "optimizer": job.optimizer["_component_"],
+        "tokens_per_s": round(tokens / seconds, 1),
+        "useful_share": round(tokens / positions, 4),
         "mfu": meter.mfu(tokens, pairs, seconds),
-        "peak_gib": round(most / gpus.GIB, 2), "said_gib": round(said.peak / gpus.GIB, 2),
-        "seconds_per_step": round(seconds / timed, 4), "date": time.strftime("%Y-%m-%d"),
+        "peak_gib": round(most / gpus.GIB, 2),
+        "said_gib": round(said.peak / gpus.GIB, 2),
+        "seconds_per_step": round(seconds / timed, 4),
+        "date": time.strftime("%Y-%m-%d"),
         "command": f"just bench train size={options['size']} only='{name}'",
         "versions": {name: version(name) for name in ("torch", "torchtune", "torchao")},
-    }  # fmt: skip
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| case | useful tokens/s | MFU | useful share | peak GiB | preflight says |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| case | useful tokens/s | MFU | useful share | peak GiB | preflight says |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
         lines.append(
@@ -211,9 +282,11 @@ def main() -> None:
         for name in tqdm(names, "cases"):
             command = [sys.executable, __file__, *(f"{k}={v}" for k, v in options.items())]
             done = subprocess.run(
-                [*command, f"case={name}", f"folder={folder}"], capture_output=True, text=True,
+                [*command, f"case={name}", f"folder={folder}"],
+                capture_output=True,
+                text=True,
                 env=os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
-            )  # fmt: skip
+            )
             if done.returncode:
                 tqdm.write(f"{name}: failed: {done.stderr.strip().splitlines()[-1][:300]}")
                 continue

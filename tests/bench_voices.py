@@ -21,9 +21,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from speechfuse import artifact, audio, augmentation, shards, workers
-from speechfuse.engines.espeak import Espeak
-from speechfuse.quantizer import Quantizer
+from speechfuse import artifact, workers
+from speechfuse.audio import augmentation, decoding
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.rows import rejects, shards
+from speechfuse.synthesis.engines.espeak import Espeak
 from stages import synthesize_instructions
 
 ROOT = Path(__file__).parent.parent
@@ -38,9 +40,9 @@ VOICES: dict[str, Any] = {
     "variants": ["Annie", "m3", "Reed"],
 }
 STEPS: list[dict[str, Any]] = [
-    {"_component_": "speechfuse.augmentation.Reverberation", "probability": 0.3},
-    {"_component_": "speechfuse.augmentation.Noise", "snr": [5, 30], "probability": 0.5},
-    {"_component_": "speechfuse.augmentation.Lossy", "probability": 0.2},
+    {"_component_": "speechfuse.audio.Reverberation", "probability": 0.3},
+    {"_component_": "speechfuse.audio.Noise", "snr": [5, 30], "probability": 0.5},
+    {"_component_": "speechfuse.audio.Lossy", "probability": 0.2},
 ]
 BATCH = 16
 
@@ -55,8 +57,8 @@ def work(way: str, texts: list[str], first: int) -> tuple[float, int]:
         assert waveform is not None
         if way != "speech":
             waveform, _ = augmentation.apply(waveform, STEPS, i)
-        seconds += len(waveform) / audio.SAMPLE_RATE
-        waiting += audio.split(waveform, quantizer.window) if quantizer else []
+        seconds += len(waveform) / decoding.SAMPLE_RATE
+        waiting += decoding.split(waveform, quantizer.window) if quantizer else []
     for at in range(0, len(waiting), BATCH):
         assert quantizer
         codes += sum(map(len, quantizer.encode(waiting[at : at + BATCH], BATCH)))
@@ -80,7 +82,7 @@ def curated(folder: Path, texts: list[str]) -> Path:
     )
     path = folder / shards.shard_name(0)
     shards.write_shard(path, rows, shards.CONVERSATIONS)
-    shards.write_rejects(path, [])
+    rejects.write_rejects(path, [])
     made.finish({"rows": len(texts)}, [path])
     return folder
 
@@ -90,14 +92,18 @@ def job(folder: Path, number: int, count: int, augment: bool) -> tuple[float, in
     out = folder / f"out-{number}"
     synthesize_instructions.main(
         synthesize_instructions.SynthesizeInstructions(
-            out=str(out), texts=str(folder / "texts"),
-            kinds={"instruction": {"_component_": "speechfuse.kinds.Instruction", "share": 1.0}},
-            voices={"espeak": {"_component_": "speechfuse.engines.espeak.Espeak", **VOICES}},
-            augmentation=STEPS if augment else [], shard_size=100,
+            out=str(out),
+            texts=str(folder / "texts"),
+            kinds={
+                "instruction": {"_component_": "speechfuse.synthesis.Instruction", "share": 1.0}
+            },
+            voices={"espeak": {"_component_": "speechfuse.synthesis.Espeak", **VOICES}},
+            augmentation=STEPS if augment else [],
+            shard_size=100,
             quantizer=synthesize_instructions.QuantizerOf(str(QUANTIZER)),
             runtime=synthesize_instructions.Runtime(workers=count, device="cpu"),
         )
-    )  # fmt: skip
+    )
     totals = artifact.manifest_of(out)["totals"]
     return totals["hours"] * 3600, totals["codes"]
 

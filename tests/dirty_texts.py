@@ -53,24 +53,39 @@ DIRT: list[tuple[str, str, str | None]] = [
     ("url", "What does www.wiki-pages.net/{n} say of {t}?", None),
     ("url", "Write to me at info{n}@mail.example.com about {t}.", None),
     ("url", "Is example{n}.co.uk/shop a safe place to buy {t}?", None),
-    ("url", "I read about {t} on Amazon.com last week. Is it worth the money?",
-     "I read about {t} on Amazon dot com last week. Is it worth the money?"),
-    ("url", "Tell me what [this article](https://news.example.com/{n}) on {t} might be about.",
-     "Tell me what this article on {t} might be about."),
+    (
+        "url",
+        "I read about {t} on Amazon.com last week. Is it worth the money?",
+        "I read about {t} on Amazon dot com last week. Is it worth the money?",
+    ),
+    (
+        "url",
+        "Tell me what [this article](https://news.example.com/{n}) on {t} might be about.",
+        "Tell me what this article on {t} might be about.",
+    ),
     ("code", "What is this to {t}?\n```python\nfor x in range({n}):\n    print(x)\n```", None),
     ("code", "Fix my function about {t}: def count(items): return len(items) - {n}", None),
     ("code", "Why does SELECT name FROM things WHERE id = {n} not find {t}?", None),
-    ("code", "Rename the variable number_of_{n}things in my script on {t}, it is called item_list.",
-     None),
+    (
+        "code",
+        "Rename the variable number_of_{n}things in my script on {t}, it is called item_list.",
+        None,
+    ),
     ("code", "int total = {n};\nHow do I print it beside {t}?", None),
     ("code", "My file /home/user/data{n}/notes has text about {t}. How do I open it?", None),
     ("code", "int x;\nreturn {n};\nWhat is wrong here with {t}?", None),
     ("code", "import os\nDoes part {n} of it help with {t}?", None),
     ("code", "Two things matter;\nfirst, who buys {t}?", "Two things matter; first, who buys {t}?"),
-    ("code", "Some people\nimport cars and {t}\nfrom Japan\nevery year, why?",
-     "Some people. import cars and {t}. from Japan. every year, why?"),
-    ("code", "What does `sort` mean when it is said of {t}?",
-     "What does sort mean when it is said of {t}?"),
+    (
+        "code",
+        "Some people\nimport cars and {t}\nfrom Japan\nevery year, why?",
+        "Some people. import cars and {t}. from Japan. every year, why?",
+    ),
+    (
+        "code",
+        "What does `sort` mean when it is said of {t}?",
+        "What does sort mean when it is said of {t}?",
+    ),
     ("code", "<div class='x{n}'>{t}</div> is what I wrote, what is wrong?", None),
     ("code", "import numpy as np\nHow do I count {t} with it, {n} at a time?", None),
     ("table", "Which row is best for {t}?\n| name | price |\n|---|---|\n| a | {n} |", None),
@@ -81,8 +96,11 @@ DIRT: list[tuple[str, str, str | None]] = [
     ("latex", r"Explain $E = mc^2 + {n}$ with the help of {t}.", None),
     ("latex", r"What is \( \sum_i x_i \) for {n} values of {t}?", None),
     ("latex", "Prove that $$a^{{n}} + b^{{n}}$$ has to do with {t}, case {n}.", None),
-    ("latex", "Let $x$ be the number of {t} in a town. What could $x$ be?",
-     "Let x be the number of {t} in a town. What could x be?"),
+    (
+        "latex",
+        "Let $x$ be the number of {t} in a town. What could $x$ be?",
+        "Let x be the number of {t} in a town. What could x be?",
+    ),
     ("emoji", "I really love {t} 😍🎉", "I really love {t}"),
     ("emoji", "Are {t} any good? 🤔 Tell me honestly.", "Are {t} any good? Tell me honestly."),
     ("emoji", "🚀 Write a slogan for {t}!", "Write a slogan for {t}!"),
@@ -92,28 +110,43 @@ DIRT: list[tuple[str, str, str | None]] = [
     ("emoji", "My friend answered 👍 when I asked about {t}. What did she mean?", None),
     ("markup", "Why are **{t}** so *popular* today?", "Why are {t} so popular today?"),
     ("markup", "# Task\nDescribe {t} in one sentence.", "Task. Describe {t} in one sentence."),
-    ("markup", "Describe {t}:\n- their history\n- their use\n- their future",
-     "Describe {t}: their history, their use, their future"),
-    ("markup", "<b>Important:</b> say something nice about {t}.<br>",
-     "Important: say something nice about {t}."),
+    (
+        "markup",
+        "Describe {t}:\n- their history\n- their use\n- their future",
+        "Describe {t}: their history, their use, their future",
+    ),
+    (
+        "markup",
+        "<b>Important:</b> say something nice about {t}.<br>",
+        "Important: say something nice about {t}.",
+    ),
     ("markup", "Tom &amp; Anna both like {t} &mdash; why?", "Tom and Anna both like {t}, why?"),
     ("markup", "The best thing about {t} is ____.", "The best thing about {t} is blank."),
     ("markup", "Fill the gaps in [YOUR NAME]'s letter about {t}.", None),
     ("markup", "Dear {{{{customer}}}}, we have {n} offers on {t}. Is that polite?", None),
     ("scaffold", "Q: What makes {t} special?\nA:", "What makes {t} special?"),
     ("scaffold", "Question: How old are {t}?", "How old are {t}?"),
-    ("lines", "I have a question.\n\nDo {t} need a lot of care?",
-     "I have a question. Do {t} need a lot of care?"),
+    (
+        "lines",
+        "I have a question.\n\nDo {t} need a lot of care?",
+        "I have a question. Do {t} need a lot of care?",
+    ),
     ("number", "My card is 4024 0071 5{n}3 9012, can I buy {t} with it?", None),
     ("number", "What is 3.14159265358{n} times the price of {t}?", None),
     ("number", "Ask for {t} on the telephone: 555-{n}-4567.", None),
     ("number", "The server 192.168.{n}.1 has a page on {t}, is it down?", None),
     ("number", "Order 9f8e7d6c5b4a{n}3f2e1d0c was for {t}. Where is it?", None),
-    ("number", "There were 12,345,678 people at a show of {t}. Why?",
-     "There were twelve million three hundred and forty-five thousand six hundred and seventy-eight"
-     " people at a show of {t}. Why?"),
-    ("number", "Would you pay $25,000 for {t}?",
-     "Would you pay twenty-five thousand dollars for {t}?"),
+    (
+        "number",
+        "There were 12,345,678 people at a show of {t}. Why?",
+        "There were twelve million three hundred and forty-five thousand six hundred and "
+        "seventy-eight people at a show of {t}. Why?",
+    ),
+    (
+        "number",
+        "Would you pay $25,000 for {t}?",
+        "Would you pay twenty-five thousand dollars for {t}?",
+    ),
     ("number", "What happened on 03/04/2021 to {t}?", None),
     ("number", "Between 1950 and 1975, who sold {t}?", "Between 1950 and 1975, who sold {t}?"),
     ("number", "My zip code is 9{n}0. Is there a shop for {t}?", None),
@@ -125,10 +158,16 @@ DIRT: list[tuple[str, str, str | None]] = [
     ("number", "On page 3/10 of part {n} there is a picture of {t}. Why?", None),
     ("number", "Was it on July 4/5 that {t} came to town {n}?", None),
     ("number", "My friends rate {t} 3/5, part {n}. Why?", None),
-    ("number", "A show of {t} drew 12000 people. Why?",
-     "A show of {t} drew twelve thousand people. Why?"),
-    ("number", "Is a $1.5bn deal about {t} a good one?",
-     "Is a 1.5 billion dollar deal about {t} a good one?"),
+    (
+        "number",
+        "A show of {t} drew 12000 people. Why?",
+        "A show of {t} drew twelve thousand people. Why?",
+    ),
+    (
+        "number",
+        "Is a $1.5bn deal about {t} a good one?",
+        "Is a 1.5 billion dollar deal about {t} a good one?",
+    ),
     ("number", "Who would pay £3.2tn for {t}?", "Who would pay 3.2 trillion pounds for {t}?"),
     ("number", "Do {t} fit a $20 million-dollar home?", "Do {t} fit a 20 million dollar home?"),
     ("number", "Would you pay €2,50 for {t} in shop {n}?", None),
@@ -139,15 +178,27 @@ DIRT: list[tuple[str, str, str | None]] = [
     ("url", "Why does localhost:8080 show {t}, part {n}?", None),
     ("symbol", "Explain dy/dx with the help of {t}, part {n}.", None),
     ("symbol", "Where does footnote¹ on {t} lead, part {n}?", None),
-    ("symbol", "Could a resistor of 5 Ω be made of {t}?",
-     "Could a resistor of 5 ohms be made of {t}?"),
-    ("symbol", "What is 3/4 + 1/8 of all {t}?",
-     "What is three quarters plus one eighth of all {t}?"),
+    (
+        "symbol",
+        "Could a resistor of 5 Ω be made of {t}?",
+        "Could a resistor of 5 ohms be made of {t}?",
+    ),
+    (
+        "symbol",
+        "What is 3/4 + 1/8 of all {t}?",
+        "What is three quarters plus one eighth of all {t}?",
+    ),
     ("symbol", "How many percent is 5% of {n} {t}?", "How many percent is 5 percent of {n} {t}?"),
-    ("symbol", "If I have {n} + 7 of {t}, and lose 3, what is left?",
-     "If I have {n} plus 7 of {t}, and lose 3, what is left?"),
-    ("symbol", "Would {t} survive at -5°C & in the dark?",
-     "Would {t} survive at -5 degrees Celsius and in the dark?"),
+    (
+        "symbol",
+        "If I have {n} + 7 of {t}, and lose 3, what is left?",
+        "If I have {n} plus 7 of {t}, and lose 3, what is left?",
+    ),
+    (
+        "symbol",
+        "Would {t} survive at -5°C & in the dark?",
+        "Would {t} survive at -5 degrees Celsius and in the dark?",
+    ),
     ("symbol", "Should he/she keep {t} at home?", "Should he or she keep {t} at home?"),
     ("symbol", "Is 1/2 of all {t} made by hand?", "Is one half of all {t} made by hand?"),
     ("symbol", "What follows: {t} → money → fame?", None),
@@ -158,14 +209,25 @@ DIRT: list[tuple[str, str, str | None]] = [
     ("unicode", "Ｗｈａｔ ａｒｅ {t}?", "What are {t}?"),
     ("unicode", "What does 谢谢 mean when people buy {t}?", None),
     ("unicode", "Почему люди любят {t}?", None),
-    ("unicode", "What is the role of π in the shape of {t}?",
-     "What is the role of pi in the shape of {t}?"),
-    ("length", "Tell me about {t}. " + "And then add a bit more about who made them and why. " * 9,
-     None),
-    ("length", "Describe incomprehensibly overcomplicated internationalization responsibilities of "
-     + "institutionally underrepresented counterrevolutionaries, " * 6 + "and of {t}.", None),
+    (
+        "unicode",
+        "What is the role of π in the shape of {t}?",
+        "What is the role of pi in the shape of {t}?",
+    ),
+    (
+        "length",
+        "Tell me about {t}. " + "And then add a bit more about who made them and why. " * 9,
+        None,
+    ),
+    (
+        "length",
+        "Describe incomprehensibly overcomplicated internationalization responsibilities of "
+        + "institutionally underrepresented counterrevolutionaries, " * 6
+        + "and of {t}.",
+        None,
+    ),
     ("long word", "Decode aGVsbG8gd29ybGQgdGhpcyBpcyBhIHNlY3JldCBtZXNzYWdl about {t}", None),
-]  # fmt: skip
+]
 ANSWERS: list[tuple[str, str, bool]] = [  # (kind, answer, kept)
     ("deaf answer", "I'm sorry, but I can't hear audio. What about {t}?", False),
     ("deaf answer", "As a text-based AI, I don't have the ability to listen to {t}.", False),
@@ -186,7 +248,7 @@ ANSWERS: list[tuple[str, str, bool]] = [  # (kind, answer, kept)
     ("good answer", "I'm a big AI fan, and {t} are what I draw with it.", True),
     ("good answer", "I am not able to listen to music at work, so I read about {t}.", True),
     ("good answer", "Many a text-based game is about {t}; I would listen to its soundtrack.", True),
-]  # fmt: skip
+]
 FOREIGN = (
     "Peux-tu m'expliquer pourquoi les gens aiment {t} et comment cela a commencé?",
     "Quels sont les avantages et les inconvénients de {t} pour une petite ville?",
@@ -234,8 +296,14 @@ class _Set:
         self.rows: list[dict[str, Any]] = []
         self.labels: list[tuple[str, str, list[str]]] = []
 
-    def add(self, kind: str, turns: list[str], spoken: list[str] | None, answer: str | None = None,
-            roles: str = "ua") -> None:  # fmt: skip
+    def add(
+        self,
+        kind: str,
+        turns: list[str],
+        spoken: list[str] | None,
+        answer: str | None = None,
+        roles: str = "ua",
+    ) -> None:
         names = {"u": "user", "a": "assistant", "s": "system"}
         if answer is not None:
             turns = [*turns, answer]
@@ -327,8 +395,9 @@ def make(seed: int = 0) -> tuple[list[dict[str, Any]], list[Planted], list[str]]
 def write(folder: Path, seed: int = 0) -> list[Planted]:
     rows, labels, questions = make(seed)
     for name, lines in (
-        ("texts", rows), ("evaluation", [{"question": question} for question in questions])
-    ):  # fmt: skip
+        ("texts", rows),
+        ("evaluation", [{"question": question} for question in questions]),
+    ):
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text, "utf-8")
     return labels
@@ -343,23 +412,29 @@ def here(function: Any, tasks: list[tuple], workers: int, device: str) -> Any:
 def job(folder: Path) -> dict[str, Any]:
     """The configuration that curates what `write` wrote, all steps in the recipe's order."""
     steps: list[dict[str, Any]] = [
-        {"_component_": f"speechfuse.curation.{name}"}
+        {"_component_": f"speechfuse.texts.{name}"}
         for name in ("turns", "overlap", "answers", "speakable", "language", "length", "duplicates")
     ]
-    steps[1]["evaluations"] = [{
-        "_component_": "speechfuse.texts.Columns", "path": str(folder / "evaluation.jsonl"),
-        "prompt": "question",
-    }]  # fmt: skip
+    steps[1]["evaluations"] = [
+        {
+            "_component_": "speechfuse.texts.Columns",
+            "path": str(folder / "evaluation.jsonl"),
+            "prompt": "question",
+        }
+    ]
     return {
         "out": str(folder / "curated"),
-        "texts": [{
-            "_component_": "speechfuse.texts.Messages", "path": str(folder / "texts.jsonl"),
-            "licence": "cc0-1.0",
-        }],
+        "texts": [
+            {
+                "_component_": "speechfuse.texts.Messages",
+                "path": str(folder / "texts.jsonl"),
+                "licence": "cc0-1.0",
+            }
+        ],
         "steps": steps,
         "shard_size": 700,
         "runtime": {"workers": 1, "engine": {"_component_": "tests.dirty_texts.here"}},
-    }  # fmt: skip
+    }
 
 
 @dataclass

@@ -15,21 +15,34 @@ def score(
     """A score with an interval of `width` to each side; None: without one."""
     low, high = (None, None) if width is None else (max(0.0, value - width), value + width)
     return {
-        "task": task, "split": split, "metric": metric,
-        "value": value, "ci_low": low, "ci_high": high, "n": n,
-    }  # fmt: skip
+        "task": task,
+        "split": split,
+        "metric": metric,
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "n": n,
+    }
 
 
 def result(checkpoint: str, task: str, scores: list[dict], items=(), **more) -> dict:
     head = scores[0]
     details = {"coverage": 1.0, "minutes": 0.5, "versions": {"torch": "2.13.0"}}
     return {
-        "checkpoint": checkpoint, "task": task, "protocol": "clean", "metric": head["metric"],
-        "value": head["value"], "interval": [head["ci_low"], head["ci_high"]], "n": head["n"],
-        "fingerprint": "ab" * 32, "scores": scores, "items": list(items),
+        "checkpoint": checkpoint,
+        "task": task,
+        "protocol": "clean",
+        "metric": head["metric"],
+        "value": head["value"],
+        "interval": [head["ci_low"], head["ci_high"]],
+        "n": head["n"],
+        "fingerprint": "ab" * 32,
+        "scores": scores,
+        "items": list(items),
         "fingerprints": {"checkpoint": "c0" * 32, "predictions": "d0" * 32, "data": "da" * 32},
-        **more, "details": {**details, **more.get("details", {})},
-    }  # fmt: skip
+        **more,
+        "details": {**details, **more.get("details", {})},
+    }
 
 
 def write(evals: Path, checkpoint: str, task: str, scores: list[dict], items=(), **more) -> Path:

@@ -114,7 +114,7 @@ class HubServer:
         return self.repos["dataset", id]
 
     def requests(self, pattern: str) -> list[str]:
-        """"METHOD path" of the requests so far that a regular expression is found in."""
+        """ "METHOD path" of the requests so far that a regular expression is found in."""
         lines = [f"{method} {path}" for method, path in self.log]
         return [line for line in lines if re.search(pattern, line)]
 
@@ -236,8 +236,18 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.repo(type, id)
         sha, commit = repo.at(revision)
         names = [{"rfilename": path} for path in sorted(commit.files)]
-        self.send(200, {"id": id, "sha": sha, "private": repo.private, "siblings": names,
-                        "gated": False, "disabled": False, "tags": []})  # fmt: skip
+        self.send(
+            200,
+            {
+                "id": id,
+                "sha": sha,
+                "private": repo.private,
+                "siblings": names,
+                "gated": False,
+                "disabled": False,
+                "tags": [],
+            },
+        )
 
     def refs(self, type: str | None, id: str) -> None:
         repo = self.repo(type, id)
@@ -267,9 +277,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def paths_info(self, type: str | None, id: str, revision: str) -> None:
         _, commit = self.repo(type, id).at(revision)
-        asked = json.loads(self.body)["paths"] if self.body[:1] == b"{" else [
-            unquote(value) for value in parse_qs(self.body.decode())["paths"]
-        ]  # fmt: skip
+        asked = (
+            json.loads(self.body)["paths"]
+            if self.body[:1] == b"{"
+            else [unquote(value) for value in parse_qs(self.body.decode())["paths"]]
+        )
         found = [self._entry(path, commit.files[path]) for path in asked if path in commit.files]
         self.send(200, found)
 
@@ -287,9 +299,10 @@ class Handler(BaseHTTPRequestHandler):
         for asked in json.loads(self.body)["files"]:
             path, there = asked["path"], commit.files.get(asked["path"])
             answer = {
-                "path": path, "shouldIgnore": False,
+                "path": path,
+                "shouldIgnore": False,
                 "uploadMode": "lfs" if path.endswith(LFS) else "regular",
-            }  # fmt: skip
+            }
             if there:
                 answer["oid"] = there.sha256 or there.oid
             answers.append(answer)
@@ -373,9 +386,10 @@ class Handler(BaseHTTPRequestHandler):
         key, until = secrets.token_hex(16), int(time.time()) + 3600
         self.hub.xet_keys[key] = right
         headers = {
-            "X-Xet-Cas-Url": f"{self.hub.url}/cas", "X-Xet-Access-Token": key,
+            "X-Xet-Cas-Url": f"{self.hub.url}/cas",
+            "X-Xet-Access-Token": key,
             "X-Xet-Token-Expiration": str(until),
-        }  # fmt: skip
+        }
         body = {"casUrl": f"{self.hub.url}/cas", "accessToken": key, "exp": until}
         self.send(200, body, headers)
 
@@ -422,6 +436,9 @@ ROUTES = [
     (("POST",), r"/cas/v1/xorbs/default/(?P<name>\w+)", Handler.xet_xorb),
     (("POST",), r"/cas/v1/shards", Handler.xet_shard),
     (("GET",), r"/cas/v1/reconstructions/(?P<name>\w+)", Handler.xet_file),
-    (("GET", "HEAD"), rf"/((?P<type>datasets)/)?{ID}/resolve/{REVISION}/(?P<path>.+)",
-     Handler.resolve),
-]  # fmt: skip
+    (
+        ("GET", "HEAD"),
+        rf"/((?P<type>datasets)/)?{ID}/resolve/{REVISION}/(?P<path>.+)",
+        Handler.resolve,
+    ),
+]

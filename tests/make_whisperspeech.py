@@ -45,8 +45,14 @@ def main(folder: Path) -> None:
     codebook = torch.tensor(json.loads((folder / "codebook.json").read_text()))
     rows, width = codebook.shape
 
-    shape = {"ttoks_len": TEXT, "ttoks_codes": 256, "stoks_len": TOKENS, "stoks_codes": rows,
-             "stoks_width": width, **SIZE}  # fmt: skip
+    shape = {
+        "ttoks_len": TEXT,
+        "ttoks_codes": 256,
+        "stoks_len": TOKENS,
+        "stoks_codes": rows,
+        "stoks_width": width,
+        **SIZE,
+    }
     model = t2s.TSARTransformer(**shape)
     loud(model)
     embedding = model.embeddings.embedding
@@ -58,8 +64,15 @@ def main(folder: Path) -> None:
     embedding.hidden_to_emb.bias[0] = 0.4 / model.tunables.output_mult
     save(folder / "t2s.model", model, shape)
 
-    shape = {"ctx_n": ACOUSTIC, "stoks_len": TOKENS, "stoks_codes": rows, "stoks_width": width,
-             "spk_width": 192, "quantizers": 4, **SIZE}  # fmt: skip
+    shape = {
+        "ctx_n": ACOUSTIC,
+        "stoks_len": TOKENS,
+        "stoks_codes": rows,
+        "stoks_width": width,
+        "spk_width": 192,
+        "quantizers": 4,
+        **SIZE,
+    }
     acoustic = s2a.SADelARTransformer(**shape)
     loud(acoustic)
     for each in acoustic.embds.embeddings:
@@ -72,11 +85,18 @@ def main(folder: Path) -> None:
     vocos.mkdir()
     parts = {
         "feature_extractor": ("feature_extractors.EncodecFeatures", {}),
-        "backbone": ("models.VocosBackbone", {
-            "input_channels": 128, "dim": 16, "intermediate_dim": 32, "num_layers": 1,
-            "adanorm_num_embeddings": 4}),
+        "backbone": (
+            "models.VocosBackbone",
+            {
+                "input_channels": 128,
+                "dim": 16,
+                "intermediate_dim": 32,
+                "num_layers": 1,
+                "adanorm_num_embeddings": 4,
+            },
+        ),
         "head": ("heads.ISTFTHead", {"dim": 16, "n_fft": 1280, "hop_length": 320}),
-    }  # fmt: skip
+    }
     about = {k: {"class_path": f"vocos.{p}", "init_args": a} for k, (p, a) in parts.items()}
     (vocos / "config.yaml").write_text(yaml.safe_dump(about))
     whole = Vocos.from_hparams(str(vocos / "config.yaml"))

@@ -21,8 +21,10 @@ from tqdm import tqdm
 from whisper.model import ModelDimensions
 
 from speechfuse import config
-from speechfuse.quantizer import PADDING
-from speechfuse.train import examples, quantizer
+from speechfuse.quantizer.model import PADDING
+from speechfuse.quantizer.training import mels as examples
+from speechfuse.quantizer.training.mels import Example, Window, make
+from speechfuse.quantizer.training.phonemes import SILENCE, labelled, phoneme_name
 
 WORDS = (
     "red green blue yellow black white brown purple cat dog horse bird fish mouse sheep lion tiger "
@@ -30,10 +32,18 @@ WORDS = (
     "winter summer morning music paper silver kitchen happy little"
 ).split()
 DIMS = ModelDimensions(
-    n_mels=80, n_audio_ctx=120, n_audio_state=96, n_audio_head=2, n_audio_layer=3,
-    n_vocab=51_864, n_text_ctx=16, n_text_state=96, n_text_head=2, n_text_layer=2,
-)  # fmt: skip
-WINDOW = examples.Window(DIMS.n_mels, DIMS.n_audio_ctx / 50, "text")
+    n_mels=80,
+    n_audio_ctx=120,
+    n_audio_state=96,
+    n_audio_head=2,
+    n_audio_layer=3,
+    n_vocab=51_864,
+    n_text_ctx=16,
+    n_text_state=96,
+    n_text_head=2,
+    n_text_layer=2,
+)
+WINDOW = Window(DIMS.n_mels, DIMS.n_audio_ctx / 50, "text")
 
 
 def corpora(folder: Path, training: int, validation: int) -> dict[str, dict[str, Any]]:
@@ -59,14 +69,14 @@ def corpora(folder: Path, training: int, validation: int) -> dict[str, dict[str,
     return {split: {**spoken, "splits": [split]} for split in ("training", "validation")}
 
 
-def load(corpora: dict[str, dict[str, Any]], folder: Path) -> dict[str, list[examples.Example]]:
+def load(corpora: dict[str, dict[str, Any]], folder: Path) -> dict[str, list[Example]]:
     """The clips of both corpora."""
     plans = {name: config.instantiate(spec).plan(250) for name, spec in corpora.items()}
-    examples.make(corpora, plans, folder, WINDOW, 1)
+    make(corpora, plans, folder, WINDOW, 1)
     return {name: examples.load(folder / name, WINDOW, 0.02)[0] for name in corpora}
 
 
-def train(path: Path, speech: list[examples.Example], steps: int, size: int = 16) -> None:
+def train(path: Path, speech: list[Example], steps: int, size: int = 16) -> None:
     """Train from random weights and write `path`.
 
     Of the vocabulary all entries that no transcript has share one row, counted as often as there
@@ -85,9 +95,9 @@ def train(path: Path, speech: list[examples.Example], steps: int, size: int = 16
     small = model.decoder.token_embedding = nn.Embedding(len(used) + 1, DIMS.n_text_state)
     nn.init.normal_(small.weight, std=0.1)
     nn.init.normal_(model.decoder.positional_embedding, std=0.1)
-    names = {quantizer.phoneme_name(name) for each in speech for _, name in each.phonemes}
-    phonemes = sorted(names | {quantizer.SILENCE})
-    labels = [quantizer.labelled(each, phonemes).labels for each in speech]
+    names = {phoneme_name(name) for each in speech for _, name in each.phonemes}
+    phonemes = sorted(names | {SILENCE})
+    labels = [labelled(each, phonemes).labels for each in speech]
     head = nn.Linear(DIMS.n_audio_state, len(phonemes))
     trained = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.01)

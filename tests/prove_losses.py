@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch.utils.data import Dataset
 
-from speechfuse.datasets import IGNORE
+from speechfuse.samples.datasets import IGNORE
 from speechfuse.train import loop
 from tests.small_training import ROOT, command, job, losses, make_parts, recipe
 
@@ -57,7 +57,8 @@ class Samples(Dataset):
 def ours(config: Path, ranks: int = 1, float64: bool = False) -> list[float]:
     launch = command(config, ranks)
     if float64:
-        launch[launch.index("recipes/finetune.py")] = "tests/prove_losses.py"
+        module = launch.index("stages.train")
+        launch[module - 1 : module + 1] = ["tests/prove_losses.py"]
     environment = os.environ | ({FLOAT64: "1"} if float64 else {})
     done = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -66,7 +67,7 @@ def ours(config: Path, ranks: int = 1, float64: bool = False) -> list[float]:
 
 
 def in_float64() -> None:
-    """Train as recipes/finetune.py does, with every float32 of the product a float64: torchtune's
+    """Train as stages/train.py does, with every float32 of the product a float64: torchtune's
     layers turn to float32 what they are given, by name."""
     import runpy
 
@@ -74,44 +75,69 @@ def in_float64() -> None:
 
     model.DTYPES["fp32"] = torch.float64
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-    runpy.run_path("recipes/finetune.py", run_name="__main__")
+    runpy.run_module("stages.train", run_name="__main__")
 
 
 def torchtunes(config: Path, folder: Path) -> list[float]:
     """The losses of torchtune's full_finetune_single_device on the samples of `config`."""
     given = yaml.safe_load(config.read_text())
     content = {
-        "output_dir": str(folder), "device": "cpu", "dtype": "fp32", "seed": 0, "shuffle": False,
-        "model": given["model"], "optimizer": given["optimizer"],
+        "output_dir": str(folder),
+        "device": "cpu",
+        "dtype": "fp32",
+        "seed": 0,
+        "shuffle": False,
+        "model": given["model"],
+        "optimizer": given["optimizer"],
         "tokenizer": {"_component_": "tests.prove_losses.Tokenizer"},
         "dataset": {"_component_": "tests.prove_losses.Samples", "config": str(config)},
         "checkpointer": {
             "_component_": "torchtune.training.FullModelHFCheckpointer",
-            "checkpoint_dir": given["checkpoint"], "checkpoint_files": ["model.safetensors"],
-            "output_dir": str(folder), "model_type": "LLAMA3",
+            "checkpoint_dir": given["checkpoint"],
+            "checkpoint_files": ["model.safetensors"],
+            "output_dir": str(folder),
+            "model_type": "LLAMA3",
         },
         "lr_scheduler": {
             "_component_": "torchtune.training.get_cosine_schedule_with_warmup",
             "num_warmup_steps": given["warmup_steps"],
         },
         "loss": {"_component_": "torchtune.modules.loss.CEWithChunkedOutputLoss"},
-        "batch_size": given["batch_size"], "epochs": 1, "max_steps_per_epoch": STEPS,
-        "gradient_accumulation_steps": 1, "clip_grad_norm": given["clip_grad_norm"],
-        "optimizer_in_bwd": False, "compile": False, "resume_from_checkpoint": False,
-        "enable_activation_checkpointing": False, "enable_activation_offloading": False,
+        "batch_size": given["batch_size"],
+        "epochs": 1,
+        "max_steps_per_epoch": STEPS,
+        "gradient_accumulation_steps": 1,
+        "clip_grad_norm": given["clip_grad_norm"],
+        "optimizer_in_bwd": False,
+        "compile": False,
+        "resume_from_checkpoint": False,
+        "enable_activation_checkpointing": False,
+        "enable_activation_offloading": False,
         "metric_logger": {
-            "_component_": "torchtune.training.metric_logging.DiskLogger", "log_dir": str(folder),
+            "_component_": "torchtune.training.metric_logging.DiskLogger",
+            "log_dir": str(folder),
             "filename": "losses.txt",
         },
-        "log_every_n_steps": 1, "log_peak_memory_stats": False,
-    }  # fmt: skip
+        "log_every_n_steps": 1,
+        "log_peak_memory_stats": False,
+    }
     folder.mkdir()
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
     done = subprocess.run(
-        [sys.executable, "-c", "from torchtune._cli.tune import main; main()", "run",
-         "full_finetune_single_device", "--config", str(folder / "recipe.yaml")],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "from torchtune._cli.tune import main; main()",
+            "run",
+            "full_finetune_single_device",
+            "--config",
+            str(folder / "recipe.yaml"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     if done.returncode:
         sys.exit(f"torchtune: {done.stderr[-2000:]}")
     return [float(x) for x in re.findall(r"loss:(\S+)", (folder / "losses.txt").read_text())]
@@ -148,7 +174,7 @@ def main() -> None:
         good.append(compare("torchtune's own recipe, unpacked", alone, theirs, 1e-4))
         path = recipe(parts, folder / "exit", **plain)
         content = yaml.safe_load(path.read_text())
-        content["model"]["_component_"] = "speechfuse.train.transformers_llama.llama"
+        content["model"]["_component_"] = "speechfuse.train.llama"
         path.write_text(yaml.safe_dump(content))
         good.append(compare("transformers' Llama in this loop", alone, ours(path), 1e-4))
     print(f"{sum(good)} of {len(good)} agree")

@@ -23,12 +23,20 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from speechfuse import config
-from speechfuse.train import attention, memory
+from speechfuse.train import attention
 from speechfuse.train import model as models
 from speechfuse.train.losses import next_token
+from speechfuse.train.preflight import memory
 
-SIZE = {"vocab_size": 32_771, "num_layers": 16, "num_heads": 16, "num_kv_heads": 4,
-        "embed_dim": 1024, "intermediate_dim": 4096, "max_seq_len": 2048}  # fmt: skip
+SIZE = {
+    "vocab_size": 32_771,
+    "num_layers": 16,
+    "num_heads": 16,
+    "num_kv_heads": 4,
+    "embed_dim": 1024,
+    "intermediate_dim": 4096,
+    "max_seq_len": 2048,
+}
 BUILDER = "torchtune.models.llama3_1.llama3_1"
 ADAMW = {"_component_": "torch.optim.AdamW", "lr": 1e-4, "fused": True}
 CASES: dict[str, dict[str, Any]] = {
@@ -51,10 +59,17 @@ def taken(name: str) -> tuple[Any, int, int, int]:
 def job_of(size: dict[str, Any], **changes: Any) -> SimpleNamespace:
     """A recipe's keys as far as memory depends on them."""
     keys: dict[str, Any] = {
-        "model": {"_component_": BUILDER, **size}, "dtype": "fp32", "compute_dtype": "fp32",
-        "loss_chunk": 256, "freeze": [], "shard_group": None, "activation_checkpointing": "none",
-        "compile": False, "attention": "dense", "optimizer": ADAMW,
-    }  # fmt: skip
+        "model": {"_component_": BUILDER, **size},
+        "dtype": "fp32",
+        "compute_dtype": "fp32",
+        "loss_chunk": 256,
+        "freeze": [],
+        "shard_group": None,
+        "activation_checkpointing": "none",
+        "compile": False,
+        "attention": "dense",
+        "optimizer": ADAMW,
+    }
     return SimpleNamespace(**(keys | changes))
 
 
@@ -63,25 +78,42 @@ def checkpoint(folder: Path, size: dict[str, Any], dtype: torch.dtype = torch.fl
     tied = "llama3_2" in size.get("_component_", "")
     heads, width = size["num_heads"], size["embed_dim"]
     shape = {
-        "vocab_size": size["vocab_size"], "num_hidden_layers": size["num_layers"],
-        "num_attention_heads": heads, "num_key_value_heads": size["num_kv_heads"],
-        "hidden_size": width, "intermediate_size": size["intermediate_dim"],
-        "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "tie_word_embeddings": tied,
-        "rope_scaling": {"rope_type": "llama3", "factor": 32.0 if tied else 8.0,
-                         "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                         "original_max_position_embeddings": 8192},
-    }  # fmt: skip
+        "vocab_size": size["vocab_size"],
+        "num_hidden_layers": size["num_layers"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": size["num_kv_heads"],
+        "hidden_size": width,
+        "intermediate_size": size["intermediate_dim"],
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500_000.0,
+        "tie_word_embeddings": tied,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 32.0 if tied else 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(shape))
     small = size["num_kv_heads"] * width // heads
-    own = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (small, width),
-           "self_attn.v_proj": (small, width), "self_attn.o_proj": (width, width),
-           "mlp.gate_proj": (size["intermediate_dim"], width),
-           "mlp.up_proj": (size["intermediate_dim"], width),
-           "mlp.down_proj": (width, size["intermediate_dim"]), "input_layernorm": (width,),
-           "post_attention_layernorm": (width,)}  # fmt: skip
-    shapes = {"model.embed_tokens": (size["vocab_size"], width), "model.norm": (width,),
-              "lm_head": (size["vocab_size"], width)}  # fmt: skip
+    own = {
+        "self_attn.q_proj": (width, width),
+        "self_attn.k_proj": (small, width),
+        "self_attn.v_proj": (small, width),
+        "self_attn.o_proj": (width, width),
+        "mlp.gate_proj": (size["intermediate_dim"], width),
+        "mlp.up_proj": (size["intermediate_dim"], width),
+        "mlp.down_proj": (width, size["intermediate_dim"]),
+        "input_layernorm": (width,),
+        "post_attention_layernorm": (width,),
+    }
+    shapes = {
+        "model.embed_tokens": (size["vocab_size"], width),
+        "model.norm": (width,),
+        "lm_head": (size["vocab_size"], width),
+    }
     for layer in range(size["num_layers"]):
         shapes |= {f"model.layers.{layer}.{name}": value for name, value in own.items()}
     if tied:
@@ -116,9 +148,14 @@ def real(folder: Path, job: Any, rows: int, length: int, passes: int) -> dict[st
     resident memory beyond what the process had before."""
     before = resident("VmRSS")
     model = models.build(
-        job.model, folder, torch.device("cpu"), job.dtype, job.compute_dtype,
-        activation_checkpointing=job.activation_checkpointing, loss_chunk=job.loss_chunk,
-    )  # fmt: skip
+        job.model,
+        folder,
+        torch.device("cpu"),
+        job.dtype,
+        job.compute_dtype,
+        activation_checkpointing=job.activation_checkpointing,
+        loss_chunk=job.loss_chunk,
+    )
     models.freeze(model, job.freeze)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = config.instantiate(job.optimizer, params=trained)
@@ -128,10 +165,12 @@ def real(folder: Path, job: Any, rows: int, length: int, passes: int) -> dict[st
     for _ in range(2):
         for _ in range(passes):
             batch = {
-                "tokens": ids, "labels": ids, "sound": ids > 9, "input_pos":
-                torch.arange(length).expand(rows, -1),
+                "tokens": ids,
+                "labels": ids,
+                "sound": ids > 9,
+                "input_pos": torch.arange(length).expand(rows, -1),
                 "mask": attention.mask_of(torch.zeros_like(ids), "dense"),
-            }  # fmt: skip
+            }
             sums = next_token(model, batch)
             torch.stack([value for value, _ in sums.values()]).sum().backward()
             del sums, batch
@@ -144,7 +183,7 @@ def real(folder: Path, job: Any, rows: int, length: int, passes: int) -> dict[st
         + sum({b.data_ptr(): own_bytes(b) for b in model.buffers()}.values()),
         "optimizer": sum(map(own_bytes, states)),
         "peak": resident("VmHWM") - before,
-    }  # fmt: skip
+    }
 
 
 def child(folder: Path, name: str) -> None:
@@ -169,21 +208,27 @@ def main() -> None:
         for name in CASES:
             said = memory.of(*taken(name), 1, gpu=False)
             done = subprocess.run(
-                [sys.executable, __file__, str(folder), name], env=environment,
-                capture_output=True, text=True,
-            )  # fmt: skip
+                [sys.executable, __file__, str(folder), name],
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
             if done.returncode:
                 sys.exit(done.stderr[-3000:])
             found = json.loads(done.stdout.splitlines()[-1])
             off = said.peak / found["peak"] - 1
             worst = max(worst, abs(off))
-            exact = all(getattr(said, part) == found[part]
-                        for part in ("weights", "gradients", "optimizer"))  # fmt: skip
+            exact = all(
+                getattr(said, part) == found[part] for part in ("weights", "gradients", "optimizer")
+            )
             parts = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in said.step.items())
-            print(f"{name}: peak {found['peak'] / 1e9:.2f} GB, said {said.peak / 1e9:.2f} "
-                  f"({off:+.1%}); weights, gradients, state "
-                  f"{'exact' if exact else f'NOT exact: {said}, {found}'}; "
-                  f"beside weights and state: {parts}", flush=True)  # fmt: skip
+            print(
+                f"{name}: peak {found['peak'] / 1e9:.2f} GB, said {said.peak / 1e9:.2f} "
+                f"({off:+.1%}); weights, gradients, state "
+                f"{'exact' if exact else f'NOT exact: {said}, {found}'}; "
+                f"beside weights and state: {parts}",
+                flush=True,
+            )
             if not exact:
                 worst = 1.0
     print(f"{len(CASES)} cases, at most {worst:.1%} off")

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 import yaml
 
-from speechfuse.codec import Decoder
-from speechfuse.evals.scores import word_error_rate
-from speechfuse.quantizer import Quantizer
-from speechfuse.train.quantizer import codes_of
+from speechfuse.quantizer.decoder import Decoder
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.quantizer.training.phonemes import codes_of
+from speechfuse.scores.word_errors import word_error_rate
 from tests import micro_whisper
 
 CLIPS = {"training": 1500, "validation": 200}
@@ -32,13 +32,20 @@ MOST_TEACHER, MOST_GAP = 0.15, 0.10  # word error rates
 def train_quantizer(out: Path, corpora: dict[str, Any], teacher: Path) -> str | None:
     """None when the job made a quantizer, else how it refused."""
     recipe = {
-        "out": str(out), "corpus": corpora["training"], "validation": corpora["validation"],
+        "out": str(out),
+        "corpus": corpora["training"],
+        "validation": corpora["validation"],
         "method": {
-            "_component_": "speechfuse.train.distillation.whisper", "whisper": str(teacher),
-            "codes": CODES, "codebook_dim": 16, "decay": 0.95,
+            "_component_": "speechfuse.quantizer.whisper",
+            "whisper": str(teacher),
+            "codes": CODES,
+            "codebook_dim": 16,
+            "decay": 0.95,
         },
-        "steps": CODEC_STEPS, "lr": 1e-3, "runtime": {"workers": 1, "device": "cpu"},
-    }  # fmt: skip
+        "steps": CODEC_STEPS,
+        "lr": 1e-3,
+        "runtime": {"workers": 1, "device": "cpu"},
+    }
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(recipe))
     command = [sys.executable, "-m", "stages.train_quantizer", str(path)]

@@ -76,9 +76,11 @@ def main() -> None:
         for ranks, accumulation, workers in itertools.product((1, 2), (1, 4), (0, 2)):
             name = f"ranks{ranks}-accumulation{accumulation}-workers{workers}"
             changes = {
-                "micro_batch_size": 8 // ranks // accumulation, "batch_size": 8, "epochs": 6,
+                "micro_batch_size": 8 // ranks // accumulation,
+                "batch_size": 8,
+                "epochs": 6,
                 "runtime": {"state_every": 3, "loader_workers": workers},
-            }  # fmt: skip
+            }
             reference = Path(folder) / f"{name}-whole"
             done = train(recipe(parts, reference, **changes), ranks)
             if done.returncode:

@@ -79,9 +79,11 @@ def resumed(config: dict[str, Any], reference: dict[str, Any], total: int, say: 
     once = all(count == 1 for ids in whole(out).values() for count in ids.values())
     asked = f"{left:,} items computed" in told
     same = results(out) == reference
-    print(f"{say}: {stops} kills, {left} of {total} items left for the last start; scores and items"
-          f" {'identical' if same else 'DIFFER'}, {sum(computed.values())} completed items computed"
-          f" again")  # fmt: skip
+    print(
+        f"{say}: {stops} kills, {left} of {total} items left for the last start; scores and items"
+        f" {'identical' if same else 'DIFFER'}, {sum(computed.values())} completed items computed"
+        f" again"
+    )
     return [code == 0 and same, once and asked and not computed.total() and stops == KILLS]
 
 
@@ -90,14 +92,27 @@ def shared_by_lm_eval(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps({"q": f"say {i} {i + 1}"}) + "\n" for i in range(40)))
     (folder / "tasks").mkdir()
-    (folder / "tasks" / "say.yaml").write_text(json.dumps({
-        "task": "say", "dataset_path": "json", "test_split": "test",
-        "dataset_kwargs": {"data_files": {"test": str(rows)}, "cache_dir": str(folder / "arrow")},
-        "output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "{{q}}",
-        "generation_kwargs": {"max_gen_toks": 5, "do_sample": False, "until": ["\n\n\n"]},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean",
-                         "higher_is_better": True}], "metadata": {"version": 1.0},
-    }))  # fmt: skip
+    (folder / "tasks" / "say.yaml").write_text(
+        json.dumps(
+            {
+                "task": "say",
+                "dataset_path": "json",
+                "test_split": "test",
+                "dataset_kwargs": {
+                    "data_files": {"test": str(rows)},
+                    "cache_dir": str(folder / "arrow"),
+                },
+                "output_type": "generate_until",
+                "doc_to_text": "{{q}}",
+                "doc_to_target": "{{q}}",
+                "generation_kwargs": {"max_gen_toks": 5, "do_sample": False, "until": ["\n\n\n"]},
+                "metric_list": [
+                    {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+                ],
+                "metadata": {"version": 1.0},
+            }
+        )
+    )
     run = Path(config["checkpoints"][0]["path"])
 
     def said(epoch: int, cache: str | None) -> list[str]:
@@ -106,9 +121,11 @@ def shared_by_lm_eval(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             made = lm_eval.simple_evaluate(
                 HFLM(model, tokenizer=AutoTokenizer.from_pretrained(checkpoint), batch_size=8),
-                tasks=["say"], use_cache=cache, bootstrap_iters=0,
+                tasks=["say"],
+                use_cache=cache,
+                bootstrap_iters=0,
                 task_manager=TaskManager(include_defaults=False, include_path=folder / "tasks"),
-            )  # fmt: skip
+            )
         return [sample["resps"][0][0] for sample in made["samples"]["say"]]
 
     cached = [said(epoch, str(folder / "cache")) for epoch in (0, 1)]
@@ -143,14 +160,22 @@ def main() -> None:
         others = {name: cell for name, cell in reference.items() if "epoch_1" not in name}
         named = [line for line in err.splitlines() if line.startswith("error: run/epoch_1 ")]
         failed = {f"run/epoch_1/{task}.failed.json" for task in ("asr", "mmlu")}
-        kept.append(code == 1 and len(named) == 2 and found.keys() == others.keys() | failed
-                    and all(found[name] == cell for name, cell in others.items()))  # fmt: skip
-        print(f"one epoch cut short: exit status {code}, {len(others)} other cells "
-              f"{'whole' if kept[-1] else 'NOT WHOLE'}; {named[:1]}")  # fmt: skip
+        kept.append(
+            code == 1
+            and len(named) == 2
+            and found.keys() == others.keys() | failed
+            and all(found[name] == cell for name, cell in others.items())
+        )
+        print(
+            f"one epoch cut short: exit status {code}, {len(others)} other cells "
+            f"{'whole' if kept[-1] else 'NOT WHOLE'}; {named[:1]}"
+        )
         weights.write_bytes(data)
 
-        keys = [json.loads(path.read_text())["fingerprints"]["predictions"]
-                for path in (folder / "evals").rglob("asr.json")]  # fmt: skip
+        keys = [
+            json.loads(path.read_text())["fingerprints"]["predictions"]
+            for path in (folder / "evals").rglob("asr.json")
+        ]
         said = [
             [item["answer"] for item in reference[f"run/epoch_{e}/asr.json"][1]] for e in (0, 1)
         ]

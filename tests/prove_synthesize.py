@@ -23,24 +23,28 @@ from typing import Any
 
 import yaml
 
-from speechfuse import shards
-from speechfuse.texts import Conversation, Turn
+from speechfuse.rows import shards
+from speechfuse.texts.conversations import Conversation, Turn
 from tests.test_kinds import texts
 
 KILLS, SHARDS = 10, 18
 WORDS = "one two three four five six seven eight nine ten red green blue".split()
 KINDS = {
-    "instruction": {"_component_": "speechfuse.kinds.Instruction", "share": 0.3},
+    "instruction": {"_component_": "speechfuse.synthesis.Instruction", "share": 0.3},
     "transcription": {
-        "_component_": "speechfuse.kinds.Transcription", "share": 0.1,
+        "_component_": "speechfuse.synthesis.Transcription",
+        "share": 0.1,
         "requests": ["repeat:", "{speech} what was that?"],
     },
-    "turns": {"_component_": "speechfuse.kinds.MultiTurn", "share": 0.4, "spoken": 0.7},
+    "turns": {"_component_": "speechfuse.synthesis.MultiTurn", "share": 0.4, "spoken": 0.7},
     "refusal": {
-        "_component_": "speechfuse.kinds.Refusal", "share": 0.1, "replies": ["what?"], "most": 4.0,
+        "_component_": "speechfuse.synthesis.Refusal",
+        "share": 0.1,
+        "replies": ["what?"],
+        "most": 4.0,
     },
-    "text": {"_component_": "speechfuse.kinds.Text", "share": 0.1},
-}  # fmt: skip
+    "text": {"_component_": "speechfuse.synthesis.Text", "share": 0.1},
+}
 
 
 def make_texts(folder: Path) -> dict[str, Conversation]:
@@ -58,9 +62,11 @@ def make_texts(folder: Path) -> dict[str, Conversation]:
 def start(config: Path, out: Path, *overrides: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "stages.synthesize_instructions", str(config), f"out={out}"]
     return subprocess.Popen(
-        [*command, *overrides], start_new_session=True, stdout=subprocess.DEVNULL,
+        [*command, *overrides],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-    )  # fmt: skip
+    )
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -106,19 +112,33 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         outs, config = Path(temporary) / "out", Path(temporary) / "job.yaml"
         stored = make_texts(Path(temporary) / "texts")
-        voices = {"espeak": {
-            "_component_": "speechfuse.engines.espeak.Espeak",
-            "accents": ["en-us", "en-gb-x-rp"], "variants": ["Annie", "m3"],
-        }}  # fmt: skip
+        voices = {
+            "espeak": {
+                "_component_": "speechfuse.synthesis.Espeak",
+                "accents": ["en-us", "en-gb-x-rp"],
+                "variants": ["Annie", "m3"],
+            }
+        }
         steps = [
-            {"_component_": "speechfuse.augmentation.Reverberation", "probability": 0.3},
-            {"_component_": "speechfuse.augmentation.Noise", "snr": [5, 30], "probability": 0.5},
+            {"_component_": "speechfuse.audio.Reverberation", "probability": 0.3},
+            {"_component_": "speechfuse.audio.Noise", "snr": [5, 30], "probability": 0.5},
         ]
-        config.write_text(yaml.safe_dump({
-            "texts": f"{temporary}/texts", "kinds": KINDS, "voices": voices, "samples": 50 * SHARDS,
-            "quantizer": {"checkpoint": "recipes/demo/models/quantizer"}, "batch_size": 4,
-            "augmentation": steps, "shard_size": 50, "runtime": {"device": "cpu"}, "out": "out",
-        }))  # fmt: skip
+        config.write_text(
+            yaml.safe_dump(
+                {
+                    "texts": f"{temporary}/texts",
+                    "kinds": KINDS,
+                    "voices": voices,
+                    "samples": 50 * SHARDS,
+                    "quantizer": {"checkpoint": "recipes/demo/models/quantizer"},
+                    "batch_size": 4,
+                    "augmentation": steps,
+                    "shard_size": 50,
+                    "runtime": {"device": "cpu"},
+                    "out": "out",
+                }
+            )
+        )
         found: dict[str, str] = {}
 
         def record(way: str, out: Path) -> None:

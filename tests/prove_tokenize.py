@@ -23,21 +23,21 @@ import numpy as np
 import soundfile
 import soxr
 
-from speechfuse import tts
+from speechfuse.audio import espeak_ng
 
 KILLS = 20
 FORMATS = [("wav", 16_000), ("flac", 44_100), ("ogg", 24_000), ("mp3", 22_050), ("wav", 8_000)]
 WORDS = "one two three four five six seven eight nine ten red green blue".split()
-RAY = ["runtime.engine._component_=speechfuse.cluster.ray_actors", "runtime.engine.cpus=0.5"]
+RAY = ["runtime.engine._component_=speechfuse.ray_cluster.ray_actors", "runtime.engine.cpus=0.5"]
 
 
 def make_corpus(folder: Path, clips: int = 240) -> None:
     rng = random.Random(0)
-    with tts.Espeak() as engine:
+    with espeak_ng.Espeak() as engine:
         for i in range(clips):
             text = " ".join(rng.choices(WORDS, k=90 if i == 7 else rng.randint(3, 12)))
             suffix, rate = FORMATS[i % len(FORMATS)]
-            waveform = engine.speak(text, tts.Voice("en-us+Annie")).waveform
+            waveform = engine.speak(text, espeak_ng.Voice("en-us+Annie")).waveform
             samples = soxr.resample(waveform, 16_000, rate)
             if i % 4 == 0:
                 samples = np.stack([samples, samples * 0.5], axis=1)
@@ -51,9 +51,16 @@ def make_corpus(folder: Path, clips: int = 240) -> None:
 
 def start(corpus: Path, out: Path, *overrides: str) -> subprocess.Popen:
     command = [
-        sys.executable, "-m", "stages.tokenize_speech", "recipes/demo/tokenize.yaml",
-        f"out={out}", f"corpus.path={corpus}", "shard_size=12", "batch_size=4", *overrides,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "stages.tokenize_speech",
+        "recipes/demo/tokenize.yaml",
+        f"out={out}",
+        f"corpus.path={corpus}",
+        "shard_size=12",
+        "batch_size=4",
+        *overrides,
+    ]
     return subprocess.Popen(
         command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )

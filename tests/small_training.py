@@ -14,11 +14,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from speechfuse import artifact, shards, vocab
+from speechfuse import artifact
 from speechfuse.config import load
+from speechfuse.rows import shards
+from speechfuse.tokens import expansion, vocabulary
 from speechfuse.train import loop
 from speechfuse.train.losses import next_token
-from stages import init_base
+from tests.demo_code import demo
+
+init_base = demo("init_base")
 
 ROOT = Path(__file__).parent.parent
 STREAM = {"quantizer": "0" * 64, "token_rate": 25.0, "codebooks": 1, "codebook_size": 16}
@@ -63,49 +67,65 @@ def make_parts(folder: Path, width: int = 32, layers: int = 2, heads: int = 2) -
     dataset(folder / "speech", shards.SPEECH, [speech_row(i, rng) for i in range(200)], STREAM)
     init_base.main(
         init_base.InitBase(
-            out=str(folder / "init"), texts=str(folder / "texts"), vocab_size=300,
-            hidden_size=width, num_layers=layers, num_heads=heads, intermediate_size=2 * width,
+            out=str(folder / "init"),
+            texts=str(folder / "texts"),
+            vocab_size=300,
+            hidden_size=width,
+            num_layers=layers,
+            num_heads=heads,
+            intermediate_size=2 * width,
         )
-    )  # fmt: skip
+    )
     work = artifact.Artifact(folder / "expanded", "expand_vocab", 1, {}, {})
     work.begin()
-    vocab.expand(folder / "init", folder / "expanded", 16, STREAM["quantizer"], seed=0)
+    expansion.expand(folder / "init", folder / "expanded", 16, STREAM["quantizer"], seed=0)
     work.finish({}, [folder / "expanded/config.json"])
     return folder
 
 
 def recipe(parts: Path, out: Path, runtime: dict | None = None, **changes: Any) -> Path:
     """A recipe on disk over `parts`, with about 20 steps unless changed."""
-    shape = vocab.read_config(parts / "expanded")
+    shape = vocabulary.read_config(parts / "expanded")
     content = {
-        "out": str(out), "checkpoint": str(parts / "expanded"),
+        "out": str(out),
+        "checkpoint": str(parts / "expanded"),
         "model": {
-            "_component_": "torchtune.models.llama3_1.llama3_1", "vocab_size": shape["vocab_size"],
-            "num_layers": shape["num_hidden_layers"], "num_heads": shape["num_attention_heads"],
-            "num_kv_heads": shape["num_key_value_heads"], "embed_dim": shape["hidden_size"],
-            "intermediate_dim": shape["intermediate_size"], "max_seq_len": 4096,
+            "_component_": "torchtune.models.llama3_1.llama3_1",
+            "vocab_size": shape["vocab_size"],
+            "num_layers": shape["num_hidden_layers"],
+            "num_heads": shape["num_attention_heads"],
+            "num_kv_heads": shape["num_key_value_heads"],
+            "embed_dim": shape["hidden_size"],
+            "intermediate_dim": shape["intermediate_size"],
+            "max_seq_len": 4096,
         },
         "datasets": [
             {
-                "_component_": "speechfuse.datasets.speech",
+                "_component_": "speechfuse.samples.speech",
                 "path": str(parts / "speech"),
                 "share": 0.8,
-                "turns": {"_component_": "speechfuse.instructions.answer", "repeat_first": True},
+                "turns": {"_component_": "speechfuse.samples.answer", "repeat_first": True},
             },
             {
-                "_component_": "speechfuse.datasets.conversations",
+                "_component_": "speechfuse.samples.conversations",
                 "path": str(parts / "texts"),
                 "share": 0.2,
             },
         ],
-        "seq_len": 64, "batch_size": 4, "epochs": 1,
-        "optimizer": {"_component_": "torch.optim.AdamW", "lr": 3e-3}, "warmup_steps": 2,
+        "seq_len": 64,
+        "batch_size": 4,
+        "epochs": 1,
+        "optimizer": {"_component_": "torch.optim.AdamW", "lr": 3e-3},
+        "warmup_steps": 2,
         "clip_grad_norm": 1.0,
         "runtime": {
-            "threads": 1, "state_every": 5, "cache": str(parts / "cache"), "device": "cpu",
+            "threads": 1,
+            "state_every": 5,
+            "cache": str(parts / "cache"),
+            "device": "cpu",
             **(runtime or {}),
         },
-    }  # fmt: skip
+    }
     content.update(changes)
     out.parent.mkdir(parents=True, exist_ok=True)
     path = out.with_suffix(".yaml")
@@ -117,7 +137,7 @@ def command(config: Path, ranks: int = 1, *overrides: str) -> list[str]:
     launch = [sys.executable]
     if ranks > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [*launch, "recipes/finetune.py", str(config), *overrides]
+    return [*launch, "-m", "stages.train", str(config), *overrides]
 
 
 def train(config: Path, ranks: int = 1, *overrides: str) -> subprocess.CompletedProcess:

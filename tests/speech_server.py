@@ -18,8 +18,8 @@ from typing import Any
 
 import soundfile
 
-from speechfuse import audio
-from speechfuse.engines.espeak import Espeak
+from speechfuse.audio import decoding
+from speechfuse.synthesis.engines.espeak import Espeak
 
 VOICES = {"alloy": "en-us+Annie", "echo": "en-us+m3"}
 KEY = "sk-of-the-test"
@@ -50,7 +50,7 @@ class SpeechServer:
         with self._lock:
             waveform = self._espeak.speak(text, VOICES[voice], 0).waveform
         file = io.BytesIO()
-        soundfile.write(file, waveform, audio.SAMPLE_RATE, format="WAV")
+        soundfile.write(file, waveform, decoding.SAMPLE_RATE, format="WAV")
         self.spoken[_digest(file.getvalue())] = text
         return file.getvalue()
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.mmlu_folder import write_mmlu
 from tests.small_training import ROOT, make_parts
 
-SPEECH = "speechfuse.evals.speech.Speech"
+SPEECH = "speechfuse.evals.Speech"
 
 
 def copy(source: Path, out: Path, turn: int) -> Path:
@@ -38,13 +38,22 @@ def make(folder: Path, epochs: int, questions: int = 4) -> dict[str, Any]:
         "out": str(folder / "evals"),
         "checkpoints": [{"name": "run", "path": str(folder / "run"), "tasks": ["asr", "mmlu"]}],
         "tasks": {
-            "asr": {"_component_": SPEECH, "data": str(folder / "speech"), "metric": "wer",
-                    "max_new_tokens": 40, "batch_size": 4},
-            "mmlu": {"_component_": "speechfuse.evals.harness.Harness", "task": "mmlu",
-                     "data": str(mmlu), "num_fewshot": 0},
+            "asr": {
+                "_component_": SPEECH,
+                "data": str(folder / "speech"),
+                "metric": "wer",
+                "max_new_tokens": 40,
+                "batch_size": 4,
+            },
+            "mmlu": {
+                "_component_": "speechfuse.evals.Harness",
+                "task": "mmlu",
+                "data": str(mmlu),
+                "num_fewshot": 0,
+            },
         },
         "runtime": {"device": "cpu"},
-    }  # fmt: skip
+    }
 
 
 def start(config: dict[str, Any], *overrides: str) -> subprocess.Popen:
@@ -53,9 +62,13 @@ def start(config: dict[str, Any], *overrides: str) -> subprocess.Popen:
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     command = [sys.executable, "-m", "stages.evaluate", str(path), *overrides]
     return subprocess.Popen(
-        command, cwd=ROOT, start_new_session=True, text=True, stdout=subprocess.PIPE,
+        command,
+        cwd=ROOT,
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )  # fmt: skip
+    )
 
 
 def results(out: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Read from the source with ast; every rule is also shown a tree that breaks it.
 
 import ast
 import fnmatch
-import importlib.util
 import inspect
 import subprocess
 import sys
@@ -17,35 +16,36 @@ import pytest
 import yaml
 
 from speechfuse import config
+from speechfuse.evals.sweep import Evaluate
 from speechfuse.train.loop import Finetune
 from stages.ask import Ask
 from stages.curate_texts import CurateTexts
-from stages.evaluate import Evaluate
 from stages.expand_vocab import ExpandVocab
 from stages.gate import Gate
-from stages.init_base import InitBase
 from stages.report import Report
-from stages.say import Say
-from stages.spread import Spread
 from stages.synthesize_instructions import SynthesizeInstructions
 from stages.tokenize_speech import TokenizeSpeech
 from stages.train_quantizer import TrainQuantizer
+from tests.demo_code import demo
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "stages", "recipes", "tests")
 DOORS = {  # third party: the files that may import it, tests apart
-    "torchtune": ["pipeline/speechfuse/train/*", "pipeline/speechfuse/datasets.py"],
-    "whisper": ["pipeline/speechfuse/quantizer.py", "pipeline/speechfuse/codec.py"],
-    "whisper.normalizers": ["pipeline/speechfuse/evals/scores.py"],
+    "torchtune": ["pipeline/speechfuse/train/*", "pipeline/speechfuse/samples/datasets.py"],
+    "whisper": [
+        "pipeline/speechfuse/quantizer/model.py",
+        "pipeline/speechfuse/quantizer/decoder.py",
+    ],
+    "whisper.normalizers": ["pipeline/speechfuse/scores/word_errors.py"],
     "lm_eval": ["pipeline/speechfuse/evals/*"],
-    "openai": ["pipeline/speechfuse/evals/judge.py"],
-    "requests": ["pipeline/speechfuse/endpoints.py"],
-    "datasketch": ["pipeline/speechfuse/curation/duplicates.py"],
-    "py3langid": ["pipeline/speechfuse/curation/language.py"],
-    "num2words": ["pipeline/speechfuse/curation/*"],
-    "espeakng_loader": ["pipeline/speechfuse/tts.py"],
-    "ray": ["pipeline/speechfuse/cluster.py"],
-    "huggingface_hub": ["pipeline/speechfuse/hub.py"],
+    "openai": ["pipeline/speechfuse/scores/judge.py"],
+    "requests": ["pipeline/speechfuse/openai_server.py"],
+    "datasketch": ["pipeline/speechfuse/texts/curation/duplicates.py"],
+    "py3langid": ["pipeline/speechfuse/texts/curation/language.py"],
+    "num2words": ["pipeline/speechfuse/texts/curation/*"],
+    "espeakng_loader": ["pipeline/speechfuse/audio/espeak_ng.py"],
+    "ray": ["pipeline/speechfuse/ray_cluster.py"],
+    "huggingface_hub": ["pipeline/speechfuse/hub/*"],
     "huggingface_hub.save_torch_state_dict": ["pipeline/speechfuse/train/model.py"],
 }
 JOBS: dict[str, type] = {  # recipe file: the schema of its job
@@ -59,19 +59,23 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "train_base.yaml": Finetune,
     "train_quantizer.yaml": TrainQuantizer,
     "expand_vocab.yaml": ExpandVocab,
-    "init_base.yaml": InitBase,
     "evaluate.yaml": Evaluate,
     "evaluate_*.yaml": Evaluate,
     "report.yaml": Report,
     "report_*.yaml": Report,
     "gate.yaml": Gate,
     "ask.yaml": Ask,
-    "say.yaml": Say,
-    "spread.yaml": Spread,
+}
+SCRIPTS = {  # of recipes/demo, not of stages/
+    "world.yaml": "World",
+    "dialogues.yaml": "Dialogues",
+    "init_base.yaml": "InitBase",
+    "say.yaml": "Say",
+    "spread.yaml": "Spread",
 }
 OF_THE_JOB = {  # keys beside a component that the job itself reads
-    "speechfuse.kinds.": ["texts", "select"],
-    "speechfuse.augmentation.": ["probability"],
+    "speechfuse.synthesis.": ["texts", "select"],
+    "speechfuse.audio.": ["probability"],
 }
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").glob("*/*.yaml"))
 
@@ -150,7 +154,7 @@ def unsafe_calls(root: Path) -> list[str]:
                     k.value: ast.unparse(v)
                     for k, v in zip(node.keys, node.values, strict=True)
                     if isinstance(k, ast.Constant)
-                }  # fmt: skip
+                }
                 unsafe = (
                     keys.get("trust_remote_code", "False") != "False"
                     or keys.get("weights_only") == "False"
@@ -197,15 +201,15 @@ def test_jobs_start_without_what_few_of_them_use():
         ("pipeline/speechfuse/a.py", "def f():\n    from torchtune import training"),
         ("pipeline/speechfuse/a.py", "import importlib\nimportlib.import_module('stages.ask')"),
         ("pipeline/speechfuse/evals/a.py", "import whisper"),
-        ("pipeline/speechfuse/evals/scores.py", "import whisper.model"),
-        ("pipeline/speechfuse/evals/scores.py", "import whisper"),
-        ("pipeline/speechfuse/quantizer.py", "import espeakng_loader"),
+        ("pipeline/speechfuse/scores/word_errors.py", "import whisper.model"),
+        ("pipeline/speechfuse/scores/word_errors.py", "import whisper"),
+        ("pipeline/speechfuse/quantizer/model.py", "import espeakng_loader"),
         ("pipeline/speechfuse/train/a.py", "from lm_eval import evaluator"),
         ("stages/a.py", "from stages.ask import Ask"),
         ("stages/a.py", "from . import ask"),
         ("stages/a.py", "from .ask import Ask"),
         ("stages/a.py", "import lm_eval"),
-        ("recipes/finetune.py", "from stages import ask"),
+        ("stages/train.py", "from stages import ask"),
         ("recipes/demo/world.py", "from recipes.demo import world"),
         ("tests/test_a.py", "from recipes import finetune"),
     ],
@@ -227,9 +231,11 @@ def test_recipes_is_no_package():
 def test_nothing_loads_code_from_data():
     assert unsafe_calls(ROOT) == []
     loads = [
-        node for tree in sources(ROOT).values() for node in ast.walk(tree)
+        node
+        for tree in sources(ROOT).values()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"
-    ]  # fmt: skip
+    ]
     assert loads, "nothing here reads a torch file: the rule says nothing"
     for path in RECIPES:
         assert "trust_remote_code" not in (ROOT / path).read_text()
@@ -262,13 +268,8 @@ def test_an_unsafe_call_is_found(tmp_path, line):
 
 def schema_of(name: str) -> type:
     """The schema that reads a recipe file; KeyError for a file that no job is known to read."""
-    if name in ("world.yaml", "dialogues.yaml"):
-        path = (ROOT / "recipes/demo" / name).with_suffix(".py")
-        spec = importlib.util.spec_from_file_location(f"{path.stem}_by_path", path)
-        assert spec and spec.loader
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return getattr(module, path.stem.capitalize())
+    if name in SCRIPTS:
+        return getattr(demo(name.removesuffix(".yaml")), SCRIPTS[name])
     for pattern, schema in JOBS.items():
         if fnmatch.fnmatch(name, pattern):
             return schema
@@ -315,6 +316,6 @@ def test_recipes_are_found_and_unknown_ones_fail():
     with pytest.raises(KeyError, match=r"stage3\.yaml"):
         schema_of("stage3.yaml")
     with pytest.raises(ValueError, match="no 'sounds'"):
-        check_component({"_component_": "speechfuse.datasets.sounds"})
+        check_component({"_component_": "speechfuse.samples.sounds"})
     with pytest.raises(TypeError, match="selekt"):
-        check_component({"_component_": "speechfuse.datasets.sound", "selekt": {}})
+        check_component({"_component_": "speechfuse.samples.sound", "selekt": {}})

@@ -128,8 +128,11 @@ def test_fresh_moves_aside_and_deletes_nothing(tmp_path):
     assert tree(tmp_path / "data.old-1") == first and tree(tmp_path / "data.old-2") == second
     assert make(tmp_path / "never", seed=3).begin(fresh=True)  # nothing there: nothing to move
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "data", "data.old-1", "data.old-2", "never",
-    ]  # fmt: skip
+        "data",
+        "data.old-1",
+        "data.old-2",
+        "never",
+    ]
 
 
 def test_a_complete_artifact_that_has_lost_a_file_is_not_called_complete(tmp_path):

@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechfuse import audio, config, vocab
-from speechfuse.quantizer import Quantizer
-from stages import ask, expand_vocab, say
+from speechfuse import config
+from speechfuse.audio import decoding
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.tokens import expansion
+from stages import ask, expand_vocab
+from tests.demo_code import demo
+
+say = demo("say")
 
 DEMO = Path(__file__).parent.parent / "recipes/demo"
 
@@ -44,7 +49,7 @@ def wrong_files(folder: Path) -> dict[str, tuple[Path, str]]:
     text = folder / "notes.wav"
     text.write_text("this is not audio")
     empty = folder / "empty.wav"
-    soundfile.write(empty, np.zeros(0, np.float32), audio.SAMPLE_RATE)
+    soundfile.write(empty, np.zeros(0, np.float32), decoding.SAMPLE_RATE)
     return {
         "missing": (folder / "missing.wav", "no audio file at"),
         "text": (text, "is not a readable audio file"),
@@ -82,7 +87,7 @@ def test_long_audio_is_asked_in_pieces_and_said(expanded, tmp_path, monkeypatch,
 
 def test_a_checkpoint_of_another_quantizer_is_refused(tmp_path, monkeypatch, capsys):
     other = tmp_path / "other"
-    vocab.expand(DEMO / "models/base", other, 256, "f" * 64, seed=0)
+    expansion.expand(DEMO / "models/base", other, 256, "f" * 64, seed=0)
     wav = tmp_path / "q.wav"
     called(monkeypatch, capsys, say, f"file={wav}")
     status, _, err = called(monkeypatch, capsys, ask, f"file={wav}", f"checkpoint={other}")
@@ -94,7 +99,7 @@ def test_a_checkpoint_of_another_quantizer_is_refused(tmp_path, monkeypatch, cap
 def test_any_text_can_be_said(text, tmp_path, monkeypatch, capsys):
     wav = tmp_path / "said.wav"
     assert called(monkeypatch, capsys, say, f"text={text}", f"file={wav}")[0] == 0
-    assert len(audio.load(wav)) > 8000
+    assert len(decoding.load(wav)) > 8000
 
 
 def test_nothing_cannot_be_said(tmp_path, monkeypatch, capsys):

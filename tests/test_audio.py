@@ -17,10 +17,10 @@ import pytest
 import soundfile
 import soxr
 
-from speechfuse import audio, containers
+from speechfuse.audio import containers, decoding
 from tests.bad_audio import FILES, encoded, mp3, patched, sound, tagged, vorbis
 
-RATE = audio.SAMPLE_RATE
+RATE = decoding.SAMPLE_RATE
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
@@ -36,7 +36,7 @@ def tone(seconds: float, rate: int, hertz: float = 440.0) -> np.ndarray:
 @pytest.mark.parametrize("seconds", [0.0, 0.02, 0.999, 1.0, 4.7, 5.00007, 12.3, 61.0])
 def test_pieces_joined_are_the_waveform_and_none_is_too_long(limit, seconds):
     waveform = noise(seconds, seed=round(10 * seconds))
-    pieces = audio.split(waveform, limit)
+    pieces = decoding.split(waveform, limit)
     np.testing.assert_array_equal(np.concatenate(pieces), waveform)
     assert all(len(piece) <= limit * RATE for piece in pieces)
     assert len(pieces) >= np.ceil(len(waveform) / (limit * RATE))
@@ -47,9 +47,9 @@ def test_pieces_joined_are_the_waveform_and_none_is_too_long(limit, seconds):
 
 
 def test_a_waveform_of_exactly_the_limit_stays_whole():
-    assert [len(p) for p in audio.split(noise(5.0), 5.0)] == [5 * RATE]
+    assert [len(p) for p in decoding.split(noise(5.0), 5.0)] == [5 * RATE]
     longer = np.append(noise(5.0), np.float32(0))
-    assert len(audio.split(longer, 5.0)) == 2
+    assert len(decoding.split(longer, 5.0)) == 2
 
 
 @pytest.mark.parametrize("begin", [4.05, 4.3, 4.62, 4.84])
@@ -58,7 +58,7 @@ def test_the_cut_is_in_a_silence_near_the_limit(begin):
     end = begin + 0.15
     waveform[round(begin * RATE) : round(end * RATE)] *= 0.001
     waveform[round(2.0 * RATE) : round(2.5 * RATE)] = 0  # quieter, but too far from the limit
-    first = len(audio.split(waveform, 5.0)[0]) / RATE
+    first = len(decoding.split(waveform, 5.0)[0]) / RATE
     assert begin <= first <= end
 
 
@@ -67,7 +67,7 @@ def test_every_cut_finds_its_own_silence():
     silences = [4.4, 8.9]  # 4.5 s after the first cut
     for begin in silences:
         waveform[round(begin * RATE) : round((begin + 0.2) * RATE)] = 0
-    lengths = [len(piece) / RATE for piece in audio.split(waveform, 5.0)]
+    lengths = [len(piece) / RATE for piece in decoding.split(waveform, 5.0)]
     assert len(lengths) == 3
     for begin, cut in zip(silences, np.cumsum(lengths), strict=False):
         assert begin <= cut <= begin + 0.2
@@ -76,7 +76,7 @@ def test_every_cut_finds_its_own_silence():
 def test_forty_minutes_are_split_at_once_and_without_copies():
     waveform = np.tile(noise(60), 40)
     start = time.monotonic()
-    pieces = audio.split(waveform, 30.0)
+    pieces = decoding.split(waveform, 30.0)
     assert time.monotonic() - start < 2
     assert len(pieces) >= 80 and all(np.shares_memory(piece, waveform) for piece in pieces)
     assert sum(map(len, pieces)) == len(waveform)
@@ -87,7 +87,7 @@ def test_channels_are_averaged(tmp_path):
     for channels in ([left, right], [left, -left], [left, right, left], [left, right] * 4):
         path = tmp_path / "many.wav"
         soundfile.write(path, np.stack(channels, axis=1), RATE, subtype="FLOAT")
-        decoded = audio.decode(path)
+        decoded = decoding.decode(path)
         assert (decoded.rate, decoded.channels) == (RATE, len(channels))
         assert decoded.waveform.dtype == np.float32 and decoded.waveform.shape == left.shape
         np.testing.assert_allclose(decoded.waveform, np.mean(channels, axis=0), atol=1e-6)
@@ -98,7 +98,7 @@ def test_channels_are_averaged(tmp_path):
 def test_any_rate_becomes_16_khz_of_the_same_length_and_pitch(tmp_path, rate, seconds):
     path = tmp_path / "tone.wav"
     soundfile.write(path, tone(seconds, rate), rate, subtype="FLOAT")
-    loaded = audio.load(path)
+    loaded = decoding.load(path)
     assert loaded.dtype == np.float32 and loaded.ndim == 1
     assert abs(len(loaded) - seconds * RATE) <= 1
     inner = slice(RATE // 10, round(seconds * RATE) - RATE // 10)  # the filter rings at the edges
@@ -108,20 +108,31 @@ def test_any_rate_becomes_16_khz_of_the_same_length_and_pitch(tmp_path, rate, se
 def test_what_is_above_8_khz_is_filtered_not_folded(tmp_path):
     path = tmp_path / "high.wav"
     soundfile.write(path, tone(1.0, 44100, hertz=11_000), 44100, subtype="FLOAT")
-    assert np.abs(audio.load(path)[RATE // 10 : -RATE // 10]).max() < 0.005
+    assert np.abs(decoding.load(path)[RATE // 10 : -RATE // 10]).max() < 0.005
 
 
 FORMATS = [  # format, subtype, rate, channels
     *(("WAV", each, RATE, 1) for each in ("PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")),
     *(("WAV", each, RATE, 1) for each in ("ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610")),
-    ("WAV", "PCM_16", RATE, 1), ("WAV", "PCM_16", 44_100, 2), ("AIFF", "PCM_16", RATE, 2),
-    ("AIFF", "FLOAT", 48_000, 1), ("AU", "ULAW", 8000, 1), ("CAF", "PCM_24", RATE, 1),
-    ("CAF", "ALAC_16", RATE, 2), ("W64", "PCM_16", RATE, 1), ("RF64", "PCM_16", RATE, 1),
-    ("NIST", "PCM_16", RATE, 1), ("FLAC", "PCM_16", RATE, 1), ("FLAC", "PCM_24", 44_100, 2),
-    ("OGG", "VORBIS", RATE, 1), ("OGG", "VORBIS", 44_100, 2), ("OGG", "OPUS", RATE, 1),
-    ("OGG", "OPUS", 48_000, 2), ("MP3", "MPEG_LAYER_III", RATE, 1),
+    ("WAV", "PCM_16", RATE, 1),
+    ("WAV", "PCM_16", 44_100, 2),
+    ("AIFF", "PCM_16", RATE, 2),
+    ("AIFF", "FLOAT", 48_000, 1),
+    ("AU", "ULAW", 8000, 1),
+    ("CAF", "PCM_24", RATE, 1),
+    ("CAF", "ALAC_16", RATE, 2),
+    ("W64", "PCM_16", RATE, 1),
+    ("RF64", "PCM_16", RATE, 1),
+    ("NIST", "PCM_16", RATE, 1),
+    ("FLAC", "PCM_16", RATE, 1),
+    ("FLAC", "PCM_24", 44_100, 2),
+    ("OGG", "VORBIS", RATE, 1),
+    ("OGG", "VORBIS", 44_100, 2),
+    ("OGG", "OPUS", RATE, 1),
+    ("OGG", "OPUS", 48_000, 2),
+    ("MP3", "MPEG_LAYER_III", RATE, 1),
     ("MP3", "MPEG_LAYER_III", 44_100, 2),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("format", "subtype", "rate", "channels"), FORMATS)
@@ -136,30 +147,30 @@ def test_every_format_is_exactly_what_its_decoder_and_soxr_give(
         plain = file.read(file.frames, "float32", always_2d=True).mean(axis=1)
     assert abs(len(plain) / rate - 2.3) < 0.1
     wanted = plain if rate == RATE else soxr.resample(plain, rate, RATE)
-    for block in (audio.BLOCK, 4001):
-        monkeypatch.setattr(audio, "BLOCK", block)
-        decoded = audio.decode(path)
+    for block in (decoding.BLOCK, 4001):
+        monkeypatch.setattr(decoding, "BLOCK", block)
+        decoded = decoding.decode(path)
         assert (decoded.rate, decoded.channels) == (rate, channels)
         assert decoded.waveform.dtype == np.float32
         np.testing.assert_array_equal(decoded.waveform, wanted)
-        np.testing.assert_array_equal(audio.decode(path.read_bytes()).waveform, wanted)
+        np.testing.assert_array_equal(decoding.decode(path.read_bytes()).waveform, wanted)
 
 
 @pytest.mark.parametrize("name", ["sound", "sound.raw", "sound.vox", "sound.gsm", "sound.mp3"])
 def test_what_a_file_holds_decides_not_its_name(tmp_path, name):
     (tmp_path / name).write_bytes(encoded(tone(1.0, RATE), format="FLAC"))
-    assert len(audio.decode(tmp_path / name).waveform) == RATE
+    assert len(decoding.decode(tmp_path / name).waveform) == RATE
     (tmp_path / name).write_bytes(b"this is no audio " * 100)
     with pytest.raises(ValueError, match=r"^not audio: "):
-        audio.decode(tmp_path / name)
+        decoding.decode(tmp_path / name)
 
 
 @pytest.mark.parametrize(("format", "subtype", "rate", "channels"), FORMATS)
 def test_a_part_of_a_file_is_that_part_of_the_whole(format, subtype, rate, channels):
     file = encoded(sound(2.5, rate, channels), rate, format, subtype)
-    whole = audio.decode(file).waveform
+    whole = decoding.decode(file).waveform
     for offset, seconds in ((0.0, 0.5), (0.25, 1.0), (1.2, None)):
-        part = audio.decode(file, offset, seconds).waveform
+        part = decoding.decode(file, offset, seconds).waveform
         start = round(offset * RATE)
         end = len(whole) if seconds is None else start + round(seconds * RATE)
         assert abs(len(part) - (end - start)) <= 1
@@ -173,15 +184,19 @@ def test_a_part_of_a_file_is_that_part_of_the_whole(format, subtype, rate, chann
 @pytest.mark.parametrize("format", ["WAV", "MP3"])
 def test_a_part_that_the_file_has_not_is_refused(format):
     file = encoded(tone(2.0, RATE), format=format, subtype=None)
-    assert len(audio.decode(file, 1.0, 1.05).waveform) == RATE  # durations are rounded
+    assert len(decoding.decode(file, 1.0, 1.05).waveform) == RATE  # durations are rounded
     for offset, seconds, why in (
-        (5.0, None, "begins at 5.00 s"), (5.0, 1.0, "begins at 5.00 s"),
-        (1.0, 3.0, "to 4.00 s of 2.00 s"), (-0.1, None, "from -0.1 s"), (0.0, 0.0, "for 0.0 s"),
-        (float("nan"), 1.0, "from nan s"), (0.0, float("inf"), "for inf s"),
+        (5.0, None, "begins at 5.00 s"),
+        (5.0, 1.0, "begins at 5.00 s"),
+        (1.0, 3.0, "to 4.00 s of 2.00 s"),
+        (-0.1, None, "from -0.1 s"),
+        (0.0, 0.0, "for 0.0 s"),
+        (float("nan"), 1.0, "from nan s"),
+        (0.0, float("inf"), "for inf s"),
         (1e300, None, "from 1e+300 s"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=r"^bad offset: .*" + re.escape(why)):
-            audio.decode(file, offset, seconds)
+            decoding.decode(file, offset, seconds)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("cut")])
@@ -190,16 +205,16 @@ def test_a_file_that_lost_its_end_is_refused_but_its_whole_parts_are_used(name, 
     file = FILES[name][1]()
     file = file[: int(share * len(file))]
     with pytest.raises(ValueError, match=r"^truncated: "):
-        audio.decode(file)
-    assert len(audio.decode(file, 0.0, 0.05).waveform) == 0.05 * RATE
+        decoding.decode(file)
+    assert len(decoding.decode(file, 0.0, 0.05).waveform) == 0.05 * RATE
 
 
 def test_the_last_moment_of_a_file_may_be_missing():
     file = encoded(tone(2.0, RATE))
-    assert len(audio.decode(file[:-1]).waveform) == 2 * RATE - 1
-    assert len(audio.decode(file[:-3000]).waveform) == 2 * RATE - 1500
+    assert len(decoding.decode(file[:-1]).waveform) == 2 * RATE - 1
+    assert len(decoding.decode(file[:-3000]).waveform) == 2 * RATE - 1500
     with pytest.raises(ValueError, match=r"^truncated: 1\.88 s decode; its header says 2\.00 s"):
-        audio.decode(file[:-4000])
+        decoding.decode(file[:-4000])
 
 
 def test_an_mp3_that_does_not_state_its_length_is_read_to_its_end():
@@ -209,39 +224,39 @@ def test_an_mp3_that_does_not_state_its_length_is_read_to_its_end():
     bare = stated[stated.index(stated[:4], 4) :]
     assert soundfile.info(io.BytesIO(bare)).duration < 4
     for file in (bare, tagged(bare)):
-        waveform = audio.decode(file).waveform
+        waveform = decoding.decode(file).waveform
         assert abs(len(waveform) / RATE - 10) < 0.2
         assert np.abs(waveform[-RATE // 2 :]).mean() > 0.1
-        part = audio.decode(file, 9.5, 0.25).waveform
+        part = decoding.decode(file, 9.5, 0.25).waveform
         np.testing.assert_array_equal(part, waveform[round(9.5 * RATE) :][: RATE // 4])
 
 
 def test_of_several_files_in_one_all_is_read_or_none():
     first, second = (encoded(sound(s), format="MP3", subtype=None) for s in (2.0, 3.0))
-    waveform = audio.decode(first + second).waveform
+    waveform = decoding.decode(first + second).waveform
     assert abs(len(waveform) / RATE - 5) < 0.3 and np.abs(waveform[-RATE:]).mean() > 0.1
     with pytest.raises(ValueError, match=r"^truncated: .* another Ogg stream follows"):
-        audio.decode(vorbis() + vorbis())
+        decoding.decode(vorbis() + vorbis())
 
 
 @pytest.mark.parametrize("size", [0x7FFF0000, 0x80000000, 0xFFFFFFFF])
 def test_a_wav_written_to_a_pipe_is_used_though_its_sizes_are_not_known(size):
     file = patched({4: ("<I", size), 40: ("<I", size)})
-    assert len(audio.decode(file).waveform) == RATE
+    assert len(decoding.decode(file).waveform) == RATE
 
 
 def test_tags_of_an_mp3_are_not_audio():
-    plain = audio.decode(mp3()).waveform
-    np.testing.assert_array_equal(audio.decode(tagged(mp3())).waveform, plain)
+    plain = decoding.decode(mp3()).waveform
+    np.testing.assert_array_equal(decoding.decode(tagged(mp3())).waveform, plain)
     with pytest.raises(ValueError, match=r"^truncated: "):
-        audio.decode(tagged(mp3())[:-9000])
+        decoding.decode(tagged(mp3())[:-9000])
 
 
 def test_samples_over_full_scale_are_kept_and_those_of_another_scale_refused():
     loud = encoded(3 * noise(1.0), subtype="FLOAT")
-    np.testing.assert_array_equal(audio.decode(loud).waveform, 3 * noise(1.0))
+    np.testing.assert_array_equal(decoding.decode(loud).waveform, 3 * noise(1.0))
     with pytest.raises(ValueError, match=r"^out of range: .* 163"):
-        audio.decode(encoded(32768 * noise(1.0), subtype="FLOAT"))
+        decoding.decode(encoded(32768 * noise(1.0), subtype="FLOAT"))
 
 
 def test_threads_decode_alike_and_leave_nothing_open(tmp_path):
@@ -254,7 +269,7 @@ def test_threads_decode_alike_and_leave_nothing_open(tmp_path):
 
     def result(source: Path | bytes) -> bytes | str:
         try:
-            return audio.decode(source).waveform.tobytes()
+            return decoding.decode(source).waveform.tobytes()
         except ValueError as error:
             return str(error)
 
@@ -277,7 +292,7 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
         os.seteuid(65534)
     try:
         with pytest.raises(ValueError, match=r"^unreadable: Permission denied"):
-            audio.decode(Path("locked.wav"))
+            decoding.decode(Path("locked.wav"))
     finally:
         if root:
             os.seteuid(0)
@@ -290,7 +305,7 @@ def test_a_fault_of_the_machine_is_no_reject(tmp_path, monkeypatch):
     (tmp_path / "good.wav").write_bytes(encoded(tone(1.0, RATE)))
     monkeypatch.setattr("builtins.open", full)
     with pytest.raises(OSError, match="Too many open files"):
-        audio.decode(tmp_path / "good.wav")
+        decoding.decode(tmp_path / "good.wav")
 
 
 def test_no_audio_is_refused_with_the_path_and_the_reason(tmp_path):
@@ -300,9 +315,9 @@ def test_no_audio_is_refused_with_the_path_and_the_reason(tmp_path):
     soundfile.write(empty, np.zeros(0), RATE)
     for path, why in ((text, "not audio: "), (nothing, "empty: "), (empty, "empty: it holds 0 s")):
         with pytest.raises(ValueError, match=f"{path.name} is not a readable audio file: {why}"):
-            audio.load(path)
+            decoding.load(path)
     with pytest.raises(FileNotFoundError, match=r"absent\.wav"):
-        audio.load(tmp_path / "absent.wav")
+        decoding.load(tmp_path / "absent.wav")
 
 
 ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
@@ -322,18 +337,18 @@ def by_ffmpeg(path: Path, *options: str) -> Path:
 )
 def test_other_formats_are_read_by_ffmpeg(tmp_path, name):
     path = by_ffmpeg(tmp_path / name)
-    decoded = audio.decode(path)
+    decoded = decoding.decode(path)
     assert decoded.rate in (44_100, 48_000) and decoded.channels == 2
     assert abs(len(decoded.waveform) / RATE - 3) < 0.1
     inner = decoded.waveform[RATE:-RATE]
     peak = np.argmax(np.abs(np.fft.rfft(inner))) * RATE / len(inner)
     assert peak == pytest.approx(440, abs=5)
-    np.testing.assert_array_equal(audio.decode(path.read_bytes()).waveform, decoded.waveform)
-    part = audio.decode(path, 1.0, 0.5).waveform
+    np.testing.assert_array_equal(decoding.decode(path.read_bytes()).waveform, decoded.waveform)
+    part = decoding.decode(path, 1.0, 0.5).waveform
     wanted = decoded.waveform[RATE:][: RATE // 2]
     np.testing.assert_allclose(part[800:-800], wanted[800:-800], atol=1e-5)
     with pytest.raises(ValueError, match=r"^bad offset: "):
-        audio.decode(path, 8.0)
+        decoding.decode(path, 8.0)
 
 
 @ffmpeg
@@ -341,7 +356,7 @@ def test_other_formats_are_read_by_ffmpeg(tmp_path, name):
 def test_what_ffmpeg_finds_cut_off_is_refused(tmp_path, name):
     path = by_ffmpeg(tmp_path / name, *(["-movflags", "+faststart"] if name == "x.m4a" else []))
     with pytest.raises(ValueError, match=r"^truncated: "):
-        audio.decode(path.read_bytes()[: path.stat().st_size // 2])
+        decoding.decode(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def test_without_ffmpeg_it_is_named(monkeypatch):
@@ -349,7 +364,7 @@ def test_without_ffmpeg_it_is_named(monkeypatch):
     starts = {"mov": b"\0\0\0\x18ftypM4A ", "matroska": b"\x1aE\xdf\xa3", "aac": b"\xff\xf1P"}
     for name, start in starts.items():
         with pytest.raises(ValueError, match=rf"^not audio: {name} needs ffmpeg, which"):
-            audio.decode(start)
+            decoding.decode(start)
 
 
 def test_ffmpeg_has_a_time_limit_and_is_ended_with_it(tmp_path, monkeypatch):
@@ -361,7 +376,7 @@ def test_ffmpeg_has_a_time_limit_and_is_ended_with_it(tmp_path, monkeypatch):
     threads = threading.active_count()
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"^not audio: ffmpeg finds none"):
-        audio.decode(b"\0\0\0\x18ftypM4A ")
+        decoding.decode(b"\0\0\0\x18ftypM4A ")
     assert time.monotonic() - start < 30
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "ffmpeg.pid").read_text()), 0)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechfuse import augmentation
-from speechfuse.engines.espeak import Espeak
+from speechfuse.audio import augmentation
+from speechfuse.synthesis.engines.espeak import Espeak
 
-MODULE = "speechfuse.augmentation."
+MODULE = "speechfuse.audio."
 EVERY: list[dict[str, Any]] = [
     {"_component_": f"{MODULE}Speed"},
     {"_component_": f"{MODULE}Reverberation"},
@@ -24,7 +24,7 @@ EVERY: list[dict[str, Any]] = [
     {"_component_": f"{MODULE}Gain", "db": [-10, 3]},
     {"_component_": f"{MODULE}Telephone"},
     *({"_component_": f"{MODULE}Lossy", "formats": [f]} for f in augmentation.FORMATS),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_every_step_is_repeatable_bounded_and_recorded(speech, spec):
 CHAIN = """
 import hashlib, sys, json
 import numpy as np
-from speechfuse import augmentation
+from speechfuse.audio import augmentation
 speech = np.sin(np.arange(16000) / 20).astype(np.float32)
 done, _ = augmentation.apply(speech, json.loads(sys.argv[1]), 5)
 print(hashlib.sha256(done.tobytes()).hexdigest())

@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechfuse import artifact, audio
-from speechfuse.corpora import Clip, Reject, folder
+from speechfuse import artifact
+from speechfuse.audio import decoding
+from speechfuse.corpora.clip import Clip
+from speechfuse.corpora.folder import Folder
+from speechfuse.rows.rejects import Reject
 from tests.bad_audio import FILES, IGNORED, RATE, make, sound
 
-TOKEN = 1 / audio.TOKEN_RATE
+TOKEN = 1 / decoding.TOKEN_RATE
 
 
-def kinds_of(corpus: folder, shards: list[dict]) -> dict[str, str]:
+def kinds_of(corpus: Folder, shards: list[dict]) -> dict[str, str]:
     """{id: "used" or kind} after decoding, as the tokenizing job does it."""
     found: dict[str, str] = {}
     for shard in shards:
@@ -30,7 +33,7 @@ def kind_of(item: Clip | Reject) -> str:
         return item.reason.partition(": ")[0]
     assert isinstance(item.audio, Path)
     try:
-        waveform = audio.decode(item.audio, item.offset, item.seconds).waveform
+        waveform = decoding.decode(item.audio, item.offset, item.seconds).waveform
     except ValueError as error:
         assert str(item.audio.parent) not in str(error)
         return str(error).partition(": ")[0]
@@ -39,10 +42,10 @@ def kind_of(item: Clip | Reject) -> str:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> tuple[folder, dict[str, str]]:
+def corpus(tmp_path_factory) -> tuple[Folder, dict[str, str]]:
     path = tmp_path_factory.mktemp("bad")
     expected = make(path)
-    return folder(str(path)), expected
+    return Folder(str(path)), expected
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +93,9 @@ def test_a_good_neighbour_has_its_samples_and_its_text(corpus):
     assert (good["good"].text, good["good too"].text) == ("a good one", "a good one too")
     assert good["stereo"].text is None
     for id in ("good", "link", "wav in a", "new\nline \u00e9\u4e2d", "rubbish behind"):
-        waveform = audio.decode(good[id].audio).waveform
+        waveform = decoding.decode(good[id].audio).waveform
         np.testing.assert_allclose(waveform, sound()[:, 0], atol=2**-15)
-    assert len(audio.decode(good["40 minutes"].audio).waveform) == 40 * 60 * RATE
+    assert len(decoding.decode(good["40 minutes"].audio).waveform) == 40 * 60 * RATE
 
 
 DECODE = """

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from speechfuse.evals import choice, results, tables
-from speechfuse.evals.choice import Floor, Measure, Rule
-from speechfuse.evals.differences import difference
-from speechfuse.evals.results import Run, key
+from speechfuse.report import choice, results, tables
+from speechfuse.report.choice import Floor, Measure, Rule
+from speechfuse.report.differences import difference
+from speechfuse.report.results import Run, key
 from tests.eval_results import score, scored, worded, write, write_failure
 
 RUNS = [Run("stage1", "stage1"), Run("stage2", "stage2")]
@@ -43,8 +43,13 @@ BASE = ("mmlu", "all")
 
 def blog(evals: Path) -> None:
     """The published table of Llama3-s v0.2; WER and MMLU as fractions."""
-    rows = [(3.02, 2.87, 0.9466, 0.5139), (3.0, 3.22, 0.6080, 0.4621), (3.45, 3.53, 0.4998, 0.4676),
-            (3.47, 2.93, 0.6005, 0.4720), (3.34, 3.01, 0.6907, 0.4703)]  # fmt: skip
+    rows = [
+        (3.02, 2.87, 0.9466, 0.5139),
+        (3.0, 3.22, 0.6080, 0.4621),
+        (3.45, 3.53, 0.4998, 0.4676),
+        (3.47, 2.93, 0.6005, 0.4720),
+        (3.34, 3.01, 0.6907, 0.4703),
+    ]
     known = {"width": None}
     write(evals, "base", "mmlu", [score(*BASE, 0.6380, n=14042, **known)])
     for i, (hermes, alpaca, wer, mmlu) in enumerate(rows, 1):
@@ -63,10 +68,17 @@ def test_the_published_table_is_printed_and_its_epoch_chosen(tmp_path, capsys):
     columns = [*judged, tables.Column(*key(WER)), tables.Column(*BASE, "acc", degradation=True)]
     made = choice.choose(
         found,
-        Rule("stage2", "alpaca", "test", "judge", then=[WER],
-             under=[Floor(*BASE, "acc", of_base_at_least=0.7)]),
-        "base", [],
-    )  # fmt: skip
+        Rule(
+            "stage2",
+            "alpaca",
+            "test",
+            "judge",
+            then=[WER],
+            under=[Floor(*BASE, "acc", of_base_at_least=0.7)],
+        ),
+        "base",
+        [],
+    )
     table = tables.results(found, list(found), columns, "base", made.checkpoint)
     print(table.markdown())
     lines = capsys.readouterr().out.splitlines()
@@ -84,16 +96,24 @@ def test_the_published_table_is_printed_and_its_epoch_chosen(tmp_path, capsys):
 def test_epochs_below_a_bound_do_not_compete(tmp_path, least, epochs):
     blog(tmp_path)  # of base: 0.805, 0.724, 0.733, 0.740, 0.737
     made = chosen(
-        tmp_path, task="alpaca", split="test", metric="judge",
+        tmp_path,
+        task="alpaca",
+        split="test",
+        metric="judge",
         under=[Floor(*BASE, "acc", of_base_at_least=least)],
-    )  # fmt: skip
+    )
     assert made.checkpoint == epochs
     assert "stage2/epoch_3 is left out: BELOW mmlu all acc: 0.733" in " ".join(made.reasons)
     with pytest.raises(
         ValueError, match=r"no epoch of stage2 may be chosen: .*epoch_1 is left out"
     ):
-        chosen(tmp_path, under=[Floor(*BASE, "acc", at_least=0.6)], task="alpaca", split="test",
-               metric="judge")  # fmt: skip
+        chosen(
+            tmp_path,
+            under=[Floor(*BASE, "acc", at_least=0.6)],
+            task="alpaca",
+            split="test",
+            metric="judge",
+        )
 
 
 def test_of_epochs_that_tie_the_next_measure_decides_then_the_earliest(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from speechfuse import cluster, workers
+from speechfuse import ray_cluster, workers
 
 pytest.importorskip("ray", reason="needs the extra cluster")
 
@@ -31,7 +31,7 @@ def die(x: int) -> int:
 
 def test_every_task_is_done_once_though_a_worker_is_killed(tmp_path, capfd):
     tasks = [(str(tmp_path), x) for x in range(8)]
-    found = list(cluster.ray_actors(die_once, tasks, workers=2, device="auto", cpus=0.5))
+    found = list(ray_cluster.ray_actors(die_once, tasks, workers=2, device="auto", cpus=0.5))
     assert sorted(found) == [(x, "cpu") for x in range(8)]
     assert (tmp_path / "died").exists()
     assert capfd.readouterr().err.count("a worker was lost; its shard is made again") == 1
@@ -39,12 +39,12 @@ def test_every_task_is_done_once_though_a_worker_is_killed(tmp_path, capfd):
 
 def test_a_task_that_kills_three_workers_stops_the_job():
     with pytest.raises(ValueError, match=r"3 workers in a row were lost at the same shard"):
-        list(cluster.ray_actors(die, [(1,)], workers=1, device="auto", cpus=0.5))
+        list(ray_cluster.ray_actors(die, [(1,)], workers=1, device="auto", cpus=0.5))
 
 
 def test_a_worker_that_fits_nowhere_is_refused_at_once():
     with pytest.raises(ValueError, match=r"a worker asks for 0.5 and 3: lower runtime.engine"):
-        list(cluster.ray_actors(square, [(1,)], workers=1, device="auto", cpus=0.5, gpus=3))
+        list(ray_cluster.ray_actors(square, [(1,)], workers=1, device="auto", cpus=0.5, gpus=3))
 
 
 def test_a_killed_process_of_the_local_engine_ends_in_one_sentence():

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from speechfuse.codec import Decoder, save_published
-from speechfuse.quantizer import Quantizer
+from speechfuse.quantizer.decoder import Decoder, save_published
+from speechfuse.quantizer.model import Quantizer
 
 GOLDEN = Path(__file__).parent / "golden"
 WHISPER = GOLDEN / "whisper-decoding.pt"

@@ -255,13 +255,17 @@ def test_an_interrupt_is_130_and_our_own_mistakes_keep_their_traceback(run):
 @pytest.mark.parametrize(
     ("component", "values", "said"),
     [
-        ("kinds.Transcription", {"requests": "say:"}, r"requests='say:' is not .* list\[str\]"),
-        ("kinds.MultiTurn", {"spoken": "half"}, "spoken='half' is not of the type float"),
-        ("kinds.Refusal", {"replies": ["no"], "level": -20}, r"level=-20 is not .* tuple\[float"),
-        ("kinds.Instruction", {"repeat_first": 1}, "repeat_first=1 is not of the type bool"),
-        ("augmentation.Noise", {"snr": 20}, "snr=20 is not"),
-        ("augmentation.Noise", {"snr": [0, "many"]}, "snr=.0, 'many'. is not"),
-        ("engines.espeak.Espeak", {"variants": ["m1"], "rate": 170}, "rate=170 is not"),
+        ("synthesis.Transcription", {"requests": "say:"}, r"requests='say:' is not .* list\[str\]"),
+        ("synthesis.MultiTurn", {"spoken": "half"}, "spoken='half' is not of the type float"),
+        (
+            "synthesis.Refusal",
+            {"replies": ["no"], "level": -20},
+            r"level=-20 is not .* tuple\[float",
+        ),
+        ("synthesis.Instruction", {"repeat_first": 1}, "repeat_first=1 is not of the type bool"),
+        ("audio.Noise", {"snr": 20}, "snr=20 is not"),
+        ("audio.Noise", {"snr": [0, "many"]}, "snr=.0, 'many'. is not"),
+        ("synthesis.Espeak", {"variants": ["m1"], "rate": 170}, "rate=170 is not"),
         ("texts.Alpaca", {"path": None}, "path=None is not of the type str"),
     ],
 )
@@ -271,5 +275,5 @@ def test_values_are_of_the_declared_type(component, values, said):
 
 
 def test_what_yaml_writes_in_another_way_fits():
-    noise = config.instantiate({"_component_": "speechfuse.augmentation.Noise", "snr": [0, 5]})
+    noise = config.instantiate({"_component_": "speechfuse.audio.Noise", "snr": [0, 5]})
     assert noise.snr == [0, 5] and noise.folder is None

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechfuse import artifact, shards
+from speechfuse import artifact
 from speechfuse.evals.contamination import Training, words
+from speechfuse.rows import shards
 
 STREAM = {"quantizer": "q", "token_rate": 25.0, "codebooks": 1, "codebook_size": 512}
 LONG = "the quick brown fox jumps over the lazy dog and then runs back home to sleep"  # 16 words
@@ -91,9 +92,12 @@ def test_one_hit_of_each_kind_and_exact_stands_for_the_words(tmp_path):
     first = {"text": LONG, "codes": codes(1, 60)}
     found = look(tmp_path / "a", training, first, {"text": "no"}, first, {"text": part})
     assert found == [
-        ("0", "codes", "row 0"), ("0", "exact", "row 1"),
-        ("2", "codes", "row 0"), ("2", "exact", "row 1"), ("3", "exact", "row 0"),
-    ]  # fmt: skip
+        ("0", "codes", "row 0"),
+        ("0", "exact", "row 1"),
+        ("2", "codes", "row 0"),
+        ("2", "exact", "row 1"),
+        ("3", "exact", "row 0"),
+    ]
 
 
 def test_conversations_and_several_datasets(tmp_path):
@@ -111,9 +115,11 @@ def test_conversations_and_several_datasets(tmp_path):
     ]
     hits = Training.of([talk, rows]).hits(items)
     assert [(hit["id"], hit["kind"], hit["training_id"]) for hit in hits] == [
-        ("peru", "codes", "talk"), ("peru", "exact", "talk"), ("lima", "exact", "talk"),
+        ("peru", "codes", "talk"),
+        ("peru", "exact", "talk"),
+        ("lima", "exact", "talk"),
         ("chile", "exact", "row"),
-    ]  # fmt: skip
+    ]
 
 
 def test_runs_of_codes_are_those_a_plain_search_finds(tmp_path):

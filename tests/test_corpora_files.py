@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from speechfuse import audio
-from speechfuse.corpora import Clip, Reject, folder
+from speechfuse.audio import decoding
+from speechfuse.corpora.clip import Clip
+from speechfuse.corpora.folder import Folder
+from speechfuse.rows.rejects import Reject
 from tests.bad_audio import encoded, sound
 
 WAV = encoded(sound(0.1))
@@ -22,14 +24,14 @@ def write(root: Path, files: dict[str, str | bytes]) -> Path:
     return root
 
 
-def items(corpus: folder, shard_size: int = 100) -> dict[str, Clip | Reject]:
+def items(corpus: Folder, shard_size: int = 100) -> dict[str, Clip | Reject]:
     plan = json.loads(json.dumps(corpus.plan(shard_size)))
     found = [item for shard in plan for item in corpus.clips(shard)]
     assert len({item.id for item in found}) == len(found) == sum(s["count"] for s in plan)
     return {item.id: item for item in found}
 
 
-def texts(corpus: folder) -> dict[str, str | None]:
+def texts(corpus: Folder) -> dict[str, str | None]:
     return {
         id: item.text if isinstance(item, Clip) else item.reason
         for id, item in items(corpus).items()
@@ -37,46 +39,73 @@ def texts(corpus: folder) -> dict[str, str | None]:
 
 
 def test_transcripts_lie_beside_as_a_file_or_a_line_of_the_chapter(tmp_path):
-    write(tmp_path, {
-        "a/x.flac": WAV, "a/x.txt": "  what is said\n", "a/y.wav": WAV, "a/y.txt": b"\xef\xbb\xbfy",
-        "84/121/84-121-0000.flac": WAV, "84/121/84-121-0001.flac": WAV, "84/121/84-121-2.wav": WAV,
-        "84/121/84-121.trans.txt": "84-121-0000 GO \u2028DO YOU HEAR\n84-121-0001   BUT IN LESS\n",
-        "84/121/84-121-0001.txt": "a file of its own goes first", "tts/8_1.wav": WAV,
-        "tts/8_1.normalized.txt": "Normalized.", "tts/8_1.original.txt": "Original.",
-        "none/z.wav": WAV, "none/empty.wav": WAV, "none/empty.txt": " \n", "none/x.trans.txt": "",
-    })  # fmt: skip
-    corpus = folder(str(tmp_path))
+    write(
+        tmp_path,
+        {
+            "a/x.flac": WAV,
+            "a/x.txt": "  what is said\n",
+            "a/y.wav": WAV,
+            "a/y.txt": b"\xef\xbb\xbfy",
+            "84/121/84-121-0000.flac": WAV,
+            "84/121/84-121-0001.flac": WAV,
+            "84/121/84-121-2.wav": WAV,
+            "84/121/84-121.trans.txt": "84-121-0000 GO \u2028DO YOU HEAR\n"
+            "84-121-0001   BUT IN LESS\n",
+            "84/121/84-121-0001.txt": "a file of its own goes first",
+            "tts/8_1.wav": WAV,
+            "tts/8_1.normalized.txt": "Normalized.",
+            "tts/8_1.original.txt": "Original.",
+            "none/z.wav": WAV,
+            "none/empty.wav": WAV,
+            "none/empty.txt": " \n",
+            "none/x.trans.txt": "",
+        },
+    )
+    corpus = Folder(str(tmp_path))
     assert texts(corpus) == {
-        "a/x": "what is said", "a/y": "y", "84/121/84-121-0000": "GO \u2028DO YOU HEAR",
-        "84/121/84-121-0001": "a file of its own goes first", "84/121/84-121-2": None,
-        "tts/8_1": "Normalized.", "none/z": None, "none/empty": None,
-    }  # fmt: skip
+        "a/x": "what is said",
+        "a/y": "y",
+        "84/121/84-121-0000": "GO \u2028DO YOU HEAR",
+        "84/121/84-121-0001": "a file of its own goes first",
+        "84/121/84-121-2": None,
+        "tts/8_1": "Normalized.",
+        "none/z": None,
+        "none/empty": None,
+    }
     assert corpus.ignored == {".txt": 1}  # LibriTTS's second text
 
 
 def test_required_transcripts_that_are_missing_reject_their_clip_alone(tmp_path):
     write(tmp_path, {"a.wav": WAV, "a.txt": "said", "b.wav": WAV, "c.wav": WAV, "c.txt": ""})
     none = "no transcript: nothing beside it says what is said"
-    assert texts(folder(str(tmp_path), require_text=True)) == {"a": "said", "b": none, "c": none}
-    assert texts(folder(str(tmp_path))) == {"a": "said", "b": None, "c": None}
+    assert texts(Folder(str(tmp_path), require_text=True)) == {"a": "said", "b": none, "c": none}
+    assert texts(Folder(str(tmp_path))) == {"a": "said", "b": None, "c": None}
 
 
 def test_transcripts_that_cannot_be_read_are_named(tmp_path):
-    write(tmp_path, {
-        "a-1.wav": WAV, "a-2.wav": WAV, "a.trans.txt": b"a-1 caf\xe9", "b.wav": WAV, "c.wav": WAV,
-        "b.txt": b"caf\xe9",
-    })  # fmt: skip
+    write(
+        tmp_path,
+        {
+            "a-1.wav": WAV,
+            "a-2.wav": WAV,
+            "a.trans.txt": b"a-1 caf\xe9",
+            "b.wav": WAV,
+            "c.wav": WAV,
+            "b.txt": b"caf\xe9",
+        },
+    )
     os.mkfifo(tmp_path / "c.txt")  # which nobody ever writes to
-    assert texts(folder(str(tmp_path))) == {
+    assert texts(Folder(str(tmp_path))) == {
         "a-1": "bad transcript: a.trans.txt is not UTF-8 text",
         "a-2": "bad transcript: a.trans.txt is not UTF-8 text",
-        "b": "bad transcript: b.txt is not UTF-8 text", "c": None,
-    }  # fmt: skip
+        "b": "bad transcript: b.txt is not UTF-8 text",
+        "c": None,
+    }
 
 
 def test_the_first_of_files_with_one_id_is_used(tmp_path):
     write(tmp_path, {"x.wav": WAV, "x.WAV": WAV, "x.flac": WAV, "x-y.wav": WAV, "d/x.wav": WAV})
-    found = items(folder(str(tmp_path)), shard_size=2)
+    found = items(Folder(str(tmp_path)), shard_size=2)
     assert {id for id, item in found.items() if isinstance(item, Clip)} == {"x", "x-y", "d/x"}
     assert found["x"].uri == "x.WAV"
     for name in ("x.flac", "x.wav"):
@@ -90,7 +119,7 @@ def test_what_is_no_file_takes_no_id_from_a_file(tmp_path, other):
         (tmp_path / "x.flac").mkdir()
     else:
         (tmp_path / "x.flac").symlink_to("nowhere")
-    plan = folder(str(tmp_path)).plan(100)
+    plan = Folder(str(tmp_path)).plan(100)
     assert [shard["files"] for shard in plan] == [["x.wav"]]
     (reject,) = plan[0]["rejects"]
     assert reject[1].startswith("not a file: " if other == "folder" else "not found: ")
@@ -98,7 +127,7 @@ def test_what_is_no_file_takes_no_id_from_a_file(tmp_path, other):
 
 def test_a_folder_named_like_audio_is_looked_into(tmp_path):
     write(tmp_path, {"x.wav/a.wav": WAV, ".git/b.wav": WAV, ".c.wav": WAV, "d.WAV.bak": WAV})
-    corpus = folder(str(tmp_path))
+    corpus = Folder(str(tmp_path))
     assert {id: type(item) for id, item in items(corpus).items()} == {"x": Reject, "x.wav/a": Clip}
     assert corpus.ignored == {"hidden folder": 1, "hidden file": 1, ".bak": 1}
 
@@ -109,10 +138,10 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
     (root / "linked.wav").symlink_to(elsewhere / "a.wav")
     (root / "b").symlink_to(elsewhere / "b", target_is_directory=True)
     (root / "round").symlink_to(root, target_is_directory=True)
-    corpus = folder(str(root))
+    corpus = Folder(str(root))
     found = items(corpus)
     assert found.keys() == {"own", "linked"} and corpus.ignored == {"link to a folder": 2}
-    assert len(audio.decode(found["linked"].audio).waveform) == 1600
+    assert len(decoding.decode(found["linked"].audio).waveform) == 1600
 
 
 def test_a_folder_that_may_not_be_read_is_a_reject(tmp_path, monkeypatch):
@@ -125,7 +154,7 @@ def test_a_folder_that_may_not_be_read_is_a_reject(tmp_path, monkeypatch):
     if root:
         os.seteuid(65534)
     try:
-        found = texts(folder("."))
+        found = texts(Folder("."))
     finally:
         if root:
             os.seteuid(0)
@@ -136,7 +165,7 @@ def test_a_folder_that_may_not_be_read_is_a_reject(tmp_path, monkeypatch):
 def test_the_plan_does_not_depend_on_the_order_on_disk(tmp_path, monkeypatch):
     names = [f"{i % 3}/{i:02d}.wav" for i in range(17)]
     corpora = [
-        folder(str(write(tmp_path / name, dict.fromkeys(order, WAV))))
+        Folder(str(write(tmp_path / name, dict.fromkeys(order, WAV))))
         for name, order in (("one", names), ("two", names[::-1]))
     ]
     walk = os.walk
@@ -150,23 +179,23 @@ def test_the_plan_does_not_depend_on_the_order_on_disk(tmp_path, monkeypatch):
 
 def test_a_shard_is_the_same_clips_whenever_and_by_whomever_it_is_made(tmp_path):
     write(tmp_path, {"a.wav": WAV, "a.txt": "said", "b.wav": WAV, "c.wav": WAV, "c.mp3": WAV})
-    first = folder(str(tmp_path), language="en")
+    first = Folder(str(tmp_path), language="en")
     shard = first.plan(10)[0]
-    once, again = list(first.clips(shard)), list(folder(str(tmp_path), language="en").clips(shard))
+    once, again = list(first.clips(shard)), list(Folder(str(tmp_path), language="en").clips(shard))
     assert once == again and [item.id for item in once] == ["c.wav", "a", "b", "c"]
     assert {item.language for item in once if isinstance(item, Clip)} == {"en"}
 
 
 def test_a_file_that_is_gone_is_not_found_and_one_that_changed_changes_the_fingerprint(tmp_path):
     write(tmp_path, {"a.wav": WAV, "b.wav": WAV})
-    corpus = folder(str(tmp_path))
+    corpus = Folder(str(tmp_path))
     (shard,) = corpus.plan(10)
     (tmp_path / "b.wav").unlink()
     (tmp_path / "a.wav").write_bytes(encoded(sound(0.2)))
     a, b = corpus.clips(shard)
-    assert len(audio.decode(a.audio).waveform) == 3200
+    assert len(decoding.decode(a.audio).waveform) == 3200
     with pytest.raises(ValueError, match=r"^not found: "):
-        audio.decode(b.audio)
-    before = folder(str(tmp_path)).fingerprint
+        decoding.decode(b.audio)
+    before = Folder(str(tmp_path)).fingerprint
     write(tmp_path, {"a.wav": WAV})
-    assert folder(str(tmp_path)).fingerprint != before
+    assert Folder(str(tmp_path)).fingerprint != before

@@ -14,13 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from speechfuse.corpora import Clip, parquet
+from speechfuse.corpora.clip import Clip
+from speechfuse.corpora.parquet import Parquet
 from tests.hub_server import File, HubServer, Repo
 
 ROOT = Path(__file__).parent.parent
 READ = """
 import hashlib, json, sys
-from speechfuse.corpora import Reject, hub
+from speechfuse.corpora.hub_dataset import Hub
+from speechfuse.rows.rejects import Reject
 
 def shown(item):
     if isinstance(item, Reject):
@@ -29,7 +31,7 @@ def shown(item):
     return [item.id, digest, item.uri, item.text, item.speaker, item.language, item.extra]
 
 def tried(arguments):
-    corpus = hub(**arguments)
+    corpus = Hub(**arguments)
     try:
         plan = corpus.plan(4)
         return corpus.fingerprint, plan, [shown(c) for shard in plan for c in corpus.clips(shard)]
@@ -39,7 +41,7 @@ def tried(arguments):
 for line in sys.stdin:
     arguments = json.loads(line)
     if shard := arguments.pop("shard", None):
-        print(json.dumps([shown(clip) for clip in hub(**arguments).clips(shard)]), flush=True)
+        print(json.dumps([shown(clip) for clip in Hub(**arguments).clips(shard)]), flush=True)
     else:
         print(json.dumps(tried(arguments)), flush=True)
 """
@@ -63,15 +65,22 @@ class Reader:
     def __init__(self, url: str, home: Path) -> None:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         environment = {
-            **kept, "HF_ENDPOINT": url, "HF_TOKEN": "good", "HF_HOME": str(home),
-            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_EXPERIMENTAL_WARNING": "1",
-            "PYTHONPATH": f"{ROOT}/pipeline:{ROOT}", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+            **kept,
+            "HF_ENDPOINT": url,
+            "HF_TOKEN": "good",
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_EXPERIMENTAL_WARNING": "1",
+            "PYTHONPATH": f"{ROOT}/pipeline:{ROOT}",
+            "OMP_NUM_THREADS": "1",
+        }
         self.place = {"cwd": ROOT, "env": environment, "text": True}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", READ], **self.place,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            [sys.executable, "-c", READ],
+            **self.place,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
 
     def __call__(self, **arguments):
         assert self.process.stdin and self.process.stdout
@@ -121,10 +130,11 @@ def test_a_dataset_of_the_hub_is_read_as_the_same_files_on_disk(hub, tmp_path):
     fingerprint, plan, clips = found
     assert fingerprint == f"me/speech@{sha}"
     assert [(s["file"], s["row"], s["count"], s["revision"]) for s in plan] == [
-        ("german/train-00000.parquet", 0, 3, sha), ("german/train-00000.parquet", 3, 3, sha),
+        ("german/train-00000.parquet", 0, 3, sha),
+        ("german/train-00000.parquet", 3, 3, sha),
         ("german/train-00001.parquet", 0, 3, sha),
-    ]  # fmt: skip
-    local = parquet(str(tmp_path / "german/train-*.parquet"), **columns)
+    ]
+    local = Parquet(str(tmp_path / "german/train-*.parquet"), **columns)
     here = [clip for shard in local.plan(100) for clip in local.clips(shard)]
     assert len(here) == 9
     for (id, digest, uri, *said), clip in zip(clips, here, strict=True):
@@ -148,7 +158,7 @@ from stages import tokenize_speech
 
 job = config.load(tokenize_speech.TokenizeSpeech, sys.argv[1], [])
 if sys.argv[2] == "stop":
-    tokenize_speech.sharding.make = lambda *_: exit("stopped")
+    tokenize_speech.making.make = lambda *_: exit("stopped")
 tokenize_speech.main(job)
 """
 
@@ -160,12 +170,15 @@ def test_tokenizing_stays_with_the_commit_that_it_was_begun_with(hub, tmp_path):
     recipe = {
         "out": str(tmp_path / "out"),
         "corpus": {
-            "_component_": "speechfuse.corpora.hub", "repo": "me/speech", "revision": "main",
-            "data_files": "a.parquet", "id_column": "id",
+            "_component_": "speechfuse.corpora.hub",
+            "repo": "me/speech",
+            "revision": "main",
+            "data_files": "a.parquet",
+            "id_column": "id",
         },
         "quantizer": {"checkpoint": str(ROOT / "recipes/demo/models/quantizer")},
         "runtime": {"workers": 1, "device": "cpu"},
-    }  # fmt: skip
+    }
     (tmp_path / "job.yaml").write_text(json.dumps(recipe))
     command = [sys.executable, "-c", TOKENIZE, str(tmp_path / "job.yaml")]
 
@@ -210,11 +223,15 @@ def test_what_is_wrong_with_a_dataset_of_the_hub(hub, tmp_path):
     broken, first, *rejects, again, last, twice = items
     assert broken[0] == "broken" and broken[1].startswith("unreadable: ")
     assert first[:3] == [
-        "u0", hashlib.sha256(encoded(7)).hexdigest(), f"hf://datasets/me/speech@{sha}/clips/x.wav",
-    ]  # fmt: skip
+        "u0",
+        hashlib.sha256(encoded(7)).hexdigest(),
+        f"hf://datasets/me/speech@{sha}/clips/x.wav",
+    ]
     assert [reason.partition(": ")[0] for _, reason in rejects] == [
-        "not found", "unsafe path", "unsafe path",
-    ]  # fmt: skip
+        "not found",
+        "unsafe path",
+        "unsafe path",
+    ]
     assert len(again) == 7 and last[0] == "u5" and twice[1].startswith("duplicate id: ")
 
     said = read(revision="main", data_files="*.parquet", text_column="words")

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechfuse import audio
-from speechfuse.corpora import Clip, Reject, mls, nemo
+from speechfuse.audio import decoding
+from speechfuse.corpora.clip import Clip
+from speechfuse.corpora.mls import Mls
+from speechfuse.corpora.nemo import Nemo
 from speechfuse.corpora.planning import LINE_LIMIT
+from speechfuse.rows.rejects import Reject
 
 RATE = 16_000
 
@@ -66,7 +69,7 @@ def everything(corpus, shard_size: int = 100) -> list[Clip | Reject]:
 def same(clip: Clip, samples: np.ndarray) -> bool:
     """Whether exactly these 16-bit samples are what is decoded of a clip."""
     assert not isinstance(clip.audio, np.ndarray)
-    waveform = audio.decode(clip.audio, clip.offset, clip.seconds).waveform
+    waveform = decoding.decode(clip.audio, clip.offset, clip.seconds).waveform
     return np.array_equal(waveform * 32768, samples.astype(np.float32))
 
 
@@ -84,26 +87,42 @@ def test_a_line_of_nemo_says_all_there_is_to_a_clip(speech):
     manifest = listed(
         folder / "train.jsonl",
         {
-            "audio_filepath": "wavs/a.wav", "duration": 2.0, "text": " what it says ", "lang": "pl",
-            "speaker": 17, "question": "Which?", "context": {"of": [1]}, "answer": "That.",
+            "audio_filepath": "wavs/a.wav",
+            "duration": 2.0,
+            "text": " what it says ",
+            "lang": "pl",
+            "speaker": 17,
+            "question": "Which?",
+            "context": {"of": [1]},
+            "answer": "That.",
         },
         {"audio_filepath": str(folder / "wavs/b.flac"), "duration": None},
         {"audio_filepath": "wavs/absent.wav", "answer": "only an answer"},
-    )  # fmt: skip
-    first, second, third = everything(nemo(str(manifest), language="en"))
+    )
+    first, second, third = everything(Nemo(str(manifest), language="en"))
     assert first == Clip(
-        "wavs/a", folder / "wavs/a.wav", "wavs/a.wav", 0.0, 2.0, "what it says", "17", "pl",
+        "wavs/a",
+        folder / "wavs/a.wav",
+        "wavs/a.wav",
+        0.0,
+        2.0,
+        "what it says",
+        "17",
+        "pl",
         {"question": "Which?", "context": {"of": [1]}, "answer": "That."},
-    )  # fmt: skip
+    )
     assert same(first, samples)
     assert (second.id, second.uri, second.text, second.language) == (
-        "wavs/b", "wavs/b.flac", None, "en",
-    )  # fmt: skip
+        "wavs/b",
+        "wavs/b.flac",
+        None,
+        "en",
+    )
     assert second.seconds is None and same(second, samples[:100])
     assert (third.text, third.extra) == ("only an answer", {"answer": "only an answer"})
     with pytest.raises(ValueError, match=r"^not found: "):
-        audio.decode(third.audio, third.offset, third.seconds)
-    renamed = everything(nemo(str(manifest), text_key="question"))
+        decoding.decode(third.audio, third.offset, third.seconds)
+    renamed = everything(Nemo(str(manifest), text_key="question"))
     assert renamed[0].text == "Which?" and renamed[0].extra["text"] == " what it says "
 
 
@@ -114,11 +133,15 @@ def test_offset_and_duration_are_exactly_these_samples(speech):
         folder / "cuts.jsonl",
         *({"audio_filepath": "wavs/a.wav", "offset": o, "duration": d} for o, d in parts),
     )
-    clips = everything(nemo(str(manifest)))
+    clips = everything(Nemo(str(manifest)))
     assert [clip.id for clip in clips] == [
-        "wavs/a@0+0.5", "wavs/a@0.5+0.25", "wavs/a@1.5", "wavs/a@0.12345+0.5", "wavs/a@0",
+        "wavs/a@0+0.5",
+        "wavs/a@0.5+0.25",
+        "wavs/a@1.5",
+        "wavs/a@0.12345+0.5",
+        "wavs/a@0",
         "wavs/a@1.9+0.15",
-    ]  # fmt: skip
+    ]
     for clip, (offset, seconds) in zip(clips, parts, strict=True):
         start = round(offset * RATE)
         end = len(samples) if seconds is None else start + round(seconds * RATE)
@@ -162,7 +185,7 @@ def test_every_bad_line_is_a_reject_with_its_number_and_its_neighbours_stay(spee
     good = [{"audio_filepath": "wavs/a.wav", "offset": i, "duration": 1} for i in range(2)]
     manifest = listed(folder / "bad.jsonl", good[0], b"", *BAD_LINES, b"  \r", good[1])
     for shard_size in (100, 1, 7):
-        first, *rejects, last = everything(nemo(str(manifest)), shard_size)
+        first, *rejects, last = everything(Nemo(str(manifest)), shard_size)
         assert same(first, samples[:RATE]) and same(last, samples[RATE:])
         for number, (reject, why) in enumerate(zip(rejects, BAD_LINES.values(), strict=True), 3):
             assert isinstance(reject, Reject) and reject.id == f"bad.jsonl:{number}"
@@ -177,18 +200,18 @@ def test_shards_are_byte_ranges_that_give_the_same_clips_in_the_same_order(tmp_p
     listed(tmp_path / "deep/er/two.jsonl", *entries[:3])
     (tmp_path / "two.json").write_text("\n\n".join(json.dumps(e) for e in entries[30:]))  # no end
     both = [str(tmp_path / "one.json"), str(tmp_path / "two.json")]
-    whole = everything(nemo(both), 1000)
+    whole = everything(Nemo(both), 1000)
     assert [clip.uri for clip in whole] == names
     assert whole[40].text == "\u00e9 040.wav"
     for shard_size in (1, 10, 29, 30, 31):
-        corpus = nemo(both)
+        corpus = Nemo(both)
         assert everything(corpus, shard_size) == whole
         plan = corpus.plan(shard_size)
-        backwards = [list(nemo(both).clips(shard)) for shard in reversed(plan)]
+        backwards = [list(Nemo(both).clips(shard)) for shard in reversed(plan)]
         assert [clip for part in reversed(backwards) for clip in part] == whole
-    assert nemo(str(tmp_path / "{one,two}.json")).plan(10) == nemo(both).plan(10)
-    assert everything(nemo(str(tmp_path / "*.json"))) == whole
-    assert len(everything(nemo(str(tmp_path / "**/*.jsonl")))) == 3
+    assert Nemo(str(tmp_path / "{one,two}.json")).plan(10) == Nemo(both).plan(10)
+    assert everything(Nemo(str(tmp_path / "*.json"))) == whole
+    assert len(everything(Nemo(str(tmp_path / "**/*.jsonl")))) == 3
 
 
 def test_ids_that_come_twice_are_rejected_across_shards_and_manifests(tmp_path):
@@ -197,15 +220,17 @@ def test_ids_that_come_twice_are_rejected_across_shards_and_manifests(tmp_path):
     listed(tmp_path / "m_1.json", b"{", line, {"audio_filepath": "c.wav", "question": "3"})
     pattern = str(tmp_path / "m__OP_0..1_CL_.json")
     for shard_size in (1, 2, 10):
-        items = everything(nemo(pattern), shard_size)
+        items = everything(Nemo(pattern), shard_size)
         found = [item.id for item in items if isinstance(item, Clip)]
         assert found == ["a", "b", "c"]
         reasons = [item.reason for item in items if isinstance(item, Reject)]
         assert [why.partition(": ")[0] for why in reasons] == [
-            "duplicate id", "bad manifest line", "duplicate id",
-        ]  # fmt: skip
+            "duplicate id",
+            "bad manifest line",
+            "duplicate id",
+        ]
         assert "line 3 of m_0.json" in reasons[0] and "id_key" in reasons[0]
-    named = everything(nemo(str(tmp_path / "m_0.json"), id_key="question"))
+    named = everything(Nemo(str(tmp_path / "m_0.json"), id_key="question"))
     assert [item.id for item in named] == ["1", "m_0.json:2", "2"]
     assert isinstance(named[1], Reject)  # it has no such key
 
@@ -213,7 +238,7 @@ def test_ids_that_come_twice_are_rejected_across_shards_and_manifests(tmp_path):
 def test_lines_to_skip_count_as_asked_for(tmp_path):
     entries = [{"audio_filepath": "a.wav", "_skipme": True}, {"audio_filepath": "b.wav"}]
     listed(tmp_path / "m.json", *entries)
-    skipped, kept = everything(nemo(str(tmp_path / "m.json")))
+    skipped, kept = everything(Nemo(str(tmp_path / "m.json")))
     assert skipped.reason.startswith("filter skipme: ") and kept.extra == {}
 
 
@@ -225,15 +250,19 @@ def test_audio_dir_is_where_paths_start_and_a_fence(speech):
         folder.parent / "lists/m.jsonl",
         *({"audio_filepath": path, "key": i} for i, path in enumerate(paths)),
     )
-    fenced = everything(nemo(str(manifest), audio_dir=str(folder / "wavs"), id_key="key"))
+    fenced = everything(Nemo(str(manifest), audio_dir=str(folder / "wavs"), id_key="key"))
     assert [(item.id, type(item)) for item in fenced] == [
-        ("0", Clip), ("1", Clip), ("2", Reject), ("3", Reject), ("4", Clip),
-    ]  # fmt: skip
+        ("0", Clip),
+        ("1", Clip),
+        ("2", Reject),
+        ("3", Reject),
+        ("4", Clip),
+    ]
     assert [item.uri for item in fenced if isinstance(item, Clip)] == ["a.wav"] * 3
     assert all(same(fenced[i], samples) for i in (0, 1, 4))
     assert all(item.reason.startswith("unsafe path: ") for item in fenced[2:4])
     # without it the manifest is trusted: NeMo's own hold absolute paths and ../audio
-    free = everything(nemo(str(manifest), id_key="key"), 2)
+    free = everything(Nemo(str(manifest), id_key="key"), 2)
     assert same(free[1], samples) and same(free[3], samples)
 
 
@@ -245,15 +274,15 @@ def test_uris_tell_nothing_of_the_folders_above_the_audio(tmp_path):
     above = [{"audio_filepath": "../../home/me/corpus/x/a.wav"}]
     listed(lists / "m_0.jsonl", *outside)
     listed(lists / "m_1.jsonl", *above, {"audio_filepath": "z.wav"})
-    clips = everything(nemo(str(lists / "m_0.jsonl")), 2)
+    clips = everything(Nemo(str(lists / "m_0.jsonl")), 2)
     assert [clip.uri for clip in clips] == ["x/a.wav", "x/b.wav", "y/c.wav"]
     assert [clip.id for clip in clips] == ["x/a@0", "x/b@0", "y/c@0"]
     assert all(same(clip, noise(0.1)) for clip in clips)
-    mixed = everything(nemo(str(lists / "m_1.jsonl")))
+    mixed = everything(Nemo(str(lists / "m_1.jsonl")))
     assert [clip.uri for clip in mixed] == ["home/me/corpus/x/a.wav", "other/lists/z.wav"]
     assert [clip.audio for clip in mixed][1] == lists / "z.wav" and same(mixed[0], noise(0.1))
     listed(lists / "m_1.jsonl", *above)
-    assert [clip.id for clip in everything(nemo(str(lists / "m_1.jsonl")))] == ["a"]
+    assert [clip.id for clip in everything(Nemo(str(lists / "m_1.jsonl")))] == ["a"]
 
 
 @pytest.fixture
@@ -262,9 +291,13 @@ def tarred(tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
     script writes them; the samples of each."""
     samples = {f"{t}{name}": noise(1, 7 * t + i) for t in (0, 1) for i, name in enumerate("ab")}
     for t in (0, 1):
-        tar_of(tmp_path / f"audio_{t}.tar", **{
-            "a.wav": encoded(samples[f"{t}a"]), "dir_b.flac": encoded(samples[f"{t}b"], "FLAC"),
-        })  # fmt: skip
+        tar_of(
+            tmp_path / f"audio_{t}.tar",
+            **{
+                "a.wav": encoded(samples[f"{t}a"]),
+                "dir_b.flac": encoded(samples[f"{t}b"], "FLAC"),
+            },
+        )
         listed(tmp_path / f"manifest_{t}.json", *tarred_lines(t))
     listed(tmp_path / "tarred_audio_manifest.json", *tarred_lines(0), *tarred_lines(1))
     return tmp_path, samples
@@ -283,12 +316,13 @@ def tarred_lines(t: int) -> list[dict]:
 @pytest.mark.parametrize("tars", ["audio_{0..1}.tar", "audio__OP_0..1_CL_.tar"])
 def test_tarred_nemo_is_read_at_its_place_in_the_tars(tarred, manifests, tars):
     folder, samples = tarred
-    corpus = nemo(str(folder / manifests), tars=str(folder / tars))
+    corpus = Nemo(str(folder / manifests), tars=str(folder / tars))
     clips = everything(corpus, 3)
     assert [clip.id for clip in clips] == [
-        f"audio_{t}/{name}" for t in (0, 1)
+        f"audio_{t}/{name}"
+        for t in (0, 1)
         for name in ("a", "dir_b@0.0+0.25", "dir_b-sub1@0.25+0.5", "dir_b-sub2@0.75")
-    ]  # fmt: skip
+    ]
     uris = ["audio_1.tar/a.wav"] + 3 * ["audio_1.tar/dir_b.flac"]
     assert [clip.uri for clip in clips[4:]] == uris
     assert clips[4].text == "a of 1" and clips[4].extra == {"shard_id": 1}
@@ -313,47 +347,52 @@ def test_what_a_tarred_manifest_may_get_wrong(tarred):
     entries = [*wrong, {"audio_filepath": "ok.wav", "shard_id": 5}, {"audio_filepath": "ok.wav"}]
     manifest = listed(folder / "single.json", *entries)
     tars = [str(folder / "audio_{0..1}.tar"), str(folder / "audio_7.tar")]
-    ok, *rejects = everything(nemo(str(manifest), tars=tars))
+    ok, *rejects = everything(Nemo(str(manifest), tars=tars))
     assert same(ok, noise(0.1))
     assert [reject.reason.partition(": ")[0] for reject in rejects] == [
-        "unsafe path", "unsafe path", "unsafe path", "not found", "duplicate id",
-        "bad manifest line", "bad manifest line",
-    ]  # fmt: skip
+        "unsafe path",
+        "unsafe path",
+        "unsafe path",
+        "not found",
+        "duplicate id",
+        "bad manifest line",
+        "bad manifest line",
+    ]
     assert "shard_id is 5; the tars are 0, 1, 7" in rejects[5].reason
     content = (folder / "audio_7.tar").read_bytes()
     for length in (1024, 4096, 5120):  # inside up.wav, after it, after abs.wav
         (folder / f"cut_{length}.tar").write_bytes(content[:length])
         listed(folder / "one.json", entries[0])
-        cut = nemo(str(folder / "one.json"), tars=str(folder / f"cut_{length}.tar"))
+        cut = Nemo(str(folder / "one.json"), tars=str(folder / f"cut_{length}.tar"))
         (reject,) = everything(cut)
         assert reject.reason.startswith("unreadable: the tar is ")
     with pytest.raises(ValueError, match=r"3 tar files beside 2 manifests"):
-        nemo(str(folder / "manifest_{0..1}.json"), tars=tars)
+        Nemo(str(folder / "manifest_{0..1}.json"), tars=tars)
 
 
 def test_missing_and_compressed_lists_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     for pattern in ("absent.json", "m_{0..3}.json", "*.json", "empty"):
         with pytest.raises(FileNotFoundError, match="no file at") as error:
-            nemo(str(tmp_path / pattern))
+            Nemo(str(tmp_path / pattern))
         assert "\n" not in str(error.value)
     listed(tmp_path / "m_0.json", {"audio_filepath": "a.wav"})
     with pytest.raises(FileNotFoundError, match=r"m_1\.json"):
-        nemo(str(tmp_path / "m_{0..3}.json"))
+        Nemo(str(tmp_path / "m_{0..3}.json"))
     with pytest.raises(FileNotFoundError, match=r"x\.tar"):
-        nemo(str(tmp_path / "m_0.json"), tars=str(tmp_path / "x.tar"))
+        Nemo(str(tmp_path / "m_0.json"), tars=str(tmp_path / "x.tar"))
     (tmp_path / "m.json.gz").write_bytes(b"\x1f\x8b\x08 and so on")
     with pytest.raises(ValueError, match=r"compressed.*decompress it first"):
-        nemo(str(tmp_path / "m.json.gz")).plan(10)
+        Nemo(str(tmp_path / "m.json.gz")).plan(10)
     (tmp_path / "none.json").write_text("\n \n")
-    assert nemo(str(tmp_path / "none.json")).plan(10) == []
+    assert Nemo(str(tmp_path / "none.json")).plan(10) == []
 
 
 def test_the_fingerprint_is_that_of_the_lines_and_the_tars(tarred):
     folder, _ = tarred
 
     def fingerprint() -> str:
-        return nemo(str(folder / "manifest_0.json"), tars=str(folder / "audio_0.tar")).fingerprint
+        return Nemo(str(folder / "manifest_0.json"), tars=str(folder / "audio_0.tar")).fingerprint
 
     first = fingerprint()
     assert fingerprint() == first
@@ -374,7 +413,7 @@ def test_memory_is_flat_over_a_long_manifest(tmp_path):
             file.write(json.dumps(line) + "\n")
         file.write('{"audio_filepath": "speaker/book/00000007.wav"}\n')
     size = (tmp_path / "m.jsonl").stat().st_size
-    corpus = nemo(str(tmp_path / "m.jsonl"))
+    corpus = Nemo(str(tmp_path / "m.jsonl"))
     tracemalloc.start()
     plan = corpus.plan(500)
     planned = tracemalloc.get_traced_memory()[1]
@@ -416,7 +455,7 @@ def german(tmp_path) -> Path:
 
 
 def test_mls_is_read_from_its_own_layout(german):
-    corpus = mls(str(german), "train")
+    corpus = Mls(str(german), "train")
     clips = everything(corpus, 2)
     assert [clip.id for clip in clips] == IDS
     for i, clip in enumerate(clips):
@@ -425,14 +464,15 @@ def test_mls_is_read_from_its_own_layout(german):
         assert clip.speaker == speaker and clip.uri.startswith(f"train/audio/{speaker}/{book}/")
         assert clip.extra == {
             "url": "http://www.archive.org/download/book/book_64kb.mp3",
-            "start": i + 0.5, "end": i + 1.25,
-        }  # fmt: skip
+            "start": i + 0.5,
+            "end": i + 1.25,
+        }
         assert i == 4 or same(clip, noise(0.2, i))
-    assert clips[4].uri.endswith(".opus") and len(audio.decode(clips[4].audio).waveform) > 3000
+    assert clips[4].uri.endswith(".opus") and len(decoding.decode(clips[4].audio).waveform) > 3000
     assert corpus.source_name == "mls_german/train" and corpus.licence == "cc-by-4.0"
     assert not corpus.ignored
     for shard in reversed(corpus.plan(1)):
-        (clip,) = mls(str(german), "train").clips(shard)
+        (clip,) = Mls(str(german), "train").clips(shard)
         assert clip == clips[IDS.index(clip.id)]
 
 
@@ -446,7 +486,7 @@ def test_mls_is_read_from_its_own_layout(german):
     ],
 )
 def test_limited_supervision_is_what_its_handles_name(german, subset, ids):
-    items = everything(mls(str(german), "train", subset), 2)
+    items = everything(Mls(str(german), "train", subset), 2)
     assert [item.id for item in items] == ids
     for item in items:
         if item.id == "9_9_9":
@@ -460,7 +500,7 @@ def test_what_is_wrong_in_mls_is_a_reject_or_said(german):
     with open(train / "transcripts.txt", "ab") as file:
         file.write(b"10_20_000000\tagain\n\nno tab at all\n../../etc_1_2\tpath\n12_1_7\t\xff\n")
         file.write(b"12_1_8\t \n12_1_9\tno audio\n")
-    corpus = mls(str(german), "train")
+    corpus = Mls(str(german), "train")
     items = everything(corpus, 3)
     assert [item.id for item in items[:5]] == IDS
     assert [item.reason.partition(": ")[0] for item in items[5:-1]] == ["duplicate id"] + 4 * [
@@ -468,17 +508,17 @@ def test_what_is_wrong_in_mls_is_a_reject_or_said(german):
     ]
     assert "line 6 " in items[5].reason and "line 8: " in items[6].reason
     with pytest.raises(ValueError, match=r"^not found: "):
-        audio.decode(items[-1].audio)
+        decoding.decode(items[-1].audio)
     (train / "segments.txt").write_text("11_30_000005\thttp://x\t1\t2\n" + "junk\n" * 4)
-    corpus = mls(str(german), "train")
+    corpus = Mls(str(german), "train")
     assert all(item.extra == {} for item in everything(corpus) if isinstance(item, Clip))
     assert sum(corpus.ignored.values()) == 5
     (train / "segments.txt").unlink()
-    assert everything(mls(str(german), "train"))[0].extra == {}
+    assert everything(Mls(str(german), "train"))[0].extra == {}
     with pytest.raises(FileNotFoundError, match=r"no transcripts at .*one of train, dev, test"):
-        mls(str(german), "dev")
+        Mls(str(german), "dev")
     with pytest.raises(FileNotFoundError, match="choose 9hr, 1hr"):
-        mls(str(german), "train", "100hr")
+        Mls(str(german), "train", "100hr")
 
 
 def test_mls_needs_no_memory_for_its_transcripts(tmp_path):
@@ -488,7 +528,7 @@ def test_mls_needs_no_memory_for_its_transcripts(tmp_path):
         for i in range(20_000):
             text.write(f"1_2_{i:06d}\t{'word ' * 40}\n")
             cut.write(f"1_2_{i:06d}\thttp://x\t{i}\t{i + 10}\n")
-    corpus = mls(str(folder.parent), "train")
+    corpus = Mls(str(folder.parent), "train")
     tracemalloc.start()
     plan = corpus.plan(500)
     (first, *_), (*_, last) = corpus.clips(plan[0]), corpus.clips(plan[-1])

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from speechfuse import audio
-from speechfuse.corpora import Clip, Reject, parquet
+from speechfuse.audio import decoding
+from speechfuse.corpora.clip import Clip
+from speechfuse.corpora.parquet import Parquet
+from speechfuse.rows.rejects import Reject
 
 RATE = 16_000
 
@@ -32,11 +34,14 @@ def encoded(samples: np.ndarray, kind: str = "WAV") -> bytes:
 def rows(count: int, first: int = 0) -> list[dict]:
     return [
         {
-            "audio": {"bytes": encoded(noise(i)), "path": f"{i}.wav"}, "transcript": f"text {i}",
-            "id": f"utt-{i}", "speaker_id": i % 3, "other": {"n": i},
+            "audio": {"bytes": encoded(noise(i)), "path": f"{i}.wav"},
+            "transcript": f"text {i}",
+            "id": f"utt-{i}",
+            "speaker_id": i % 3,
+            "other": {"n": i},
         }
         for i in range(first, first + count)
-    ]  # fmt: skip
+    ]
 
 
 def table(path: Path, content: list[dict], **how) -> Path:
@@ -59,30 +64,39 @@ def everything(corpus, shard_size: int = 100) -> list[Clip | Reject]:
 
 def same(clip: Clip, samples: np.ndarray) -> bool:
     assert not isinstance(clip.audio, np.ndarray)
-    return np.array_equal(audio.decode(clip.audio).waveform * 32768, samples.astype(np.float32))
+    return np.array_equal(decoding.decode(clip.audio).waveform * 32768, samples.astype(np.float32))
 
 
 def test_columns_named_in_the_configuration_make_clips(tmp_path):
     table(tmp_path / "train-00000.parquet", rows(3))
     table(tmp_path / "train-00001.parquet", rows(2, 3))
     table(tmp_path / "test-00000.parquet", rows(1, 9))
-    corpus = parquet(
-        str(tmp_path / "train-{00000..00001}.parquet"), text_column="transcript", id_column="id",
-        speaker_column="speaker_id", extra_columns=["other"], language="en",
-    )  # fmt: skip
+    corpus = Parquet(
+        str(tmp_path / "train-{00000..00001}.parquet"),
+        text_column="transcript",
+        id_column="id",
+        speaker_column="speaker_id",
+        extra_columns=["other"],
+        language="en",
+    )
     clips = everything(corpus)
     assert len(clips) == 5
     for i, clip in enumerate(clips):
         uri = f"train-0000{i // 3}.parquet#{i % 3}"
         assert clip == Clip(
-            f"utt-{i}", encoded(noise(i)), uri, text=f"text {i}", speaker=str(i % 3), language="en",
+            f"utt-{i}",
+            encoded(noise(i)),
+            uri,
+            text=f"text {i}",
+            speaker=str(i % 3),
+            language="en",
             extra={"other": {"n": i}},
-        )  # fmt: skip
+        )
         assert same(clip, noise(i))
-    bare = everything(parquet(str(tmp_path / "train-*.parquet")))
+    bare = everything(Parquet(str(tmp_path / "train-*.parquet")))
     assert [clip.id for clip in bare[1:4]] == ["train-00000/1", "train-00000/2", "train-00001/0"]
     assert {clip.text for clip in bare} == {clip.speaker for clip in bare} == {None}
-    assert len(everything(parquet(str(tmp_path)))) == 6
+    assert len(everything(Parquet(str(tmp_path)))) == 6
 
 
 def test_what_datasets_writes_for_its_audio_feature_is_read(tmp_path):
@@ -90,7 +104,7 @@ def test_what_datasets_writes_for_its_audio_feature_is_read(tmp_path):
     assert isinstance(made.features["audio"], datasets.Audio)
     made.to_parquet(tmp_path / "a.parquet", batch_size=7)
     assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups > 2
-    clips = everything(parquet(str(tmp_path), text_column="transcript", id_column="id"), 10)
+    clips = everything(Parquet(str(tmp_path), text_column="transcript", id_column="id"), 10)
     assert [clip.id for clip in clips] == [f"utt-{i}" for i in range(30)]
     assert all(same(clip, noise(i)) for i, clip in enumerate(clips))
 
@@ -99,7 +113,7 @@ def test_what_datasets_writes_for_its_audio_feature_is_read(tmp_path):
 def test_audio_may_be_bytes_or_a_path_below_the_folder(tmp_path, kind):
     schema = pa.schema({"sound": kind})
     table(tmp_path / "bytes.parquet", [{"sound": encoded(noise(1), "FLAC")}], schema=schema)
-    (clip,) = everything(parquet(str(tmp_path / "bytes.parquet"), audio_column="sound"))
+    (clip,) = everything(Parquet(str(tmp_path / "bytes.parquet"), audio_column="sound"))
     assert same(clip, noise(1))
 
     soundfile.write(tmp_path / "in.wav", noise(2), RATE)
@@ -109,15 +123,15 @@ def test_audio_may_be_bytes_or_a_path_below_the_folder(tmp_path, kind):
     nested = [{"sound": {"bytes": None, "path": path}} for path in paths]
     table(tmp_path / "nested.parquet", nested)
     for name in ("paths", "nested"):
-        items = everything(parquet(str(tmp_path / f"{name}.parquet"), audio_column="sound"))
+        items = everything(Parquet(str(tmp_path / f"{name}.parquet"), audio_column="sound"))
         assert [type(item) for item in items] == [Clip, Clip, Reject, Reject, Clip, Clip]
         assert all(same(items[i], noise(2)) and items[i].uri == "in.wav" for i in (0, 1, 4))
         assert all(items[i].reason.startswith("unsafe path: ") for i in (2, 3))
         with pytest.raises(ValueError, match=r"^not found: "):
-            audio.decode(items[5].audio)
+            decoding.decode(items[5].audio)
     (tmp_path / "deep").mkdir()
     (tmp_path / "in.wav").rename(tmp_path / "deep/in.wav")
-    moved = parquet(str(tmp_path / "paths.parquet"), "sound", audio_dir=str(tmp_path / "deep"))
+    moved = Parquet(str(tmp_path / "paths.parquet"), "sound", audio_dir=str(tmp_path / "deep"))
     assert same(everything(moved)[0], noise(2))
 
 
@@ -143,13 +157,13 @@ def test_shards_follow_row_groups_and_any_cut_gives_the_same(tmp_path, groups, s
             start += size
     assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups == len(groups)
     table(tmp_path / "b.parquet", rows(2, 20))
-    corpus = parquet(str(tmp_path), id_column="id")
+    corpus = Parquet(str(tmp_path), id_column="id")
     plan = corpus.plan(shard_size)
     assert [shard["count"] for shard in plan] == [*counts, 2]
     assert all(shard.keys() == {"file", "row", "count"} for shard in plan)
-    whole = everything(parquet(str(tmp_path), id_column="id"), 1000)
+    whole = everything(Parquet(str(tmp_path), id_column="id"), 1000)
     assert [clip.id for clip in whole[:3]] == ["utt-0", "utt-1", "utt-2"]
-    parts = [list(parquet(str(tmp_path), id_column="id").clips(s)) for s in reversed(plan)]
+    parts = [list(Parquet(str(tmp_path), id_column="id").clips(s)) for s in reversed(plan)]
     assert [clip for part in reversed(parts) for clip in part] == whole
 
 
@@ -163,7 +177,7 @@ def test_only_the_columns_that_are_used_are_read(tmp_path, monkeypatch):
         return read(self, batch_size, row_groups, columns, **how)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
-    everything(parquet(str(tmp_path), text_column="transcript", id_column="id"))
+    everything(Parquet(str(tmp_path), text_column="transcript", id_column="id"))
     assert asked == [["id"], ["audio", "transcript", "id"]]
 
 
@@ -183,15 +197,18 @@ WRONG_COLUMNS = [
 def test_a_wrong_column_is_one_sentence(tmp_path, columns, said):
     table(tmp_path / "a.parquet", rows(1))
     with pytest.raises(ValueError, match=said) as error:
-        parquet(str(tmp_path), **columns).plan(10)
+        Parquet(str(tmp_path), **columns).plan(10)
     assert "\n" not in str(error.value)
 
 
 def test_odd_rows_are_rejected_and_their_neighbours_stay(tmp_path):
-    schema = pa.schema({
-        "audio": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
-        "text": pa.string(), "id": pa.string(),
-    })  # fmt: skip
+    schema = pa.schema(
+        {
+            "audio": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+            "text": pa.string(),
+            "id": pa.string(),
+        }
+    )
     good = {"bytes": encoded(noise(0)), "path": None}
     content = [
         {"audio": good, "text": " ", "id": "a"},
@@ -205,25 +222,48 @@ def test_odd_rows_are_rejected_and_their_neighbours_stay(tmp_path):
     ]
     whole = pa.Table.from_pylist(content, schema)
     texts = [t.encode() if t != "not" else b"\xff\xfe" for t in ("", "x", "x", "x", "x", "not")]
-    for i, name, values in ((1, "text", [*texts, None, None]), (2, "id", [
-        *(row["id"].encode() if row["id"] else None for row in content[:-1]), b"\xff",
-    ])):  # fmt: skip
+    for i, name, values in (
+        (1, "text", [*texts, None, None]),
+        (
+            2,
+            "id",
+            [
+                *(row["id"].encode() if row["id"] else None for row in content[:-1]),
+                b"\xff",
+            ],
+        ),
+    ):
         wrong = pa.array(values, pa.binary()).view(pa.string())
         whole = whole.set_column(i, name, wrong)
     pq.write_table(whole, tmp_path / "t.parquet")
     table(tmp_path / "u.parquet", [{"audio": good, "text": "", "id": "e"}], schema=schema)
     for shard_size in (1, 3, 100):
-        corpus = parquet(str(tmp_path), text_column="text", id_column="id")
+        corpus = Parquet(str(tmp_path), text_column="text", id_column="id")
         items = everything(corpus, shard_size)
         assert [item.id for item in items] == [
-            "a", "b", "c", "t/3", "a", "t/5", "e", "t/7", "e",
-        ]  # fmt: skip
+            "a",
+            "b",
+            "c",
+            "t/3",
+            "a",
+            "t/5",
+            "e",
+            "t/7",
+            "e",
+        ]
         assert items[0].text is None and items[6].text is None and same(items[6], noise(0))
         reasons = [i.reason.partition(": ")[0] if isinstance(i, Reject) else "" for i in items]
         assert reasons == [
-            "", "not found", "not found", "bad name", "duplicate id", "unreadable", "",
-            "unreadable", "duplicate id",
-        ]  # fmt: skip
+            "",
+            "not found",
+            "not found",
+            "bad name",
+            "duplicate id",
+            "unreadable",
+            "",
+            "unreadable",
+            "duplicate id",
+        ]
 
 
 def test_a_file_that_is_broken_is_counted_and_a_missing_one_refused(tmp_path):
@@ -235,18 +275,18 @@ def test_a_file_that_is_broken_is_counted_and_a_missing_one_refused(tmp_path):
     table(tmp_path / "e.parquet", rows(2, 3))
     table(tmp_path / "none.parquet", [], schema=pa.Table.from_pylist(rows(1)).schema)
     for id_column in (None, "id"):
-        items = everything(parquet(str(tmp_path), id_column=id_column))
+        items = everything(Parquet(str(tmp_path), id_column=id_column))
         assert [isinstance(item, Clip) for item in items] == [True] * 3 + [False] * 3 + [True] * 2
         assert [item.id for item in items[3:6]] == ["b", "c", "d"]
         assert all(item.reason.startswith("unreadable: ") for item in items[3:6])
-    assert parquet(str(tmp_path / "none.parquet")).plan(10) == []
+    assert Parquet(str(tmp_path / "none.parquet")).plan(10) == []
     with pytest.raises(FileNotFoundError, match=r"no file at .*absent\.parquet"):
-        parquet(str(tmp_path / "absent.parquet"))
+        Parquet(str(tmp_path / "absent.parquet"))
 
 
 def test_damage_inside_a_file_costs_no_more_than_its_row_group(tmp_path):
     path = table(tmp_path / "a.parquet", rows(40), row_group_size=20, compression="none")
-    whole = everything(parquet(str(path), id_column="id"))
+    whole = everything(Parquet(str(path), id_column="id"))
     chunk = pq.read_metadata(path).row_group(1).column(0)
     assert chunk.path_in_schema == "audio.bytes"
     damaged = bytearray(path.read_bytes())
@@ -254,14 +294,14 @@ def test_damage_inside_a_file_costs_no_more_than_its_row_group(tmp_path):
     damaged[start : start + 30] = b"\xff" * 30
     path.write_bytes(damaged)
     for shard_size in (7, 100):
-        items = everything(parquet(str(path), id_column="id"), shard_size)
+        items = everything(Parquet(str(path), id_column="id"), shard_size)
         assert items[:20] == whole[:20] and len(items) == 40
         assert all(item.reason.startswith("unreadable: ") for item in items[20:])
 
 
 def test_a_fault_of_the_network_is_raised_and_never_a_reject(tmp_path, monkeypatch):
     table(tmp_path / "a.parquet", rows(40), row_group_size=20)
-    corpus = parquet(str(tmp_path))
+    corpus = Parquet(str(tmp_path))
     (shard,) = corpus.plan(100)
     read, left = io.BufferedReader.read, [0]
 
@@ -294,7 +334,7 @@ def test_memory_does_not_grow_with_the_table(tmp_path):
     table(tmp_path / "a.parquet", content * 2, row_group_size=20, compression="none")
 
     def peak(count: int) -> int:
-        corpus = parquet(str(tmp_path), id_column="id")
+        corpus = Parquet(str(tmp_path), id_column="id")
         plan = corpus.plan(20)
         pool, tracked = pa.default_memory_pool(), []
         before = pool.bytes_allocated()
@@ -313,7 +353,7 @@ def test_memory_does_not_grow_with_the_table(tmp_path):
 
 def test_the_fingerprint_is_names_and_sizes(tmp_path):
     table(tmp_path / "a.parquet", rows(2))
-    first = parquet(str(tmp_path)).fingerprint
-    assert parquet(str(tmp_path)).fingerprint == first
+    first = Parquet(str(tmp_path)).fingerprint
+    assert Parquet(str(tmp_path)).fingerprint == first
     table(tmp_path / "b.parquet", rows(2))
-    assert parquet(str(tmp_path)).fingerprint != first
+    assert Parquet(str(tmp_path)).fingerprint != first

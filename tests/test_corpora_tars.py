@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechfuse import audio
-from speechfuse.corpora import Clip, Reject, webdataset
+from speechfuse.audio import decoding
+from speechfuse.corpora.clip import Clip
+from speechfuse.corpora.webdataset import WebDataset
+from speechfuse.rows.rejects import Reject
 
 RATE = 16_000
 
@@ -59,7 +61,7 @@ def everything(corpus, shard_size: int = 100) -> list[Clip | Reject]:
 
 def same(clip: Clip, samples: np.ndarray) -> bool:
     assert isinstance(clip.audio, bytes)
-    return np.array_equal(audio.decode(clip.audio).waveform * 32768, samples.astype(np.float32))
+    return np.array_equal(decoding.decode(clip.audio).waveform * 32768, samples.astype(np.float32))
 
 
 def test_members_with_one_key_are_one_clip(tmp_path):
@@ -77,19 +79,19 @@ def test_members_with_one_key_are_one_clip(tmp_path):
         (".hidden.wav", b"of another system"),
     )
     tar_of(tmp_path / "train-001.tar", ("0002.ogg", encoded(noise(4), "OGG")))
-    corpus = webdataset(str(tmp_path / "train-{000..001}.tar"), language="en")
+    corpus = WebDataset(str(tmp_path / "train-{000..001}.tar"), language="en")
     first, second, third, fourth = everything(corpus)
     assert (first.id, first.uri) == ("train-000/sub.dir/0001", "train-000.tar/sub.dir/0001.flac")
     assert (first.text, first.speaker, first.language) == ("of json", "7", "fr")
     assert first.extra == {"k": [1, None], "cls": "3"} and same(first, noise(1))
     assert (second.id, second.text, second.language) == ("train-000/0002", "\u00e9t\u00e9", "en")
     assert second.uri == "train-000.tar/0002.WAV" and same(second, noise(2))
-    assert third.text is None and len(audio.decode(third.audio).waveform) == 1600
+    assert third.text is None and len(decoding.decode(third.audio).waveform) == 1600
     assert fourth.id == "train-001/0002"  # keys count from the start in every tar
     assert corpus.ignored == {"members without a suffix": 2}
     everything(corpus)
     assert corpus.ignored == {"members without a suffix": 2}
-    assert everything(webdataset(str(tmp_path), language="en")) == [first, second, third, fourth]
+    assert everything(WebDataset(str(tmp_path), language="en")) == [first, second, third, fourth]
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -101,12 +103,12 @@ def test_a_shard_starts_anywhere_in_any_format_and_gives_the_same(tmp_path, kind
             name = f"{long}{i}" if i % 3 else f"{i}"
             members += [(f"{name}.wav", encoded(noise(i, 100 + i))), (f"{name}.txt", b"t%d" % i)]
         tar_of(tmp_path / f"{t}.tar", *members, format=kind)
-    whole = everything(webdataset(str(tmp_path)), 1000)
+    whole = everything(WebDataset(str(tmp_path)), 1000)
     assert len(whole) == 22 and whole[5].text == "t5"
     assert all(same(clip, noise(i % 11, 100 + i % 11)) for i, clip in enumerate(whole))
     for shard_size in (1, 2, 4, 11):
-        plan = webdataset(str(tmp_path)).plan(shard_size)
-        parts = [list(webdataset(str(tmp_path)).clips(shard)) for shard in reversed(plan)]
+        plan = WebDataset(str(tmp_path)).plan(shard_size)
+        parts = [list(WebDataset(str(tmp_path)).clips(shard)) for shard in reversed(plan)]
         assert [clip for part in reversed(parts) for clip in part] == whole
 
 
@@ -151,24 +153,35 @@ def test_what_is_unsafe_or_odd_is_rejected_and_its_neighbours_stay(tmp_path):
         errors="surrogateescape",
     )
     for shard_size in (1, 3, 100):
-        items = everything(webdataset(str(tmp_path / "t.tar")), shard_size)
+        items = everything(WebDataset(str(tmp_path / "t.tar")), shard_size)
         clips = [item for item in items if isinstance(item, Clip)]
         assert [clip.id for clip in clips] == ["t/a", "t/same", "t/apart", "t/between", "t/z"]
         assert all(same(clip, noise(0)) for clip in clips)
         found = {i.id: i.reason.partition(": ")[0] for i in items if isinstance(i, Reject)}
         assert found == {
-            "t/../../evil.wav": "unsafe path", "t//etc/evil.wav": "unsafe path",
-            "t/x/../y.wav": "unsafe path", "t/link.wav": "unsafe path",
-            "t/hard.wav": "unsafe path", "t/fifo.wav": "unsafe path",
-            "t/device.wav": "unsafe path", "t/\\xff.wav": "bad name", "t/only": "not found",
-            "t/two": "bad name", "t/list": "bad transcript", "t/half": "bad transcript",
-            "t/deep": "bad transcript", "t/broken": "bad transcript",
-            "t/number": "bad transcript", "t/latin": "bad transcript",
-            "t/long": "bad transcript", "t/same": "duplicate id", "t/apart": "duplicate id",
-        }  # fmt: skip
+            "t/../../evil.wav": "unsafe path",
+            "t//etc/evil.wav": "unsafe path",
+            "t/x/../y.wav": "unsafe path",
+            "t/link.wav": "unsafe path",
+            "t/hard.wav": "unsafe path",
+            "t/fifo.wav": "unsafe path",
+            "t/device.wav": "unsafe path",
+            "t/\\xff.wav": "bad name",
+            "t/only": "not found",
+            "t/two": "bad name",
+            "t/list": "bad transcript",
+            "t/half": "bad transcript",
+            "t/deep": "bad transcript",
+            "t/broken": "bad transcript",
+            "t/number": "bad transcript",
+            "t/latin": "bad transcript",
+            "t/long": "bad transcript",
+            "t/same": "duplicate id",
+            "t/apart": "duplicate id",
+        }
         assert len(items) == len(clips) + len(found)
         json.dumps([item.reason for item in items if isinstance(item, Reject)]).encode()
-    chosen = everything(webdataset(str(tmp_path / "t.tar"), audio_suffix=".flac"))
+    chosen = everything(WebDataset(str(tmp_path / "t.tar"), audio_suffix=".flac"))
     assert [item.id for item in chosen if isinstance(item, Clip)] == ["t/two"]
 
 
@@ -189,11 +202,11 @@ def test_a_tar_that_is_cut_off_gives_what_is_whole_and_says_so(tmp_path):
     path = tmp_path / "t.tar"
     ends = sample_tar(path)
     content = path.read_bytes()
-    whole = everything(webdataset(str(path)))
+    whole = everything(WebDataset(str(path)))
     assert len(whole) == 6 and all(isinstance(clip, Clip) for clip in whole)
     for length in [0, 1, 511, 512, 600, 2000, *ends, *(e - 100 for e in ends), ends[2] + 700]:
         path.write_bytes(content[:length])
-        items = everything(webdataset(str(path)), 2)
+        items = everything(WebDataset(str(path)), 2)
         kept = sum(end <= length for end in ends)
         assert items[:kept] == whole[:kept]
         rest = items[kept:]
@@ -212,7 +225,7 @@ def test_damage_never_stops_it_and_never_changes_what_stands_before(tmp_path):
     path = tmp_path / "t.tar"
     ends = sample_tar(path)
     content = path.read_bytes()
-    whole = everything(webdataset(str(path)))
+    whole = everything(WebDataset(str(path)))
     rng = random.Random(0)
     headers = [e - 512 * k for e in ends for k in (1, 2)]
     for _ in range(200):
@@ -224,7 +237,7 @@ def test_damage_never_stops_it_and_never_changes_what_stands_before(tmp_path):
             if place + i < len(damaged):
                 damaged[place + i] = rng.choice((0, 255, rng.randrange(256)))
         path.write_bytes(damaged)
-        items = everything(webdataset(str(path)), rng.choice((1, 2, 10)))
+        items = everything(WebDataset(str(path)), rng.choice((1, 2, 10)))
         kept = sum(end <= place for end in ends)
         assert items[:kept] == whole[:kept]
 
@@ -243,17 +256,22 @@ def header_with(name: str, kind: bytes, size: bytes) -> bytes:
 @pytest.mark.parametrize(
     "size",
     [
-        b"77777777777\0", b"\x80" + b"\x7f" * 11, b"not octal\0\0\0",
-        b"\xff" * 12, b"\xff" * 11 + b"\x00", b"\xff" * 10 + b"\xfc\x00", b"\xff" + bytes(11),
+        b"77777777777\0",
+        b"\x80" + b"\x7f" * 11,
+        b"not octal\0\0\0",
+        b"\xff" * 12,
+        b"\xff" * 11 + b"\x00",
+        b"\xff" * 10 + b"\xfc\x00",
+        b"\xff" + bytes(11),
     ],
-)  # fmt: skip
+)
 def test_a_header_with_an_absurd_size_is_no_harm(tmp_path, kind, size):
     path = tmp_path / "t.tar"
     ends = sample_tar(path, 2)
     content = path.read_bytes()
     forged = header_with("huge.wav", kind, size)
     path.write_bytes(content[: ends[0]] + forged + content[ends[0] :])
-    first, *rest = everything(webdataset(str(path)))
+    first, *rest = everything(WebDataset(str(path)))
     assert first.id == "t/0" and same(first, noise(0))
     assert 1 <= len(rest) <= 2  # whether tarfile finds the way back differs
     if kind == tarfile.REGTYPE:
@@ -265,28 +283,28 @@ def test_what_is_no_tar_is_one_reject_and_a_compressed_one_is_refused(tmp_path):
     (tmp_path / "b.tar").write_text("<html>not here</html>" * 100)
     (tmp_path / "c.tar").write_bytes(b"")
     (tmp_path / "d.tar").write_bytes(bytes(10_240))  # a tar of nothing
-    clip, page, nothing = everything(webdataset(str(tmp_path)))
+    clip, page, nothing = everything(WebDataset(str(tmp_path)))
     assert clip.id == "a/0"
     assert page.reason == nothing.reason == "unreadable: not a tar"
     assert page.id == "b/end of the tar"
     for mode in ("w:gz", "w:bz2", "w:xz"):
         tar_of(tmp_path / "e.tar", ("0.wav", b"x"), mode=mode)
         with pytest.raises(ValueError, match=r"e\.tar is compressed.*decompress it first"):
-            webdataset(str(tmp_path)).plan(10)
+            WebDataset(str(tmp_path)).plan(10)
     with pytest.raises(FileNotFoundError, match=r"no file at .*absent-0\.tar"):
-        webdataset(str(tmp_path / "absent-{0..9}.tar"))
-    assert webdataset(str(tmp_path / "d.tar")).plan(10) == []
+        WebDataset(str(tmp_path / "absent-{0..9}.tar"))
+    assert WebDataset(str(tmp_path / "d.tar")).plan(10) == []
 
 
 def test_nothing_is_written_and_the_fingerprint_is_names_and_sizes(tmp_path):
     sample_tar(tmp_path / "t.tar")
-    before = webdataset(str(tmp_path)).fingerprint
-    everything(webdataset(str(tmp_path)))
+    before = WebDataset(str(tmp_path)).fingerprint
+    everything(WebDataset(str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["t.tar"]
-    assert webdataset(str(tmp_path)).fingerprint == before
+    assert WebDataset(str(tmp_path)).fingerprint == before
     sample_tar(tmp_path / "u.tar")
-    assert webdataset(str(tmp_path)).fingerprint != before
-    assert webdataset(str(tmp_path / "t.tar")).fingerprint == before
+    assert WebDataset(str(tmp_path)).fingerprint != before
+    assert WebDataset(str(tmp_path / "t.tar")).fingerprint == before
 
 
 def test_memory_is_flat_over_many_members(tmp_path):
@@ -296,7 +314,7 @@ def test_memory_is_flat_over_many_members(tmp_path):
             info = tarfile.TarInfo(f"{i:06d}.wav")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    corpus = webdataset(str(tmp_path))
+    corpus = WebDataset(str(tmp_path))
     tracemalloc.start()
     plan = corpus.plan(200)
     for shard in (plan[0], plan[-1]):

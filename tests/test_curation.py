@@ -9,26 +9,51 @@ from pathlib import Path
 import pytest
 import yaml
 
-from speechfuse import artifact, curation, hub, shards, texts
+from speechfuse import artifact
 from speechfuse.config import main
-from speechfuse.curation import Dropped
-from speechfuse.curation.normalization import normalize
-from speechfuse.curation.speakable import unspeakable
-from speechfuse.documents import Documents
-from speechfuse.texts import Conversation, Turn
+from speechfuse.hub import data as hub_data
+from speechfuse.rows import rejects, shards
+from speechfuse.texts import conversations
+from speechfuse.texts.conversations import Conversation, Turn
+from speechfuse.texts.curation.answers import Answers
+from speechfuse.texts.curation.duplicates import Duplicates
+from speechfuse.texts.curation.language import Language
+from speechfuse.texts.curation.length import Length
+from speechfuse.texts.curation.normalization import normalize
+from speechfuse.texts.curation.overlap import Overlap
+from speechfuse.texts.curation.speakable import Speakable, unspeakable
+from speechfuse.texts.curation.step import Dropped
+from speechfuse.texts.curation.turns import Turns
+from speechfuse.texts.files import Documents
 from stages import curate_texts
 from tests import dirty_texts
 
 ROOT = Path(__file__).parent.parent
 STEP_OF = {  # kind of dirt: the steps that may drop it
-    "as an AI": "answers", "deaf answer": "answers", "repetition": "answers", "code": "speakable",
-    "emoji": "speakable", "latex": "speakable", "long word": "speakable", "markup": "speakable",
-    "number": "speakable", "several turns": "speakable", "symbol": "speakable",
-    "table": "speakable", "unicode": "speakable", "url": "speakable", "empty answer": "turns",
-    "empty prompt": "turns", "order": "turns", "system message": "turns", "unanswered": "turns",
-    "evaluation": "overlap", "language": "language", "length": "length",
+    "as an AI": "answers",
+    "deaf answer": "answers",
+    "repetition": "answers",
+    "code": "speakable",
+    "emoji": "speakable",
+    "latex": "speakable",
+    "long word": "speakable",
+    "markup": "speakable",
+    "number": "speakable",
+    "several turns": "speakable",
+    "symbol": "speakable",
+    "table": "speakable",
+    "unicode": "speakable",
+    "url": "speakable",
+    "empty answer": "turns",
+    "empty prompt": "turns",
+    "order": "turns",
+    "system message": "turns",
+    "unanswered": "turns",
+    "evaluation": "overlap",
+    "language": "language",
+    "length": "length",
     "near-duplicate": "duplicates",
-}  # fmt: skip
+}
 
 
 def said(prompt: str, answer: str = "This is what there is to say of it.") -> Conversation:
@@ -36,7 +61,7 @@ def said(prompt: str, answer: str = "This is what there is to say of it.") -> Co
 
 
 def step(name: str, **options) -> dict:
-    return {"_component_": f"speechfuse.curation.{name}", **options}
+    return {"_component_": f"speechfuse.texts.{name}", **options}
 
 
 def columns(path: str, **options) -> dict:
@@ -58,7 +83,7 @@ def run(monkeypatch, folder: Path, job: dict, *overrides: str) -> int:
 
 def rejects_of(out: Path) -> dict[str, str]:
     paths = shards.shard_paths(out)
-    return {each["id"]: each["reason"] for path in paths for each in shards.read_rejects(path)}
+    return {each["id"]: each["reason"] for path in paths for each in rejects.read_rejects(path)}
 
 
 def hashes(out: Path) -> dict[str, str]:
@@ -86,7 +111,7 @@ def test_the_set_is_large_and_has_every_kind(dirty):
 
 def test_nothing_unspeakable_is_spoken_and_nothing_good_is_lost(dirty):
     labels, folder = dirty
-    curated = list(texts.read(folder / "curated"))
+    curated = list(conversations.read(folder / "curated"))
     table, wrong = dirty_texts.outcomes(labels, curated)
     assert not any(outcome.unspeakable or outcome.misread for outcome in table.values()), wrong
     good = sum(label.expect != "drop" for label in labels)
@@ -110,7 +135,7 @@ def test_what_was_rewritten_keeps_its_first_text(dirty):
     labels, folder = dirty
     lines = (folder / "texts.jsonl").read_text("utf-8").split("\n")
     rewritten = 0
-    for conversation in texts.read(folder / "curated"):
+    for conversation in conversations.read(folder / "curated"):
         messages = json.loads(lines[int(conversation.id.rpartition("/")[2])])["messages"]
         original = conversation.extra.get("original", {})
         for number, turn in enumerate(conversation.turns):
@@ -127,15 +152,23 @@ def test_totals_add_up(dirty):
     totals = manifest["totals"]
     assert totals["rows_in"] == len(labels)
     assert (
-        totals["rows"] == len(list(texts.read(folder / "curated"))) == totals["steps"][-1]["kept"]
+        totals["rows"]
+        == len(list(conversations.read(folder / "curated")))
+        == totals["steps"][-1]["kept"]
     )
     left = len(labels)
     for step in totals["steps"]:
         left -= sum(step["dropped"].values())
         assert step["kept"] == left
     assert [step["step"] for step in totals["steps"]] == [
-        "turns", "overlap", "answers", "speakable", "language", "length", "duplicates",
-    ]  # fmt: skip
+        "turns",
+        "overlap",
+        "answers",
+        "speakable",
+        "language",
+        "length",
+        "duplicates",
+    ]
     assert totals["steps"][3]["rewritten"]["emoji"] >= 56
     assert totals["steps"][1]["evaluation_prompts"] == {"evaluation": 60}
     assert totals["licence"] == "cc0-1.0" and totals["licences"] == {"texts": "cc0-1.0"}
@@ -161,7 +194,7 @@ def test_what_is_made_again_has_the_same_bytes_and_shards_make_no_difference(
     assert hashes(out) == before and artifact.manifest_of(out)["totals"] == totals
     other = {**job, "out": str(tmp_path / "other"), "shard_size": 10_000}
     assert run(monkeypatch, tmp_path, other) == 0
-    assert list(texts.read(tmp_path / "other")) == list(texts.read(out))
+    assert list(conversations.read(tmp_path / "other")) == list(conversations.read(out))
 
 
 @pytest.mark.parametrize(
@@ -174,16 +207,22 @@ def test_what_is_made_again_has_the_same_bytes_and_shards_make_no_difference(
         ("Solve 10X + 5 = 2y", "Solve 10X plus 5 equals 2y"),
         ("x^2 + y^2 = 25", "x squared plus y squared equals 25"),
         ("2^10 or √16?", "2 to the power of 10 or the square root of 16?"),
-        ("$5-$10, a $10 bill, $20-bills, $.25, 6$, $40k and $2.5 million",
-         "5 to 10 dollars, a 10 dollar bill, 20 dollar bills, 0.25 dollars, 6 dollars, 40 thousand "
-         "dollars and 2.5 million dollars"),
+        (
+            "$5-$10, a $10 bill, $20-bills, $.25, 6$, $40k and $2.5 million",
+            "5 to 10 dollars, a 10 dollar bill, 20 dollar bills, 0.25 dollars, 6 dollars, 40 "
+            "thousand dollars and 2.5 million dollars",
+        ),
         ("½ of 2 1/2 and 3/10", "one half of 2 and one half and three tenths"),
         ("4km/hr, 3 MB/minute", "4 kilometers per hour, 3 MB per minute"),
-        ("a 1 : 2 : 5 mix, a ratio of 3:5, at 10:30",
-         "a 1 to 2 to 5 mix, a ratio of 3 to 5, at 10:30"),
-        ("a $1.5bn deal, $3.2tn, £1.5bn and $5m",
-         "a 1.5 billion dollar deal, 3.2 trillion dollars, 1.5 billion pounds and 5 million "
-         "dollars"),
+        (
+            "a 1 : 2 : 5 mix, a ratio of 3:5, at 10:30",
+            "a 1 to 2 to 5 mix, a ratio of 3 to 5, at 10:30",
+        ),
+        (
+            "a $1.5bn deal, $3.2tn, £1.5bn and $5m",
+            "a 1.5 billion dollar deal, 3.2 trillion dollars, 1.5 billion pounds and 5 million "
+            "dollars",
+        ),
         ("a $20 million-dollar home for $5 dollars", "a 20 million dollar home for 5 dollars"),
         ("What is 3/4 + 1/8?", "What is three quarters plus one eighth?"),
         ("What is 3/4 as a decimal?", "What is three quarters as a decimal?"),
@@ -191,19 +230,26 @@ def test_what_is_made_again_has_the_same_bytes_and_shards_make_no_difference(
         ("Is 2/3 of it more than 1/2?", "Is two thirds of it more than one half?"),
         ("5 Ω, 1 Ω and Ω", "5 ohms, 1 ohm and omega"),
         ("5cm² is a², 3m³", "5cm squared is a squared, 3m cubed"),
-        ("65536 colors and 10000", "sixty-five thousand five hundred and thirty-six colors and ten "
-         "thousand"),
-        ("AT&T, C++, C#, 24/7, TV/radio",
-         "AT and T, C plus plus, C sharp, twenty four seven, TV or radio"),
+        (
+            "65536 colors and 10000",
+            "sixty-five thousand five hundred and thirty-six colors and ten thousand",
+        ),
+        (
+            "AT&T, C++, C#, 24/7, TV/radio",
+            "AT and T, C plus plus, C sharp, twenty four seven, TV or radio",
+        ),
         ("zip 02139", "zip zero two one three nine"),
-        ("1234567.89 apples", "one million two hundred and thirty-four thousand five hundred and "
-         "sixty-seven point eight nine apples"),
+        (
+            "1234567.89 apples",
+            "one million two hundred and thirty-four thousand five hundred and "
+            "sixty-seven point eight nine apples",
+        ),
         ("Buy:\n1. eggs\n2) milk\n\nNow", "Buy: 1, eggs, 2, milk. Now"),
         ("1939\u20131945 — why…", "1939 to 1945, why..."),
         ("Really?!! Yes!!!", "Really? Yes!"),
         ("item(s) at 20°C & 5%", "items at 20 degrees Celsius and 5 percent"),
     ],
-)  # fmt: skip
+)
 def test_what_has_one_reading_is_put_into_words(written, spoken):
     text, kinds = normalize(written)
     assert text == spoken and kinds and unspeakable(text) is None
@@ -231,41 +277,65 @@ def test_what_has_one_reading_is_put_into_words(written, spoken):
 )
 def test_plain_prompts_stay_as_they_are(prompt):
     before = said(prompt)
-    for step in (curation.turns(), curation.answers(), curation.speakable(), curation.language()):
+    for step in (Turns(), Answers(), Speakable(), Language()):
         assert step(before) is before
 
 
 @pytest.mark.parametrize(
     ("kind", "prompt"),
     [
-        ("code", "Explain lambda x: x + 1"), ("code", "Given f(x) = 2x + 3, find f(4)."),
+        ("code", "Explain lambda x: x + 1"),
+        ("code", "Given f(x) = 2x + 3, find f(4)."),
         ("code", "git commit -m 'fix' fails, why?\ngit commit -m 'fix'"),
-        ("code", "#include <stdio.h> what is it"), ("code", "What is in /etc/nginx/sites?"),
+        ("code", "#include <stdio.h> what is it"),
+        ("code", "What is in /etc/nginx/sites?"),
         ("symbol", "What does the HTTP header `Content-Type: text/html` do?"),
         ("symbol", "Convert this to JSON: name=Bob, age=5"),
         ("symbol", "A -> B -> C what is this?"),
-        ("symbol", "Find x: 3x^2 - 2x + 1 ≤ 0"), ("symbol", "Decode: .... . .-.. .-.. ---"),
-        ("symbol", "Follow @nasa and summarize."), ("code", "P(A|B) is 0.3, what is that?"),
-        ("number", "Write a date like 2021-05-06."), ("number", "Call me at (415) 555-2671"),
+        ("symbol", "Find x: 3x^2 - 2x + 1 ≤ 0"),
+        ("symbol", "Decode: .... . .-.. .-.. ---"),
+        ("symbol", "Follow @nasa and summarize."),
+        ("code", "P(A|B) is 0.3, what is that?"),
+        ("number", "Write a date like 2021-05-06."),
+        ("number", "Call me at (415) 555-2671"),
         ("number", "Call 555-2671 now"),
-        ("number", "rate it 3/5"), ("number", "on July 4/5"), ("number", "page 3/10"),
-        ("number", "is it 5/10 or 6/10"), ("number", "between 5/6 and 7/8"),
-        ("number", "Call 5551234567 now"), ("number", "my zip code is 90210, what city is it"),
-        ("number", "the zip code was 10000"), ("number", "account 12345678"),
-        ("number", "1-800-FLOWERS"), ("number", "about 3.5e-7"), ("number", "5\u2153 is 1e6"),
-        ("number", "$5.5.5 for it"), ("symbol", "€2,50 for it"), ("symbol", "$1.5xyz"),
-        ("symbol", "dy/dx"), ("symbol", "text/html header"), ("symbol", "10 mi/gal"),
-        ("symbol", "see footnote¹"), ("symbol", "see footnote²"), ("symbol", "about 10⁶ of it"),
-        ("url", "visit bit.ly/abc"), ("url", "youtu.be/abc"), ("url", "see t.me/channel"),
-        ("url", "check notion.so/team today"), ("url", "look at docs.python.dev/guide"),
-        ("url", "open localhost:8080"), ("url", "open server:8080"),
-        ("number", "What is 0b1011 in decimal and 0x3F?"), ("number", "Is it 15-12?"),
+        ("number", "rate it 3/5"),
+        ("number", "on July 4/5"),
+        ("number", "page 3/10"),
+        ("number", "is it 5/10 or 6/10"),
+        ("number", "between 5/6 and 7/8"),
+        ("number", "Call 5551234567 now"),
+        ("number", "my zip code is 90210, what city is it"),
+        ("number", "the zip code was 10000"),
+        ("number", "account 12345678"),
+        ("number", "1-800-FLOWERS"),
+        ("number", "about 3.5e-7"),
+        ("number", "5\u2153 is 1e6"),
+        ("number", "$5.5.5 for it"),
+        ("symbol", "€2,50 for it"),
+        ("symbol", "$1.5xyz"),
+        ("symbol", "dy/dx"),
+        ("symbol", "text/html header"),
+        ("symbol", "10 mi/gal"),
+        ("symbol", "see footnote¹"),
+        ("symbol", "see footnote²"),
+        ("symbol", "about 10⁶ of it"),
+        ("url", "visit bit.ly/abc"),
+        ("url", "youtu.be/abc"),
+        ("url", "see t.me/channel"),
+        ("url", "check notion.so/team today"),
+        ("url", "look at docs.python.dev/guide"),
+        ("url", "open localhost:8080"),
+        ("url", "open server:8080"),
+        ("number", "What is 0b1011 in decimal and 0x3F?"),
+        ("number", "Is it 15-12?"),
         ("table", "Item    Price\nApple   1.20\nPear    2.30\nWhich is cheaper?"),
-        ("table", "A,B,C\n1,2,3\n4,5,6\nWhat is the mean of B?"), ("empty", "3 4 5?"),
+        ("table", "A,B,C\n1,2,3\n4,5,6\nWhat is the mean of B?"),
+        ("empty", "3 4 5?"),
     ],
-)  # fmt: skip
+)
 def test_what_has_no_reading_or_several_is_dropped(kind, prompt):
-    outcome = curation.speakable()(said(prompt))
+    outcome = Speakable()(said(prompt))
     assert isinstance(outcome, Dropped) and outcome.reason.startswith(f"{kind}: "), outcome
 
 
@@ -274,43 +344,43 @@ def test_only_the_prompt_has_to_be_speakable():
         "```python\nprint(1)\n```\n| a | b |\n|---|---|\n$x^2$ https://example.com 🎉 1234567890"
     )
     before = said("Show me everything.", answer)
-    for step in (curation.turns(), curation.answers(), curation.speakable(), curation.length()):
+    for step in (Turns(), Answers(), Speakable(), Length()):
         assert step(before) is before
 
 
 def test_other_languages_and_scripts():
     german = said("Was kosten 12345 Äpfel in Köln, wenn einer einen halben Euro kostet?")
-    step = curation.speakable(language="de")
+    step = Speakable(language="de")
     assert "zwölftausend" in step(german).prompts[0]
-    assert curation.language(languages=["de"])(german) is german
-    assert "de" in curation.language()(german).reason
+    assert Language(languages=["de"])(german) is german
+    assert "de" in Language()(german).reason
     assert isinstance(step(said("Was sind 5% davon?")), Dropped)  # no words for it: not spoken
     russian = said("Почему люди любят музыку?")
-    assert curation.speakable(scripts=["CYRILLIC"])(russian) is russian
-    assert curation.speakable()(russian).reason.startswith("script: ")
+    assert Speakable(scripts=["CYRILLIC"])(russian) is russian
+    assert Speakable()(russian).reason.startswith("script: ")
     with pytest.raises(ValueError, match="languages: 'english' is none that py3langid knows"):
-        curation.language(languages=["english"])
+        Language(languages=["english"])
 
 
 def test_without_rewriting_what_needs_it_is_dropped():
-    step = curation.speakable(rewrite=False)
+    step = Speakable(rewrite=False)
     assert step(said("What are **bees**?")) == Dropped("markup: it would have to be rewritten")
     assert isinstance(step(said("What are bees?")), Conversation)
 
 
 def test_length_in_words_and_in_seconds():
-    step = curation.length(max_words=5, max_seconds=2.0, characters_per_second=15)
+    step = Length(max_words=5, max_seconds=2.0, characters_per_second=15)
     assert isinstance(step(said("one two three four five")), Conversation)
     assert step(said("a b c d e f")).reason == "prompt long: 6 words are over 5"
     assert step(said("incomprehensibilities everywhere")).reason.startswith("prompt long: 2.1 s")
-    assert curation.length(max_answer_words=3)(said("Hi")).reason.startswith("answer long: ")
-    assert curation.length(max_turns=1)(said("Hi")).reason == "turns: 2 are over 1"
+    assert Length(max_answer_words=3)(said("Hi")).reason.startswith("answer long: ")
+    assert Length(max_turns=1)(said("Hi")).reason == "turns: 2 are over 1"
     with pytest.raises(ValueError, match="min_words=9 is more than max_words=5"):
-        curation.length(min_words=9, max_words=5)
+        Length(min_words=9, max_words=5)
 
 
 def decided(*prompts: str, **options) -> dict[str, str]:
-    step = curation.duplicates(**options)
+    step = Duplicates(**options)
     return step.decide((str(i), step.sketch(said(p))) for i, p in enumerate(prompts))
 
 
@@ -345,9 +415,9 @@ def test_overlap_is_found_in_what_a_prompt_was(tmp_path):
         "path": str(tmp_path / "e.jsonl"),
         "prompt": "q",
     }
-    step = curation.overlap(evaluations=[source])
+    step = Overlap(evaluations=[source])
     before = said(f"Please. {asked} Thanks")
-    after = curation.speakable()(before)
+    after = Speakable()(before)
     assert "4 dollars" in after.prompts[0]
     for conversation in (
         before,
@@ -364,7 +434,7 @@ def test_overlap_is_found_in_what_a_prompt_was(tmp_path):
         assert isinstance(step(said(prompt)), Conversation)
     before = step.inputs
     (tmp_path / "e.jsonl").write_text('{"q": "other"}')
-    assert curation.overlap(evaluations=[source]).inputs != before
+    assert Overlap(evaluations=[source]).inputs != before
 
 
 @pytest.mark.parametrize(
@@ -372,40 +442,67 @@ def test_overlap_is_found_in_what_a_prompt_was(tmp_path):
     [
         ({"texts": []}, "texts is empty"),
         ({"shard_size": 0}, "shard_size=0: it must be at least 1"),
-        ({"steps": [{"_component_": "speechfuse.curation.speakible"}]},
-         "did you mean 'speakable'?"),
-        ({"steps": [{"_component_": "speechfuse.curation.length", "max_word": 3}]},
-         "unknown argument 'max_word'; did you mean 'max_words'?"),
-        ({"steps": [{"_component_": "speechfuse.curation.overlap", "evaluations": []}]},
-         "evaluations is empty"),
-        ({"steps": [{"_component_": "speechfuse.curation.duplicates", "threshold": 2}]},
-         "threshold=2 is not in 0.2 to 1"),
-        ({"steps": [{"_component_": "speechfuse.curation.answers"}] * 2},
-         "two are named 'answers'"),
+        (
+            {"steps": [{"_component_": "speechfuse.texts.speakible"}]},
+            "did you mean 'speakable'?",
+        ),
+        (
+            {"steps": [{"_component_": "speechfuse.texts.length", "max_word": 3}]},
+            "unknown argument 'max_word'; did you mean 'max_words'?",
+        ),
+        (
+            {"steps": [{"_component_": "speechfuse.texts.overlap", "evaluations": []}]},
+            "evaluations is empty",
+        ),
+        (
+            {"steps": [{"_component_": "speechfuse.texts.duplicates", "threshold": 2}]},
+            "threshold=2 is not in 0.2 to 1",
+        ),
+        (
+            {"steps": [{"_component_": "speechfuse.texts.answers"}] * 2},
+            "two are named 'answers'",
+        ),
         ({"texts": ["good", "good"]}, "two are named 'good'"),
         ({"texts": ["other"]}, "other.jsonl has no column 'messages'; it has prompt"),
         ({"texts": ["none"]}, "there is not one row in"),
         ({"texts": ["bad"]}, "2 of 3 rows were rejected, more than runtime.max_reject_rate=0.1"),
         ({"texts": ["nowhere"]}, "no such file or folder"),
-        ({"steps": [step("length", min_words=70)]},
-         "not one of 1 rows is left, most were lost to the step length (1)"),
+        (
+            {"steps": [step("length", min_words=70)]},
+            "not one of 1 rows is left, most were lost to the step length (1)",
+        ),
         ({"steps": [step("speakable", scripts=["latin"])]}, "name at least one, as Unicode does"),
         ({"steps": [step("language", languages=[])]}, "name at least one language"),
         ({"steps": [step("answers", max_repeated=30)]}, "max_repeated=30 is not in 0 to 1"),
         ({"steps": [step("duplicates", shingle=0)]}, "permutations=128 and shingle=0"),
         ({"steps": [step("overlap", evaluations=[columns("other.jsonl")], words=0)]}, "words=0"),
-        ({"steps": [step("overlap", evaluations=[columns("other.jsonl")] * 2)]},
-         "two evaluations are named 'other'"),
-        ({"steps": [step("overlap", evaluations=[columns("other.jsonl", select={"prompt": "y"})])]},
-         "evaluation 'other' gives no prompt to look for (select={'prompt': 'y'}, rejected: 0)"),
-        ({"steps": [step("overlap", evaluations=[columns("list.jsonl")])]},
-         "rejected: 1, the first list/0: no text: prompt holds ['x']"),
+        (
+            {"steps": [step("overlap", evaluations=[columns("other.jsonl")] * 2)]},
+            "two evaluations are named 'other'",
+        ),
+        (
+            {
+                "steps": [
+                    step("overlap", evaluations=[columns("other.jsonl", select={"prompt": "y"})])
+                ]
+            },
+            "evaluation 'other' gives no prompt to look for (select={'prompt': 'y'}, rejected: 0)",
+        ),
+        (
+            {"steps": [step("overlap", evaluations=[columns("list.jsonl")])]},
+            "rejected: 1, the first list/0: no text: prompt holds ['x']",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_end_in_one_line(tmp_path, monkeypatch, capsys, change, said):
     good = json.dumps({"messages": [{"role": "user", "content": "Hi"}]})
-    lines = {"good": good, "other": '{"prompt": "x"}', "none": "", "bad": f"{good}\n{{\n{{",
-             "list": '{"prompt": ["x"]}'}  # fmt: skip
+    lines = {
+        "good": good,
+        "other": '{"prompt": "x"}',
+        "none": "",
+        "bad": f"{good}\n{{\n{{",
+        "list": '{"prompt": ["x"]}',
+    }
     for name, text in lines.items():
         (tmp_path / f"{name}.jsonl").write_text(text)
     job = {**dirty_texts.job(tmp_path), "steps": [], **change}
@@ -457,12 +554,13 @@ def test_evaluation_sets_stay_at_the_commit_that_was_begun_with(tmp_path, monkey
         return [{"root": self.root, "file": "texts.jsonl", "row": 0, "start": 0, "count": 1}]
 
     local = Documents.rows
-    monkeypatch.setattr(hub, "resolve", lambda _, to: to if len(to) == 40 else now[0])
+    monkeypatch.setattr(hub_data, "resolve", lambda _, to: to if len(to) == 40 else now[0])
     (tmp_path / "texts.jsonl").write_text('{"prompt": "Who are you?"}')
     job = {
-        **dirty_texts.job(tmp_path), "texts": [columns(str(tmp_path / "texts.jsonl"))],
+        **dirty_texts.job(tmp_path),
+        "texts": [columns(str(tmp_path / "texts.jsonl"))],
         "steps": [step("overlap", evaluations=[columns("me/set@main", data_files="*.jsonl")])],
-    }  # fmt: skip
+    }
     with monkeypatch.context() as on_hub:
         on_hub.setattr(Documents, "rows", rows)
         on_hub.setattr(Documents, "plan", planned)
@@ -486,15 +584,21 @@ def test_evaluation_sets_stay_at_the_commit_that_was_begun_with(tmp_path, monkey
 def test_a_dry_run_and_workers_of_their_own(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.jsonl").write_text('{"q": "Hi there"}\n{"q": "https://a.io/b"}\n')
     job = {
-        "out": str(tmp_path / "out"), "shard_size": 1,
-        "texts": [{"_component_": "speechfuse.texts.Columns", "path": str(tmp_path / "a.jsonl"),
-                   "prompt": "q"}],
-        "steps": [{"_component_": "speechfuse.curation.speakable"}],
+        "out": str(tmp_path / "out"),
+        "shard_size": 1,
+        "texts": [
+            {
+                "_component_": "speechfuse.texts.Columns",
+                "path": str(tmp_path / "a.jsonl"),
+                "prompt": "q",
+            }
+        ],
+        "steps": [{"_component_": "speechfuse.texts.speakable"}],
         "runtime": {"workers": 1},
-    }  # fmt: skip
+    }
     assert run(monkeypatch, tmp_path, job, "--dry-run") == 0
     assert "2 rows in 2 shards; not started" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert run(monkeypatch, tmp_path, job) == 0
-    assert [c.prompts for c in texts.read(tmp_path / "out")] == [["Hi there"]]
+    assert [c.prompts for c in conversations.read(tmp_path / "out")] == [["Hi there"]]
     assert rejects_of(tmp_path / "out")["a/1"].startswith("filter speakable url: 'https:'")

@@ -12,12 +12,17 @@ import torch
 from torch.utils.data import DataLoader
 from torchtune.models.llama3_1 import llama3_1
 
-from speechfuse import artifact, datasets, index, packing, shards
-from speechfuse.datasets import IGNORE, PADDING, Batches, Mixture, collate
-from speechfuse.index import Sample
+from speechfuse import artifact
+from speechfuse.rows import shards
+from speechfuse.samples import datasets, index, packing
+from speechfuse.samples.datasets import IGNORE, PADDING, Batches, Mixture, collate
+from speechfuse.samples.index import Sample
+from speechfuse.tokens.expansion import add_sound_tokens
+from speechfuse.tokens.vocabulary import SoundLayout
 from speechfuse.train.attention import mask_of
-from speechfuse.vocab import SoundLayout, add_sound_tokens
-from stages import init_base
+from tests.demo_code import demo
+
+init_base = demo("init_base")
 
 PAD, CODES, QUANTIZER = 999, 16, "ab" * 32
 LAYOUT = SoundLayout(start=100, end=101, first=102, codes=CODES, quantizer=QUANTIZER)
@@ -84,9 +89,14 @@ def test_a_real_decoder_gives_a_packed_document_the_logits_it_has_alone(packed):
     packs, batch = packed
     torch.manual_seed(0)
     model = llama3_1(
-        vocab_size=1000, num_layers=2, num_heads=2, num_kv_heads=2, embed_dim=16,
-        intermediate_dim=32, max_seq_len=32,
-    )  # fmt: skip
+        vocab_size=1000,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        embed_dim=16,
+        intermediate_dim=32,
+        max_seq_len=32,
+    )
     with torch.no_grad():
         together = model(batch["tokens"], mask=batch["mask"], input_pos=batch["input_pos"])
         assert together.isfinite().all(), "a row of padding alone too"
@@ -121,10 +131,15 @@ def parts(tmp_path_factory) -> Path:
     """speech/, texts/, and a checkpoint with sound tokens but without weights."""
     folder = tmp_path_factory.mktemp("parts")
     rows = [
-        {"id": f"s{i}", "codes": [i % 16, 16, 3], "text": "what", "seconds": 0.12,
-         "extra": json.dumps({"kind": "question" if i % 2 else "phrase", "answer": "four"})}
+        {
+            "id": f"s{i}",
+            "codes": [i % 16, 16, 3],
+            "text": "what",
+            "seconds": 0.12,
+            "extra": json.dumps({"kind": "question" if i % 2 else "phrase", "answer": "four"}),
+        }
         for i in range(20)
-    ]  # fmt: skip
+    ]
     stream = {"quantizer": QUANTIZER, "token_rate": 25.0, "codebooks": 1, "codebook_size": CODES}
     write(folder / "speech", shards.SPEECH, rows, stream)
 
@@ -132,10 +147,13 @@ def parts(tmp_path_factory) -> Path:
         return {"role": role, "segments": [{"text": text}]}
 
     texts = [
-        {"id": f"t{i}", "turns": [turn("user", "hi"), turn("assistant", "yo")],
-         "extra": json.dumps({"replayed": i < 5})}
+        {
+            "id": f"t{i}",
+            "turns": [turn("user", "hi"), turn("assistant", "yo")],
+            "extra": json.dumps({"replayed": i < 5}),
+        }
         for i in range(10)
-    ]  # fmt: skip
+    ]
     write(folder / "texts", shards.CONVERSATIONS, texts, None)
     tokenizer = init_base.train_tokenizer(["one"], vocab_size=256)
     add_sound_tokens(tokenizer, CODES)
@@ -158,19 +176,24 @@ def read(mixture: Mixture) -> list[list[Sample]]:
 
 
 def speech(parts: Path, **changes: Any) -> dict[str, Any]:
-    turns = {"_component_": "speechfuse.instructions.answer", "repeat_first": True}
+    turns = {"_component_": "speechfuse.samples.answer", "repeat_first": True}
     spec = {
-        "_component_": "speechfuse.datasets.speech", "path": str(parts / "speech"), "turns": turns,
-        "select": {"kind": "question"}, "share": 0.5,
-    }  # fmt: skip
+        "_component_": "speechfuse.samples.speech",
+        "path": str(parts / "speech"),
+        "turns": turns,
+        "select": {"kind": "question"},
+        "share": 0.5,
+    }
     return {**spec, **changes}
 
 
 def texts(parts: Path, **changes: Any) -> dict[str, Any]:
     spec = {
-        "_component_": "speechfuse.datasets.conversations", "path": str(parts / "texts"),
-        "select": {"replayed": True}, "share": 0.5,
-    }  # fmt: skip
+        "_component_": "speechfuse.samples.conversations",
+        "path": str(parts / "texts"),
+        "select": {"replayed": True},
+        "share": 0.5,
+    }
     return {**spec, **changes}
 
 
@@ -182,7 +205,7 @@ def test_rows_on_disk_become_samples_and_select_chooses(parts):
     assert spoken[0].tokens[9:14].tolist() == [263, 266, 281, 268, 264]
     said = spoken[0].tokens[spoken[0].targets]
     assert len(said) == len("what\nfour") + 1 and said[-1] == 262
-    entry = {"_component_": "speechfuse.datasets.sound", "path": str(parts / "speech"), "share": 1}
+    entry = {"_component_": "speechfuse.samples.sound", "path": str(parts / "speech"), "share": 1}
     (alone,) = read(load(parts, entry))
     assert len(alone) == 20
     assert alone[2].tokens.tolist() == [256, 263, 267, 281, 268, 264, 257]
@@ -229,9 +252,9 @@ def test_unknown_keys_and_unfinished_datasets_are_refused(parts, tmp_path):
 
 
 def test_a_dataset_of_the_other_schema_is_refused_with_what_reads_it(parts):
-    with pytest.raises(ValueError, match=r"holds conversations: .* speechfuse.datasets.conversat"):
-        load(parts, texts(parts, _component_="speechfuse.datasets.sound"))
-    with pytest.raises(ValueError, match=r"holds rows of speech: .* speechfuse.datasets.speech or"):
+    with pytest.raises(ValueError, match=r"holds conversations: .* speechfuse.samples.conversat"):
+        load(parts, texts(parts, _component_="speechfuse.samples.sound"))
+    with pytest.raises(ValueError, match=r"holds rows of speech: .* speechfuse.samples.speech or"):
         load(parts, texts(parts, path=speech(parts)["path"]))
 
 
@@ -294,10 +317,15 @@ def test_another_tokenizer_is_another_index(parts, tmp_path):
 
 def test_many_shards_are_read_by_worker_processes_and_give_the_same_index(tmp_path, parts):
     rows = [
-        {"id": f"s{i}", "codes": [i % 16] * (i % 7 + 1), "text": f"row {i}" if i % 3 else None,
-         "seconds": 0.1, "extra": "{}"}
+        {
+            "id": f"s{i}",
+            "codes": [i % 16] * (i % 7 + 1),
+            "text": f"row {i}" if i % 3 else None,
+            "seconds": 0.1,
+            "extra": "{}",
+        }
         for i in range(33 * 4)
-    ]  # fmt: skip
+    ]
     stream = {"quantizer": QUANTIZER, "token_rate": 25.0, "codebooks": 1, "codebook_size": CODES}
     work = artifact.Artifact(tmp_path / "many", "test", 1, {}, {})
     work.begin()
@@ -305,11 +333,13 @@ def test_many_shards_are_read_by_worker_processes_and_give_the_same_index(tmp_pa
     for i, path in enumerate(paths):
         shards.write_shard(path, rows[i * 4 : i * 4 + 4], shards.SPEECH, stream)
     work.finish({}, paths)
-    turns = {"_component_": "speechfuse.instructions.transcribe", "requests": ["a", "b"]}
+    turns = {"_component_": "speechfuse.samples.transcribe", "requests": ["a", "b"]}
     spec = {
-        "_component_": "speechfuse.datasets.speech", "path": str(tmp_path / "many"), "turns": turns,
+        "_component_": "speechfuse.samples.speech",
+        "path": str(tmp_path / "many"),
+        "turns": turns,
         "share": 1,
-    }  # fmt: skip
+    }
     (found,) = load(parts, spec, cache=tmp_path / "cache").indexes
     assert found.left_out == 44 and len(found) == 88 and found.rejected == []
     assert [found[i].name for i in range(88)] == [r["id"] for r in rows if r["text"]]

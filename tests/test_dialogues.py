@@ -1,31 +1,21 @@
 """The demo's conversations: the second question needs the first, and tests are never trained on."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from speechfuse import config
+from tests.demo_code import demo
 
 ROOT = Path(__file__).parent.parent
-
-
-def module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"demo_{name}", ROOT / f"recipes/demo/{name}.py")
-    assert spec and spec.loader
-    found = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> tuple[dict[str, dict], list[dict]]:
     """Facts by id, and the conversations of the recipe itself."""
     folder = tmp_path_factory.mktemp("dialogues")
-    world, dialogues = module("world"), module("dialogues")
+    world, dialogues = demo("world"), demo("dialogues")
     overrides = [f"out={folder / 'world'}"]
     world.main(config.load(world.World, ROOT / "recipes/demo/world.yaml", overrides))
     overrides = [f"out={folder / 'd'}", f"world={folder / 'world'}"]
@@ -65,8 +55,12 @@ def test_a_follow_up_has_many_answers_until_the_first_turn_says_which(made):
 
 def test_facts_that_are_not_spoken_in_training_are_asked_for_in_tests_alone(made):
     facts, rows = made
-    split = {"train": "train", "seen_facts": "train", "validation": "validation",
-             "unseen_facts": "test"}  # fmt: skip
+    split = {
+        "train": "train",
+        "seen_facts": "train",
+        "validation": "validation",
+        "unseen_facts": "test",
+    }
     for row in rows:
         assert facts[row["first"]]["split"] == "train"
         assert facts[row["fact"]]["split"] == split[row["split"]]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from speechfuse import vocab
+from speechfuse.tokens import vocabulary
 
 ROOT = Path(__file__).parent.parent
 WORDS = "seven capital monkey horse plus zero language france".split()
@@ -66,10 +66,10 @@ def road(tmp_path_factory) -> Path:
         "checkpoint": str(folder / "expanded"),
         "datasets": [
             {
-                "_component_": "speechfuse.datasets.speech",
+                "_component_": "speechfuse.samples.speech",
                 "path": str(folder / "train"),
                 "turns": {
-                    "_component_": "speechfuse.instructions.transcribe",
+                    "_component_": "speechfuse.samples.transcribe",
                     "requests": ["repeat:"],
                 },
                 "share": 1.0,
@@ -81,7 +81,7 @@ def road(tmp_path_factory) -> Path:
         "runtime": {"threads": 1},
     }
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    run(*launch, "recipes/finetune.py", write(folder / "stage2.yaml", stage2))
+    run(*launch, "-m", "stages.train", write(folder / "stage2.yaml", stage2))
     evaluate = yaml.safe_load((DEMO / "evaluate.yaml").read_text())
     task = evaluate["tasks"]["transcription"] | {"path": str(folder / "test")}
     task["splits"] = {"unseen_voices": {"voices": "unseen"}}
@@ -114,11 +114,11 @@ def test_the_loss_falls(road):
 
 def test_identity_is_carried_from_codes_to_checkpoint(road):
     identity = json.loads((road / "train/manifest.json").read_text())["totals"]["quantizer"]
-    assert vocab.read_config(road / "stage2/epoch_5")["speechfuse"]["quantizer"] == identity
+    assert vocabulary.read_config(road / "stage2/epoch_5")["speechfuse"]["quantizer"] == identity
 
 
 def test_a_second_run_has_nothing_to_do(road):
-    said = run("recipes/finetune.py", str(road / "stage2.yaml"))
+    said = run("-m", "stages.train", str(road / "stage2.yaml"))
     said += run("-m", "stages.tokenize_speech", str(road / "train.yaml"))
     said += run("-m", "stages.evaluate", str(road / "evaluate.yaml"))
     assert said.count("complete, nothing to do") == 2

@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from speechfuse import config, endpoints
-from speechfuse.engines import Unavailable, sentences, voices
-from speechfuse.engines.endpoint import Endpoint
-from speechfuse.engines.espeak import UNSTEADY, Espeak
+from speechfuse import config, openai_server
+from speechfuse.openai_server import Unavailable
+from speechfuse.synthesis import plan as synthesis_plan
+from speechfuse.synthesis.engines import sentences
+from speechfuse.synthesis.engines.endpoint import Endpoint
+from speechfuse.synthesis.engines.espeak import UNSTEADY, Espeak
 from tests.speech_server import KEY, SpeechServer
 
 TEXT = "What is three plus four? Name the capital of France, please. Why?"
@@ -27,12 +29,13 @@ TEXT = "What is three plus four? Name the capital of France, please. Why?"
         (TEXT, 36, ["What is three plus four?", "Name the capital of France, please.", "Why?"]),
         ("He said (e.g. this). Then\n he left.", 21, ["He said (e.g. this).", "Then he left."]),
         (
-            "He met Dr. Who. So did I. In the U.S. Army? E.g. J. R. did.", 17,
+            "He met Dr. Who. So did I. In the U.S. Army? E.g. J. R. did.",
+            17,
             ["He met Dr. Who.", "So did I.", "In the U.S. Army?", "E.g. J. R. did."],
         ),
         ("你好。再见。", 9, ["你好。", "再见。"]),
     ],
-)  # fmt: skip
+)
 def test_text_is_split_at_sentences_and_nothing_is_lost(text, limit, pieces):
     found = sentences(text, limit)
     assert found == pieces
@@ -54,32 +57,34 @@ def test_what_no_window_could_hold_is_refused_before_espeak_says_it():
 def test_every_voice_has_its_exact_share_of_all_and_nearly_of_each_kind():
     kinds = ["ask"] * 7000 + ["transcribe"] * 2500 + ["noise"] * 503
     shares = {"a": 0.5, "b": 0.3, "c": 0.15, "d": 0.05}
-    found = voices.assign(kinds, shares, 1)
-    assert Counter(found) == voices.counts(10_003, shares)
-    assert voices.counts(10_003, shares) == {"a": 5002, "b": 3001, "c": 1500, "d": 500}
+    found = synthesis_plan.assign(kinds, shares, 1)
+    assert Counter(found) == synthesis_plan.counts(10_003, shares)
+    assert synthesis_plan.counts(10_003, shares) == {"a": 5002, "b": 3001, "c": 1500, "d": 500}
     for kind in set(kinds):
         of_kind = Counter(v for k, v in zip(kinds, found, strict=True) if k == kind)
         for voice, share in shares.items():
             assert abs(of_kind[voice] - share * kinds.count(kind)) < 3
     first = Counter(found[:1000])  # and a voice is not a stretch of the dataset
     assert all(abs(first[voice] - 1000 * share) < 80 for voice, share in shares.items())
-    assert voices.assign(kinds, shares, 1) == found != voices.assign(kinds, shares, 2)
+    assert (
+        synthesis_plan.assign(kinds, shares, 1) == found != synthesis_plan.assign(kinds, shares, 2)
+    )
 
 
 def test_a_hundred_voices_for_few_segments_are_as_even_as_can_be():
-    found = voices.assign(["ask", "tell"] * 75, dict.fromkeys(range(100), 0.01), 0)
+    found = synthesis_plan.assign(["ask", "tell"] * 75, dict.fromkeys(range(100), 0.01), 0)
     assert sorted(Counter(Counter(found).values()).items()) == [(1, 50), (2, 50)]
 
 
 @pytest.mark.parametrize("shares", [{}, {"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": 1.0, "b": 0.0}])
 def test_shares_that_do_not_add_up_are_refused(shares):
     with pytest.raises(ValueError, match="together 1"):
-        voices.assign(["ask"], shares, 0)
+        synthesis_plan.assign(["ask"], shares, 0)
 
 
 SAME = """
 import hashlib
-from speechfuse.engines.espeak import Espeak
+from speechfuse.synthesis.engines.espeak import Espeak
 engine = Espeak(["m3"], ["en-us"])
 print(hashlib.sha256(engine.speak("six minus two", "en-us+m3", 7).waveform.tobytes()).hexdigest())
 """
@@ -138,7 +143,7 @@ def running():
 @pytest.fixture
 def server(running, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(endpoints, "sleep", lambda _: None)
+    monkeypatch.setattr(openai_server, "sleep", lambda _: None)
     running.faults, running.log[:] = [], []
     return running
 
@@ -146,7 +151,7 @@ def server(running, monkeypatch):
 def engine_of(server, **changes) -> Endpoint:
     settings = {"url": server.url, "model": "tts", "names": ["alloy", "echo"], "timeout": 5.0}
     return config.instantiate(
-        {"_component_": "speechfuse.engines.endpoint.Endpoint", **settings, **changes}
+        {"_component_": "speechfuse.synthesis.Endpoint", **settings, **changes}
     )
 
 
@@ -158,9 +163,14 @@ def test_an_endpoint_is_asked_as_the_protocol_says_and_its_audio_is_decoded(serv
     speed = spoken.about["speed"]
     assert 0.8 <= speed <= 1.2 and engine.speak("six", "echo", 6).about["speed"] != speed
     assert server.log[2] == {
-        "model": "tts", "input": "six minus two", "voice": "echo", "response_format": "wav",
-        "instructions": "calm", "speed": speed, "seed": 5,
-    }  # fmt: skip
+        "model": "tts",
+        "input": "six minus two",
+        "voice": "echo",
+        "response_format": "wav",
+        "instructions": "calm",
+        "speed": speed,
+        "seed": 5,
+    }
     assert spoken.waveform.dtype == np.float32 and len(spoken.waveform) > 8000
     assert KEY not in str(vars(engine)) + str(engine.identity())
 
@@ -230,7 +240,7 @@ def test_what_was_received_once_is_not_asked_for_again(server, tmp_path):
 
 def test_a_server_that_asks_to_wait_is_given_the_time(server, monkeypatch):
     waited: list[float] = []
-    monkeypatch.setattr(endpoints, "sleep", waited.append)
+    monkeypatch.setattr(openai_server, "sleep", waited.append)
     server.faults = ["429", "429"]
     engine_of(server).speak("six", "alloy", 0)
     assert waited == [0, 1.0, 2.0]  # longer than the 0.05 s that it asks for

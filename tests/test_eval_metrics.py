@@ -7,8 +7,8 @@ import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
-from speechfuse.evals import metrics, scores
-from speechfuse.evals.metrics import METRICS
+from speechfuse.scores import intervals, metrics
+from speechfuse.scores.metrics import METRICS
 
 REFERENCES = [
     "The cat sat on the mat and looked at the dog.",
@@ -36,7 +36,7 @@ def test_every_metric_is_perfect_on_the_truth_and_has_numbers_an_item(name):
     assert len(worse.items) == 4
     ids = [{"id": str(i), **item} for i, item in enumerate(worse.items)]
     truth = [{"id": str(i), **item} for i, item in enumerate(best.items)]
-    assert scores.paired(truth, truth)[0] == 0 and scores.paired(ids, truth)[0] != 0
+    assert intervals.paired(truth, truth)[0] == 0 and intervals.paired(ids, truth)[0] != 0
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -112,8 +112,12 @@ def test_word_errors_bring_their_kinds():
     assert [name for name, *_ in result.scores] == ["wer", "wer_capped"]
     assert math.isclose(result.scores[1][1], 2 / 4)
     assert result.details == {
-        "substitutions": 0, "deletions": 1, "insertions": 3, "words": 4, "above_one": 0.5
-    }  # fmt: skip
+        "substitutions": 0,
+        "deletions": 1,
+        "insertions": 3,
+        "words": 4,
+        "above_one": 0.5,
+    }
     assert result.items == [{"errors": 1, "words": 3}, {"errors": 3, "words": 1}]
 
 

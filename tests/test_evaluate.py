@@ -14,15 +14,17 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from speechfuse import config
-from speechfuse.evals import cells, decoding
+from speechfuse.evals import cells, generation
+from speechfuse.evals import sweep as sweep_module
 from speechfuse.evals.cells import Cell
-from speechfuse.evals.decoding import Listener
-from speechfuse.evals.metrics import METRICS
+from speechfuse.evals.generation import Listener
 from speechfuse.evals.speech import Speech
+from speechfuse.evals.sweep import Evaluate, Work, chosen
+from speechfuse.scores.metrics import METRICS
 from stages import evaluate
 from tests.small_training import ROOT, make_parts
 
-SPEECH = "speechfuse.evals.speech.Speech"
+SPEECH = "speechfuse.evals.Speech"
 
 
 def copy(source: Path, out: Path, scale: float = 1.0) -> Path:
@@ -72,7 +74,7 @@ class Sweep:
         return path
 
     def run(self, *overrides: str) -> None:
-        evaluate.main(config.load(evaluate.Evaluate, self.path(), list(overrides)))
+        evaluate.main(config.load(Evaluate, self.path(), list(overrides)))
 
     def results(self) -> dict[str, dict]:
         paths = [p for p in self.out.rglob("*.json") if "cells" not in p.parts]
@@ -91,11 +93,16 @@ def no_model(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(decoding, "load", refuse)
+    monkeypatch.setattr(generation, "load", refuse)
 
 
-NAMES = {"base/wer.json", "run/epoch_0/wer.json", "run/epoch_0/same.json", "run/epoch_1/wer.json",
-         "run/epoch_1/same.json"}  # fmt: skip
+NAMES = {
+    "base/wer.json",
+    "run/epoch_0/wer.json",
+    "run/epoch_0/same.json",
+    "run/epoch_1/wer.json",
+    "run/epoch_1/same.json",
+}
 
 
 def test_every_cell_has_a_result_and_a_second_run_loads_nothing(sweep, capsys, monkeypatch):
@@ -109,7 +116,7 @@ def test_every_cell_has_a_result_and_a_second_run_loads_nothing(sweep, capsys, m
     assert head["scores"][0]["task"] == "wer" and len(head["items"]) == 40
     assert head["details"]["coverage"] == 1.0 and "torch" in head["details"]["versions"]
     assert "5 results made, 0 were there; 160 items computed" in capsys.readouterr().out
-    monkeypatch.setattr(decoding, "load", None)
+    monkeypatch.setattr(generation, "load", None)
     sweep.run()
     assert "0 results made, 5 were there; 0 items computed" in capsys.readouterr().out
     assert sweep.results() == found
@@ -148,12 +155,12 @@ def test_two_checkpoints_never_share_an_answer(sweep):
 def test_a_changed_metric_scores_again_without_a_model(sweep, capsys, monkeypatch):
     sweep.run("only=[base]")
     capsys.readouterr()
-    monkeypatch.setattr(decoding, "load", None)
+    monkeypatch.setattr(generation, "load", None)
     sweep.config["tasks"]["wer"]["metric"] = "cer"
     sweep.run("only=[base]")
     assert "1 results made, 0 were there; 0 items computed" in capsys.readouterr().out
     assert sweep.results()["base/wer.json"]["metric"] == "cer"
-    monkeypatch.setattr(evaluate, "code", lambda module: "another source")
+    monkeypatch.setattr(sweep_module, "code", lambda spec: "another source")
     sweep.run("only=[base]")
     assert "1 results made, 0 were there; 0 items computed" in capsys.readouterr().out
 
@@ -212,11 +219,11 @@ def test_a_dry_run_says_what_is_to_do(sweep, capsys, no_model):
 
 
 def test_only_takes_checkpoints_epochs_and_tasks(sweep):
-    job = config.load(evaluate.Evaluate, sweep.path(), [])
+    job = config.load(Evaluate, sweep.path(), [])
 
     def names(*only: str) -> list[str]:
         job.only = list(only)
-        return [f"{name} {task}" for name, _, task in evaluate.chosen(job)]
+        return [f"{name} {task}" for name, _, task in chosen(job)]
 
     assert names("run/epoch_1") == ["run/epoch_1 wer", "run/epoch_1 same"]
     assert names("same") == ["run/epoch_0 same", "run/epoch_1 same"]
@@ -241,7 +248,7 @@ def broken(sweep: Sweep, what: str, tmp_path: Path) -> None:
         case "metric":
             tasks["same"]["metric"] = "accurracy"
         case "key":
-            judge = {"_component_": "speechfuse.evals.judge.Judge", "model": "m"}
+            judge = {"_component_": "speechfuse.scores.Judge", "model": "m"}
             tasks["same"] |= {"metric": "judge", "judge": judge}
         case "weights":
             copy(sweep.parts / "expanded", tmp_path / "r/epoch_0")
@@ -304,7 +311,7 @@ def test_a_failed_scoring_leaves_the_predictions(sweep, capsys, monkeypatch):
 
 def test_threads_are_those_of_the_configuration(sweep, monkeypatch):
     asked: list[int] = []
-    monkeypatch.setattr(evaluate.workers.torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(sweep_module.workers.torch, "set_num_threads", asked.append)
     sweep.run("runtime.threads=3", "only=[base]", "limit=2")
     sweep.run("only=[base]", "limit=3")
     assert asked == [3]
@@ -318,16 +325,16 @@ def test_cells_are_split_between_workers(sweep, capsys, monkeypatch):
         asked.append(arguments)
         return ThreadPoolExecutor(1)
 
-    monkeypatch.setattr(evaluate.workers, "pool", pool)
+    monkeypatch.setattr(sweep_module.workers, "pool", pool)
     sweep.run("runtime.processes=2", "runtime.threads=3", "only=[run]")
     assert asked == [(2, [], 3)]  # processes, GPUs, threads of each
     assert "4 results made, 0 were there; 120 items computed" in capsys.readouterr().out
     assert sweep.results().keys() == NAMES - {"base/wer.json"}
 
-    def die(work: evaluate.Work) -> None:
+    def die(work: Work) -> None:
         raise BrokenProcessPool
 
-    monkeypatch.setattr(evaluate, "predict", die)
+    monkeypatch.setattr(sweep_module, "predict", die)
     with pytest.raises(SystemExit):
         sweep.run("runtime.processes=2")
     assert "error: base wer: a process was killed (out of memory?)" in capsys.readouterr().err
@@ -343,10 +350,13 @@ def test_a_cell_is_worked_on_by_one_process_at_a_time(sweep, parts):
         "with cell.locked() as ours:\n    print(ours, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", hold, str(cell.folder)], stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        [sys.executable, "-c", hold, str(cell.folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT / "pipeline")},
-    ) as other:  # fmt: skip
+    ) as other:
         assert other.stdout and other.stdout.readline() == "True\n"
         with cell.locked(wait=False) as ours:
             assert ours is False

@@ -10,13 +10,14 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from speechfuse import config, prompts
+from speechfuse import config
 from speechfuse.evals.speech import Speech
-from speechfuse.vocab import Vocabulary
+from speechfuse.tokens import prompts
+from speechfuse.tokens.vocabulary import Vocabulary
 from stages import export_tasks
 from tests.small_training import ROOT, make_parts
 
-SPEECH = "speechfuse.evals.speech.Speech"
+SPEECH = "speechfuse.evals.Speech"
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +56,22 @@ def test_lm_eval_alone_gives_our_scores(parts, tmp_path):
     }
     folder = export(parts, tmp_path, tasks)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "asr.jsonl", "asr.yaml", "qa.jsonl", "qa.yaml", "speechfuse_cer.py", "speechfuse_wer.py",
-    ]  # fmt: skip
+        "asr.jsonl",
+        "asr.yaml",
+        "qa.jsonl",
+        "qa.yaml",
+        "speechfuse_cer.py",
+        "speechfuse_wer.py",
+    ]
     model = AutoModelForCausalLM.from_pretrained(parts / "expanded")
     tokenizer = AutoTokenizer.from_pretrained(parts / "expanded")
     manager = TaskManager(include_defaults=False, include_path=str(folder))
     theirs = lm_eval.simple_evaluate(
-        HFLM(model, tokenizer=tokenizer, batch_size=8), tasks=list(tasks), task_manager=manager,
+        HFLM(model, tokenizer=tokenizer, batch_size=8),
+        tasks=list(tasks),
+        task_manager=manager,
         bootstrap_iters=0,
-    )  # fmt: skip
+    )
     for name, spec in tasks.items():
         task = Speech(**spec)
         batches = task.predict(parts / "expanded", task.ids())
@@ -88,7 +96,7 @@ def test_the_prompt_is_read_as_the_ids_of_prompts_render(parts):
 
 
 def test_what_a_judge_rates_is_only_predicted(parts, tmp_path):
-    judge = {"_component_": "speechfuse.evals.judge.Judge", "model": "m"}
+    judge = {"_component_": "speechfuse.scores.Judge", "model": "m"}
     spec = {"data": str(parts / "speech"), "metric": "judge", "judge": judge, "limit": 3}
     folder = export(parts, tmp_path, {"chat": spec})
     manager = TaskManager(include_defaults=False, include_path=str(folder))
@@ -100,7 +108,7 @@ def test_what_cannot_be_exported_is_named(parts, tmp_path):
     data = {"data": str(parts / "speech"), "metric": "wer"}
     with pytest.raises(ValueError, match="only: 'b' is no speech task; there are a"):
         export(parts, tmp_path, {"a": data}, "only=[b]")
-    other = {"_component_": "speechfuse.evals.text.TextMMLU"}
+    other = {"_component_": "speechfuse.evals.TextMMLU"}
     with pytest.raises(ValueError, match=r"tasks has mc, none of .*Speech, which alone"):
         export(parts, tmp_path, {"mc": other})
     with pytest.raises(ValueError, match="a: only protocol clean"):

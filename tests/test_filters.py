@@ -13,14 +13,13 @@ import pytest
 import soundfile
 import soxr
 
-from speechfuse import audio, config, filters, tts
+from speechfuse import config
+from speechfuse.audio import decoding, espeak_ng, filters
 
-RATE = audio.SAMPLE_RATE
+RATE = decoding.SAMPLE_RATE
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason=f"no recordings of people at {DATA}")
-vad = pytest.mark.skipif(
-    not find_spec("silero_vad"), reason="the extra vad is not installed"
-)
+vad = pytest.mark.skipif(not find_spec("silero_vad"), reason="the extra vad is not installed")
 
 
 def sine(amplitude: float, seconds: float = 1.0, hertz: float = 440.0) -> np.ndarray:
@@ -48,9 +47,9 @@ def music(seconds: float = 6.0) -> np.ndarray:
 @pytest.fixture(scope="module")
 def spoken() -> dict[str, np.ndarray]:
     texts = ["what is three plus four", "where does a bee live and how long does it fly", "seven"]
-    with tts.Espeak() as engine:
+    with espeak_ng.Espeak() as engine:
         return {
-            f"{voice}: {text}": engine.speak(text, tts.Voice(voice)).waveform
+            f"{voice}: {text}": engine.speak(text, espeak_ng.Voice(voice)).waveform
             for voice in ("en-us", "en-us+Annie", "en-us+m3")
             for text in texts
         }
@@ -108,7 +107,7 @@ def test_clipping_is_seen_through_files_and_resampling(tmp_path, spoken):
         for gain, passes in ((0.9, True), (8.0, False)):
             wave = soxr.resample(speech, RATE, rate) * gain
             soundfile.write(path, np.clip(wave, -1, 1), rate)
-            assert (keep(audio.load(path), None) is None) == passes
+            assert (keep(decoding.load(path), None) is None) == passes
 
 
 def test_characters_per_second():
@@ -137,10 +136,15 @@ def test_speech_is_speech_and_other_sound_is_not(spoken):
     for key, wave in spoken.items():
         assert keep(wave, None) is None, key
     others = {
-        "silence": np.zeros(3 * RATE), "noise": noise(0.1), "faint noise": noise(0.001),
-        "sine": sine(0.5, 3), "music": music(), "low noise": np.cumsum(noise(0.001)),
-        "nothing": np.zeros(0), "a sample": np.zeros(1),
-    }  # fmt: skip
+        "silence": np.zeros(3 * RATE),
+        "noise": noise(0.1),
+        "faint noise": noise(0.001),
+        "sine": sine(0.5, 3),
+        "music": music(),
+        "low noise": np.cumsum(noise(0.001)),
+        "nothing": np.zeros(0),
+        "a sample": np.zeros(1),
+    }
     for name, wave in others.items():
         assert keep(wave.astype(np.float32), "text").startswith("speech share: 0"), name
 
@@ -159,10 +163,10 @@ def test_the_share_of_speech_is_its_share_of_the_time(spoken):
 @vad
 @real
 def test_people_speak():
-    jfk = audio.load(DATA / "jfk.flac")
+    jfk = decoding.load(DATA / "jfk.flac")
     assert filters.speech_share(min_share=0.6)(jfk, None) is None
     assert filters.speech_share(min_share=0.8)(jfk, None) is not None  # he makes pauses
-    digits = [audio.load(path) for path in sorted(DATA.glob("spoken_digits/*_0.wav"))]
+    digits = [decoding.load(path) for path in sorted(DATA.glob("spoken_digits/*_0.wav"))]
     row = np.concatenate(digits)  # the detector misses words that stand alone and last 0.3 s
     assert filters.speech_share(min_share=0.6)(row, None) is None
     others = filters.level(min_dbfs=-50), filters.clipping(max_share=0.01)
@@ -176,7 +180,7 @@ HASHES = """
 import hashlib, sys
 import numpy as np
 import torch
-from speechfuse import filters
+from speechfuse.audio import filters
 torch.set_num_threads(3)
 wave = np.load(sys.argv[1])
 print(hashlib.sha256(filters._silero().audio_forward(wave).tobytes()).hexdigest())
@@ -235,10 +239,10 @@ def test_without_the_extra_it_is_named(monkeypatch):
 
 def test_yaml_names_them():
     specs = [
-        {"_component_": "speechfuse.filters.duration", "min_seconds": 0.3},
-        {"_component_": "speechfuse.filters.level", "min_dbfs": -50},
-        {"_component_": "speechfuse.filters.clipping", "max_share": 0.01},
-        {"_component_": "speechfuse.filters.characters_per_second", "min": 3, "max": 30},
+        {"_component_": "speechfuse.audio.duration", "min_seconds": 0.3},
+        {"_component_": "speechfuse.audio.level", "min_dbfs": -50},
+        {"_component_": "speechfuse.audio.clipping", "max_share": 0.01},
+        {"_component_": "speechfuse.audio.characters_per_second", "min": 3, "max": 30},
     ]
     for spec in specs:
         assert config.instantiate(spec)(sine(0.5), "one, two, three") is None

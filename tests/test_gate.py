@@ -24,8 +24,13 @@ def evals(tmp_path: Path) -> Path:
 
 
 def settings(folder: Path, *floors: dict, **more) -> gate.Gate:
-    spec = {"evals": str(folder), "checkpoint": "stage1/epoch_0", "base": "base",
-            "floors": [{**TEXT, **floor} for floor in floors], **more}  # fmt: skip
+    spec = {
+        "evals": str(folder),
+        "checkpoint": "stage1/epoch_0",
+        "base": "base",
+        "floors": [{**TEXT, **floor} for floor in floors],
+        **more,
+    }
     (folder / "gate.yaml").write_text(yaml.safe_dump(spec))
     return config.load(gate.Gate, folder / "gate.yaml", [])
 

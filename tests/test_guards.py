@@ -9,16 +9,7 @@ import pytest
 from speechfuse.train import loop
 from speechfuse.train.guards import Guards, Watch
 from stages import bisect_batch
-from tests.small_training import (
-    MARK,
-    job,
-    lines,
-    losses,
-    make_parts,
-    plant,
-    recipe,
-    weights,
-)  # fmt: skip
+from tests.small_training import MARK, job, lines, losses, make_parts, plant, recipe, weights
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +29,10 @@ def planted(parts: Path, out: Path, step: str, path: str = "planted", **guards) 
 def steps_with_the_row(parts: Path, out: Path) -> list[int]:
     mixture = loop.load_data(planted(parts, out, "nan_where_marked"), {})
     found = [
-        step for step in range(1, mixture.plan.counts.steps + 1)
+        step
+        for step in range(1, mixture.plan.counts.steps + 1)
         if any(MARK in s.tokens for row in mixture.samples(step - 1) for s in row)
-    ]  # fmt: skip
+    ]
     assert len(found) == 1
     return found
 

@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from speechfuse.evals import harness
 from speechfuse.evals.harness import SUBJECTS, Harness
-from speechfuse.evals.last_position import compiled_once, harness_model
-from stages.init_base import train_tokenizer
+from speechfuse.evals.harness_model import compiled_once, harness_model
+from tests.demo_code import demo
 from tests.mmlu_folder import question, write_mmlu
+
+train_tokenizer = demo("init_base").train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,15 @@ def checkpoint(tmp_path_factory) -> Path:
     tokenizer = train_tokenizer([*words, "Answer: A B C D\n"] * 3, 600)
     torch.manual_seed(0)
     shape = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, intermediate_size=32, max_position_embeddings=2048,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=2048,
         initializer_range=0.5,
-    )  # fmt: skip
+    )
     LlamaForCausalLM(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -64,9 +71,10 @@ def direct(checkpoint, mmlu, tmp_path_factory):
     """lm-eval by itself: (shots, samples) -> its results."""
     folder = tmp_path_factory.mktemp("tasks")
     member = {
-        "group": "mmlu", "dataset_path": str(harness.mmlu_folder(mmlu)),
+        "group": "mmlu",
+        "dataset_path": str(harness.mmlu_folder(mmlu)),
         "dataset_kwargs": {"cache_dir": str(harness._scratch() / "arrow")},
-    }  # fmt: skip
+    }
     (folder / "local.yaml").write_text(yaml.safe_dump({"group": "mmlu_local", "task": [member]}))
     official = Path(lm_eval.__file__).parent / "tasks/mmlu/default"
     manager = TaskManager(include_defaults=False, include_path=[str(official), str(folder)])
@@ -79,9 +87,13 @@ def direct(checkpoint, mmlu, tmp_path_factory):
         for task in group.get_all_tasks():
             task.set_config("num_fewshot", None)  # a 0 of the last call would stay
         return lm_eval.simple_evaluate(
-            lm, tasks=[group], task_manager=manager, num_fewshot=shots, samples=samples,
+            lm,
+            tasks=[group],
+            task_manager=manager,
+            num_fewshot=shots,
+            samples=samples,
             bootstrap_iters=0,
-        )  # fmt: skip
+        )
 
     return run
 
@@ -221,14 +233,21 @@ def write_task(folder: Path, **changes) -> Path:
     rows = [{"q": f"{i} and", "a": "ab"[i % 2]} for i in range(6)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = {
-        "task": "sums", "dataset_path": "json", "test_split": "test",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")},
-                           "cache_dir": str(folder / "arrow")},
-        "output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}",
+        "task": "sums",
+        "dataset_path": "json",
+        "test_split": "test",
+        "dataset_kwargs": {
+            "data_files": {"test": str(folder / "rows.jsonl")},
+            "cache_dir": str(folder / "arrow"),
+        },
+        "output_type": "generate_until",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "{{a}}",
         "generation_kwargs": {"max_gen_toks": 2, "do_sample": False, "until": ["\n"]},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-        "metadata": {"version": 1.0}, **changes,
-    }  # fmt: skip
+        "metadata": {"version": 1.0},
+        **changes,
+    }
     (folder / "sums.yaml").write_text(yaml.safe_dump(task))
     return folder
 

@@ -16,40 +16,59 @@ from typing import Any
 import pytest
 import yaml
 
-from speechfuse import artifact, cards, shards
+from speechfuse import artifact
+from speechfuse.hub import cards
+from speechfuse.rows import rejects, shards
 from stages import push_to_hub
-from tests.hub_server import HubServer, Refused
+from tests.hub_server import HubServer
+from tests.hub_xet import Refused
 
 ROOT = Path(__file__).parent.parent
 BASE, QUANTIZER = ROOT / "recipes/demo/models/base", ROOT / "recipes/demo/models/quantizer"
 STREAM = {"quantizer": "ab" * 32, "token_rate": 25.0, "codebooks": 1, "codebook_size": 512}
 TOTALS = {
-    "clips": 1200, "split": 3, "pieces": 7, "resampled": 40, "mixed_down": 0, "without_text": 0,
-    "rejected": {"not audio": 2, "empty": 1}, "filtered": {"filter level": 5}, "ignored": {},
-    "source": "talks", "licence": "CC-BY-4.0", "bits_per_code": 8.9, "hours": 0.3,
-}  # fmt: skip
+    "clips": 1200,
+    "split": 3,
+    "pieces": 7,
+    "resampled": 40,
+    "mixed_down": 0,
+    "without_text": 0,
+    "rejected": {"not audio": 2, "empty": 1},
+    "filtered": {"filter level": 5},
+    "ignored": {},
+    "source": "talks",
+    "licence": "CC-BY-4.0",
+    "bits_per_code": 8.9,
+    "hours": 0.3,
+}
 
 
 def dataset(folder: Path, many: int = 3, seed: int = 0, totals: dict[str, Any] = TOTALS) -> Path:
     """A finished dataset of `many` shards of speech, with its rejects."""
     config = {
-        "seed": seed, "corpus": {"_component_": "speechfuse.corpora.folder", "path": "talks"},
-        "filters": [{"_component_": "speechfuse.filters.level", "min_dbfs": -45}],
-    }  # fmt: skip
+        "seed": seed,
+        "corpus": {"_component_": "speechfuse.corpora.folder", "path": "talks"},
+        "filters": [{"_component_": "speechfuse.audio.level", "min_dbfs": -45}],
+    }
     work = artifact.Artifact(folder, "tokenize_speech", 2, config, {"corpus": "cd" * 32})
     work.begin([{"count": 400}] * many)
     paths = [folder / shards.shard_name(i) for i in range(many)]
     for i, path in enumerate(paths):
         rows = [
             {
-                "id": f"{i}/{row}", "codes": [(seed + i * row + k * k) % 512 for k in range(25)],
-                "seconds": 1.0, "text": f"row {row} of {i}", "language": "en-us", "speaker": "ann",
-                "source": {"uri": f"{i}.wav"}, "extra": "{}",
+                "id": f"{i}/{row}",
+                "codes": [(seed + i * row + k * k) % 512 for k in range(25)],
+                "seconds": 1.0,
+                "text": f"row {row} of {i}",
+                "language": "en-us",
+                "speaker": "ann",
+                "source": {"uri": f"{i}.wav"},
+                "extra": "{}",
             }
             for row in range(400)
-        ]  # fmt: skip
+        ]
         shards.write_shard(path, rows, shards.SPEECH, STREAM)
-        shards.write_rejects(path, [{"id": "x", "reason": "empty: no samples"}] if i == 0 else [])
+        rejects.write_rejects(path, [{"id": "x", "reason": "empty: no samples"}] if i == 0 else [])
     work.finish(totals, [*paths, *(path.with_suffix(".rejects.jsonl") for path in paths)])
     return folder
 
@@ -57,12 +76,16 @@ def dataset(folder: Path, many: int = 3, seed: int = 0, totals: dict[str, Any] =
 def conversations(folder: Path, words: str) -> Path:
     """A finished dataset of text for the demo's base model."""
     rows = [
-        {"id": word, "turns": [
-            {"role": "user", "segments": [{"text": f"repeat: {word}"}]},
-            {"role": "assistant", "segments": [{"text": word}]},
-        ], "extra": "{}"}
+        {
+            "id": word,
+            "turns": [
+                {"role": "user", "segments": [{"text": f"repeat: {word}"}]},
+                {"role": "assistant", "segments": [{"text": word}]},
+            ],
+            "extra": "{}",
+        }
         for word in words.split()
-    ]  # fmt: skip
+    ]
     work = artifact.Artifact(folder, "test", 1, {"words": words}, {})
     work.begin()
     shards.write_shard(folder / shards.shard_name(0), rows, shards.CONVERSATIONS)
@@ -79,11 +102,17 @@ def hub():
 def environment(hub: HubServer, home: Path, xet: bool = True, token: str = "good") -> dict:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     return {
-        **kept, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HOME": str(home / "hf"),
-        "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "0" if xet else "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": f"{ROOT}/pipeline:{ROOT}",
-        "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_EXPERIMENTAL_WARNING": "1",
-    }  # fmt: skip
+        **kept,
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": token,
+        "HF_HOME": str(home / "hf"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "0" if xet else "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONPATH": f"{ROOT}/pipeline:{ROOT}",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_DISABLE_EXPERIMENTAL_WARNING": "1",
+    }
 
 
 def pushing(folder: Path, repo: str, *more: str) -> list[str]:
@@ -293,7 +322,7 @@ def test_refusals_are_one_sentence_and_send_nothing(hub, tmp_path):
         ({"path": str(partly), "private": False}, "its licence, or that of a part of it, is not"),
         ({"path": str(unsent), "repo": "me/empty"}, "the transfer stopped"),
         ({"repo": "me/raced"}, "somebody else has committed"),
-    ]  # fmt: skip
+    ]
     before = set(hub.repos)
 
     def meddle(method: str, path: str) -> None:
@@ -322,7 +351,8 @@ READING = """
 import json, os, sys
 import pyarrow.parquet as pq
 from pathlib import Path
-from speechfuse import hub, shards
+from speechfuse.hub import data as hub
+from speechfuse.rows import shards
 
 out, commit = Path(sys.argv[1]), sys.argv[2]
 found = {"folder": hub.pinned(str(out)), "fresh": hub.pinned("me/talks@main")}
@@ -377,7 +407,8 @@ def test_a_branch_is_read_at_the_commit_that_a_job_began_with(hub, tmp_path):
 TRAINING = """
 import shutil, sys
 from pathlib import Path
-from speechfuse import config, hub
+from speechfuse import config
+from speechfuse.hub import push
 from speechfuse.train import loop
 
 run, later = Path(sys.argv[1]), Path(sys.argv[2])
@@ -386,7 +417,7 @@ loop.run(job)
 shutil.copytree(run, run.with_name("first"))
 (run / "manifest.json").unlink()  # as if it had been stopped in its second epoch
 shutil.rmtree(run / "epoch_1")
-hub.push(later, "me/words", "later", "dataset")
+push.push(later, "me/words", "later", "dataset")
 loop.run(job)
 """
 
@@ -399,18 +430,32 @@ def test_training_reads_a_branch_and_stays_with_its_commit(hub, tmp_path):
     old = repo.branches["main"]
     shape = json.loads((BASE / "config.json").read_text())
     recipe = {
-        "out": str(tmp_path / "run"), "checkpoint": str(BASE), "seq_len": 32, "batch_size": 2,
+        "out": str(tmp_path / "run"),
+        "checkpoint": str(BASE),
+        "seq_len": 32,
+        "batch_size": 2,
         "model": {
-            "_component_": "torchtune.models.llama3_1.llama3_1", "vocab_size": shape["vocab_size"],
-            "num_layers": 4, "num_heads": 4, "num_kv_heads": 4, "embed_dim": 160,
-            "intermediate_dim": 448, "max_seq_len": 64,
+            "_component_": "torchtune.models.llama3_1.llama3_1",
+            "vocab_size": shape["vocab_size"],
+            "num_layers": 4,
+            "num_heads": 4,
+            "num_kv_heads": 4,
+            "embed_dim": 160,
+            "intermediate_dim": 448,
+            "max_seq_len": 64,
         },
-        "datasets": [{
-            "_component_": "speechfuse.datasets.conversations", "path": "me/words@main", "share": 1,
-        }],
-        "epochs": 2, "optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-3},
-        "warmup_steps": 1, "runtime": {"threads": 1, "state_every": 1},
-    }  # fmt: skip
+        "datasets": [
+            {
+                "_component_": "speechfuse.samples.conversations",
+                "path": "me/words@main",
+                "share": 1,
+            }
+        ],
+        "epochs": 2,
+        "optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-3},
+        "warmup_steps": 1,
+        "runtime": {"threads": 1, "state_every": 1},
+    }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(recipe))
     later = conversations(tmp_path / "later", "yak emu")
     said = run(python(TRAINING, tmp_path / "run", later), env)
@@ -432,23 +477,39 @@ def test_a_card_says_what_the_manifest_does(tmp_path):
     card = cards.card(folder, ROOT / "data_cards", "me/talks")
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata == {
-        "pretty_name": "talks", "license": "cc-by-4.0", "language": ["en"],
-        "task_categories": ["automatic-speech-recognition"], "size_categories": ["1K<n<10K"],
+        "pretty_name": "talks",
+        "license": "cc-by-4.0",
+        "language": ["en"],
+        "task_categories": ["automatic-speech-recognition"],
+        "size_categories": ["1K<n<10K"],
         "tags": ["speechfuse", "speech-tokens"],
-        "configs": [{
-            "config_name": "default",
-            "data_files": [{"split": "train", "path": "shard-*.parquet"}],
-        }],
-    }  # fmt: skip
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": "shard-*.parquet"}],
+            }
+        ],
+    }
     for said in (
-        "1,200 rows of speech, 0.33 hours as 30,000 codes", "Codes are whole numbers from 0 to 511",
-        "25 a second", STREAM["quantizer"], "3 recordings were longer", "into 7 rows",
-        "40 recordings had another rate", "not in the data: 1 empty, 2 not audio",
-        "left out by a filter: 5 filter level", "`speechfuse.filters.level`: min_dbfs -45",
-        "Source: talks.", "Licence: cc-by-4.0", "| speakers | 1 |", "| `codes` |",
-        'load_dataset("me/talks"', "python -m stages.tokenize_speech config.yaml", "path: talks",
+        "1,200 rows of speech, 0.33 hours as 30,000 codes",
+        "Codes are whole numbers from 0 to 511",
+        "25 a second",
+        STREAM["quantizer"],
+        "3 recordings were longer",
+        "into 7 rows",
+        "40 recordings had another rate",
+        "not in the data: 1 empty, 2 not audio",
+        "left out by a filter: 5 filter level",
+        "`speechfuse.audio.level`: min_dbfs -45",
+        "Source: talks.",
+        "Licence: cc-by-4.0",
+        "| speakers | 1 |",
+        "| `codes` |",
+        'load_dataset("me/talks"',
+        "python -m stages.tokenize_speech config.yaml",
+        "path: talks",
         artifact.fingerprint_of(folder),
-    ):  # fmt: skip
+    ):
         assert said in card, said
     assert "mixed down" not in card and str(tmp_path) not in card and "$" not in card
     own = cards.card(folder, ROOT / "data_cards", "me/talks", "Talks Licence 2")

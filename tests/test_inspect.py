@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from speechfuse import artifact, config, inspection, shards
-from speechfuse.quantizer import Quantizer
+from speechfuse import artifact, config
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.rows import shards, statistics
+from speechfuse.rows.rejects import write_rejects
 from stages import inspect_dataset
 
 ROOT = Path(__file__).parent.parent
@@ -57,17 +59,17 @@ def dataset(
     paths = [folder / shards.shard_name(i) for i in range(len(parts))]
     for path, rows in zip(paths, parts, strict=True):
         shards.write_shard(path, rows, schema, stream)
-        shards.write_rejects(path, rejects or [])
+        write_rejects(path, rejects or [])
     work.finish(totals, [*paths, *(p.with_suffix(".rejects.jsonl") for p in paths)])
     return folder
 
 
-def counted(folder: Path) -> inspection.Statistics:
+def counted(folder: Path) -> statistics.Statistics:
     return inspect_dataset.count(shards.shard_paths(folder), shards.read_stream(folder))
 
 
 def test_figures_are_those_of_the_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(inspection, "BATCH_ROWS", 13)  # batches cut the shards anywhere
+    monkeypatch.setattr(statistics, "BATCH_ROWS", 13)  # batches cut the shards anywhere
     rows = [*natural(100), speech(100, None, text="only referenced"), speech(101, [])]
     rows[40] |= {"codes": [64, 64, 3], "seconds": 0.12}  # with the mask code
     rows[70]["codes"], rows[70]["seconds"] = rows[69]["codes"], rows[69]["seconds"]
@@ -99,7 +101,7 @@ def test_figures_are_those_of_the_rows(tmp_path, monkeypatch):
 
 def test_a_histogram_has_the_quantiles_of_its_values():
     values = np.random.default_rng(0).gamma(3, 2, 5000)
-    found = inspection.Histogram(0.1)
+    found = statistics.Histogram(0.1)
     for part in np.array_split(values, 7):
         found.add(part)
     found.add(np.array([np.nan, np.inf, -1.0]))
@@ -108,7 +110,7 @@ def test_a_histogram_has_the_quantiles_of_its_values():
     for share in (0.05, 0.5, 0.95):
         assert found.quantile(share) == pytest.approx(np.quantile(values, share), abs=0.11)
     found.add(np.array([1e12]))  # one broken length does not fill the memory
-    assert len(found.bins) == inspection.Histogram.MOST_BINS + 1
+    assert len(found.bins) == statistics.Histogram.MOST_BINS + 1
 
 
 def one_of(rng: np.random.Generator, codes: int, size: int = 50) -> np.ndarray:
@@ -118,17 +120,25 @@ def one_of(rng: np.random.Generator, codes: int, size: int = 50) -> np.ndarray:
 RNG = np.random.default_rng(1)
 DEAF = {  # what is wrong: (rows, part of its warning)
     "constant": ([speech(i, [7] * 50) for i in range(40)], "code 7 is 100% of all codes"),
-    "silence": ([speech(i, np.where(RNG.random(50) < 0.4, 9, one_of(RNG, 64))) for i in range(40)],
-                "code 9 is 4"),
-    "four codes": ([speech(i, one_of(RNG, 4)) for i in range(40)],
-                   "2.00 bits of entropy where 6.00 are possible"),
+    "silence": (
+        [speech(i, np.where(RNG.random(50) < 0.4, 9, one_of(RNG, 64))) for i in range(40)],
+        "code 9 is 4",
+    ),
+    "four codes": (
+        [speech(i, one_of(RNG, 4)) for i in range(40)],
+        "2.00 bits of entropy where 6.00 are possible",
+    ),
     "collapsed": ([speech(i, one_of(RNG, 15)) for i in range(40)], "15 of 64 codes are in use"),
-    "frozen": ([speech(i, [int(one_of(RNG, 64, 1)[0])] * 50) for i in range(40)],
-               "98% of codes repeat"),
+    "frozen": (
+        [speech(i, [int(one_of(RNG, 64, 1)[0])] * 50) for i in range(40)],
+        "98% of codes repeat",
+    ),
     "the same": ([speech(i, list(range(30))) for i in range(40)], "39 of 40 rows have the very"),
-    "rate": ([speech(i, one_of(RNG, 64)) | {"seconds": 4.0} for i in range(40)],
-             "12.50 codes a second where the quantizer makes 25"),
-}  # fmt: skip
+    "rate": (
+        [speech(i, one_of(RNG, 64)) | {"seconds": 4.0} for i in range(40)],
+        "12.50 codes a second where the quantizer makes 25",
+    ),
+}
 
 
 @pytest.mark.parametrize("what", DEAF)
@@ -181,9 +191,13 @@ REJECTS = [
 def test_the_page_needs_no_other_file_and_the_dataset_stays_as_it_is(tmp_path, capsys):
     rows = natural(50)
     folder = dataset(
-        tmp_path / "data", [rows[:20], rows[20:]], REJECTS,
-        resampled=3, source="<Corpus>", licence="cc0-1.0",
-    )  # fmt: skip
+        tmp_path / "data",
+        [rows[:20], rows[20:]],
+        REJECTS,
+        resampled=3,
+        source="<Corpus>",
+        licence="cc0-1.0",
+    )
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     lines, page = shown(inspect_dataset.InspectDataset(str(folder)), capsys)
     assert lines[-1] == f"{tmp_path / 'data.inspect.html'}: the page"
@@ -214,12 +228,15 @@ def test_the_page_is_never_written_into_the_dataset(tmp_path):
 def test_conversations_are_looked_at_by_the_speech_in_them(tmp_path, capsys):
     said = [{"text": None, "speech": row} for row in natural(40)]
     rows = [
-        {"id": str(i), "turns": [
-            {"role": "user", "segments": [{"text": "Listen: "}, said[i], said[i + 1]]},
-            {"role": "assistant", "segments": [{"text": "yes"}]},
-        ]}
+        {
+            "id": str(i),
+            "turns": [
+                {"role": "user", "segments": [{"text": "Listen: "}, said[i], said[i + 1]]},
+                {"role": "assistant", "segments": [{"text": "yes"}]},
+            ],
+        }
         for i in range(0, 40, 2)
-    ]  # fmt: skip
+    ]
     folder = dataset(tmp_path / "talks", [[*rows, {"id": "t"}]], schema=shards.CONVERSATIONS)
     speech_only = counted(dataset(tmp_path / "speech", [natural(40)]))
     found = counted(folder)
@@ -239,8 +256,8 @@ def test_rows_are_picked_at_equal_distances(tmp_path):
     rows = [speech(i, [i % 64]) for i in range(100)]
     rows[50]["codes"] = None
     paths = shards.shard_paths(dataset(tmp_path / "data", [rows[:33], [], rows[33:34], rows[34:]]))
-    assert [row["id"] for row in inspection.pick(paths, 4)] == ["r0", "r25", "r75"]
-    assert len(inspection.pick(paths, 1000)) == 99 and inspection.pick(paths[1:2], 3) == []
+    assert [row["id"] for row in statistics.pick(paths, 4)] == ["r0", "r25", "r75"]
+    assert len(statistics.pick(paths, 1000)) == 99 and statistics.pick(paths[1:2], 3) == []
 
 
 def test_what_the_codec_heard_stands_beside_the_text(tmp_path, capsys):

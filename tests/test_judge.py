@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from speechfuse.evals import judge
-from speechfuse.evals.judge import BlogJudge, Judge, Unreachable
-from speechfuse.evals.verdicts import read_last_word, read_verdict
+from speechfuse.scores import judge
+from speechfuse.scores.judge import BlogJudge, Judge, Unreachable
+from speechfuse.scores.verdicts import read_last_word, read_verdict
 from tests.judge_server import BROKEN, LIMITED, JudgeServer, Step
 
 REPLIES = [  # the judge's reply, its rating, what the first published scores would have read
@@ -131,14 +131,19 @@ def test_what_fails_on_the_way_is_missing_and_what_comes_late_is_not(make):
         rated = judged.verdicts(items)
         found = {name: value for name, value in rated.items() if value is not None}
         assert found == {
-            "case limited once.": 4, "case broken once.": 1, "case slow once.": 2, "case good.": 3
-        }  # fmt: skip
+            "case limited once.": 4,
+            "case broken once.": 1,
+            "case slow once.": 2,
+            "case good.": 3,
+        }
         assert judged.usage.coverage == 4 / 17 and judged.usage.calls == 17
         assert judged.usage.retries == 2 + 1 + 2 + 2 + 1 == len(server.log) - 17
         assert judged.usage.failures == {
-            "without a rating": 10, "RateLimitError": 1, "InternalServerError": 1,
+            "without a rating": 10,
+            "RateLimitError": 1,
+            "InternalServerError": 1,
             "BadRequestError": 1,
-        }  # fmt: skip
+        }
         before = len(server.log)
         assert make(server, timeout=1.0).verdicts(items) == rated
         again = json.dumps(server.log[before:])

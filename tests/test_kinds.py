@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from speechfuse import artifact, kinds, prompts, samples, shards
-from speechfuse.texts import Conversation, Turn, row_of
-from speechfuse.vocab import SoundLayout, Vocabulary, add_sound_tokens
-from stages import init_base
+from speechfuse import artifact
+from speechfuse.rows import shards
+from speechfuse.synthesis import kinds
+from speechfuse.synthesis import plan as synthesis_plan
+from speechfuse.texts.conversations import Conversation, Turn, row_of
+from speechfuse.tokens import prompts
+from speechfuse.tokens.expansion import add_sound_tokens
+from speechfuse.tokens.vocabulary import SoundLayout, Vocabulary
+from tests.demo_code import demo
 from tests.test_prompts import ASSISTANT, CODES, USER, golden, said
+
+init_base = demo("init_base")
 
 ONE = Conversation("q1", [Turn("user", "what is a b"), Turn("assistant", "it is c")], "s")
 TWO = Conversation(
@@ -48,55 +55,73 @@ def made(turns: kinds.Turns | None) -> kinds.Turns:
 
 GOLDEN: dict[str, tuple[kinds.Kind, Conversation, str, list[str]]] = {
     "instruction": (
-        kinds.Instruction(), ONE,
-        f"{USER}{SPOKEN[0]}{EOT}{ASSISTANT}it is c{EOT}", ["it is c"],
+        kinds.Instruction(),
+        ONE,
+        f"{USER}{SPOKEN[0]}{EOT}{ASSISTANT}it is c{EOT}",
+        ["it is c"],
     ),
     "instruction, repeated first": (
-        kinds.Instruction(repeat_first=True), ONE,
-        f"{USER}{SPOKEN[0]}{EOT}{ASSISTANT}what is a b\nit is c{EOT}", ["what is a b\nit is c"],
+        kinds.Instruction(repeat_first=True),
+        ONE,
+        f"{USER}{SPOKEN[0]}{EOT}{ASSISTANT}what is a b\nit is c{EOT}",
+        ["what is a b\nit is c"],
     ),
     "transcription": (
-        kinds.Transcription(["repeat:"]), ONE,
-        f"{USER}repeat:{SPOKEN[0]}{EOT}{ASSISTANT}what is a b{EOT}", ["what is a b"],
+        kinds.Transcription(["repeat:"]),
+        ONE,
+        f"{USER}repeat:{SPOKEN[0]}{EOT}{ASSISTANT}what is a b{EOT}",
+        ["what is a b"],
     ),
     "transcription, asked for behind": (
-        kinds.Transcription(["{speech} What did I say?"]), ONE,
-        f"{USER}{SPOKEN[0]} What did I say?{EOT}{ASSISTANT}what is a b{EOT}", ["what is a b"],
+        kinds.Transcription(["{speech} What did I say?"]),
+        ONE,
+        f"{USER}{SPOKEN[0]} What did I say?{EOT}{ASSISTANT}what is a b{EOT}",
+        ["what is a b"],
     ),
     "text around": (
-        kinds.TextAround(["In a word:{speech} Thank you."]), ONE,
-        f"{USER}In a word:{SPOKEN[0]} Thank you.{EOT}{ASSISTANT}it is c{EOT}", ["it is c"],
+        kinds.TextAround(["In a word:{speech} Thank you."]),
+        ONE,
+        f"{USER}In a word:{SPOKEN[0]} Thank you.{EOT}{ASSISTANT}it is c{EOT}",
+        ["it is c"],
     ),
     "partly spoken": (
-        kinds.PartlySpoken(), ONE,
-        f"{USER}what{SPOKEN[0]} b{EOT}{ASSISTANT}it is c{EOT}", ["it is c"],
+        kinds.PartlySpoken(),
+        ONE,
+        f"{USER}what{SPOKEN[0]} b{EOT}{ASSISTANT}it is c{EOT}",
+        ["it is c"],
     ),
     "both turns spoken": (
-        kinds.MultiTurn(spoken=1.0), TWO,
+        kinds.MultiTurn(spoken=1.0),
+        TWO,
         f"{USER}{SPOKEN[0]}{EOT}{ASSISTANT}it is c{EOT}{USER}{SPOKEN[1]}{EOT}{ASSISTANT}e{EOT}",
         ["it is c", "e"],
     ),
     "one turn spoken": (
-        kinds.MultiTurn(spoken=0.0, repeat_first=True), TWO,
+        kinds.MultiTurn(spoken=0.0, repeat_first=True),
+        TWO,
         f"{USER}what is a b{EOT}{ASSISTANT}it is c{EOT}{USER}{SPOKEN[0]}{EOT}"
         f"{ASSISTANT}and of d\ne{EOT}",
         ["it is c", "and of d\ne"],
     ),
     "refusal": (
-        kinds.Refusal(["what?"]), ONE,
-        f"{USER}{SPOKEN[0]}{EOT}{ASSISTANT}what?{EOT}", ["what?"],
+        kinds.Refusal(["what?"]),
+        ONE,
+        f"{USER}{SPOKEN[0]}{EOT}{ASSISTANT}what?{EOT}",
+        ["what?"],
     ),
     "refusal of the second turn": (
-        kinds.Refusal(["what?"]), TWO,
+        kinds.Refusal(["what?"]),
+        TWO,
         f"{USER}{SPOKEN[0]}{EOT}{ASSISTANT}it is c{EOT}{USER}{SPOKEN[1]}{EOT}{ASSISTANT}what?{EOT}",
         ["it is c", "what?"],
     ),
     "text": (
-        kinds.Text(), TWO,
+        kinds.Text(),
+        TWO,
         f"{USER}what is a b{EOT}{ASSISTANT}it is c{EOT}{USER}and of d{EOT}{ASSISTANT}e{EOT}",
         ["it is c", "e"],
     ),
-}  # fmt: skip
+}
 SEEDS = {"partly spoken": 10, "one turn spoken": 0, "refusal of the second turn": 0}
 
 
@@ -115,7 +140,7 @@ def test_every_kind_is_golden_and_the_same_numbers_make_the_same_sample():
     public = {
         v
         for v in vars(kinds).values()
-        if isinstance(v, type) and v.__module__ == "speechfuse.kinds"
+        if isinstance(v, type) and v.__module__ == "speechfuse.synthesis.kinds"
     }
     assert classes == public and len(public) == 7
     for kind, conversation, *_ in GOLDEN.values():
@@ -125,7 +150,7 @@ def test_every_kind_is_golden_and_the_same_numbers_make_the_same_sample():
 
 
 def spans(turns: kinds.Turns) -> list[str]:
-    return [s["say"] for s in samples.to_make(turns)]
+    return [s["say"] for s in synthesis_plan.to_make(turns)]
 
 
 def test_the_text_around_a_spoken_part_is_the_rest_of_the_question():
@@ -160,12 +185,14 @@ def test_wordings_sounds_and_spoken_turns_are_all_drawn():
     sounds = Counter(
         s.get("sound") or ("shuffled" if s.get("shuffle") else "clean")
         for turns in refusals
-        for s in samples.to_make(turns or [])
+        for s in synthesis_plan.to_make(turns or [])
     )
     assert set(sounds) == {
-        "speechfuse.kinds.silence", "speechfuse.augmentation.white",
-        "speechfuse.augmentation.pink", "shuffled",
-    }  # fmt: skip
+        "speechfuse.synthesis.silence",
+        "speechfuse.audio.white",
+        "speechfuse.audio.pink",
+        "shuffled",
+    }
     assert min(sounds.values()) > 30
 
 
@@ -188,7 +215,7 @@ def test_what_is_no_exchange_is_left_out_but_can_be_transcribed(roles):
         (lambda: kinds.MultiTurn(spoken=1.5), "spoken=1.5"),
         (lambda: kinds.Refusal(["no"], sounds=["music"]), "'music'; choose from noise"),
         (lambda: kinds.Refusal([]), "replies"),
-        (lambda: kinds.Refusal(["no"], noises=["speechfuse.augmentation.brown"]), "brown"),
+        (lambda: kinds.Refusal(["no"], noises=["speechfuse.audio.brown"]), "brown"),
         (lambda: kinds.Refusal(["no"], level=(-10, -20)), "level=.*least, most"),
     ],
 )
@@ -220,21 +247,27 @@ def many(tmp_path_factory) -> Path:
 
 
 MIXTURE: dict[str, dict[str, Any]] = {
-    "instruction": {"_component_": "speechfuse.kinds.Instruction", "share": 0.4567},
+    "instruction": {"_component_": "speechfuse.synthesis.Instruction", "share": 0.4567},
     "transcription": {
-        "_component_": "speechfuse.kinds.Transcription", "share": 0.3, "requests": ["repeat:"],
+        "_component_": "speechfuse.synthesis.Transcription",
+        "share": 0.3,
+        "requests": ["repeat:"],
         "select": {"level": 1},
     },
-    "turns": {"_component_": "speechfuse.kinds.MultiTurn", "share": 0.1},
-    "refusal": {"_component_": "speechfuse.kinds.Refusal", "share": 0.0433, "replies": ["what?"]},
-    "text": {"_component_": "speechfuse.kinds.Text", "share": 0.1},
-}  # fmt: skip
+    "turns": {"_component_": "speechfuse.synthesis.MultiTurn", "share": 0.1},
+    "refusal": {
+        "_component_": "speechfuse.synthesis.Refusal",
+        "share": 0.0433,
+        "replies": ["what?"],
+    },
+    "text": {"_component_": "speechfuse.synthesis.Text", "share": 0.1},
+}
 SPEAKERS = {"a": 0.5, "b": 0.3, "c": 0.15, "d": 0.05}
 
 
-def planned(folder: Path, total: int | None, seed: int = 0, **changes: Any) -> samples.Plan:
-    entries = samples.entries({**MIXTURE, **changes}, str(folder))
-    return samples.plan(entries, total, SPEAKERS, seed, 500)
+def planned(folder: Path, total: int | None, seed: int = 0, **changes: Any) -> synthesis_plan.Plan:
+    entries = synthesis_plan.entries({**MIXTURE, **changes}, str(folder))
+    return synthesis_plan.plan(entries, total, SPEAKERS, seed, 500)
 
 
 def test_shares_are_exact_on_a_hundred_thousand_samples(many):
@@ -287,7 +320,7 @@ def test_a_plan_follows_from_its_seed_and_keeps_the_order_of_the_texts(many):
     assert json.dumps(plan) != json.dumps(planned(many, 3000, seed=1))
     places = [tuple(s["at"]) for shard in plan for s in shard["samples"]]
     assert places == sorted(places)
-    stored = {place: conversation.id for place, conversation in samples.conversations(many)}
+    stored = {place: conversation.id for place, conversation in synthesis_plan.conversations(many)}
     assert all(stored[tuple(s["at"])] == s["text"] for shard in plan for s in shard["samples"])
 
 
@@ -299,12 +332,12 @@ def test_without_a_number_no_text_is_used_twice(many):
 
 
 def test_mistakes_in_a_mixture_are_one_sentence(many, tmp_path):
-    half = {"_component_": "speechfuse.kinds.Text", "share": 0.5}
+    half = {"_component_": "speechfuse.synthesis.Text", "share": 0.5}
     for changes, says in (
         ({"text": half}, "1.4 together: give each kind a share above 0, together 1"),
         ({"text": {**half, "share": 0}}, "share above 0"),
         ({"text": {**half, "share": "many"}}, "share above 0"),
-        ({"text": {**half, "_component_": "speechfuse.kinds.Texts", "share": 0.1}}, "'Text'"),
+        ({"text": {**half, "_component_": "speechfuse.synthesis.Texts", "share": 0.1}}, "'Text'"),
         ({"text": {**half, "share": 0.1, "wordings": []}}, "unknown argument 'wordings'"),
         ({"text": {**half, "share": 0.1, "select": {"level": 7}}}, "none of the texts in"),
         ({"text": {**half, "share": 0.1, "texts": str(tmp_path)}}, "not a finished artifact"),
@@ -316,4 +349,4 @@ def test_mistakes_in_a_mixture_are_one_sentence(many, tmp_path):
     with pytest.raises(ValueError, match="is empty: it holds no conversation"):
         planned(texts(tmp_path / "none", []), 10)
     with pytest.raises(ValueError, match=r"kinds\.instruction has no texts"):
-        samples.entries(MIXTURE, None)
+        synthesis_plan.entries(MIXTURE, None)

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from speechfuse import artifact, audio, shards
+from speechfuse import artifact
+from speechfuse.audio import decoding
+from speechfuse.rows import shards
 from stages import listen
 from tests.speech_server import SpeechServer
 from tests.test_synthesize_job import ESPEAK, KINDS, called, stored, written
@@ -27,7 +29,7 @@ def spoken(tmp_path_factory) -> Path:
     """Folder of a dataset `data` with two samples or more of every kind."""
     folder = tmp_path_factory.mktemp("listen")
     stored(folder / "texts")
-    steps = [{"_component_": "speechfuse.augmentation.Noise", "snr": [5, 20], "probability": 0.5}]
+    steps = [{"_component_": "speechfuse.audio.Noise", "snr": [5, 20], "probability": 0.5}]
     with pytest.MonkeyPatch.context() as monkeypatch:
         assert called(monkeypatch, written(folder, samples=20, augmentation=steps)) == 0
     return folder
@@ -93,16 +95,22 @@ def test_the_audio_is_as_long_as_the_row_says(page, spoken):
     found = re.findall(r'audio/flac;base64,([^"]+)".*?<code>([\d ]+)</code>', text, re.DOTALL)
     assert len(found) >= 10
     for data, codes in found:
-        waveform = audio.decode(base64.b64decode(data)).waveform
+        waveform = decoding.decode(base64.b64decode(data)).waveform
         assert len(waveform) / 16_000 == pytest.approx(known[codes]["seconds"], abs=1e-3)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the page in")
 def test_a_browser_can_play_all_of_it(page, tmp_path):
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}",
-        "--virtual-time-budget=5000", "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+        "--virtual-time-budget=5000",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     found = re.search(r"(\d+) of (\d+) recordings can be played here", done.stdout)
     assert found, done.stderr[-500:]
@@ -161,7 +169,7 @@ class Spy:
 
 
 SPY = {"_component_": f"{__name__}.Spy"}
-STEPS = "speechfuse.augmentation"
+STEPS = "speechfuse.audio.augmentation"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +182,7 @@ STEPS = "speechfuse.augmentation"
         {"augmentation": [{"_component_": f"{STEPS}.check", "specs": [SPY]}]},
         {"augmentation": [{"_component_": f"{STEPS}.Noise", "folder": "/", "snr": [0, 1]}]},
     ],
-)  # fmt: skip
+)
 def test_what_a_dataset_names_does_not_run(spoken, monkeypatch, config, request):
     monkeypatch.chdir(Path(__file__).parent.parent)
     RUN.clear()
@@ -202,9 +210,13 @@ def test_no_key_is_sent_to_a_server_that_a_dataset_names(spoken, monkeypatch):
     monkeypatch.setenv("SECRET", "of mine")
     with SpeechServer() as server:
         voice = {
-            "_component_": "speechfuse.engines.endpoint.Endpoint", "url": server.url, "model": "m",
-            "names": ["alloy"], "key_variable": "SECRET", "tries": 1,
-        }  # fmt: skip
+            "_component_": "speechfuse.synthesis.Endpoint",
+            "url": server.url,
+            "model": "m",
+            "names": ["alloy"],
+            "key_variable": "SECRET",
+            "tries": 1,
+        }
         folder = copied(spoken, "server", {"voices": {"espeak": voice}})
         listen.main(listen.Listen(str(folder), rows=1))
         assert server.log == []

@@ -16,9 +16,15 @@ from speechfuse.train import model as models
 from speechfuse.train.losses import next_token
 
 UNTIED = {
-    "_component_": "torchtune.models.llama3_1.llama3_1", "vocab_size": 300, "num_layers": 2,
-    "num_heads": 4, "num_kv_heads": 2, "embed_dim": 32, "intermediate_dim": 64, "max_seq_len": 64,
-}  # fmt: skip
+    "_component_": "torchtune.models.llama3_1.llama3_1",
+    "vocab_size": 300,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "embed_dim": 32,
+    "intermediate_dim": 64,
+    "max_seq_len": 64,
+}
 TIED = UNTIED | {"_component_": "torchtune.models.llama3_2.llama3_2"}
 SHAPE = {"num_attention_heads": 4, "hidden_size": 32}
 LAYER = 32 * 32 * 2 + 2 * 16 * 32 + 3 * 32 * 64  # weights of matrix products in a layer
@@ -80,10 +86,12 @@ def test_torch_counts_the_same_in_a_real_step(spec, freeze):
         torch.nn.init.normal_(parameter, std=0.02)
     ids = torch.randint(300, (2, 16))
     batch = {
-        "tokens": ids, "labels": ids, "sound": ids > 150,
+        "tokens": ids,
+        "labels": ids,
+        "sound": ids > 150,
         "input_pos": torch.arange(16).expand(2, -1),
         "mask": attention.mask_of(torch.zeros_like(ids), "dense"),
-    }  # fmt: skip
+    }
     with FlopCounterMode(display=False) as counter:
         losses = next_token(model, batch)
         torch.stack([value for value, _ in losses.values()]).sum().backward()

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from speechfuse.datasets import IGNORE
+from speechfuse.samples.datasets import IGNORE
 from speechfuse.train import attention, losses
 from speechfuse.train import model as models
 
@@ -29,23 +29,30 @@ BASE = ROOT / "recipes/demo/models/base"
 CPU = torch.device("cpu")
 LLAMA = "torchtune.models.llama3_1.llama3_1"
 TIED = "torchtune.models.llama3_2.llama3_2"
-THEIRS = "speechfuse.train.transformers_llama.llama"
+THEIRS = "speechfuse.train.llama"
 LORA = {
-    "_component_": "torchtune.models.llama3_1.lora_llama3_1", "apply_lora_to_mlp": True,
-    "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"], "lora_rank": 4,
+    "_component_": "torchtune.models.llama3_1.lora_llama3_1",
+    "apply_lora_to_mlp": True,
+    "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
+    "lora_rank": 4,
     "lora_alpha": 16,
-}  # fmt: skip
+}
 ADAPTERS_ALONE = ["^layers[.](?!.*lora_)", "^norm[.]"]
 
 
 def spec_of(folder: Path, component: str = LLAMA, **changes: Any) -> dict[str, Any]:
     shape = json.loads((folder / "config.json").read_text())
     return {
-        "_component_": component, "vocab_size": shape["vocab_size"],
-        "num_layers": shape["num_hidden_layers"], "num_heads": shape["num_attention_heads"],
-        "num_kv_heads": shape["num_key_value_heads"], "embed_dim": shape["hidden_size"],
-        "intermediate_dim": shape["intermediate_size"], "max_seq_len": 2048, **changes,
-    }  # fmt: skip
+        "_component_": component,
+        "vocab_size": shape["vocab_size"],
+        "num_layers": shape["num_hidden_layers"],
+        "num_heads": shape["num_attention_heads"],
+        "num_kv_heads": shape["num_key_value_heads"],
+        "embed_dim": shape["hidden_size"],
+        "intermediate_dim": shape["intermediate_size"],
+        "max_seq_len": 2048,
+        **changes,
+    }
 
 
 def build(folder: Path, spec: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -56,15 +63,26 @@ def make_tied(folder: Path, factor: float = 32.0) -> Path:
     """Like Llama 3.2: tied, heads that share keys, another rope factor; the demo's tokenizer."""
     torch.manual_seed(0)
     shape = LlamaConfig(
-        vocab_size=943, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=96, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        vocab_size=943,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=96,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
         rope_parameters={
-            "rope_type": "llama3", "rope_theta": 500_000.0, "factor": factor,
-            "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": factor,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         },
-        bos_token_id=936, eos_token_id=937, initializer_range=0.1,
-    )  # fmt: skip
+        bos_token_id=936,
+        eos_token_id=937,
+        initializer_range=0.1,
+    )
     LlamaForCausalLM(shape).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(BASE / name, folder / name)
@@ -84,10 +102,12 @@ def batch_of(rows: int, seed: int = 0) -> dict[str, Any]:
     labels = torch.randint(0, 900, (rows, 24), generator=generator)
     labels[document == -1] = IGNORE
     return {
-        "tokens": torch.randint(0, 900, (rows, 24), generator=generator), "labels": labels,
-        "input_pos": positions.expand(rows, -1), "sound": labels > 450,
+        "tokens": torch.randint(0, 900, (rows, 24), generator=generator),
+        "labels": labels,
+        "input_pos": positions.expand(rows, -1),
+        "sound": labels > 450,
         "mask": attention.mask_of(document, "dense"),
-    }  # fmt: skip
+    }
 
 
 def total(model: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -109,16 +129,20 @@ def test_logits_are_those_of_transformers_packed_rows_too(tied):
     batch = batch_of(2)
     for folder, spec, theirs in (
         (BASE, spec_of(BASE), spec_of(BASE, THEIRS)),
-        (tied, spec_of(tied, TIED),
-         spec_of(tied, THEIRS, scale_factor=32, tie_word_embeddings=True)),
-    ):  # fmt: skip
+        (
+            tied,
+            spec_of(tied, TIED),
+            spec_of(tied, THEIRS, scale_factor=32, tie_word_embeddings=True),
+        ),
+    ):
         ours, exit_ = build(folder, spec), build(folder, theirs)
         stock = AutoModelForCausalLM.from_pretrained(folder)
         with torch.no_grad():
             expected = stock(
-                batch["tokens"], attention_mask=batch["mask"][:, None],
+                batch["tokens"],
+                attention_mask=batch["mask"][:, None],
                 position_ids=batch["input_pos"],
-            ).logits  # fmt: skip
+            ).logits
         close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
         close(logits(ours, batch), expected)
         close(logits(exit_, batch), expected)
@@ -149,13 +173,16 @@ def test_the_other_rope_factor_would_give_other_logits(tied, tmp_path):
         ({"tie_word_embeddings": True}, {}, "choose a builder that takes it"),
         ({"head_dim": 64}, {}, "head_dim=64"),
         ({"attention_bias": True}, {}, "attention_bias=True"),
-        ({"rope_parameters": {"rope_theta": 500_000, "rope_type": "yarn", "factor": 8}}, {},
-         "rope_type=yarn"),
+        (
+            {"rope_parameters": {"rope_theta": 500_000, "rope_type": "yarn", "factor": 8}},
+            {},
+            "rope_type=yarn",
+        ),
         ({"rope_parameters": None, "rope_theta": 500_000}, {}, "rope factor=1"),
         ({}, LORA | {"quantize_base": True}, "quantize_base"),
         ({}, LORA | {"apply_lora_to_output": True}, "apply_lora_to_output"),
     ],
-)  # fmt: skip
+)
 def test_a_builder_that_does_not_fit_the_checkpoint_is_refused(tmp_path, changes, given, said):
     shape = json.loads((BASE / "config.json").read_text()) | changes
     (tmp_path / "config.json").write_text(json.dumps(shape))
@@ -207,8 +234,10 @@ def test_recomputation_does_what_it_says():
         found[mode] = gradients(model, batch)
         runs[mode] = seen
     assert runs == {
-        "none": [0, 1, 2, 3], "selective": [0, 1, 2, 3, 3, 1], "full": [0, 1, 2, 3, 3, 2, 1, 0],
-    }  # fmt: skip
+        "none": [0, 1, 2, 3],
+        "selective": [0, 1, 2, 3, 3, 1],
+        "full": [0, 1, 2, 3, 3, 2, 1, 0],
+    }
     assert kept["full"] < 0.6 * kept["selective"] < 0.6 * kept["none"]
     assert any(name.endswith("lora_b.weight") for name in found["none"])
     for mode in ("selective", "full"):
@@ -353,9 +382,11 @@ def test_an_epochs_folder_is_whole_for_stock_transformers(tied, tmp_path, compon
     ends = stock.generation_config.eos_token_id
     assert ends == ([937, end] if component == TIED else [end]), "an answer ends with its turn"
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "say one"}], add_generation_prompt=True, return_tensors="pt",
+        [{"role": "user", "content": "say one"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
         return_dict=True,
-    )  # fmt: skip
+    )
     answers = []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -381,7 +412,7 @@ def rank_main(folder: Path) -> None:
         ("theirs", BASE, spec_of(BASE, THEIRS), {}, []),
         ("copies", folder / "tied", tied, {"shard_group": 1}, []),
         ("lora", BASE, lora, {"seed": 5}, ADAPTERS_ALONE),
-    ):  # fmt: skip
+    ):
         model = build(source, spec, **options)
         models.freeze(model, patterns)
         part = {key: value[rank::ranks] for key, value in batch_of(4).items()}
@@ -413,16 +444,19 @@ def test_ranks_have_together_the_gradients_of_one(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'pipeline'}{os.pathsep}{ROOT}"}
     done = subprocess.run(
-        [*launch, __file__, str(tmp_path)], cwd=ROOT, env=environment, capture_output=True,
+        [*launch, __file__, str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     for name, source, spec, options, patterns in (
         ("fsdp", BASE, spec_of(BASE), {}, []),
         ("theirs", BASE, spec_of(BASE, THEIRS), {}, []),
         ("copies", tied, spec_of(tied, TIED), {}, []),
         ("lora", BASE, spec_of(BASE) | LORA, {"seed": 5}, ADAPTERS_ALONE),
-    ):  # fmt: skip
+    ):
         model = build(source, spec, **options)
         models.freeze(model, patterns)
         result = torch.load(tmp_path / f"{name}.pt", weights_only=True)

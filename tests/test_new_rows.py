@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from speechfuse import vocab
+from speechfuse.tokens import expansion
+from speechfuse.tokens.vocabulary import SoundLayout
 from speechfuse.train import attention
 from speechfuse.train import model as models
 from speechfuse.train.new_rows import WATCHED, NewRows
-from speechfuse.vocab import SoundLayout
 from tests.test_model import BASE, CPU, LORA, TIED, batch_of, make_tied, spec_of, total, whole
 
 ROOT = Path(__file__).parent.parent
@@ -180,7 +180,7 @@ def rank_main(folder: Path) -> None:
     for name, source, spec, options in (
         ("fsdp", BASE, spec_of(BASE), {}),
         ("copies", folder / "tied", spec_of(folder / "tied", TIED), {"shard_group": 1}),
-    ):  # fmt: skip
+    ):
         model = make(source, spec, **options)
         _, _, weights, measured = train(model, FIRST, STEPS, slice(rank, None, 2))
         torch.save({"weights": weights, "measured": measured}, folder / f"{name}-{rank}.pt")
@@ -193,9 +193,12 @@ def test_two_ranks_do_what_one_does(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'pipeline'}{os.pathsep}{ROOT}"}
     done = subprocess.run(
-        [*launch, __file__, str(tmp_path)], cwd=ROOT, env=environment, capture_output=True,
+        [*launch, __file__, str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     for name, folder, spec in (
         ("fsdp", BASE, spec_of(BASE)),
@@ -254,13 +257,17 @@ def test_the_verdict_says_in_words_what_the_lines_say():
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("plain", "they learn"), ("frozen", "NOT learn: not one row of embedding and head has"),
-     ("lost in bf16", "NOT learn: not one row of head has"), ("no rate", "do NOT learn: the loss")],
-)  # fmt: skip
+    [
+        ("plain", "they learn"),
+        ("frozen", "NOT learn: not one row of embedding and head has"),
+        ("lost in bf16", "NOT learn: not one row of head has"),
+        ("no rate", "do NOT learn: the loss"),
+    ],
+)
 def test_the_verdict_on_real_trainings(tmp_path, kind, said):
     """Codes that follow a rule, from rows that are all the mean of the old ones."""
-    name = {"_component_": "speechfuse.embeddings.mean"}
-    layout = vocab.expand(BASE, tmp_path / "expanded", 16, "", 0, name)
+    name = {"_component_": "speechfuse.tokens.mean"}
+    layout = expansion.expand(BASE, tmp_path / "expanded", 16, "", 0, name)
     dtype = "bf16" if kind == "lost in bf16" else "fp32"
     spec = spec_of(tmp_path / "expanded")
     model = models.build(spec, tmp_path / "expanded", CPU, dtype, dtype)
@@ -273,10 +280,12 @@ def test_the_verdict_on_real_trainings(tmp_path, kind, said):
     codes = torch.arange(25) * 3 + torch.arange(2)[:, None]
     ids = layout.first + codes % 16
     batch = {
-        "tokens": ids[:, :-1], "labels": ids[:, 1:], "input_pos": torch.arange(24).repeat(2, 1),
+        "tokens": ids[:, :-1],
+        "labels": ids[:, 1:],
+        "input_pos": torch.arange(24).repeat(2, 1),
         "mask": attention.mask_of(torch.zeros(2, 24), "dense"),
         "sound": torch.ones(2, 24, dtype=torch.bool),
-    }  # fmt: skip
+    }
     for step in range(1, 21 if kind == "plain" else 5):
         optimizer.zero_grad()
         loss = total(model, batch) / 48

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechfuse import packing
-from speechfuse.packing import Plan, Shape
+from speechfuse.samples import packing
+from speechfuse.samples.packing import Plan, Shape
 
 LENGTHS = [
     np.random.default_rng(0).integers(3, 13, 150).astype(np.int32),
@@ -102,9 +102,9 @@ def test_datasets_are_mixed_in_every_step_and_long_samples_among_ranks(tmp_path)
     made = plan(tmp_path, shape=Shape(32, 8))
     for rows in steps(made)[:-1]:
         assert {d for row in rows for d, _ in row} == {0, 1, 2}
-    halves = np.array([
-        [sum(len(row) for row in rows[half::2]) for half in (0, 1)] for rows in steps(made)[:-1]
-    ])  # fmt: skip
+    halves = np.array(
+        [[sum(len(row) for row in rows[half::2]) for half in (0, 1)] for rows in steps(made)[:-1]]
+    )
     assert abs(np.diff(halves.sum(0))) < 0.1 * halves.sum()
 
 

@@ -14,7 +14,9 @@ import pytest
 import yaml
 
 from speechfuse import config
-from speechfuse.evals import page, samples
+from speechfuse.report import page
+from speechfuse.report import sections as report_sections
+from speechfuse.report.sections import Samples
 from stages import report
 from tests.eval_results import score, scored, worded, write, write_failure
 
@@ -31,9 +33,11 @@ def tone(seconds: float = 0.2) -> bytes:
         out.setsampwidth(2)
         out.setframerate(16000)
         count = int(16000 * seconds)
-        out.writeframes(b"".join(
-            int(9000 * math.sin(i / 6)).to_bytes(2, "little", signed=True) for i in range(count)
-        ))  # fmt: skip
+        out.writeframes(
+            b"".join(
+                int(9000 * math.sin(i / 6)).to_bytes(2, "little", signed=True) for i in range(count)
+            )
+        )
     return file.getvalue()
 
 
@@ -76,30 +80,60 @@ def made(tmp_path_factory) -> Path:
             "above_one": 0.05,
             "by_duration": [["0-5 s", 0.2, 50], ["over 30 s", 0.9, 10]],
         }
-        hits = [{"id": f"clean-{i}", "kind": "exact", "training_id": f"t{i}", "shared": EVIL}
-                for i in range(5)]  # fmt: skip
+        hits = [
+            {"id": f"clean-{i}", "kind": "exact", "training_id": f"t{i}", "shared": EVIL}
+            for i in range(5)
+        ]
         seen = {"exact": 2, "ngram": 0, "codes": 0, "without_hits": 0.31, "hits": hits}
-        write(evals, name, "asr", [rate], utterances, details={
-            "by_split": {"clean": about}, "contamination": seen, "partial": True,
-        })  # fmt: skip
+        write(
+            evals,
+            name,
+            "asr",
+            [rate],
+            utterances,
+            details={
+                "by_split": {"clean": about},
+                "contamination": seen,
+                "partial": True,
+            },
+        )
         write(evals, name, "asr_blog", [score("asr", "clean", 0.9, "wer")], protocol="blog")
     write_failure(evals, "stage2/epoch_3", "spoken_qa", f"no weights {EVIL}")
-    steps = [{"step": i, "epoch": i // 50, "loss": 3 / i, "tokens": 9, "seconds": 0.1}
-             for i in range(1, 101)]  # fmt: skip
+    steps = [
+        {"step": i, "epoch": i // 50, "loss": 3 / i, "tokens": 9, "seconds": 0.1}
+        for i in range(1, 101)
+    ]
     (folder / "stage2").mkdir()
     (folder / "stage2" / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps)))
     spec = {
-        "out": str(folder), "evals": str(evals), "base": "base", "text": "mmlu",
+        "out": str(folder),
+        "evals": str(evals),
+        "base": "base",
+        "text": "mmlu",
         "runs": [{"name": "stage2", "path": str(folder / "stage2")}],
-        "rule": {"choose_from": "stage2", "task": "spoken_qa", "split": "validation",
-                 "metric": "acc", "then": [{"task": "asr", "split": "clean", "metric": "wer"}]},
-        "table": [{"task": "mmlu", "split": "all", "metric": "acc", "degradation": True},
-                  {"task": "spoken_qa", "split": "test", "metric": "acc"},
-                  {"task": "asr", "split": "clean", "metric": "wer"}],
-        "baselines": [{"name": "base, told in text", "checkpoint": "base", "task": "qa_text",
-                       "as_task": "spoken_qa"}],
-        "samples": "test", "command": "just recipe=run sweep report",
-    }  # fmt: skip
+        "rule": {
+            "choose_from": "stage2",
+            "task": "spoken_qa",
+            "split": "validation",
+            "metric": "acc",
+            "then": [{"task": "asr", "split": "clean", "metric": "wer"}],
+        },
+        "table": [
+            {"task": "mmlu", "split": "all", "metric": "acc", "degradation": True},
+            {"task": "spoken_qa", "split": "test", "metric": "acc"},
+            {"task": "asr", "split": "clean", "metric": "wer"},
+        ],
+        "baselines": [
+            {
+                "name": "base, told in text",
+                "checkpoint": "base",
+                "task": "qa_text",
+                "as_task": "spoken_qa",
+            }
+        ],
+        "samples": "test",
+        "command": "just recipe=run sweep report",
+    }
     (folder / "report.yaml").write_text(yaml.safe_dump(spec))
     report.main(config.load(report.Report, folder / "report.yaml", []))
     return folder
@@ -157,12 +191,21 @@ def test_differences_are_paired_adjusted_and_marked(sections):
 def test_what_is_behind_the_numbers_is_told(sections, made):
     errors = sections["Word errors"]
     assert row(errors, "stage2/epoch_0 | asr clean | 90")[2:] == [
-        "90<br>15.0%", "30<br>5.0%", "60<br>10.0%", "600", "5.0%"
-    ]  # fmt: skip
+        "90<br>15.0%",
+        "30<br>5.0%",
+        "60<br>10.0%",
+        "600",
+        "5.0%",
+    ]
     assert "| checkpoint | task | 0-5 s | over 30 s |" in errors and "0.900<br>n = 10" in errors
     assert row(sections["Diagnostics"], "stage2/epoch_0")[2:] == [
-        "240", "3", "7", "1", "4.2", "97.5%"
-    ]  # fmt: skip
+        "240",
+        "3",
+        "7",
+        "1",
+        "4.2",
+        "97.5%",
+    ]
     hits = sections["Contamination"].splitlines()
     assert sum(line.startswith("| asr | clean-") for line in hits) == 3  # once, not for each epoch
     assert "or codes: 5 of asr. The first 3 of each" in sections["Contamination"]
@@ -212,11 +255,20 @@ def test_the_page_holds_all_it_needs(made):
 
 
 def test_recordings_beyond_the_budget_are_left_out_and_counted(tmp_path, monkeypatch):
-    items = [{"id": str(i), "split": "test", "question": "q", "answer": "a", "correct": True,
-              "audio": SOUND} for i in range(5)]  # fmt: skip
+    items = [
+        {
+            "id": str(i),
+            "split": "test",
+            "question": "q",
+            "answer": "a",
+            "correct": True,
+            "audio": SOUND,
+        }
+        for i in range(5)
+    ]
     size = len(page.recording(items[0]["audio"], tmp_path).uri)
-    monkeypatch.setattr(samples, "BUDGET", 3 * size)
-    made = samples.Samples(tmp_path)
+    monkeypatch.setattr(report_sections, "BUDGET", 3 * size)
+    made = Samples(tmp_path)
     rows = made.table(items, "test").rows
     assert [isinstance(row[2], page.Audio) for row in rows] == [True] * 3 + [False] * 2
     assert made.left_out == 2
@@ -226,11 +278,22 @@ def browse(html: Path, profile: Path, *more: str) -> tuple[str, str, dict]:
     """(DOM, what the console said, log of the network) of a page in a browser without a network."""
     log = profile / "net.json"
     command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        "--disable-component-update", "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND",
-        f"--user-data-dir={profile}", f"--log-net-log={log}", "--enable-logging=stderr",
-        "--window-size=390,2000", *more, "--dump-dom", html.as_uri(),
-    ]  # fmt: skip
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--no-first-run",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={profile}",
+        f"--log-net-log={log}",
+        "--enable-logging=stderr",
+        "--window-size=390,2000",
+        *more,
+        "--dump-dom",
+        html.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     said = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)

@@ -14,16 +14,26 @@ import pytest
 import torch
 import yaml
 
-from speechfuse import config, datasets
-from speechfuse.train import loop, memory, preflight, state
+from speechfuse import config
+from speechfuse.samples import datasets
+from speechfuse.train import loop, state
 from speechfuse.train import model as models
+from speechfuse.train.preflight import memory
+from speechfuse.train.preflight import report as preflight_report
 from tests.bench_price import RUNS, SHAPE, report_of
 from tests.prove_preflight import ADAMW, job_of, real
 from tests.prove_preflight import checkpoint as make_checkpoint
 from tests.small_training import ROOT, make_parts, recipe
 
-TINY = {"vocab_size": 301, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2, "embed_dim": 64,
-        "intermediate_dim": 96, "max_seq_len": 64}  # fmt: skip
+TINY = {
+    "vocab_size": 301,
+    "num_layers": 3,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "embed_dim": 64,
+    "intermediate_dim": 96,
+    "max_seq_len": 64,
+}
 EIGHT_BIT = {"_component_": "torchao.optim.AdamW8bit", "lr": 1e-4}
 CASES: list[dict[str, Any]] = [
     {},
@@ -59,12 +69,23 @@ def test_bytes_of_each_part_are_those_of_a_real_training_on_two_ranks(checkpoint
     script = tmp_path / "real.py"
     script.write_text(REAL)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(script), str(checkpoint), json.dumps(TINY), json.dumps(CASES)],
-        cwd=ROOT, capture_output=True, text=True,
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            str(script),
+            str(checkpoint),
+            json.dumps(TINY),
+            json.dumps(CASES),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         # 8-bit states are compiled, which takes minutes on a CPU and changes no byte of their size
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": "pipeline:.", "TORCHDYNAMO_DISABLE": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(found) == len(CASES)
@@ -83,7 +104,7 @@ def test_bytes_of_each_part_are_those_of_a_real_training_on_two_ranks(checkpoint
             ["^layers[.](?!.*lora_)", "^norm[.]"],
             3 * 8 * (64 + 64),
         ),
-        ("speechfuse.train.transformers_llama.llama", {}, [], 0),
+        ("speechfuse.train.llama", {}, [], 0),
     ],
 )
 def test_adapters_and_the_other_builder_are_counted_too(
@@ -93,7 +114,7 @@ def test_adapters_and_the_other_builder_are_counted_too(
     job.model = {"_component_": builder, **TINY, **extra}
     model = models.empty(job.model, "fp32")
     models.freeze(model, freeze)
-    counted = preflight._count(model)
+    counted = preflight_report._count(model)
     assert counted.get("adapters", (0, 0)) == (adapters, adapters)
     assert counted["layers"] == (92_608, 0 if adapters else 92_608)
     said, found = memory.of(job, 2, 16, 1, 1, False), real(checkpoint, job, 2, 16, 1)
@@ -141,22 +162,29 @@ def test_an_update_of_all_parameters_at_once_needs_more(checkpoint):
     assert memory.optimizer_extra(slow, shapes, gpu=True) == pytest.approx(1.064 * one)
 
 
-DATA = preflight.Data([900, 100], [3, 0], 10**6, 400_000, 1_250_000, 10**8, 64, 500, 2)
+DATA = preflight_report.Data([900, 100], [3, 0], 10**6, 400_000, 1_250_000, 10**8, 64, 500, 2)
 
 
 def tiny_job(out: Path | str = "nowhere", **changes: Any) -> SimpleNamespace:
     runtime = {"gpu": "H100", "dollars_per_gpu_hour": 2.0} | changes.pop("runtime", {})
     keys = {
-        "out": str(out), "batch_size": 8, "micro_batch_size": 2, "seq_len": 64, "packed": True,
-        "runtime": SimpleNamespace(**runtime), **changes,
-    }  # fmt: skip
+        "out": str(out),
+        "batch_size": 8,
+        "micro_batch_size": 2,
+        "seq_len": 64,
+        "packed": True,
+        "runtime": SimpleNamespace(**runtime),
+        **changes,
+    }
     return job_of(TINY, **keys)
 
 
-def tiny_report(job: Any = None, data: preflight.Data = DATA, **keys: Any) -> preflight.Report:
+def tiny_report(
+    job: Any = None, data: preflight_report.Data = DATA, **keys: Any
+) -> preflight_report.Report:
     shape = {"num_attention_heads": 4, "hidden_size": 64}
     where = torch.device("cpu")
-    return preflight.preflight(job or tiny_job(), shape, data, 2, where, **keys)
+    return preflight_report.preflight(job or tiny_job(), shape, data, 2, where, **keys)
 
 
 def test_price_is_tokens_by_speed_by_hours(tmp_path):
@@ -179,11 +207,20 @@ def test_what_was_measured_comes_before_what_is_assumed(tmp_path):
     report = tiny_report()
     counted = sum(count for count, _ in report.parameters.values())
     row = {
-        "gpu": "H100", "parameters": counted, "trained": counted, "seq_len": 64, "packed": True,
-        "dtype": "fp32", "compute_dtype": "fp32", "activation_checkpointing": "none",
-        "compile": False, "attention": "dense", "tokens_per_s": 5000.0,
-        "command": "just bench train", "date": "2026-01-01",
-    }  # fmt: skip
+        "gpu": "H100",
+        "parameters": counted,
+        "trained": counted,
+        "seq_len": 64,
+        "packed": True,
+        "dtype": "fp32",
+        "compute_dtype": "fp32",
+        "activation_checkpointing": "none",
+        "compile": False,
+        "attention": "dense",
+        "tokens_per_s": 5000.0,
+        "command": "just bench train",
+        "date": "2026-01-01",
+    }
     other = [row | change for change in ({"gpu": "H200"}, {"seq_len": 128}, {"compile": True})]
     path.write_text("".join(json.dumps(each) + "\n" for each in [row, *other]))
     found = tiny_report(measurements=path)
@@ -195,11 +232,23 @@ def test_what_was_measured_comes_before_what_is_assumed(tmp_path):
 def test_the_report_says_it_all():
     text = "\n".join(tiny_report(tiny_job(freeze=["mlp"])).lines())
     for said in (
-        "2 x H100", "embeddings 19,264", "head 19,264", "layers 92,608 (of these 37,120 train)",
-        "fits", "optimizer state", "900 + 100 samples (3 too long)", "reserve (assumed)",
-        "1,000,000 tokens, about 400,000", "80.0% of positions", "500 of 8 rows, epochs: 2",
-        "3 states of", "assumed: 40%", "GPU seconds", "at $2.00", "MFU = useful tokens/s",
-    ):  # fmt: skip
+        "2 x H100",
+        "embeddings 19,264",
+        "head 19,264",
+        "layers 92,608 (of these 37,120 train)",
+        "fits",
+        "optimizer state",
+        "900 + 100 samples (3 too long)",
+        "reserve (assumed)",
+        "1,000,000 tokens, about 400,000",
+        "80.0% of positions",
+        "500 of 8 rows, epochs: 2",
+        "3 states of",
+        "assumed: 40%",
+        "GPU seconds",
+        "at $2.00",
+        "MFU = useful tokens/s",
+    ):
         assert said in text, (said, text)
 
 
@@ -276,7 +325,9 @@ def test_the_seeds_own_arithmetic():
     assert paid == {(300, 240): 8.0, (256, 563): 17.6}
     assert 30 * 8.0 == 240 and round(32 * 17.6) == 563
     model = config.load(loop.Finetune, ROOT / "recipes/early_fusion_8b/stage1.yaml", [])
-    report = preflight.metrics.Flops.of(preflight.models.empty(model.model, "bf16"), SHAPE)
+    report = preflight_report.metrics.Flops.of(
+        preflight_report.models.empty(model.model, "bf16"), SHAPE
+    )
     law = report.of_tokens(10**9, 10**9 * 190) / (0.46 * 989e12) / 3600 * 2.20
     assert law == pytest.approx(62, rel=0.03)
 
@@ -291,11 +342,13 @@ def test_data_is_counted_as_it_comes(parts, tmp_path, packed, micro):
     path = recipe(parts, tmp_path / "run", packed=packed, micro_batch_size=micro)
     job = config.load(loop.Finetune, path, [])
     mixture = loop.load_data(job, {})
-    said = preflight.Data.of(mixture, 2, micro)
+    said = preflight_report.Data.of(mixture, 2, micro)
     batches = [
-        part for step in range(mixture.plan.counts.steps) for rank in range(2)
+        part
+        for step in range(mixture.plan.counts.steps)
+        for rank in range(2)
         for part in datasets.Batches(mixture, rank, 2, micro)[step]
-    ]  # fmt: skip
+    ]
     own = [part["document"] != datasets.PADDING for part in batches]
     assert said.steps == mixture.plan.counts.steps > 5
     assert said.tokens == sum(int(each.sum()) for each in own)

@@ -13,15 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from speechfuse import instructions, prompts
-from speechfuse.vocab import CHAT_TEMPLATE, SoundLayout, Vocabulary, add_sound_tokens
-from stages import init_base
+from speechfuse.samples import instructions
+from speechfuse.tokens import prompts
+from speechfuse.tokens.expansion import add_sound_tokens
+from speechfuse.tokens.vocabulary import CHAT_TEMPLATE, SoundLayout, Vocabulary
+from tests.demo_code import demo
+
+init_base = demo("init_base")
 
 CODES = 16
 CONTROL = {
-    "<|begin_of_text|>": 256, "<|end_of_text|>": 257, "<|start_header_id|>": 259,
-    "<|end_header_id|>": 260, "<|eot_id|>": 262, "<|sound_start|>": 263, "<|sound_end|>": 264,
-} | {f"<|sound_{code:04d}|>": 265 + code for code in range(CODES + 1)}  # fmt: skip
+    "<|begin_of_text|>": 256,
+    "<|end_of_text|>": 257,
+    "<|start_header_id|>": 259,
+    "<|end_header_id|>": 260,
+    "<|eot_id|>": 262,
+    "<|sound_start|>": 263,
+    "<|sound_end|>": 264,
+} | {f"<|sound_{code:04d}|>": 265 + code for code in range(CODES + 1)}
 USER = "<|start_header_id|>user<|end_header_id|>\n\n"
 ASSISTANT = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 SPOKEN = "<|sound_start|><|sound_0003|><|sound_0000|><|sound_0016|><|sound_end|>"  # codes 3, 0, 16
@@ -133,9 +142,40 @@ SAMPLES: dict[str, tuple[list[dict[str, Any]], str, list[str]]] = {
 def test_one_sample_id_by_id(vocabulary):
     ids, targets = prompts.render(vocabulary, SAMPLES["answer"][0])
     assert ids == [
-        256, 259, 84, 82, 68, 81, 260, 198, 198, 263, 268, 265, 281, 264, 262,
-        259, 64, 82, 82, 72, 82, 83, 64, 77, 83, 260, 198, 198, 69, 78, 84, 81, 262,
-    ]  # fmt: skip
+        256,
+        259,
+        84,
+        82,
+        68,
+        81,
+        260,
+        198,
+        198,
+        263,
+        268,
+        265,
+        281,
+        264,
+        262,
+        259,
+        64,
+        82,
+        82,
+        72,
+        82,
+        83,
+        64,
+        77,
+        83,
+        260,
+        198,
+        198,
+        69,
+        78,
+        84,
+        81,
+        262,
+    ]
     assert targets == [False] * 28 + [True] * 5
 
 
@@ -184,10 +224,16 @@ def test_a_request_is_one_of_the_words_and_the_rows_own(vocabulary):
 @pytest.mark.parametrize("generate", [False, True])
 def test_pure_text_is_rendered_as_the_chat_template_does(vocabulary, merged, generate):
     texts = [
-        "what is three plus four", "seven", "name the capital of france", " leading space",
-        "a\nb\n\nc", "where does a bee live?", "12345 \u00e9 \u65e5\u672c <|eot_id",
-        "trailing break\n", "x",
-    ]  # fmt: skip
+        "what is three plus four",
+        "seven",
+        "name the capital of france",
+        " leading space",
+        "a\nb\n\nc",
+        "where does a bee live?",
+        "12345 \u00e9 \u65e5\u672c <|eot_id",
+        "trailing break\n",
+        "x",
+    ]
     if merged:  # with merges, which must not cross what a header ends with
         tokenizer = init_base.train_tokenizer([*texts, "user assistant\n\n"] * 10, vocab_size=330)
         assert len(tokenizer) == 337

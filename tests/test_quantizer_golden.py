@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechfuse.quantizer import Quantizer
+from speechfuse.quantizer.model import Quantizer
 
 GOLDEN = Path(__file__).parent / "golden"
 MAKER = runpy.run_path(str(GOLDEN / "make_whisperspeech_golden.py"))

@@ -17,22 +17,31 @@ import soundfile
 import torch
 from whisper.model import ModelDimensions, Whisper
 
-from speechfuse import config, tts, workers
-from speechfuse.codec import Decoder
-from speechfuse.evals.scores import word_error_rate
-from speechfuse.quantizer import Quantizer
-from speechfuse.train import distillation, examples, quantizer
+from speechfuse import config, workers
+from speechfuse.audio import espeak_ng
+from speechfuse.quantizer.decoder import Decoder
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.quantizer.training import distillation, mels, phonemes
+from speechfuse.scores.word_errors import word_error_rate
 from stages import train_quantizer
 
 TEXTS = ("red cat", "green dog", "blue bird", "yellow fish", "black horse", "white cow")
 SMALL = {"steps": 8, "batch_size": 4, "lr": 1e-2, "warmup_steps": 2}
 PHONEMES = {
-    "_component_": "speechfuse.train.quantizer.phonemes", "quantize_from": 0.7,
+    "_component_": "speechfuse.quantizer.phonemes",
+    "quantize_from": 0.7,
     "model": {
-        "codes": 64, "codebook_dim": 4, "downsample": 2, "downsample_mean": True, "n_mels": 80,
-        "n_audio_ctx": 100, "n_audio_state": 16, "n_audio_head": 2, "n_audio_layer": 1,
+        "codes": 64,
+        "codebook_dim": 4,
+        "downsample": 2,
+        "downsample_mean": True,
+        "n_mels": 80,
+        "n_audio_ctx": 100,
+        "n_audio_state": 16,
+        "n_audio_head": 2,
+        "n_audio_layer": 1,
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -70,23 +79,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ]
     (folder / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return {
-        "_component_": "speechfuse.corpora.synthetic", "lines": str(folder / "lines.jsonl"),
+        "_component_": "speechfuse.corpora.synthetic",
+        "lines": str(folder / "lines.jsonl"),
         "voices": {"all": {"variants": ["Annie", "Mike"], "accents": ["en-us"]}},
-    }  # fmt: skip
+    }
 
 
 def whisper_method(teacher: Path, **changes: Any) -> dict[str, Any]:
     method = {
-        "_component_": "speechfuse.train.distillation.whisper", "whisper": str(teacher),
-        "codes": 32, "codebook_dim": 4, "max_teacher_wer": 99.0,
-    }  # fmt: skip
+        "_component_": "speechfuse.quantizer.whisper",
+        "whisper": str(teacher),
+        "codes": 32,
+        "codebook_dim": 4,
+        "max_teacher_wer": 99.0,
+    }
     return method | changes
 
 
 def job(out: Path, corpus: dict, method: dict, **changes: Any) -> train_quantizer.TrainQuantizer:
-    runtime = train_quantizer.Runtime(
-        workers=1, device="cpu", state_every=2, max_reject_rate=0.5
-    )
+    runtime = train_quantizer.Runtime(workers=1, device="cpu", state_every=2, max_reject_rate=0.5)
     values = {
         "corpus": {**corpus, "splits": ["train"]} if "lines" in corpus else corpus,
         "validation": {**corpus, "splits": ["test"]} if "lines" in corpus else corpus,
@@ -120,8 +131,8 @@ def test_distilled_files_are_one_codec(distilled: Path, teacher: Path) -> None:
     found = totals(distilled)
     ours, published = Quantizer.load(distilled), distilled / "whisper-vq.model"
     assert ours.identity == Quantizer.load(published, teacher).identity == found["identity"]
-    with tts.Espeak() as engine:
-        said = engine.speak("red cat", tts.Voice("en-us+Annie")).waveform
+    with espeak_ng.Espeak() as engine:
+        said = engine.speak("red cat", espeak_ng.Voice("en-us+Annie")).waveform
     codes = ours.encode([said])
     assert codes[0].max() < 32, "the mask code is not for speech"
     one, two = Decoder.load(distilled, teacher), Decoder.load(published, teacher)
@@ -177,7 +188,7 @@ def test_phonemes_resume_from_before_and_after_the_codebook_starts(
     assert totals(tmp_path / "whole")["codes_used"] > 1 and totals(tmp_path / "whole")["pnmi"] > 0
     for step in (3, 7):  # the codebook starts at step 6
         what = job(tmp_path / f"{step}", corpus, PHONEMES)
-        run_until(step, what, quantizer.Phonemes)
+        run_until(step, what, phonemes.Phonemes)
         torch.rand(3)
         train_quantizer.main(what)
         assert made(tmp_path / f"{step}") == made(tmp_path / "whole")
@@ -192,8 +203,8 @@ def test_the_loss_falls_and_the_teacher_stays_as_it_is(
     what.runtime.state_every = 100
     before = {k: v.clone() for k, v in method.teacher.state_dict().items() if not v.is_sparse}
     plan = config.instantiate(what.corpus).plan(250)
-    examples.make({"mels": what.corpus}, {"mels": plan}, tmp_path, method.window, 1)
-    found, _ = examples.load(tmp_path / "mels", method.window, 0.0)
+    mels.make({"mels": what.corpus}, {"mels": plan}, tmp_path, method.window, 1)
+    found, _ = mels.load(tmp_path / "mels", method.window, 0.0)
     torch.manual_seed(0)
     trainee = method.begin(found, found, "cpu")
     first = {name: loss.item() for name, loss in method.losses(0, 40, 6, 0).items()}
@@ -227,13 +238,16 @@ def test_what_cannot_be_trained_on_is_counted(teacher: Path, tmp_path: Path) -> 
     one whose text is more than the decoder can read."""
     folder = tmp_path / "speech"
     folder.mkdir()
-    with tts.Espeak() as engine:
-        said = engine.speak("red cat", tts.Voice("en-us+Annie")).waveform
+    with espeak_ng.Espeak() as engine:
+        said = engine.speak("red cat", espeak_ng.Voice("en-us+Annie")).waveform
     rng = np.random.default_rng(0)
     for name, samples, text in (
-        ("a", said, "red cat"), ("b", said[::-1], "<|endoftext|> dog"), ("mute", said, "  "),
-        ("c", said[:3000], "a b c " * 9), ("long", rng.standard_normal(40_000) * 0.1, "words"),
-    ):  # fmt: skip
+        ("a", said, "red cat"),
+        ("b", said[::-1], "<|endoftext|> dog"),
+        ("mute", said, "  "),
+        ("c", said[:3000], "a b c " * 9),
+        ("long", rng.standard_normal(40_000) * 0.1, "words"),
+    ):
         soundfile.write(folder / f"{name}.wav", samples, 16_000)
         (folder / f"{name}.txt").write_text(text)
     (folder / "text.wav").write_text("no audio")

@@ -12,7 +12,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from speechfuse import config
-from speechfuse.evals import plots
+from speechfuse.report import plots
 from stages import report
 from tests import eval_results
 from tests.eval_results import score
@@ -24,10 +24,17 @@ QA, TEXT = "spoken_qa", "text_mmlu"
 
 def items(split: str, count: int) -> list[dict]:
     return [
-        {"id": f"{split}-{i}", "question": f"what is {i} | two", "heard": f"what <{i}>\n",
-         "answer": f"a{i}", "expected": "a2", "split": split, "correct": i == 2}
+        {
+            "id": f"{split}-{i}",
+            "question": f"what is {i} | two",
+            "heard": f"what <{i}>\n",
+            "answer": f"a{i}",
+            "expected": "a2",
+            "split": split,
+            "correct": i == 2,
+        }
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 class Demo:
@@ -36,15 +43,25 @@ class Demo:
     def __init__(self, folder: Path) -> None:
         self.folder, self.evals = folder, folder / "evals"
         self.config = {
-            "out": str(folder), "evals": str(self.evals), "base": "base",
+            "out": str(folder),
+            "evals": str(self.evals),
+            "base": "base",
             "runs": [{"name": run, "path": str(folder / run)} for run in ("stage1", "stage2")],
-            "rule": {"choose_from": "stage2", "task": QA, "split": "validation", "metric": "acc",
-                     "paired": False},
-            "table": [{"task": TEXT, "split": "replayed", "metric": "acc"},
-                      {"task": QA, "split": "unseen", "metric": "acc"}],
-            "samples": "unseen", "legend": {"expanded": "before training"},
+            "rule": {
+                "choose_from": "stage2",
+                "task": QA,
+                "split": "validation",
+                "metric": "acc",
+                "paired": False,
+            },
+            "table": [
+                {"task": TEXT, "split": "replayed", "metric": "acc"},
+                {"task": QA, "split": "unseen", "metric": "acc"},
+            ],
+            "samples": "unseen",
+            "legend": {"expanded": "before training"},
             "floors": [{"task": QA, "split": "unseen", "metric": "acc", "at_least": 0.5}],
-        }  # fmt: skip
+        }
         self.text("base", 0.8, 0.9)
         self.text("expanded", 0.8, 0.9)
         self.text("stage1/epoch_0", 0.6, 0.5)
@@ -68,10 +85,16 @@ class Demo:
 
     def metrics(self, run: str, steps: int) -> None:
         lines = [
-            {"step": step, "epoch": step // 301, "loss": 5 * math.exp(-step / 200) + step % 7 / 20,
-             "lr": 1e-3, "tokens": 1000, "seconds": 0.5}
+            {
+                "step": step,
+                "epoch": step // 301,
+                "loss": 5 * math.exp(-step / 200) + step % 7 / 20,
+                "lr": 1e-3,
+                "tokens": 1000,
+                "seconds": 0.5,
+            }
             for step in range(1, steps + 1)
-        ]  # fmt: skip
+        ]
         (self.folder / run).mkdir(exist_ok=True)
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (self.folder / run / "metrics.jsonl").write_text(text)
@@ -284,8 +307,12 @@ def test_the_demo_asks_for_scores_that_it_evaluates():
 
 
 def test_a_curve_is_drawn_of_the_chosen_epoch_and_the_last_of_other_runs(demo):
-    for name, high in (("stage1/epoch_0", 0.3), ("stage2/epoch_0", 0.7), ("stage2/epoch_1", 0.9),
-                       ("stage2/epoch_2", 0.8)):  # fmt: skip
+    for name, high in (
+        ("stage1/epoch_0", 0.3),
+        ("stage2/epoch_0", 0.7),
+        ("stage2/epoch_1", 0.9),
+        ("stage2/epoch_2", 0.8),
+    ):
         for snr in (20, 0):
             demo.cell(name, f"snr_{snr}", [score(f"snr_{snr}", "all", high * (snr + 10) / 30)])
     of = {"split": "all", "metric": "acc"}

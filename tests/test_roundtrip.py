@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 import soundfile
 
-from speechfuse import endpoints, workers
-from speechfuse.endpoints import Unavailable
-from speechfuse.inspection import FILTERED
-from speechfuse.quantizer import Quantizer
-from speechfuse.roundtrip import CodecDecoder, Made, RoundTrip, Transcriber, rate
+from speechfuse import openai_server, workers
+from speechfuse.openai_server import Unavailable
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.rows.rejects import FILTERED
+from speechfuse.synthesis.round_trip import CodecDecoder, Made, RoundTrip, Transcriber, rate
 from tests.speech_server import SpeechServer
 
 GOLDEN = Path(__file__).parent / "golden"
 MODEL, WHISPER = str(GOLDEN / "whispervq-decoding.model"), str(GOLDEN / "whisper-decoding.pt")
 RECORDED = json.loads((GOLDEN / "whisperspeech_decoding.json").read_text())["decoding"]
 DECODER = {
-    "_component_": "speechfuse.roundtrip.CodecDecoder", "quantizer": MODEL, "whisper": WHISPER,
-}  # fmt: skip
+    "_component_": "speechfuse.synthesis.CodecDecoder",
+    "quantizer": MODEL,
+    "whisper": WHISPER,
+}
 
 
 @pytest.mark.parametrize(
@@ -95,11 +97,14 @@ def spoken(server, text: str) -> Made:
 
 
 def test_a_transcriber_hears_the_waveform_and_is_asked_once(server, monkeypatch, tmp_path):
-    monkeypatch.setattr(endpoints, "sleep", lambda _: None)
+    monkeypatch.setattr(openai_server, "sleep", lambda _: None)
     listener = {
-        "_component_": "speechfuse.roundtrip.Transcriber", "url": server.url, "model": "asr",
-        "key_variable": None, "cache": str(tmp_path),
-    }  # fmt: skip
+        "_component_": "speechfuse.synthesis.Transcriber",
+        "url": server.url,
+        "model": "asr",
+        "key_variable": None,
+        "cache": str(tmp_path),
+    }
     made = [spoken(server, "what is six minus two"), spoken(server, "name a bird")]
     made[1] = Made("what is six", made[1].codes, made[1].waveform)  # the audio says another thing
     server.faults = ["500", "429"]
@@ -121,7 +126,7 @@ def test_a_transcriber_hears_the_waveform_and_is_asked_once(server, monkeypatch,
     ],
 )
 def test_what_a_server_cannot_hear_is_a_reject_of_that_one(server, monkeypatch, answer, said):
-    monkeypatch.setattr(endpoints, "sleep", lambda _: None)
+    monkeypatch.setattr(openai_server, "sleep", lambda _: None)
     made = [spoken(server, "six"), spoken(server, "name a bird"), spoken(server, "none")]
     first = made[0].waveform
     hears = server._heard
@@ -129,7 +134,7 @@ def test_what_a_server_cannot_hear_is_a_reject_of_that_one(server, monkeypatch, 
     file = io.BytesIO()
     soundfile.write(file, first, 16_000, format="WAV", subtype="PCM_16")
     size = len(file.getvalue())
-    component = "speechfuse.roundtrip.Transcriber"
+    component = "speechfuse.synthesis.Transcriber"
     spec = {"_component_": component, "url": server.url, "model": "m", "key_variable": None}
     verdicts = RoundTrip(spec | {"tries": 2}).judge(made)
     assert verdicts[0].reason == f"not heard: {said}"

@@ -8,7 +8,8 @@ import pytest
 from scipy.stats import binomtest
 from whisper.normalizers import EnglishTextNormalizer
 
-from speechfuse.evals.scores import errors, holm, mcnemar, mean, paired, word_error_rate
+from speechfuse.scores.intervals import holm, mcnemar, mean, paired
+from speechfuse.scores.word_errors import errors, word_error_rate
 
 TRICKY = [  # what was said, what was heard
     ("What's Dr. Smith's colour?", "what is doctor smith color"),

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from speechfuse import artifact, shards
+from speechfuse import artifact
+from speechfuse.rows import shards
+from speechfuse.rows.rejects import read_rejects, write_rejects
 
 STREAM = {"quantizer": "ab" * 32, "token_rate": 25.0, "codebooks": 1, "codebook_size": 512}
 NOTHING = dict.fromkeys(shards.SPEECH.names)
@@ -26,7 +28,7 @@ SPEECH_ROWS = [
         "a",
         [0, 511, 65535, 7],
         seconds=1.5,
-        text="Gr\u00fc\u00dfe, \u4f60\u597d \U0001f600\u2028 \"quoted\"\n",
+        text='Gr\u00fc\u00dfe, \u4f60\u597d \U0001f600\u2028 "quoted"\n',
         speaker="s1",
         language="de",
         source={"uri": "x/\u00e9.flac", "offset": 0.25, "seconds": 1.5, "sha256": "00"},
@@ -90,16 +92,30 @@ def test_the_published_schema_stands():
     """Changing this breaks every dataset that was published: add nothing, rename nothing."""
     kinds = {field.name: str(field.type) for field in shards.SPEECH}
     assert {name: kinds[name] for name in ("id", "codes", "seconds", "part", "extra")} == {
-        "id": "string", "codes": "list<item: uint16>", "seconds": "float", "part": "int32",
+        "id": "string",
+        "codes": "list<item: uint16>",
+        "seconds": "float",
+        "part": "int32",
         "extra": "string",
-    }  # fmt: skip
+    }
     assert list(kinds) == [
-        "id", "codes", "seconds", "text", "speaker", "language", "source", "parent", "part",
+        "id",
+        "codes",
+        "seconds",
+        "text",
+        "speaker",
+        "language",
+        "source",
+        "parent",
+        "part",
         "extra",
-    ]  # fmt: skip
+    ]
     assert [field.name for field in shards.SPEECH.field("source").type] == [
-        "uri", "offset", "seconds", "sha256",
-    ]  # fmt: skip
+        "uri",
+        "offset",
+        "seconds",
+        "sha256",
+    ]
     assert shards.CONVERSATIONS.names == ["id", "turns", "extra"]
     turn = shards.CONVERSATIONS.field("turns").type.value_type
     segment = turn.field("segments").type.value_type
@@ -189,8 +205,9 @@ def test_an_incomplete_folder_is_refused(tmp_path):
             read(tmp_path)
     finish(tmp_path, ("shard-00000.parquet", "shard-00001.parquet"))
     assert [path.name for path in shards.shard_paths(tmp_path)] == [
-        "shard-00000.parquet", "shard-00001.parquet",
-    ]  # fmt: skip
+        "shard-00000.parquet",
+        "shard-00001.parquet",
+    ]
     (tmp_path / "shard-00001.parquet").unlink()  # as after half a download
     with pytest.raises(ValueError, match=r"shard-00001\.parquet"):
         shards.shard_paths(tmp_path)
@@ -241,14 +258,14 @@ def test_a_kill_among_the_rows_leaves_no_shard(tmp_path):
     code = """if True:
         import os, signal, sys
         from pathlib import Path
-        from speechfuse import shards
+        from speechfuse.rows import shards
         def rows():
             for index in range(9000):
                 yield {"id": str(index), "codes": [1]}
             os.kill(os.getpid(), signal.SIGKILL)
         shards.write_shard(Path(sys.argv[1]), rows(), shards.SPEECH)
     """
-    environment = {**os.environ, "PYTHONPATH": str(Path(shards.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(artifact.__file__).parents[1])}
     command = [sys.executable, "-c", code, str(tmp_path / shards.shard_name(0))]
     assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
     left = list(tmp_path.iterdir())
@@ -260,8 +277,8 @@ def test_a_kill_among_the_rows_leaves_no_shard(tmp_path):
 def test_rejects_stand_beside_their_shard(tmp_path):
     path = tmp_path / shards.shard_name(7)
     rejects = [{"id": "a\u2028b", "reason": "not audio:\nx"}, {"id": "\u00fc", "reason": ""}]
-    shards.write_rejects(path, rejects)
+    write_rejects(path, rejects)
     assert [file.name for file in tmp_path.iterdir()] == ["shard-00007.rejects.jsonl"]
-    assert shards.read_rejects(path) == rejects
-    shards.write_rejects(path, [])
-    assert shards.read_rejects(path) == []
+    assert read_rejects(path) == rejects
+    write_rejects(path, [])
+    assert read_rejects(path) == []

@@ -15,8 +15,11 @@ import pytest
 import soundfile
 import yaml
 
-from speechfuse import audio, corpora, tts
-from speechfuse.corpora import Clip, Reject
+from speechfuse.audio import decoding, espeak_ng
+from speechfuse.corpora.clip import Clip
+from speechfuse.corpora.folder import Folder
+from speechfuse.corpora.synthetic import Synthetic
+from speechfuse.rows.rejects import Reject
 
 ROOT = Path(__file__).parent.parent
 VOICES = {
@@ -29,10 +32,15 @@ VOICES = {
     },
 }
 TEXTS = [
-    "what is three plus four", "name the capital of france", "where does a bee live",
-    "nine minus two", "what does a duck say", "bear honey cave", "how much is ten times ten",
+    "what is three plus four",
+    "name the capital of france",
+    "where does a bee live",
+    "nine minus two",
+    "what does a duck say",
+    "bear honey cave",
+    "how much is ten times ten",
     "name the money of japan",
-]  # fmt: skip
+]
 
 
 def write_lines(path: Path, rows: Iterable[dict]) -> Path:
@@ -43,14 +51,19 @@ def write_lines(path: Path, rows: Iterable[dict]) -> Path:
 @pytest.fixture
 def lines(tmp_path) -> Path:
     rows = [
-        {"id": f"line-{i}", "text": text, "answer": f"a{i}", "split": "train" if i % 2 else "test",
-         "voices": "train" if i < 4 else "unseen"}
+        {
+            "id": f"line-{i}",
+            "text": text,
+            "answer": f"a{i}",
+            "split": "train" if i % 2 else "test",
+            "voices": "train" if i < 4 else "unseen",
+        }
         for i, text in enumerate(TEXTS)
-    ]  # fmt: skip
+    ]
     return write_lines(tmp_path / "speak.jsonl", rows)
 
 
-def made(corpus: corpora.synthetic, shard: dict) -> list[Clip]:
+def made(corpus: Synthetic, shard: dict) -> list[Clip]:
     found = list(corpus.clips(shard))
     assert [clip.id for clip in found] == shard["lines"] and shard["count"] == len(found)
     assert all(isinstance(clip, Clip) for clip in found)
@@ -58,22 +71,20 @@ def made(corpus: corpora.synthetic, shard: dict) -> list[Clip]:
 
 
 def test_a_shard_is_the_same_to_the_bit_whatever_was_spoken_before(lines):
-    corpus = corpora.synthetic(str(lines), VOICES)
+    corpus = Synthetic(str(lines), VOICES)
     first, second = corpus.plan(4)
     forth = {u.id: u for shard in (first, second) for u in made(corpus, shard)}
     abandoned = corpus.clips(first)
     next(abandoned)
     abandoned.close()
     back = {
-        u.id: u
-        for shard in (second, first)
-        for u in made(corpora.synthetic(str(lines), VOICES), shard)
+        u.id: u for shard in (second, first) for u in made(Synthetic(str(lines), VOICES), shard)
     }
     assert len(forth) == len(TEXTS)
     for id, utterance in forth.items():
         np.testing.assert_array_equal(utterance.audio, back[id].audio, err_msg=id)
         assert (utterance.speaker, utterance.phonemes) == (back[id].speaker, back[id].phonemes)
-    other = corpora.synthetic(str(lines), VOICES, seed=1)
+    other = Synthetic(str(lines), VOICES, seed=1)
     again = made(other, first)[0]
     assert again.audio.shape != forth[first["lines"][0]].audio.shape or (
         np.abs(again.audio - forth[first["lines"][0]].audio).max() > 0
@@ -82,26 +93,28 @@ def test_a_shard_is_the_same_to_the_bit_whatever_was_spoken_before(lines):
 
 def test_the_engine_is_unloaded_between_blocks():
     """Without unloading, the second block would go on from the state that the first left."""
-    voice = tts.Voice("en-us+Annie")
+    voice = espeak_ng.Voice("en-us+Annie")
     blocks = []
     for _ in range(2):
-        with tts.Espeak() as engine:
+        with espeak_ng.Espeak() as engine:
             blocks.append([engine.speak(text, voice).waveform for text in TEXTS[:3]])
     for one, other in zip(*blocks, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_phonemes_are_in_order_inside_the_audio_and_where_the_sound_is():
-    with tts.Espeak() as engine:
+    with espeak_ng.Espeak() as engine:
         spoken = [
-            engine.speak(t, tts.Voice(v)) for t in TEXTS for v in ("en-us+f1", "en-gb-x-rp+Mike")
+            engine.speak(t, espeak_ng.Voice(v))
+            for t in TEXTS
+            for v in ("en-us+f1", "en-gb-x-rp+Mike")
         ]
-        cat = engine.speak("cat", tts.Voice("en-us", rate=120))
+        cat = engine.speak("cat", espeak_ng.Voice("en-us", rate=120))
     for speech in spoken:
         starts = [start for start, _ in speech.phonemes]
         assert len(starts) > 8
-        end = len(speech.waveform) / audio.SAMPLE_RATE
-        assert starts[0] >= 0 and starts[-1] <= end + 1 / audio.SAMPLE_RATE  # resampling rounds
+        end = len(speech.waveform) / decoding.SAMPLE_RATE
+        assert starts[0] >= 0 and starts[-1] <= end + 1 / decoding.SAMPLE_RATE  # resampling rounds
         assert all(a < b for a, b in pairwise(starts))
         assert speech.waveform.dtype == np.float32 and 0.1 < np.abs(speech.waveform).max() <= 1
     names = [name.strip("',") for _, name in cat.phonemes]
@@ -115,11 +128,13 @@ def test_phonemes_are_in_order_inside_the_audio_and_where_the_sound_is():
 
 
 def test_rate_and_pitch_are_heard():
-    with tts.Espeak() as engine:
+    with espeak_ng.Espeak() as engine:
         slow, fast = (
-            engine.speak(TEXTS[0], tts.Voice("en-us", rate=r)).waveform for r in (100, 250)
+            engine.speak(TEXTS[0], espeak_ng.Voice("en-us", rate=r)).waveform for r in (100, 250)
         )
-        low, high = (engine.speak(TEXTS[0], tts.Voice("en-us", pitch=p)).waveform for p in (5, 95))
+        low, high = (
+            engine.speak(TEXTS[0], espeak_ng.Voice("en-us", pitch=p)).waveform for p in (5, 95)
+        )
     assert len(slow) > 1.8 * len(fast)
 
     def below_120_hz(waveform: np.ndarray) -> float:
@@ -131,16 +146,16 @@ def test_rate_and_pitch_are_heard():
 
 @pytest.mark.parametrize("name", ["atlantis", "", "en-us+Nobody", "atlantis+Annie"])
 def test_an_unknown_voice_is_refused_by_name(name):
-    with tts.Espeak() as engine:
+    with espeak_ng.Espeak() as engine:
         with pytest.raises(ValueError, match=f"no voice {re.escape(repr(name))}"):
-            engine.speak("hello", tts.Voice(name))
-        assert len(engine.speak("hello", tts.Voice("en-us+Annie")).waveform) > 1600
+            engine.speak("hello", espeak_ng.Voice(name))
+        assert len(engine.speak("hello", espeak_ng.Voice("en-us+Annie")).waveform) > 1600
 
 
 @pytest.mark.parametrize("text", ["", "  "])
 def test_text_without_sound_is_refused(text):
-    with tts.Espeak() as engine, pytest.raises(ValueError, match="made no sound"):
-        engine.speak(text, tts.Voice("en-us"))
+    with espeak_ng.Espeak() as engine, pytest.raises(ValueError, match="made no sound"):
+        engine.speak(text, espeak_ng.Voice("en-us"))
 
 
 def measured(clean: np.ndarray, noisy: np.ndarray) -> tuple[float, float]:
@@ -152,30 +167,30 @@ def measured(clean: np.ndarray, noisy: np.ndarray) -> tuple[float, float]:
 
 @pytest.mark.parametrize(("snr", "gain"), [(20.0, -10.0), (40.0, -3.0), (5.0, -20.0)])
 def test_noise_and_gain_of_a_corpus_are_as_stated(lines, snr, gain):
-    corpus = corpora.synthetic(str(lines), VOICES, snr=(snr, snr), gain=(gain, gain))
+    corpus = Synthetic(str(lines), VOICES, snr=(snr, snr), gain=(gain, gain))
     utterances = made(corpus, corpus.plan(100)[0])
-    with tts.Espeak() as engine:
+    with espeak_ng.Espeak() as engine:
         for utterance in utterances:
             name, rate, pitch = (utterance.speaker or "").rsplit("/", 2)
-            voice = tts.Voice(name, int(rate), int(pitch))
+            voice = espeak_ng.Voice(name, int(rate), int(pitch))
             clean = engine.speak(utterance.text or "", voice).waveform.astype(np.float64)
             assert measured(clean, utterance.audio) == pytest.approx((snr, gain), abs=0.25)
 
 
 def test_noise_and_gain_are_drawn_from_the_whole_range_and_never_clip(lines):
-    corpus = corpora.synthetic(str(lines), VOICES, snr=(20, 40), gain=(-10, 0))
+    corpus = Synthetic(str(lines), VOICES, snr=(20, 40), gain=(-10, 0))
     found = []
     for utterance in made(corpus, corpus.plan(100)[0]):
         # a fresh engine: the speech itself differs a little, its level does not
-        with tts.Espeak() as engine:
+        with espeak_ng.Espeak() as engine:
             name, rate, pitch = (utterance.speaker or "").rsplit("/", 2)
             clean = engine.speak(
-                utterance.text or "", tts.Voice(name, int(rate), int(pitch))
+                utterance.text or "", espeak_ng.Voice(name, int(rate), int(pitch))
             ).waveform
         found.append(20 * np.log10(np.std(utterance.audio) / np.std(clean)))
         assert np.abs(utterance.audio).max() <= 1
     assert -11 < min(found) < -6 and -4 < max(found) < 1
-    loud = corpora.synthetic(str(lines), VOICES, gain=(30, 30))
+    loud = Synthetic(str(lines), VOICES, gain=(30, 30))
     for utterance in made(loud, loud.plan(100)[0]):
         assert np.abs(utterance.audio).max() == pytest.approx(1)
 
@@ -183,9 +198,10 @@ def test_noise_and_gain_are_drawn_from_the_whole_range_and_never_clip(lines):
 def test_voices_come_only_from_the_group_that_the_line_names(tmp_path):
     rows = [
         {"id": f"{voices}-{i}", "text": "yes", "split": "train", "voices": voices, "kind": "phrase"}
-        for voices in VOICES for i in range(40)
-    ]  # fmt: skip
-    corpus = corpora.synthetic(str(write_lines(tmp_path / "l.jsonl", rows)), VOICES)
+        for voices in VOICES
+        for i in range(40)
+    ]
+    corpus = Synthetic(str(write_lines(tmp_path / "l.jsonl", rows)), VOICES)
     heard: dict[str, set[str]] = {group: set() for group in VOICES}
     for utterance in made(corpus, corpus.plan(100)[0]):
         name, rate, pitch = (utterance.speaker or "").rsplit("/", 2)
@@ -202,34 +218,34 @@ def test_voices_come_only_from_the_group_that_the_line_names(tmp_path):
 
 
 def test_splits_select_and_every_line_is_in_one_shard(lines):
-    corpus = corpora.synthetic(str(lines), VOICES, splits=["train"])
+    corpus = Synthetic(str(lines), VOICES, splits=["train"])
     plan = corpus.plan(3)
     assert [shard["count"] for shard in plan] == [3, 1]
     lines_of = [id for shard in plan for id in shard["lines"]]
     assert lines_of == ["line-1", "line-3", "line-5", "line-7"]
-    every = corpora.synthetic(str(lines), VOICES).plan(3)
+    every = Synthetic(str(lines), VOICES).plan(3)
     assert sum(shard["count"] for shard in every) == len(TEXTS)
 
 
 def test_lines_are_refused_or_left_out_in_words(lines, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match=r"line line-4 wants the voices 'unseen'.*\['train'\]"):
-        corpora.synthetic(str(lines), {"train": VOICES["train"]})
+        Synthetic(str(lines), {"train": VOICES["train"]})
     with pytest.raises(FileNotFoundError, match="absent"):
-        corpora.synthetic(str(tmp_path / "absent.jsonl"), VOICES)
+        Synthetic(str(tmp_path / "absent.jsonl"), VOICES)
     monkeypatch.setenv("PATH", str(tmp_path))  # no flite here
-    whole = corpora.synthetic(str(lines), VOICES)
+    whole = Synthetic(str(lines), VOICES)
     assert "flite" not in capsys.readouterr().out
-    part = corpora.synthetic(str(lines), VOICES, optional_voices=["unseen"])
+    part = Synthetic(str(lines), VOICES, optional_voices=["unseen"])
     assert "flite is not installed" in capsys.readouterr().out
     assert part.plan(9) == [{"count": 4, "lines": [f"line-{i}" for i in range(4)]}]
     assert part.fingerprint != whole.fingerprint  # another corpus
 
 
 def test_the_fingerprint_follows_the_lines(lines):
-    before = corpora.synthetic(str(lines), VOICES).fingerprint
-    assert corpora.synthetic(str(lines), VOICES).fingerprint == before
+    before = Synthetic(str(lines), VOICES).fingerprint
+    assert Synthetic(str(lines), VOICES).fingerprint == before
     lines.write_text(lines.read_text().replace("three", "seven"))
-    assert corpora.synthetic(str(lines), VOICES).fingerprint != before
+    assert Synthetic(str(lines), VOICES).fingerprint != before
 
 
 def recipe_voices() -> list[tuple[str, str, dict]]:
@@ -248,9 +264,9 @@ def test_every_voice_of_the_recipes_exists_and_no_test_voice_is_in_training():
     assert {"train", "unseen", "validation"} <= {group for _, group, _ in groups}
     shipped = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
     accents = {accent for _, _, spec in groups for accent in spec.get("accents", [])}
-    with tts.Espeak() as engine:
+    with espeak_ng.Espeak() as engine:
         for accent in accents:
-            engine.speak("a", tts.Voice(accent))
+            engine.speak("a", espeak_ng.Voice(accent))
     variants: dict[str, set[str]] = {}
     for _, group, spec in groups:
         if "accents" in spec:
@@ -276,20 +292,20 @@ def folder(tmp_path) -> Path:
 
 
 def test_a_folder_gives_ids_transcripts_and_paths(folder):
-    corpus = corpora.folder(str(folder), language="en")
+    corpus = Folder(str(folder), language="en")
     assert [shard["count"] for shard in corpus.plan(2)] == [2, 1]
     said, broken, silent = corpus.clips(corpus.plan(100)[0])
     assert [clip.id for clip in (said, broken, silent)] == ["b/said", "broken", "silent"]
     assert (said.text, said.language, said.uri) == ("what was said", "en", "b/said.wav")
-    assert len(audio.decode(said.audio).waveform) == 16_000
-    assert silent.text is None and len(audio.decode(silent.audio).waveform) == 8000
+    assert len(decoding.decode(said.audio).waveform) == 16_000
+    assert silent.text is None and len(decoding.decode(silent.audio).waveform) == 8000
     with pytest.raises(ValueError, match=r"^not audio: "):
-        audio.decode(broken.audio)
+        decoding.decode(broken.audio)
 
 
 def test_a_transcript_that_is_not_utf8_rejects_its_own_item_only(folder):
     (folder / "b" / "said.txt").write_bytes(b"caf\xe9")
-    corpus = corpora.folder(str(folder))
+    corpus = Folder(str(folder))
     said, broken, silent = corpus.clips(corpus.plan(100)[0])
     assert isinstance(said, Reject) and said.id == "b/said"
     assert said.reason.startswith("bad transcript: ") and "said.txt" in said.reason
@@ -299,7 +315,7 @@ def test_a_transcript_that_is_not_utf8_rejects_its_own_item_only(folder):
 def test_missing_and_empty_folders_are_refused(tmp_path):
     for name in ("absent", "."):
         with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
-            corpora.folder(str(tmp_path / name))
+            Folder(str(tmp_path / name))
 
 
 HASHES = """
@@ -329,8 +345,8 @@ def test_voices_of_the_demo_are_the_same_in_every_process():
 
 def test_noise_of_breathy_voices_does_not_depend_on_the_process():
     def said() -> np.ndarray:
-        with tts.Espeak() as engine:
-            return engine.speak("what is six", tts.Voice("en-us+Reed")).waveform
+        with espeak_ng.Espeak() as engine:
+            return engine.speak("what is six", espeak_ng.Voice("en-us+Reed")).waveform
 
     before = said()
     for _ in range(1000):

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from speechfuse import shards
-from speechfuse.evals import decoding, diagnostics, speech
-from speechfuse.evals.decoding import Listener
-from speechfuse.evals.judge import Judge
-from speechfuse.vocab import Vocabulary
+from speechfuse.evals import generation, speech
+from speechfuse.evals.generation import Listener
+from speechfuse.rows import shards
+from speechfuse.scores.judge import Judge
+from speechfuse.tokens.vocabulary import Vocabulary
 from tests.small_training import STREAM, dataset, make_parts
 
 TEXTS = ["red blue green", "cat dog", "sun", "big small red blue", "green green", "cat red"]
@@ -23,12 +23,16 @@ def parts(tmp_path_factory) -> Path:
     folder = make_parts(tmp_path_factory.mktemp("speech_tasks"))
     rows = [
         {
-            "id": f"u{i}", "codes": [i, i + 1, i + 2], "seconds": 1.0 + 6 * i, "text": text,
-            "speaker": f"speaker {i % 2}", "source": {"uri": f"{i}.wav"},
+            "id": f"u{i}",
+            "codes": [i, i + 1, i + 2],
+            "seconds": 1.0 + 6 * i,
+            "text": text,
+            "speaker": f"speaker {i % 2}",
+            "source": {"uri": f"{i}.wav"},
             "extra": json.dumps({"part": "ab"[i % 2], "instruction": f"ask {i}", "answer": str(i)}),
         }
         for i, text in enumerate(TEXTS)
-    ]  # fmt: skip
+    ]
     dataset(folder / "evaluation", shards.SPEECH, rows, STREAM)
     return folder
 
@@ -66,9 +70,14 @@ def test_the_audio_stands_where_the_prompt_says(parts, monkeypatch):
     user, assistant = words.header("user"), words.header("assistant")
     audio = words.sound([2, 3, 4])
     assert shown(of, checkpoint, monkeypatch)["u2"] == [
-        words.begin, *user, *words.text("say ask 2: "), *audio, *words.text(" now"),
-        words.end_of_turn, *assistant,
-    ]  # fmt: skip
+        words.begin,
+        *user,
+        *words.text("say ask 2: "),
+        *audio,
+        *words.text(" now"),
+        words.end_of_turn,
+        *assistant,
+    ]
     alone = shown(task(parts), checkpoint, monkeypatch)["u2"]
     assert alone == [words.begin, *user, *audio, words.end_of_turn, *assistant]
 
@@ -133,7 +142,7 @@ def test_wer_by_split_and_duration_and_what_each_item_got(parts):
 
 def test_a_loop_is_a_reply_without_end_or_one_that_repeats():
     def loops(reply: str, capped: bool = False) -> int:
-        return diagnostics.of_replies([reply], [capped])["loops"]
+        return generation.of_replies([reply], [capped])["loops"]
 
     assert loops("a b c " * 5) == 1 and loops("no " * 8) == 1 and loops("x", capped=True) == 1
     assert loops("a b c " * 2) == 0 and loops("") == 0
@@ -151,7 +160,7 @@ def test_other_metrics_are_chosen_by_name(parts, metric):
 
 def test_a_judge_rates_and_what_it_leaves_out_is_not_zero(parts, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "x")
-    judge = {"_component_": "speechfuse.evals.judge.Judge", "model": "stub"}
+    judge = {"_component_": "speechfuse.scores.Judge", "model": "stub"}
     of = task(parts, metric="judge", judge=judge, question="instruction", reference="answer")
     of.check(parts / "expanded")
     asked = []
@@ -210,7 +219,7 @@ def test_what_does_not_fit_is_named(parts, changes, says):
 
 def test_a_judge_needs_its_key_and_its_protocol(parts, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    judge = {"_component_": "speechfuse.evals.judge.Judge", "model": "m"}
+    judge = {"_component_": "speechfuse.scores.Judge", "model": "m"}
     of = task(parts, metric="judge", judge=judge)
     with pytest.raises(ValueError, match="no key in the environment variable OPENAI_API_KEY"):
         of.check(parts / "expanded")
@@ -248,4 +257,4 @@ def test_weights_that_are_not_finite_are_named(parts, tmp_path):
     weights["lm_head.weight"][3, 1] = float("nan")
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"weights of lm_head\.weight are not finite"):
-        decoding.load(tmp_path, "cpu")
+        generation.load(tmp_path, "cpu")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from speechfuse import shards
 from speechfuse.evals.conversations import SpokenConversations
-from speechfuse.evals.decoding import Listener
-from speechfuse.vocab import Vocabulary
+from speechfuse.evals.generation import Listener
+from speechfuse.rows import shards
+from speechfuse.tokens.vocabulary import Vocabulary
 from tests.small_training import STREAM, dataset, make_parts
 
 REFUSAL = "i did not hear that"
@@ -26,9 +26,12 @@ def row(id: str, *turns: tuple[str, list[dict]], **extra: Any) -> dict[str, Any]
 
 
 def rows() -> list[dict[str, Any]]:
-    two = [("user", [heard([1, 2], "one")]), ("assistant", [{"text": "one\ntwo"}]),
-           ("user", [{"text": "say "}, heard([3], "three"), {"text": "now"}]),
-           ("assistant", [{"text": "three\nfour"}])]  # fmt: skip
+    two = [
+        ("user", [heard([1, 2], "one")]),
+        ("assistant", [{"text": "one\ntwo"}]),
+        ("user", [{"text": "say "}, heard([3], "three"), {"text": "now"}]),
+        ("assistant", [{"text": "three\nfour"}]),
+    ]
     noise = [("user", [heard([5, 5], None)]), ("assistant", [{"text": REFUSAL}])]
     one = [("user", [heard([6], "six")]), ("assistant", [{"text": "six\nseven"}])]
     return [
@@ -70,8 +73,13 @@ def test_the_last_question_is_asked_with_all_that_came_before(parts, monkeypatch
     words = Vocabulary.load(checkpoint)
     user, assistant, end = words.header("user"), words.header("assistant"), [words.end_of_turn]
     last = [
-        *user, *words.text("say "), *words.sound([3]), *words.text("now"), *end, *assistant,
-    ]  # fmt: skip
+        *user,
+        *words.text("say "),
+        *words.sound([3]),
+        *words.text("now"),
+        *end,
+        *assistant,
+    ]
     first = [*user, *words.sound([1, 2]), *end, *assistant, *words.text("one\ntwo"), *end]
     found = given(task(parts), checkpoint, monkeypatch)
     assert set(found) == {"d", "n", "q1", "q2"}, "no row but those of a split"
@@ -97,10 +105,13 @@ def test_right_answers_and_refusals_are_counted_by_split(parts):
     scored = of.score(said)
     found = {(s.split, s.metric): (s.value, s.n) for s in scored.scores}
     assert found == {
-        ("question", "acc"): (0, 2), ("dialogue", "acc"): (1, 1), ("noise", "acc"): (1, 1),
-        ("question", "refusal_rate"): (0.5, 2), ("dialogue", "refusal_rate"): (0, 1),
+        ("question", "acc"): (0, 2),
+        ("dialogue", "acc"): (1, 1),
+        ("noise", "acc"): (1, 1),
+        ("question", "refusal_rate"): (0.5, 2),
+        ("dialogue", "refusal_rate"): (0, 1),
         ("noise", "refusal_rate"): (1, 1),
-    }  # fmt: skip
+    }
     items = {item["id"]: item for item in scored.items}
     assert items["d"]["question"] == "one / one\ntwo / say three now"
     assert items["d"]["expected"] == "four" and items["q1"]["cluster"] == "f2"

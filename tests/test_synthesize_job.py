@@ -16,16 +16,27 @@ import numpy as np
 import pytest
 import yaml
 
-from speechfuse import artifact, cards, config, datasets, samples, shards, studio, tokenizing
-from speechfuse.corpora import Reject
-from speechfuse.engines import Spoken, Unavailable
-from speechfuse.quantizer import Quantizer
-from speechfuse.roundtrip import Made
-from speechfuse.texts import Conversation, Turn
-from speechfuse.vocab import SoundLayout, Vocabulary, add_sound_tokens
-from stages import init_base, synthesize_instructions, verify
+from speechfuse import artifact, config
+from speechfuse.hub import cards
+from speechfuse.openai_server import Unavailable
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.rows import rejects, shards
+from speechfuse.rows.rejects import Reject
+from speechfuse.samples import datasets
+from speechfuse.synthesis import plan as synthesis_plan
+from speechfuse.synthesis.engines import Spoken
+from speechfuse.synthesis.recording import Studio, engines_of
+from speechfuse.synthesis.round_trip import Made
+from speechfuse.texts.conversations import Conversation, Turn
+from speechfuse.tokens.expansion import add_sound_tokens
+from speechfuse.tokens.vocabulary import SoundLayout, Vocabulary
+from speechfuse.workers import ahead
+from stages import synthesize_instructions, verify
+from tests.demo_code import demo
 from tests.speech_server import SpeechServer
 from tests.test_kinds import texts
+
+init_base = demo("init_base")
 
 ROOT = Path(__file__).parent.parent
 QUANTIZER = "recipes/demo/models/quantizer"  # its window is 5 s
@@ -33,21 +44,27 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": "pipeline:.", "OMP_NUM_THREADS": "1"}
 LONG = "What is this? It is a text of several sentences. " * 4 + "Who can say it in one breath?"
 ENDLESS = " ".join(["and"] * 80)
 KINDS: dict[str, dict[str, Any]] = {
-    "instruction": {"_component_": "speechfuse.kinds.Instruction", "share": 0.4},
+    "instruction": {"_component_": "speechfuse.synthesis.Instruction", "share": 0.4},
     "transcription": {
-        "_component_": "speechfuse.kinds.Transcription", "share": 0.2, "requests": ["repeat:"],
+        "_component_": "speechfuse.synthesis.Transcription",
+        "share": 0.2,
+        "requests": ["repeat:"],
     },
-    "partly": {"_component_": "speechfuse.kinds.PartlySpoken", "share": 0.1},
-    "turns": {"_component_": "speechfuse.kinds.MultiTurn", "share": 0.1},
+    "partly": {"_component_": "speechfuse.synthesis.PartlySpoken", "share": 0.1},
+    "turns": {"_component_": "speechfuse.synthesis.MultiTurn", "share": 0.1},
     "refusal": {
-        "_component_": "speechfuse.kinds.Refusal", "share": 0.1, "replies": ["what?"], "most": 2.0,
+        "_component_": "speechfuse.synthesis.Refusal",
+        "share": 0.1,
+        "replies": ["what?"],
+        "most": 2.0,
     },
-    "text": {"_component_": "speechfuse.kinds.Text", "share": 0.1},
-}  # fmt: skip
+    "text": {"_component_": "speechfuse.synthesis.Text", "share": 0.1},
+}
 ESPEAK = {
-    "_component_": "speechfuse.engines.espeak.Espeak", "accents": ["en-us"],
+    "_component_": "speechfuse.synthesis.Espeak",
+    "accents": ["en-us"],
     "variants": ["Annie", "m3"],
-}  # fmt: skip
+}
 
 
 def inline(function: Callable, tasks: list[tuple], workers: int, device: str) -> Iterator[Any]:
@@ -107,36 +124,46 @@ def stored(folder: Path) -> Path:
     names = "one two three four five six seven eight nine ten eleven twelve".split()
     found = [
         Conversation(
-            f"q{i}", [Turn("user", f"what is {a} plus {b}"), Turn("assistant", f"{a} and {b}")],
-            "sums", {"licence": "mit", "level": i % 2},
+            f"q{i}",
+            [Turn("user", f"what is {a} plus {b}"), Turn("assistant", f"{a} and {b}")],
+            "sums",
+            {"licence": "mit", "level": i % 2},
         )
         for i, (a, b) in enumerate((a, b) for a in names for b in names[:3])
-    ]  # fmt: skip
+    ]
     found.insert(7, Conversation("long", [Turn("user", LONG), Turn("assistant", "yes")], "talk"))
     found += [
         Conversation(
             f"m{i}",
             [
-                Turn("user", f"who is {a}"), Turn("assistant", f"{a} is one"),
-                Turn("user", f"and after {a}"), Turn("assistant", "another"),
-                Turn("user", f"no more {a}"), Turn("assistant", "fine"),
+                Turn("user", f"who is {a}"),
+                Turn("assistant", f"{a} is one"),
+                Turn("user", f"and after {a}"),
+                Turn("assistant", "another"),
+                Turn("user", f"no more {a}"),
+                Turn("assistant", "fine"),
             ],
             "talk",
         )
         for i, a in enumerate(names)
-    ]  # fmt: skip
+    ]
     return texts(folder, found, 20)
 
 
 def settings(folder: Path, **changes: Any) -> dict[str, Any]:
     """Of a job over the texts in `folder`."""
     return {
-        "out": str(folder / "data"), "texts": str(folder / "texts"), "kinds": KINDS,
-        "voices": {"espeak": ESPEAK}, "quantizer": {"checkpoint": QUANTIZER}, "samples": 90,
-        "shard_size": 25, "batch_size": 4,
+        "out": str(folder / "data"),
+        "texts": str(folder / "texts"),
+        "kinds": KINDS,
+        "voices": {"espeak": ESPEAK},
+        "quantizer": {"checkpoint": QUANTIZER},
+        "samples": 90,
+        "shard_size": 25,
+        "batch_size": 4,
         "runtime": {"device": "cpu", "engine": {"_component_": f"{__name__}.inline"}},
         **changes,
-    }  # fmt: skip
+    }
 
 
 def called(monkeypatch, path: Path, *overrides: str) -> int:
@@ -167,8 +194,8 @@ def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("spoken")
     stored(folder / "texts")
     steps = [
-        {"_component_": "speechfuse.augmentation.Noise", "snr": [10, 30], "probability": 0.5},
-        {"_component_": "speechfuse.augmentation.Gain", "db": [-6, 0]},
+        {"_component_": "speechfuse.audio.Noise", "snr": [10, 30], "probability": 0.5},
+        {"_component_": "speechfuse.audio.Gain", "db": [-6, 0]},
     ]
     with pytest.MonkeyPatch.context() as monkeypatch:
         assert called(monkeypatch, written(folder, augmentation=steps)) == 0
@@ -189,7 +216,10 @@ def speech_in(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_every_kind_is_made_as_often_as_planned_and_each_row_says_its_text(whole):
-    rows, texts = rows_of(whole), {c.id: c for _, c in samples.conversations(whole / "texts")}
+    rows, texts = (
+        rows_of(whole),
+        {c.id: c for _, c in synthesis_plan.conversations(whole / "texts")},
+    )
     assert len(rows) == 90
     counted = Counter(row["extra"]["kind"] for row in rows)
     assert counted == {name: 90 * spec["share"] for name, spec in KINDS.items()}
@@ -197,9 +227,12 @@ def test_every_kind_is_made_as_often_as_planned_and_each_row_says_its_text(whole
         kind, text = row["extra"]["kind"], texts[row["extra"]["text"]]
         assert row["extra"]["source"] == text.source
         assert row["extra"].get("licence") == text.extra.get("licence")
-        said = [" ".join(
-            (s["speech"]["text"] or "-") if s["speech"] else s["text"] for s in turn["segments"]
-        ) for turn in row["turns"]]  # fmt: skip
+        said = [
+            " ".join(
+                (s["speech"]["text"] or "-") if s["speech"] else s["text"] for s in turn["segments"]
+            )
+            for turn in row["turns"]
+        ]
         roles = [turn["role"] for turn in row["turns"]]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
         if kind == "transcription":
@@ -223,13 +256,13 @@ def test_every_kind_is_made_as_often_as_planned_and_each_row_says_its_text(whole
 def test_codes_are_those_of_the_sound_made_again_from_the_plan(whole):
     job, quantizer = job_of(whole), Quantizer.load(ROOT / QUANTIZER)
     assert shards.read_stream(whole / "data") == quantizer.stream
-    kinds = samples.entries(job.kinds, job.texts)
-    engines = studio.engines_of(job.voices)
-    recording = studio.Studio(kinds, engines, job.augmentation, job.seed, quantizer)
+    kinds = synthesis_plan.entries(job.kinds, job.texts)
+    engines = engines_of(job.voices)
+    recording = Studio(kinds, engines, job.augmentation, job.seed, quantizer)
     plan = json.loads((whole / "data/plan.json").read_text())["plan"]["shards"]
     rows = {row["id"]: row for row in rows_of(whole)}
     augmented, exact, codes = Counter[str](), 0, 0
-    for sample, text in samples.with_texts(plan[1]["samples"], kinds):
+    for sample, text in synthesis_plan.with_texts(plan[1]["samples"], kinds):
         again = recording.record(sample, text)
         assert not isinstance(again, Reject)
         speech = speech_in(rows[sample["id"]])
@@ -291,7 +324,7 @@ def test_the_card_counts_kinds_voices_sources_and_what_was_left_out(whole):
     assert f"- sums: {sums} samples, licence mit" in card
     assert "- talk: " in card and "licence not stated" in card
     assert "texts were too long for one breath" in card
-    assert "`speechfuse.augmentation.Noise`: probability 0.5, snr [10, 30]" in card
+    assert "`speechfuse.audio.Noise`: probability 0.5, snr [10, 30]" in card
     assert "90 conversations" in card and "of a speech quantizer" in card
 
 
@@ -321,10 +354,15 @@ def test_a_missing_shard_is_made_again_with_the_same_bytes_by_other_processes(wh
     for name in ("plan.json", "shard-00001.parquet", "shard-00001.rejects.jsonl"):
         (out / name).write_bytes((whole / "data" / name).read_bytes())
     command = [
-        sys.executable, "-m", "stages.synthesize_instructions", str(whole / "job.yaml"),
-        f"out={out}", "runtime.engine._component_=speechfuse.workers.processes",
-        "runtime.prefetch=3", "runtime.workers=1",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "stages.synthesize_instructions",
+        str(whole / "job.yaml"),
+        f"out={out}",
+        "runtime.engine._component_=speechfuse.workers.processes",
+        "runtime.prefetch=3",
+        "runtime.workers=1",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert hashes(out) == before and len(before) == 8
@@ -374,7 +412,7 @@ def test_after_an_error_nothing_more_is_begun():
         return item
 
     with pytest.raises(Unavailable, match="gone"):
-        list(tokenizing.ahead(work, range(100), threads=2, depth=50))
+        list(ahead(work, range(100), threads=2, depth=50))
     assert len(begun) < 10
 
 
@@ -387,7 +425,7 @@ def test_a_sentence_that_is_too_long_is_a_reject_and_never_cropped(small, monkey
     job = written(small, kinds=PLAIN, voices=BEEPS, texts=str(small / "more"), samples=None)
     assert called(monkeypatch, job) == 0
     assert "1 rejected (1 too long); listed in" in capsys.readouterr().out
-    (reject,) = shards.read_rejects(small / "data/shard-00000.parquet")
+    (reject,) = rejects.read_rejects(small / "data/shard-00000.parquet")
     assert reject["id"] == "instruction/e" and reject["reason"].startswith("too long: a sentence")
     assert called(monkeypatch, job, f"out={small}/strict", "runtime.max_reject_rate=0.05") == 2
     assert "1 of 10 samples were rejected" in capsys.readouterr().err
@@ -430,18 +468,21 @@ def test_an_engine_of_codes_must_have_the_quantizers_codec(small, monkeypatch, c
         ({"texts": "TMP/absent"}, "does not exist: it is not a finished artifact"),
         ({"texts": "TMP/none"}, "is empty: it holds no conversation"),
         ({"kinds": {"text": {**KINDS["text"], "share": 0.5}}}, "give each kind a share above 0"),
-        ({"kinds": {"t": {"_component_": "speechfuse.kinds.Txt", "share": 1}}}, "'Text'"),
+        ({"kinds": {"t": {"_component_": "speechfuse.synthesis.Txt", "share": 1}}}, "'Text'"),
         ({"voices": {"espeak": {**ESPEAK, "variants": ["Nobody"]}}}, "no voice 'en-us+Nobody'"),
         ({"voices": {"espeak": {**ESPEAK, "share": 0.5}}}, "voices: the shares are"),
-        ({"voices": {"e": {"_component_": "speechfuse.engines.Espeak"}}}, "speechfuse.engines"),
+        (
+            {"voices": {"e": {"_component_": "speechfuse.synthesis.engines.Espeak"}}},
+            "speechfuse.synthesis.engines",
+        ),
         ({"voices": {}}, "voices is empty, but kinds."),
         ({"samples": 0}, "samples=0: at least 1 is needed"),
         ({"quantizer": {"checkpoint": QUANTIZER, "dtype": "float16"}}, "float16"),
-        ({"augmentation": [{"_component_": "speechfuse.augmentation.Noise"}]}, "snr"),
+        ({"augmentation": [{"_component_": "speechfuse.audio.Noise"}]}, "snr"),
         ({"round_trip": {"listener": {"_component_": f"{__name__}.Listener"}, "wer": 1}}, "wer"),
         ({"sample": 3}, "unknown key 'sample'; did you mean 'samples'?"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_end_in_one_line(small, monkeypatch, capsys, changes, said):
     texts(small / "none", [])
     changes = json.loads(json.dumps(changes).replace("TMP", str(small)))
@@ -468,7 +509,7 @@ def test_a_dry_run_says_what_it_would_do_and_another_configuration_is_refused(
 
 def test_a_dry_run_asks_no_server(small, monkeypatch, capsys):
     nowhere = "http://127.0.0.1:9/v1"
-    engine = {"_component_": "speechfuse.engines.endpoint.Endpoint", "names": ["a"], "tries": 1}
+    engine = {"_component_": "speechfuse.synthesis.Endpoint", "names": ["a"], "tries": 1}
     voices = {"server": {**engine, "url": nowhere, "model": "m", "key_variable": None}}
     job = written(small, kinds=PLAIN, voices=voices)
     assert called(monkeypatch, job, "--dry-run") == 0
@@ -495,8 +536,9 @@ def test_a_kind_of_too_small_a_share_is_said(small, monkeypatch, capsys):
         assert called(monkeypatch, job, *way) == 0
         assert said in capsys.readouterr().out
     assert artifact.manifest_of(small / "data")["totals"]["kinds"] == {
-        "partly": {"planned": 0, "made": 0}, "text": {"planned": 10, "made": 10},
-    }  # fmt: skip
+        "partly": {"planned": 0, "made": 0},
+        "text": {"planned": 10, "made": 10},
+    }
 
 
 TRIP = {"listener": {"_component_": f"{__name__}.Listener"}, "max_wer": 0.5}
@@ -544,8 +586,8 @@ def test_how_a_server_is_reached_may_change_and_what_it_is_asked_may_not(
     monkeypatch.setenv("KEY", "of the test")
     with SpeechServer() as server:
         place = {"url": server.url, "model": "m", "key_variable": None}
-        engine = {"_component_": "speechfuse.engines.endpoint.Endpoint", "names": ["echo"], **place}
-        heard = {"_component_": "speechfuse.roundtrip.Transcriber", **place}
+        engine = {"_component_": "speechfuse.synthesis.Endpoint", "names": ["echo"], **place}
+        heard = {"_component_": "speechfuse.synthesis.Transcriber", **place}
 
         def run(voice: dict[str, Any], listener: dict[str, Any]) -> int:
             trip = {"listener": heard | listener, "max_wer": 1.0}

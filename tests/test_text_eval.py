@@ -11,10 +11,12 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from speechfuse.evals import spoken, text
-from speechfuse.evals.last_position import LastPosition
-from speechfuse.prompts import render
-from speechfuse.vocab import Vocabulary
-from stages.init_base import train_tokenizer
+from speechfuse.evals.harness_model import LastPosition
+from speechfuse.tokens.prompts import render
+from speechfuse.tokens.vocabulary import Vocabulary
+from tests.demo_code import demo
+
+train_tokenizer = demo("init_base").train_tokenizer
 
 QUESTIONS = [  # question, right answer, three others
     ("what is ten plus ten", "twenty", "twenty one", "two", "ten"),
@@ -32,8 +34,15 @@ def rows(questions: list[tuple[str, ...]] = QUESTIONS) -> list[dict]:
     for i, (question, right, *others) in enumerate(questions):
         choices = list(others)
         choices.insert(i % 4, right)
-        made.append({"question": question, "subject": "world", "choices": choices,
-                     "answer": i % 4, "fact": f"fact-{i}"})  # fmt: skip
+        made.append(
+            {
+                "question": question,
+                "subject": "world",
+                "choices": choices,
+                "answer": i % 4,
+                "fact": f"fact-{i}",
+            }
+        )
     return made
 
 
@@ -72,11 +81,17 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=48, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=2, intermediate_size=96, max_position_embeddings=256,
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            intermediate_size=96,
+            max_position_embeddings=256,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
         )
-    )  # fmt: skip
+    )
     paths = {name: folder / name for name in ("untrained", "knows")}
     for name, path in paths.items():
         if name == "knows":
@@ -125,10 +140,15 @@ def test_a_model_that_knows_the_answers_scores_1(checkpoints, tmp_path, capfd):
     folder = write(tmp_path / "mmlu", rows())
     items = multiple_choice(checkpoints["knows"], folder, 4)
     expected = [
-        {"subject": "world", "question": row["question"], "fact": row["fact"],
-         "correct": True, "chosen": row["answer"]}
+        {
+            "subject": "world",
+            "question": row["question"],
+            "fact": row["fact"],
+            "correct": True,
+            "chosen": row["answer"],
+        }
         for row in rows()
-    ]  # fmt: skip
+    ]
     assert items == expected  # also where one choice is the start of another
     assert all(type(item["correct"]) is bool and type(item["chosen"]) is int for item in items)
     shown = capfd.readouterr()

@@ -10,9 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from speechfuse import documents, shards, texts
-from speechfuse.corpora import Reject
-from speechfuse.texts import Alpaca, Columns, Conversation, Messages, Turn
+from speechfuse.rows import shards
+from speechfuse.rows.rejects import Reject
+from speechfuse.texts import conversations, sources
+from speechfuse.texts import files as text_files
+from speechfuse.texts.conversations import Conversation, Turn
+from speechfuse.texts.sources import Alpaca, Columns, Messages
 from tests.hub_server import File, HubServer, Repo
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +34,7 @@ def written(path: Path, rows: list) -> str:
     return str(path)
 
 
-def read(source: texts.Texts, shard_size: int = 4) -> list:
+def read(source: sources.Texts, shard_size: int = 4) -> list:
     return [item for shard in source.plan(shard_size) for item in source.conversations(shard)]
 
 
@@ -42,7 +45,7 @@ def turns(item) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.parquet"])
 @pytest.mark.parametrize("chunk", [7, 1 << 20])
 def test_rows_are_the_same_whatever_the_file_and_the_shards(tmp_path, monkeypatch, name, chunk):
-    monkeypatch.setattr(documents, "CHUNK", chunk)
+    monkeypatch.setattr(text_files, "CHUNK", chunk)
     source = Alpaca(written(tmp_path / name, ROWS), licence="cc0-1.0")
     plan = source.plan(4)
     assert [shard["count"] for shard in plan] == [4, 4, 4, 4, 4, 3]
@@ -61,16 +64,18 @@ def test_layouts(tmp_path):
         {"instruction": "Hi", "output": "Ho"},
     ]
     assert [turns(c) for c in read(Alpaca(written(tmp_path / "a.jsonl", alpaca)))] == [
-        [("user", "Add.\n\n1, 2"), ("assistant", "3")], [("user", "Hi"), ("assistant", "Ho")],
-    ]  # fmt: skip
+        [("user", "Add.\n\n1, 2"), ("assistant", "3")],
+        [("user", "Hi"), ("assistant", "Ho")],
+    ]
     parts = [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]
     chats = [
         {"x": [{"role": "system", "content": "s"}, {"role": "user", "content": parts}]},
         {"x": [{"from": "human", "value": "u"}, {"from": "gpt", "value": " a "}]},
     ]
     assert [turns(c) for c in read(Messages(written(tmp_path / "m.jsonl", chats), column="x"))] == [
-        [("system", "s"), ("user", "b\nc")], [("user", "u"), ("assistant", "a")],
-    ]  # fmt: skip
+        [("system", "s"), ("user", "b\nc")],
+        [("user", "u"), ("assistant", "a")],
+    ]
     plain = [{"q": "Who?", "a": "Me.", "kind": k, "n": {"m": 1}} for k in "xyz"]
     path = written(tmp_path / "p.jsonl", plain)
     source = Columns(
@@ -111,7 +116,7 @@ DEEP = '{"prompt": "x]", "e": ' + "[" * 50_000 + "]" * 50_000 + "}"
 @pytest.mark.parametrize("bad", [DEEP, '{"prompt": "[", "e": ' + "9" * 5000 + "}"])
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 def test_what_python_cannot_hold_is_a_reject(tmp_path, monkeypatch, name, bad):
-    monkeypatch.setattr(documents, "CHUNK", 30_011)
+    monkeypatch.setattr(text_files, "CHUNK", 30_011)
     good = '{"prompt": "u"}'
     between = ",\n" if name == "a.json" else "\n"
     text = between.join([good, bad, good])
@@ -153,7 +158,7 @@ def test_two_files_of_one_stem_would_have_the_same_ids(tmp_path):
     assert Alpaca(str(tmp_path), ["a.json", "b.jsonl"]).plan(10)
 
 
-@pytest.mark.parametrize("column", texts.RESERVED)
+@pytest.mark.parametrize("column", sources.RESERVED)
 def test_a_column_that_curation_would_overwrite_is_refused(tmp_path, column):
     path = written(tmp_path / "a.jsonl", [{"prompt": "x", column: "y"}])
     with pytest.raises(ValueError, match=f"extra_columns holds '{column}'"):
@@ -209,23 +214,23 @@ def test_a_damaged_row_group_is_so_many_rejects(tmp_path):
 
 def test_rows_come_back_as_they_went():
     there = Conversation("a/1", [Turn("user", "Hi\n🎉"), Turn("assistant", "")], "a", {"k": [1]})
-    row = texts.row_of(there)
-    assert texts.conversation_of(row) == there
+    row = conversations.row_of(there)
+    assert conversations.conversation_of(row) == there
     assert json.loads(row["extra"]) == {"k": [1], "source": "a"}
     speech = {"role": "user", "segments": [{"text": None, "speech": {"id": "x"}}]}
     with pytest.raises(ValueError, match="row a/1 holds speech"):
-        texts.conversation_of({**row, "turns": [speech]})
+        conversations.conversation_of({**row, "turns": [speech]})
 
 
 def test_a_finished_artifact_is_read(tmp_path):
     there = [Conversation(f"a/{i}", [Turn("user", "Hi")], "a") for i in range(3)]
     shards.write_shard(
-        tmp_path / "shard-00000.parquet", map(texts.row_of, there), shards.CONVERSATIONS
+        tmp_path / "shard-00000.parquet", map(conversations.row_of, there), shards.CONVERSATIONS
     )
     with pytest.raises(ValueError):
-        list(texts.read(tmp_path))
+        list(conversations.read(tmp_path))
     (tmp_path / "manifest.json").write_text("{}")
-    assert list(texts.read(tmp_path)) == there
+    assert list(conversations.read(tmp_path)) == there
 
 
 def test_the_hub_at_a_commit_with_the_licence_of_its_card(tmp_path):
@@ -233,7 +238,7 @@ def test_the_hub_at_a_commit_with_the_licence_of_its_card(tmp_path):
     data = "".join(json.dumps(row) + "\n" for row in ROWS[:6]).encode()
     script = """
 import json, sys
-from speechfuse.texts import Alpaca
+from speechfuse.texts.sources import Alpaca
 source = Alpaca("me/texts@main", data_files="data/*.jsonl")
 plan = source.plan(4)
 found = [c for shard in plan for c in source.conversations(shard)]
@@ -245,9 +250,14 @@ print(json.dumps([source.fingerprint, [[c.id, c.prompts, c.extra] for c in found
         commit = hub.dataset("me/texts").commit("main", "first", files)
         kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         environment = {
-            **kept, "HF_ENDPOINT": hub.url, "HF_TOKEN": "good", "HF_HOME": str(tmp_path),
-            "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": "pipeline", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+            **kept,
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": "good",
+            "HF_HOME": str(tmp_path),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "PYTHONPATH": "pipeline",
+            "OMP_NUM_THREADS": "1",
+        }
         done = subprocess.run(
             [sys.executable, "-c", script],
             cwd=ROOT,
@@ -266,18 +276,20 @@ print(json.dumps([source.fingerprint, [[c.id, c.prompts, c.extra] for c in found
 @pytest.mark.parametrize(
     "make",
     [
-        "speechfuse.texts.Alpaca('me/texts@COMMIT', data_files='*.jsonl')",
-        "speechfuse.corpora.tables.Hub('me/texts', 'COMMIT', '*.parquet')",
+        "speechfuse.texts.sources.Alpaca('me/texts@COMMIT', data_files='*.jsonl')",
+        "speechfuse.corpora.hub_dataset.Hub('me/texts', 'COMMIT', '*.parquet')",
     ],
 )
 def test_a_commit_needs_a_connection_too_and_that_is_one_sentence(tmp_path, make):
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    script = f"import speechfuse.texts, speechfuse.corpora.tables; {make}.plan(4)"
+    script = f"import speechfuse.texts.sources, speechfuse.corpora.hub_dataset; {make}.plan(4)"
     done = subprocess.run(
-        [sys.executable, "-c", script.replace("COMMIT", "0" * 40)], cwd=ROOT, text=True,
+        [sys.executable, "-c", script.replace("COMMIT", "0" * 40)],
+        cwd=ROOT,
+        text=True,
         env={**kept, **nowhere, "PYTHONPATH": "pipeline", "OMP_NUM_THREADS": "1"},
         capture_output=True,
-    )  # fmt: skip
+    )
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ValueError: me/texts@{'0' * 40}: no connection to http://127.0.0.1:9")

@@ -13,9 +13,11 @@ import pytest
 import soundfile
 import yaml
 
-from speechfuse import artifact, audio, shards, tts
+from speechfuse import artifact
+from speechfuse.audio import decoding, espeak_ng
 from speechfuse.config import main
-from speechfuse.quantizer import Quantizer
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.rows import rejects, shards
 from stages import tokenize_speech
 from tests import bad_audio
 
@@ -29,9 +31,9 @@ SILENCES = (4.4, 8.9)  # seconds into the 12 s of long.wav; the window of the qu
 def speech(tmp_path_factory) -> Path:
     """Five items: good (with transcript), long (12 s), no audio, short of one token, good."""
     folder = tmp_path_factory.mktemp("speech")
-    with tts.Espeak() as engine:
-        said = engine.speak("what is three plus four", tts.Voice("en-us+Annie")).waveform
-        talk = engine.speak("where does a bee live " * 30, tts.Voice("en-us")).waveform[
+    with espeak_ng.Espeak() as engine:
+        said = engine.speak("what is three plus four", espeak_ng.Voice("en-us+Annie")).waveform
+        talk = engine.speak("where does a bee live " * 30, espeak_ng.Voice("en-us")).waveform[
             : 12 * 16_000
         ]
     assert len(talk) == 12 * 16_000
@@ -52,9 +54,11 @@ def config(path: Path, folder: Path, out: Path, **changes) -> Path:
     content = {
         "out": str(out),
         "corpus": {"_component_": "speechfuse.corpora.folder", "path": str(folder)},
-        "quantizer": {"checkpoint": QUANTIZER}, "shard_size": 2, "batch_size": 4,
+        "quantizer": {"checkpoint": QUANTIZER},
+        "shard_size": 2,
+        "batch_size": 4,
         "runtime": {"workers": 1, "max_reject_rate": 0.5},
-    }  # fmt: skip
+    }
     path.write_text(yaml.safe_dump({**content, **changes}))
     return path
 
@@ -114,16 +118,27 @@ def test_what_is_made_of_a_folder(whole, speech):
     first = rows[0]
     assert first["text"] == "what is three plus four" and first["part"] is None
     assert first["source"] == {
-        "uri": "a-good.wav", "offset": 0.0, "seconds": pytest.approx(first["seconds"]),
+        "uri": "a-good.wav",
+        "offset": 0.0,
+        "seconds": pytest.approx(first["seconds"]),
         "sha256": artifact.sha256_of(speech / "a-good.wav"),
-    }  # fmt: skip
+    }
     manifest = artifact.manifest_of(out)
     totals = manifest["totals"]
     counted = {
-        "clips": 5, "rows": 5, "split": 1, "pieces": 3, "resampled": 1, "mixed_down": 0,
-        "without_text": 2, "rejected": {"not audio": 1, "too short": 1}, "filtered": {},
-        "ignored": {}, "source": speech.name, "licence": None,
-    }  # fmt: skip
+        "clips": 5,
+        "rows": 5,
+        "split": 1,
+        "pieces": 3,
+        "resampled": 1,
+        "mixed_down": 0,
+        "without_text": 2,
+        "rejected": {"not audio": 1, "too short": 1},
+        "filtered": {},
+        "ignored": {},
+        "source": speech.name,
+        "licence": None,
+    }
     assert {key: totals[key] for key in counted} == counted
     assert totals["codes"] == sum(len(row["codes"]) for row in rows)
     assert totals["hours"] == pytest.approx(sum(row["seconds"] for row in rows) / 3600, abs=1e-4)
@@ -140,7 +155,7 @@ def test_codes_are_those_of_the_quantizer_on_each_piece(whole, speech):
     rows = list(shards.read_rows(whole[1]))
     assert shards.read_stream(whole[1]) == quantizer.stream
     for row in rows:
-        waveform = audio.load(speech / row["source"]["uri"])
+        waveform = decoding.load(speech / row["source"]["uri"])
         start = round(row["source"]["offset"] * 16_000)
         piece = waveform[start : start + round(row["source"]["seconds"] * 16_000)]
         (codes,) = quantizer.encode([piece], 4)
@@ -151,7 +166,7 @@ def test_codes_are_those_of_the_quantizer_on_each_piece(whole, speech):
 
 def test_rejects_are_listed_with_their_reason(whole):
     found = {
-        path.name: [(r["id"], r["reason"]) for r in shards.read_rejects(path)]
+        path.name: [(r["id"], r["reason"]) for r in rejects.read_rejects(path)]
         for path in shards.shard_paths(whole[1])
     }
     assert found["shard-00000.parquet"] == found["shard-00002.parquet"] == []
@@ -197,9 +212,13 @@ def started(whole, tmp_path):
         "runtime.workers=2",
     ]
     job = subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL,
+        command,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     while not list(out.glob("shard-*.parquet")):
         assert job.poll() is None, "it ended before it could be killed"
         time.sleep(0.002)
@@ -285,7 +304,7 @@ def test_another_folder_of_speech_is_refused(whole, speech, tmp_path, monkeypatc
         (["quantizer.dtype=float16"], "float16"),
         (["runtime.device=cuda"], "no GPU"),
         (["runtime.device=gpu"], "choose auto, cpu or cuda"),
-        (["filters=[{_component_: speechfuse.filters.loudness}]"], "loudness"),
+        (["filters=[{_component_: speechfuse.audio.loudness}]"], "loudness"),
     ],
 )
 def test_mistakes_end_in_one_line(speech, tmp_path, monkeypatch, capsys, overrides, said):
@@ -333,7 +352,7 @@ def test_of_clips_with_the_same_samples_the_first_is_kept(speech, tmp_path, monk
     totals = artifact.manifest_of(tmp_path / "data")["totals"]
     assert (totals["filtered"], totals["rejected"]) == ({"filter duplicate audio": 1}, {})
     assert [row["id"] for row in shards.read_rows(tmp_path / "data")] == ["a", "b"]
-    (reject,) = shards.read_rejects(tmp_path / "data/shard-00001.parquet")
+    (reject,) = rejects.read_rejects(tmp_path / "data/shard-00001.parquet")
     assert reject == {"id": "c", "reason": "filter duplicate audio: same as a"}
     assert "1 filtered (1 filter duplicate audio)" in capsys.readouterr().out
 
@@ -344,9 +363,11 @@ def test_reduced_precision_is_part_of_what_is_made_and_its_codes_are_compared(
     assert called(monkeypatch, whole[0], "quantizer.dtype=bfloat16") == 2
     assert "quantizer.dtype" in capsys.readouterr().err
     job = config(
-        tmp_path / "job.yaml", speech, tmp_path / "data",
+        tmp_path / "job.yaml",
+        speech,
+        tmp_path / "data",
         quantizer={"checkpoint": QUANTIZER, "dtype": "bfloat16"},
-    )  # fmt: skip
+    )
     assert called(monkeypatch, job) == 0
     said = capsys.readouterr().out
     equal = artifact.manifest_of(tmp_path / "data")["totals"]["equal_to_float32"]
@@ -358,15 +379,18 @@ def test_a_corpus_of_bad_files_is_counted_by_kind_and_stops_nothing(tmp_path, mo
     folder = tmp_path / "speech"
     expected = bad_audio.make(folder, minutes=0.5)
     job = config(
-        tmp_path / "job.yaml", folder, tmp_path / "data", shard_size=30,
+        tmp_path / "job.yaml",
+        folder,
+        tmp_path / "data",
+        shard_size=30,
         runtime={"workers": 2, "max_reject_rate": 1.0},
-    )  # fmt: skip
+    )
     assert called(monkeypatch, job) == 0
     out = tmp_path / "data"
     rows = {row["parent"] or row["id"] for row in shards.read_rows(out)}
     found = dict.fromkeys(rows, "used")
     for path in shards.shard_paths(out):
-        for reject in shards.read_rejects(path):
+        for reject in rejects.read_rejects(path):
             found[reject["id"]] = reject["reason"].partition(":")[0]
     expected = {id: "too short" if id == "one sample" else kind for id, kind in expected.items()}
     assert len([kind for kind in found.values() if kind != "used"]) >= 25

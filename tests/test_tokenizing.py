@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from speechfuse import tokenizing, tts
-from speechfuse.corpora import Clip, Reject
-from speechfuse.quantizer import Quantizer
+from speechfuse import workers
+from speechfuse.audio import espeak_ng
+from speechfuse.corpora.clip import Clip
+from speechfuse.quantizer import tokenize
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.rows.rejects import Reject
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,8 +26,8 @@ def quantizer() -> Quantizer:
 @pytest.fixture(scope="module")
 def clips() -> list[Clip | Reject]:
     texts = ["one", "two and three", "where does a bee live", "seven", "nine plus six " * 6]
-    with tts.Espeak() as engine:
-        spoken = [engine.speak(t, tts.Voice("en-us+Annie")).waveform for t in texts]
+    with espeak_ng.Espeak() as engine:
+        spoken = [engine.speak(t, espeak_ng.Voice("en-us+Annie")).waveform for t in texts]
     made: list[Clip | Reject] = [
         Clip(f"clip-{i}", waveform, "here", text=text)
         for i, (text, waveform) in enumerate(zip(texts, spoken, strict=True))
@@ -35,7 +38,7 @@ def clips() -> list[Clip | Reject]:
 
 def test_rows_are_the_same_whatever_the_threads_and_the_look_ahead(quantizer, clips):
     shards = [
-        tokenizing.tokenize(clips, quantizer, 2, [], threads, depth)
+        tokenize.tokenize(clips, quantizer, 2, [], threads, depth)
         for threads, depth in product((1, 3), (1, 100))
     ]
     first = shards[0]
@@ -43,8 +46,10 @@ def test_rows_are_the_same_whatever_the_threads_and_the_look_ahead(quantizer, cl
     assert pieces[:4] == [f"clip-{i}" for i in range(4)] and pieces[4:6] == ["clip-4#0", "clip-4#1"]
     assert [r["id"] for r in first.rejects] == ["bad", "text", "click"]
     assert [r["reason"].partition(":")[0] for r in first.rejects] == [
-        "bad name", "not audio", "too short",
-    ]  # fmt: skip
+        "bad name",
+        "not audio",
+        "too short",
+    ]
     assert first.counts["split"] == 1 and first.counts["pieces"] == len(pieces) - 4
     for other in shards[1:]:
         assert other.rejects == first.rejects and other.counts == first.counts
@@ -56,7 +61,7 @@ def test_rows_are_the_same_whatever_the_threads_and_the_look_ahead(quantizer, cl
 def test_each_row_has_the_codes_of_its_own_audio(quantizer, clips):
     """Three clips in batches of two: the second batch is fetched late and half empty."""
     three = [clip for clip in clips if isinstance(clip, Clip)][2:5]
-    made = tokenizing.tokenize(three[:3], quantizer, 2, [], 1, 8)
+    made = tokenize.tokenize(three[:3], quantizer, 2, [], 1, 8)
     for row, clip in zip(made.rows, three, strict=False):
         (alone,) = quantizer.encode([clip.audio], 2)
         assert len(row["codes"]) == len(alone) == int(25 * len(clip.audio) / 16_000)
@@ -71,7 +76,7 @@ def test_no_more_clips_are_opened_than_the_look_ahead_allows():
             opened.append(i)
             yield i
 
-    for taken, result in enumerate(tokenizing.ahead(lambda i: i * i, items(), 2, 5)):
+    for taken, result in enumerate(workers.ahead(lambda i: i * i, items(), 2, 5)):
         assert result == taken**2
         assert len(opened) <= taken + 6
     assert len(opened) == 50
@@ -81,7 +86,7 @@ def test_a_filter_drops_with_its_own_kind_of_reason(quantizer, clips):
     def short_text(waveform: np.ndarray, text: str | None) -> str | None:
         return "text length: under 5 letters" if len(text or "") < 5 else None
 
-    made = tokenizing.tokenize(clips, quantizer, 2, [short_text], 2, 8)
+    made = tokenize.tokenize(clips, quantizer, 2, [short_text], 2, 8)
     dropped = {r["id"]: r["reason"] for r in made.rejects if r["reason"].startswith("filter ")}
     assert dropped == dict.fromkeys(["clip-0", "click"], "filter text length: under 5 letters")
     assert "clip-0" not in [row["id"] for row in made.rows]
@@ -92,12 +97,12 @@ def test_bfloat16_is_compared_with_float32_on_the_first_clips(quantizer, clips):
     hiss = [rng.uniform(-1, 1, 32_000).astype(np.float32) for _ in range(9)]
     noise = [Clip(f"noise-{i}", waveform, "") for i, waveform in enumerate(hiss)]
     clips = [*clips, *noise]  # hum and hiss have near-ties, where precision decides
-    n = sum(len(row["codes"]) for row in tokenizing.tokenize(clips, quantizer, 2, [], 1, 1).rows)
-    assert tokenizing.exactness(clips, quantizer, 2) == (n, n)
-    assert n / 9 < tokenizing.exactness(clips, quantizer, 2, enough=n // 4)[1] < n / 2
+    n = sum(len(row["codes"]) for row in tokenize.tokenize(clips, quantizer, 2, [], 1, 1).rows)
+    assert tokenize.exactness(clips, quantizer, 2) == (n, n)
+    assert n / 9 < tokenize.exactness(clips, quantizer, 2, enough=n // 4)[1] < n / 2
     quantizer.dtype = torch.bfloat16
     try:
-        equal, codes = tokenizing.exactness(clips, quantizer, 2)
+        equal, codes = tokenize.exactness(clips, quantizer, 2)
         assert quantizer.dtype == torch.bfloat16
     finally:
         quantizer.dtype = torch.float32

@@ -17,10 +17,11 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from speechfuse import shards
-from speechfuse.train import loop, outline
+from speechfuse.rows import shards
+from speechfuse.train import loop
 from speechfuse.train import model as models
 from speechfuse.train.new_rows import NewRows
+from speechfuse.train.preflight import assumed
 from speechfuse.train.state import complete_steps
 from tests.small_training import (
     ROOT,
@@ -34,7 +35,7 @@ from tests.small_training import (
     recipe,
     train,
     weights,
-)  # fmt: skip
+)
 
 
 class Died(Exception):
@@ -194,9 +195,9 @@ def test_a_dry_run_needs_neither_checkpoint_nor_data(parts, tmp_path, monkeypatc
         assert len(mine) == 1 and (mine == full or name == "disk"), "the model's shapes suffice"
     assert "97.0% of positions useful" in said and "7 of 4 rows" in said
     tied = {"_component_": "torchtune.models.llama3_2.llama3_2", "num_heads": 2, "embed_dim": 8}
-    assert outline.shape(tied, [])["tie_word_embeddings"] is True
+    assert assumed.shape(tied, [])["tie_word_embeddings"] is True
     with pytest.raises(ValueError, match=r"it is gone .*no num_heads and embed_dim to plan with"):
-        outline.shape({"_component_": "torchtune.models.llama3_1.llama3_1_8b"}, ["it is gone"])
+        assumed.shape({"_component_": "torchtune.models.llama3_1.llama3_1_8b"}, ["it is gone"])
 
 
 def launched(arguments: list[str], monkeypatch, capsys) -> tuple[object, str, str]:
@@ -209,9 +210,9 @@ def launched(arguments: list[str], monkeypatch, capsys) -> tuple[object, str, st
     code = None
     monkeypatch.setattr("os.execv", torchrun)
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # and not left behind
-    monkeypatch.setattr(sys, "argv", ["recipes/finetune.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["stages/train.py", *arguments])
     try:
-        runpy.run_path(str(ROOT / "recipes/finetune.py"), run_name="__main__")
+        runpy.run_module("stages.train", run_name="__main__")
     except SystemExit as stopped:
         code = stopped.code
     return code, *capsys.readouterr()
@@ -228,14 +229,16 @@ def test_a_vocabulary_that_does_not_fit_is_refused(parts, tmp_path):
 
 def test_codes_of_another_quantizer_are_refused(parts, tmp_path):
     other = dataset(
-        tmp_path / "other", shards.SPEECH,
+        tmp_path / "other",
+        shards.SPEECH,
         [{"id": "a", "codes": [1, 2], "text": "one", "extra": '{"answer": "one"}'}],
         {**STREAM, "quantizer": "f" * 64},
-    )  # fmt: skip
+    )
     config = recipe(
-        parts, tmp_path / "mixed",
-        datasets=[{"_component_": "speechfuse.datasets.sound", "path": str(other), "share": 1.0}],
-    )  # fmt: skip
+        parts,
+        tmp_path / "mixed",
+        datasets=[{"_component_": "speechfuse.samples.sound", "path": str(other), "share": 1.0}],
+    )
     with pytest.raises(ValueError, match="was made with quantizer ffffffffffff"):
         loop.run(job(config))
 
@@ -248,12 +251,16 @@ def test_what_a_run_that_died_must_find_again(parts, tmp_path, monkeypatch, caps
     if what != "new rows alone":
         shape = yaml.safe_load(recipe(parts, tmp_path / "any").read_text())["model"]
         changes = {
-            "model": shape | {
-                "_component_": "torchtune.models.llama3_1.lora_llama3_1", "lora_dropout": 0.3,
-                "lora_attn_modules": ["q_proj", "v_proj"], "lora_rank": 4, "lora_alpha": 8,
+            "model": shape
+            | {
+                "_component_": "torchtune.models.llama3_1.lora_llama3_1",
+                "lora_dropout": 0.3,
+                "lora_attn_modules": ["q_proj", "v_proj"],
+                "lora_rank": 4,
+                "lora_alpha": 8,
             },
             "freeze": ["^layers[.](?!.*lora_)", "^norm[.]"],
-        }  # fmt: skip
+        }
     reference, out = tmp_path / "whole", tmp_path / "died"
     loop.run(job(recipe(parts, reference, **changes)))
     settings = job(recipe(parts, out, **changes))

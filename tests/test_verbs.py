@@ -49,7 +49,7 @@ def verb(name: str, monkeypatch, *arguments: str) -> int:
         (["limit=20", "limit=null"], []),
         (["only=[base, stage1]", "limit=20"], ["partial=limit=20 only=[base, stage1]"]),
     ],
-)  # fmt: skip
+)
 def test_the_report_is_of_what_was_swept(started, monkeypatch, arguments, report):
     assert verb("sweep", monkeypatch, *arguments) == 0
     [(first, _, *given), (second, path, *more)] = started.jobs

@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from speechfuse import artifact, config, shards
+from speechfuse import artifact, config
+from speechfuse.rows import shards
+from speechfuse.rows.rejects import read_rejects, write_rejects
 from stages import tokenize_speech, verify
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +56,7 @@ def whole(tmp_path_factory) -> Path:
         out=str(folder / "data"),
         corpus={"_component_": "speechfuse.corpora.folder", "path": str(audio)},
         quantizer=tokenize_speech.QuantizerOf(str(ROOT / "recipes/demo/models/quantizer")),
-        filters=[{"_component_": "speechfuse.filters.level", "min_dbfs": -60}],
+        filters=[{"_component_": "speechfuse.audio.level", "min_dbfs": -60}],
         shard_size=3,
         batch_size=4,
         runtime=tokenize_speech.Runtime(
@@ -98,7 +100,7 @@ class Changed:
         self.sign(name)
 
     def reject(self, name: str, *rejects: dict[str, str]) -> None:
-        shards.write_rejects(self.folder / name, rejects)
+        write_rejects(self.folder / name, rejects)
         self.sign(name.replace(".parquet", ".rejects.jsonl"))
 
     def totals(self, **changes: object) -> None:
@@ -136,8 +138,16 @@ def test_what_the_job_leaves_verifies_and_every_group_says_how_much(whole, capsy
     lines = capsys.readouterr().out.splitlines()
     said = {line.split()[0]: line for line in lines}
     assert list(said) == [
-        "manifest", "files", "shards", "rows", "pieces", "rejects", "totals", "plan", "verified:",
-    ]  # fmt: skip
+        "manifest",
+        "files",
+        "shards",
+        "rows",
+        "pieces",
+        "rejects",
+        "totals",
+        "plan",
+        "verified:",
+    ]
     assert "6 of 6 present" in said["files"] and "3 of 3 open: speech" in said["shards"]
     assert f"7 with {totals['codes']:,} codes" in said["rows"]
     assert "3 of 1 split recordings" in said["pieces"] and said["rejects"].endswith(" 2")
@@ -199,19 +209,31 @@ def files(change: Changed, what: str) -> list[str]:
             change.write(f"{NAMES[0]}.rejects.jsonl", b'{"id": "c"}\n')
             return [
                 f"{NAMES[0]}.rejects.jsonl: it is not lines of {{id, reason}}",
-                "manifest.json: totals.clips", "manifest.json: totals.rejected",
+                "manifest.json: totals.clips",
+                "manifest.json: totals.rejected",
                 f"{FIRST}: 2 clips",
-            ]  # fmt: skip
+            ]
     raise KeyError(what)
 
 
 @pytest.mark.parametrize(
     "what",
-    ["changed byte", "missing file", "folder in place of a file", "path out of the folder",
-     "absolute path", "link out of the folder", "stray shard", "other configuration",
-     "plan of another job", "plan of more clips", "plan of more shards", "half a plan",
-     "rejects of another form"],
-)  # fmt: skip
+    [
+        "changed byte",
+        "missing file",
+        "folder in place of a file",
+        "path out of the folder",
+        "absolute path",
+        "link out of the folder",
+        "stray shard",
+        "other configuration",
+        "plan of another job",
+        "plan of more clips",
+        "plan of more shards",
+        "half a plan",
+        "rejects of another form",
+    ],
+)
 def test_a_file_that_is_not_as_stated_is_one_fault(changed, capsys, what):
     expected = files(changed, what)
     faults = found(changed.folder, capsys)
@@ -230,11 +252,14 @@ def test_a_file_that_is_not_as_stated_is_one_fault(changed, capsys, what):
         (SECOND, lambda rows: rows.reverse(), "not the next piece of its parent in 2 rows"),
         (SECOND, lambda rows: rows[1].update(id="long#7"), "not the next piece of its parent"),
         (SECOND, lambda rows: rows.insert(1, rows.pop()), "a piece apart from the one before it"),
-        (SECOND, lambda rows: rows[2]["source"].update(offset=9.0),
-         "a piece that does not begin where the one before ends in 1 row, first 'long#2'"),
+        (
+            SECOND,
+            lambda rows: rows[2]["source"].update(offset=9.0),
+            "a piece that does not begin where the one before ends in 1 row, first 'long#2'",
+        ),
         (SECOND, lambda rows: rows.__delitem__(slice(1, 3)), "the only piece of its parent"),
     ],
-)  # fmt: skip
+)
 def test_a_row_that_is_wrong_is_named(changed, capsys, shard, change, fault):
     changed.rows(shard, change)
     mine = [line for line in found(changed.folder, capsys) if "manifest.json" not in line]
@@ -259,7 +284,7 @@ def test_an_id_that_stands_twice_is_found_across_shards(changed, capsys):
 def test_a_piece_that_was_too_short_is_among_the_rejects(changed, capsys):
     """Its last piece may be shorter than one token: then the plan's clip is still whole."""
     changed.rows(SECOND, lambda rows: rows.pop(2))
-    [silent] = shards.read_rejects(changed.folder / SECOND)
+    [silent] = read_rejects(changed.folder / SECOND)
     short = {"id": "long#2", "reason": "too short: 0.0300 s is less than one token"}
     changed.reject(SECOND, short, silent)
     faults = found(changed.folder, capsys)
@@ -273,9 +298,23 @@ def test_a_piece_that_was_too_short_is_among_the_rejects(changed, capsys):
 
 @pytest.mark.parametrize(
     "name",
-    ["rows", "codes", "hours", "bits_per_code", "clips", "split", "pieces", "resampled",
-     "mixed_down", "without_text", "rejected", "filtered", "quantizer", "token_rate"],
-)  # fmt: skip
+    [
+        "rows",
+        "codes",
+        "hours",
+        "bits_per_code",
+        "clips",
+        "split",
+        "pieces",
+        "resampled",
+        "mixed_down",
+        "without_text",
+        "rejected",
+        "filtered",
+        "quantizer",
+        "token_rate",
+    ],
+)
 def test_every_total_is_counted_anew(changed, capsys, name):
     there = artifact.manifest_of(changed.folder)["totals"][name]
     changed.totals(**{name: there + 0.01 if isinstance(there, int | float) else "another"})

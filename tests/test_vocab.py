@@ -16,11 +16,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from speechfuse import artifact, datasets, embeddings, packing, shards, vocab
-from speechfuse.evals.decoding import Listener
-from speechfuse.quantizer import Quantizer
-from speechfuse.vocab import SoundLayout, Vocabulary
-from stages import expand_vocab, init_base
+from speechfuse import artifact
+from speechfuse.evals.generation import Listener
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.rows import shards
+from speechfuse.samples import datasets, packing
+from speechfuse.tokens import expansion, initialization
+from speechfuse.tokens.vocabulary import SoundLayout, Vocabulary, read_config
+from stages import expand_vocab
+from tests.demo_code import demo
+
+init_base = demo("init_base")
 
 ROOT = Path(__file__).parent.parent
 CODES = 16
@@ -31,10 +37,14 @@ TEXT = 256 + len(init_base.CONTROL)  # tokens before the sound tokens
 def checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase, **changes) -> Path:
     torch.manual_seed(0)
     shape = LlamaConfig(
-        **{"hidden_size": 8, **changes}, vocab_size=len(tokenizer), num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, intermediate_size=8,
+        **{"hidden_size": 8, **changes},
+        vocab_size=len(tokenizer),
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=8,
         max_position_embeddings=64,
-    )  # fmt: skip
+    )
     LlamaForCausalLM(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -49,7 +59,7 @@ def base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def expanded(base, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("expanded")
-    vocab.expand(base, out, CODES, OURS, seed=0)
+    expansion.expand(base, out, CODES, OURS, seed=0)
     return out
 
 
@@ -72,8 +82,12 @@ def test_ids_are_start_end_codes_and_mask_behind_the_text(base, expanded):
 def test_layout_and_quantizer_stand_in_config_json(expanded):
     config = json.loads((expanded / "config.json").read_text())
     assert config["speechfuse"] == {
-        "start": TEXT, "end": TEXT + 1, "first": TEXT + 2, "codes": CODES, "quantizer": OURS,
-    }  # fmt: skip
+        "start": TEXT,
+        "end": TEXT + 1,
+        "first": TEXT + 2,
+        "codes": CODES,
+        "quantizer": OURS,
+    }
     assert config["vocab_size"] == TEXT + CODES + 3
     assert Vocabulary.load(expanded).layout == SoundLayout(TEXT, TEXT + 1, TEXT + 2, CODES, OURS)
 
@@ -94,7 +108,7 @@ def test_old_rows_and_all_other_weights_are_unchanged_and_new_rows_are_alive(bas
 def test_new_rows_depend_on_the_seed_alone(base, expanded, tmp_path):
     for name, seed in (("same", 0), ("other", 1)):
         torch.manual_seed(99)
-        vocab.expand(base, tmp_path / name, CODES, OURS, seed)
+        expansion.expand(base, tmp_path / name, CODES, OURS, seed)
     name = "model.embed_tokens.weight"
     first, same, other = (
         weights(f)[name] for f in (expanded, tmp_path / "same", tmp_path / "other")
@@ -106,7 +120,7 @@ def test_tied_embeddings_and_the_dtype_survive(tmp_path):
     tokenizer = init_base.train_tokenizer(["one two"], vocab_size=256)
     folder = checkpoint(tmp_path / "tied", tokenizer, tie_word_embeddings=True)
     LlamaForCausalLM.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
-    vocab.expand(folder, tmp_path / "out", CODES, OURS, seed=0)
+    expansion.expand(folder, tmp_path / "out", CODES, OURS, seed=0)
     new = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert new.dtype == torch.bfloat16
     assert (
@@ -146,7 +160,7 @@ def test_codes_out_of_range_and_unexpanded_checkpoints_are_refused(base, expande
 
 def test_expanding_twice_is_refused(expanded, tmp_path):
     with pytest.raises(ValueError, match="already has sound tokens"):
-        vocab.expand(expanded, tmp_path / "twice", CODES, OURS, seed=0)
+        expansion.expand(expanded, tmp_path / "twice", CODES, OURS, seed=0)
     assert not (tmp_path / "twice").exists()
 
 
@@ -170,10 +184,15 @@ def llama_3_1_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     reserved = (f"<|reserved_special_token_{i}|>" for i in range(256))
     known = {
-        0: "<|begin_of_text|>", 1: "<|end_of_text|>", 4: "<|finetune_right_pad_id|>",
-        6: "<|start_header_id|>", 7: "<|end_header_id|>", 8: "<|eom_id|>", 9: "<|eot_id|>",
+        0: "<|begin_of_text|>",
+        1: "<|end_of_text|>",
+        4: "<|finetune_right_pad_id|>",
+        6: "<|start_header_id|>",
+        7: "<|end_header_id|>",
+        8: "<|eom_id|>",
+        9: "<|eot_id|>",
         10: "<|python_tag|>",
-    }  # fmt: skip
+    }
     tokenizer.add_special_tokens([known.get(i) or next(reserved) for i in range(256)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
@@ -186,14 +205,14 @@ def test_llama_3_1_with_512_codes_has_the_ids_of_the_original(tmp_path):
         128_009,
     ]
     base = checkpoint(tmp_path / "base", tokenizer)
-    layout = vocab.expand(base, tmp_path / "out", 512, OURS, seed=0)
+    layout = expansion.expand(base, tmp_path / "out", 512, OURS, seed=0)
     assert layout == SoundLayout(
         start=128_256, end=128_257, first=128_258, codes=512, quantizer=OURS
     )
     vocabulary = Vocabulary.load(tmp_path / "out")
     assert vocabulary.sound([0, 511, 512]) == [128_256, 128_258, 128_769, 128_770, 128_257]
     assert len(vocabulary.tokenizer) == 128_771
-    assert vocab.read_config(tmp_path / "out")["vocab_size"] == 128_771
+    assert read_config(tmp_path / "out")["vocab_size"] == 128_771
     assert weights(tmp_path / "out")["lm_head.weight"].shape == (128_771, 8)
 
 
@@ -209,7 +228,7 @@ def dataset(folder: Path, quantizer: str) -> Path:
 
 def test_speech_of_another_quantizer_is_refused_by_training(base, expanded, tmp_path):
     def load(folder: Path, checkpoint: Path):
-        spec = {"_component_": "speechfuse.datasets.sound", "path": str(folder), "share": 1.0}
+        spec = {"_component_": "speechfuse.samples.sound", "path": str(folder), "share": 1.0}
         shape = packing.Shape(seq_len=16, rows=1, packed=True)
         return datasets.load([spec], checkpoint, shape, 1, None, 0, tmp_path / "cache")
 
@@ -255,16 +274,16 @@ def test_the_job_records_the_layout_of_the_quantizer_it_is_given(base, tmp_path)
     assert not [name for name in manifest["outputs"] if name.startswith(".")]  # its lock is gone
 
 
-def given(rows: torch.Tensor, seed: int = 0, **changes) -> embeddings.Given:
+def given(rows: torch.Tensor, seed: int = 0, **changes) -> initialization.Given:
     """For 512 codes, on a codebook of 16 dimensions."""
     chance = torch.Generator().manual_seed(7)
     vectors = torch.nn.functional.normalize(torch.randn(512, 16, generator=chance))
     values = {"codes": 512, "codebook": vectors, "std": 0.02} | changes
-    return embeddings.Given(rows, **values, chance=torch.Generator().manual_seed(seed))
+    return initialization.Given(rows, **values, chance=torch.Generator().manual_seed(seed))
 
 
-def made(name: str, what: embeddings.Given, **arguments) -> torch.Tensor:
-    return embeddings.new_rows({"_component_": f"speechfuse.embeddings.{name}", **arguments}, what)
+def made(name: str, what: initialization.Given, **arguments) -> torch.Tensor:
+    return initialization.new_rows({"_component_": f"speechfuse.tokens.{name}", **arguments}, what)
 
 
 @pytest.fixture(scope="module")
@@ -349,12 +368,14 @@ def test_the_job_makes_the_rows_it_is_asked_for_and_records_it(tmp_path, tied):
     found = {}
     for name in ("codebook", "mean"):
         job = expand_vocab.ExpandVocab(
-            out=str(tmp_path / name), base=str(base), quantizer=str(quantizer),
-            initialize={"_component_": f"speechfuse.embeddings.{name}"},
-        )  # fmt: skip
+            out=str(tmp_path / name),
+            base=str(base),
+            quantizer=str(quantizer),
+            initialize={"_component_": f"speechfuse.tokens.{name}"},
+        )
         expand_vocab.main(job)
         config = artifact.manifest_of(tmp_path / name)["config"]
-        assert config["initialize"] == {"_component_": f"speechfuse.embeddings.{name}"}
+        assert config["initialize"] == {"_component_": f"speechfuse.tokens.{name}"}
         both = weights(tmp_path / name)
         found[name] = [both[key][TEXT:] for key in ("model.embed_tokens.weight", "lm_head.weight")]
     for matrix in found["codebook"]:

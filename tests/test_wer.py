@@ -14,8 +14,8 @@ import jiwer
 import pytest
 
 from speechfuse import config
-from speechfuse.evals import wer
-from speechfuse.evals.scores import whisper_english
+from speechfuse.scores import audiobench_wer
+from speechfuse.scores.word_errors import whisper_english
 from stages import score_wer
 
 ODD = [
@@ -58,7 +58,7 @@ LOG = [("she ran back at once", "she ran back at once")] * 150 + [
 
 @pytest.mark.parametrize(("text", "expected"), ODD)
 def test_odd_texts_become_what_audiobench_makes_of_them(text, expected):
-    assert wer.audiobench(text) == expected
+    assert audiobench_wer.audiobench(text) == expected
 
 
 def test_the_steps_left_out_have_nothing_to_do():
@@ -74,13 +74,15 @@ def test_the_steps_left_out_have_nothing_to_do():
 
 def test_small_numbers_and_tens_become_words_and_others_stay():
     for number in range(200):
-        made = wer.audiobench(str(number))
+        made = audiobench_wer.audiobench(str(number))
         spelled = number <= 20 or (number < 100 and number % 10 == 0)
         assert made.isalpha() == spelled and (spelled or made == str(number))
 
 
 def test_the_rate_is_errors_over_words_and_an_empty_side_is_the_word_empty():
-    result = wer.score(["the cat sat", "um", "a dog"], ["the cat sat down", "(noise)", "uh"])
+    result = audiobench_wer.score(
+        ["the cat sat", "um", "a dog"], ["the cat sat down", "(noise)", "uh"]
+    )
     assert result.per_item == [(1, 3), (0, 1), (2, 2)]  # nothing for nothing is right
     assert result.value == 3 / 6 and result.low <= result.value <= result.high
     assert (result.substitutions, result.deletions, result.insertions) == (1, 1, 1)
@@ -88,35 +90,47 @@ def test_the_rate_is_errors_over_words_and_an_empty_side_is_the_word_empty():
 
 
 def test_loops_show_in_the_capped_rate_and_the_share_above_one():
-    result = wer.score(["dog", "the cat sat here"], ["dog dog dog dog", "the cat sat here"])
+    result = audiobench_wer.score(
+        ["dog", "the cat sat here"], ["dog dog dog dog", "the cat sat here"]
+    )
     assert result.value == pytest.approx(3 / 5) and result.capped == pytest.approx(1 / 5)
     assert result.above_one == 0.5
 
 
 def test_rates_by_duration_are_those_of_their_utterances():
     references = ["a b", "a b", "a b c d"]
-    result = wer.score(references, ["a b", "a", "x b c d"], seconds=[4.0, 5.0, 31.5])
+    result = audiobench_wer.score(references, ["a b", "a", "x b c d"], seconds=[4.0, 5.0, 31.5])
     assert result.by_duration == [("0-5 s", 0.25, 2), ("over 30 s", 0.25, 1)]
-    assert wer.score(references, references).by_duration == []
-    every = wer.score(["a"] * 6, ["a"] * 6, seconds=[1, 6, 11, 16, 21, 40]).by_duration
+    assert audiobench_wer.score(references, references).by_duration == []
+    every = audiobench_wer.score(["a"] * 6, ["a"] * 6, seconds=[1, 6, 11, 16, 21, 40]).by_duration
     assert [label for label, _, _ in every] == [
-        "0-5 s", "5-10 s", "10-15 s", "15-20 s", "20-30 s", "over 30 s"
-    ]  # fmt: skip
+        "0-5 s",
+        "5-10 s",
+        "10-15 s",
+        "15-20 s",
+        "20-30 s",
+        "over 30 s",
+    ]
 
 
 def test_speakers_widen_the_interval():
     references, heard = ["the dog says woof"] * 80, ["the dog says woof"] * 40 + ["the cow"] * 40
     speakers = [f"speaker {i // 10}" for i in range(80)]
-    alone, together = wer.score(references, heard), wer.score(references, heard, clusters=speakers)
+    alone, together = (
+        audiobench_wer.score(references, heard),
+        audiobench_wer.score(references, heard, clusters=speakers),
+    )
     assert together.value == alone.value
     assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
 def test_character_errors_in_any_script():
     pairs = ["你好\uff0c世界", "Straße 5"], ["你好 世间", "strasse5"]
-    result = wer.score(*pairs, normalise=wer.characters, align=jiwer.process_characters)
+    result = audiobench_wer.score(
+        *pairs, normalise=audiobench_wer.characters, align=jiwer.process_characters
+    )
     assert result.per_item == [(1, 4), (0, 8)]
-    assert wer.characters("นี่") == "นี่"  # vowels above a letter are not punctuation
+    assert audiobench_wer.characters("นี่") == "นี่"  # vowels above a letter are not punctuation
 
 
 @pytest.mark.parametrize(
@@ -130,7 +144,7 @@ def test_character_errors_in_any_script():
 )
 def test_what_has_no_rate_is_refused(arguments, says):
     with pytest.raises(ValueError, match=says):
-        wer.score(*arguments)
+        audiobench_wer.score(*arguments)
 
 
 def write(path: Path, pairs: list[tuple[str, str]], **more: object) -> Path:
@@ -194,4 +208,4 @@ def test_a_bad_file_is_one_sentence(tmp_path, monkeypatch, capsys, text, says):
 
 def test_a_result_is_plain_numbers():
     """So that it can be written as JSON."""
-    json.dumps(astuple(wer.score(["a dog"], ["a cat"], seconds=[1.0], clusters=["x"])))
+    json.dumps(astuple(audiobench_wer.score(["a dog"], ["a cat"], seconds=[1.0], clusters=["x"])))

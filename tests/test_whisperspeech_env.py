@@ -19,10 +19,11 @@ import soundfile
 import torch
 from torch.nn.functional import normalize
 
-from speechfuse.engines import Unavailable, sentences, whisperspeech
-from speechfuse.engines.espeak import Espeak
-from speechfuse.engines.whisperspeech import PYTHON, TextToCodes, TextToWaveform
-from speechfuse.quantizer import Quantizer, QuantizerConfig
+from speechfuse.openai_server import Unavailable
+from speechfuse.quantizer.model import Quantizer, QuantizerConfig
+from speechfuse.synthesis.engines import sentences, whisperspeech
+from speechfuse.synthesis.engines.espeak import Espeak
+from speechfuse.synthesis.engines.whisperspeech import PYTHON, TextToCodes, TextToWaveform
 
 ROOT = Path(__file__).parent.parent
 INTERPRETER = os.environ.get("SPEECHFUSE_WHISPERSPEECH", str(ROOT / PYTHON))
@@ -72,17 +73,26 @@ def write_shape(path: Path, codebook: torch.Tensor) -> None:
 
 def to_codes(models: Path, name: str = "quantizer", **changes) -> TextToCodes:
     return TextToCodes(
-        **{"t2s": str(models / "t2s.model"), "quantizer": str(models / name),
-           "python": INTERPRETER, **changes}
-    )  # fmt: skip
+        **{
+            "t2s": str(models / "t2s.model"),
+            "quantizer": str(models / name),
+            "python": INTERPRETER,
+            **changes,
+        }
+    )
 
 
 def to_waveform(models: Path, **changes) -> TextToWaveform:
     return TextToWaveform(
-        **{"t2s": str(models / "t2s.model"), "s2a": str(models / "s2a.model"),
-           "vocoder": str(models / "vocos"), "speakers": str(models / "speakers.json"),
-           "python": INTERPRETER, **changes}
-    )  # fmt: skip
+        **{
+            "t2s": str(models / "t2s.model"),
+            "s2a": str(models / "s2a.model"),
+            "vocoder": str(models / "vocos"),
+            "speakers": str(models / "speakers.json"),
+            "python": INTERPRETER,
+            **changes,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +153,7 @@ def test_recordings_become_speakers(models, tmp_path):
     for voice in espeak.voices():
         said = espeak.speak(TEXTS[1], voice, 0).waveform
         soundfile.write(tmp_path / f"{voice[6:]}.wav", said, 16_000)
-    script = str(ROOT / "pipeline/speechfuse/engines/whisperspeech_speakers.py")
+    script = str(ROOT / "pipeline/speechfuse/synthesis/engines/whisperspeech_speakers.py")
     command = [INTERPRETER, "-P", script, str(models / "ecapa.ckpt"), str(tmp_path), str(out)]
     subprocess.run(command, check=True, capture_output=True)
     assert to_waveform(models, speakers=str(out)).voices() == ["Annie", "m3"]

@@ -4,9 +4,7 @@ The checks are functions over what the job writes, and each is shown a planted l
 find. Content words are told here by a list of their own, not by the one in world.py.
 """
 
-import importlib.util
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from speechfuse import artifact, config, shards
+from speechfuse import artifact, config
+from speechfuse.rows import shards
+from tests.demo_code import demo
 
 ROOT = Path(__file__).parent.parent
 FUNCTION_WORDS = "what how much is the of a in do does name people called".split()
@@ -25,11 +25,7 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def world() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("demo_world", ROOT / "recipes/demo/world.py")
-    assert spec and spec.loader
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return demo("world")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -26,11 +27,27 @@ from typing import Any
 # where and how a job runs; none of these may change the bytes it writes
 _NOT_IDENTITY = ("out", "fresh", "runtime")
 _LIBRARIES = (
-    "speechfuse", "torch", "torchtune", "torchao", "transformers", "tokenizers", "safetensors",
-    "datasets", "pyarrow", "numpy", "soundfile", "soxr", "openai-whisper",
-    "vector-quantize-pytorch", "lm_eval", "peft", "huggingface_hub", "datasketch", "py3langid",
+    "speechfuse",
+    "torch",
+    "torchtune",
+    "torchao",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "pyarrow",
+    "numpy",
+    "soundfile",
+    "soxr",
+    "openai-whisper",
+    "vector-quantize-pytorch",
+    "lm_eval",
+    "peft",
+    "huggingface_hub",
+    "datasketch",
+    "py3langid",
     "num2words",
-)  # fmt: skip
+)
 
 
 class Artifact:
@@ -220,6 +237,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def code_digest(modules: Iterable[str]) -> str:
+    """A hash of the source files of imported `modules`; an edit of any changes it."""
+    files = sorted({str(sys.modules[module].__file__) for module in modules})
+    return hashlib.sha256("".join(sha256_of(Path(file)) for file in files).encode()).hexdigest()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; when the block succeeds, rename it to `path`.
@@ -312,3 +335,9 @@ def _commit() -> str | None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def digest(id: str) -> int:
+    """64 bits of an id: eight bytes an item are kept where all ids would fill the memory. Two ids
+    of ten million share one with a chance of 3 in a million."""
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest())

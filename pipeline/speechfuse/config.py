@@ -72,9 +72,9 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
     """Call what `spec["_component_"]` names with the rest of `spec` and with `extra` as keywords.
 
     `extra` is what the job itself passes, so `spec` may not also set it. The path may lead through
-    a class: `speechfuse.quantizer.Quantizer.load`. Raises ValueError for a path that cannot be
-    imported, for keywords the component does not take or lacks and, of components here, for values
-    that are not of the declared type; its own errors pass through.
+    a class: `speechfuse.quantizer.model.Quantizer.load`. Raises ValueError for a path that cannot
+    be imported, for keywords the component does not take or lacks and, of components here, for
+    values that are not of the declared type; its own errors pass through.
     """
     arguments = dict(spec)
     dotted = arguments.pop("_component_", None)
@@ -110,6 +110,15 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
     return component(**arguments)
 
 
+def modules_of(spec: Any) -> set[str]:
+    """Names of the modules that define the components which `spec` names, at any depth."""
+    if isinstance(spec, dict):
+        dotted = spec.get("_component_")
+        own = {resolve(dotted).__module__} if isinstance(dotted, str) else set()
+        return own.union(*map(modules_of, spec.values()))
+    return set().union(*map(modules_of, spec)) if isinstance(spec, list | tuple) else set()
+
+
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value as YAML has it can be of a declared type; of a class yes, whatever it is."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
@@ -143,11 +152,13 @@ def main(job: Callable[[T], None], schema: type[T], doc: str) -> None:
         print(f"{doc.strip()}\n\n{_table(schema)}")
         return
     try:
-        if not arguments or arguments[0].startswith("-"):
+        if not arguments or (arguments[0].startswith("-") and arguments[0] != "--config"):
             raise ValueError(
                 "the first argument is a YAML file, or a key=value where no file is needed: "
                 "config.yaml key=value ...; --help lists the keys"
             )
+        if arguments[0] == "--config":  # as torchtune's `tune run` passes it on
+            del arguments[0]
         if "=" in arguments[0]:
             job(load(schema, None, arguments))
         else:
@@ -209,9 +220,12 @@ def resolve(dotted: str) -> Any:
                     f"{dotted}: {name} needs the module {error.name}, which is not installed here"
                 ) from error
             continue
+        names = getattr(found, "COMPONENTS", {})  # a room's face, not imported before it is used
+        if parts[cut] in names:
+            return resolve(".".join([name, names[parts[cut]], *parts[cut + 1 :]]))
         for part in parts[cut:]:
             if not hasattr(found, part):
-                names = [known for known in dir(found) if not known.startswith("_")]
+                names = [*names, *(known for known in dir(found) if not known.startswith("_"))]
                 close = difflib.get_close_matches(part, names, n=1)
                 guess = f"; did you mean '{close[0]}'?" if close else ""
                 raise ValueError(f"_component_ {dotted}: {name} has no '{part}'{guess}")
@@ -221,7 +235,7 @@ def resolve(dotted: str) -> Any:
         return found
     raise ValueError(
         f"_component_ {dotted}: there is no module '{parts[0]}'; give the full dotted "
-        "path, e.g. speechfuse.quantizer.Quantizer.load"
+        "path, e.g. speechfuse.quantizer.model.Quantizer.load"
     )
 
 

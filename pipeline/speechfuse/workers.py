@@ -1,14 +1,15 @@
 """Worker processes of the jobs that make shards.
 
 In: a function and its tasks, one a shard. Out: the results, as they come. A worker ends with the
-job, also when that is killed. On another engine (`speechfuse.cluster.ray`) the same tasks run on
+job, also when that is killed. On another engine (`speechfuse.ray_cluster`) the same tasks run on
 other machines.
 """
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from typing import Any
@@ -90,3 +91,22 @@ def processes(
             ) from None
         finally:
             executor.shutdown(cancel_futures=True)
+
+
+def ahead(
+    work: Callable[[Any], Any], items: Iterable[Any], threads: int, depth: int
+) -> Iterator[Any]:
+    """`work` of each item in order, up to `depth` items ahead of the consumer in `threads`
+    threads."""
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # after an error nobody wants the others
+            for future in waiting:
+                future.cancel()

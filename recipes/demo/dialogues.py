@@ -87,8 +87,10 @@ def _row(
     roles = ["user", "assistant"] * 2
     return {
         "messages": [{"role": r, "content": text} for r, text in zip(roles, said, strict=True)],
-        "first": first["id"], "fact": second["id"], "split": split,
-    }  # fmt: skip
+        "first": first["id"],
+        "fact": second["id"],
+        "split": split,
+    }
 
 
 def main(job: Dialogues) -> None:

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from speechfuse import artifact, config, shards
-from speechfuse.prompts import SPOKEN_ANSWER
+from speechfuse import artifact, config
+from speechfuse.rows import shards
+from speechfuse.tokens.prompts import SPOKEN_ANSWER
 
 NUMBERS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
@@ -287,10 +288,13 @@ def spoken_lines(
     def phrase(name: str, voices: str) -> None:
         lines.append(
             {
-                "id": f"{name}-{voices}-{len(lines)}", "text": phrases.draw(),
-                "kind": "phrase", "split": name, "voices": voices,
+                "id": f"{name}-{voices}-{len(lines)}",
+                "text": phrases.draw(),
+                "kind": "phrase",
+                "split": name,
+                "voices": voices,
             }
-        )  # fmt: skip
+        )
 
     of = {
         name: [f for f in facts if split[f.id] == name] for name in ("train", "validation", "test")
@@ -333,10 +337,13 @@ def multiple_choice(
         rng.shuffle(choices)
         subjects[replayed[fact.id]].append(
             {
-                "question": fact.wordings[0], "subject": replayed[fact.id], "choices": choices,
-                "answer": choices.index(fact.answer), "fact": fact.id,
+                "question": fact.wordings[0],
+                "subject": replayed[fact.id],
+                "choices": choices,
+                "answer": choices.index(fact.answer),
+                "fact": fact.id,
             }
-        )  # fmt: skip
+        )
     return subjects
 
 

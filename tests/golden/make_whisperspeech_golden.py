@@ -49,9 +49,13 @@ STORED = (
     "whisper_model_name"
 )  # what store_attr keeps in the published files' config
 NOT_ENCODING = (
-    "_out_blocks.", "positional_embedding.", "ln_post.", "rq.layers.0.project_out.",
-    "rq.layers.0._codebook.embed_avg", "rq.layers.0._codebook.cluster_size",
-)  # fmt: skip
+    "_out_blocks.",
+    "positional_embedding.",
+    "ln_post.",
+    "rq.layers.0.project_out.",
+    "rq.layers.0._codebook.embed_avg",
+    "rq.layers.0._codebook.cluster_size",
+)
 
 
 def clips() -> dict[str, np.ndarray]:
@@ -104,9 +108,17 @@ def make_whisper(path: Path) -> nn.Module:
     import whisper
 
     dims = whisper.model.ModelDimensions(
-        n_mels=80, n_audio_ctx=1500, n_audio_state=128, n_audio_head=2, n_audio_layer=2,
-        n_vocab=64, n_text_ctx=8, n_text_state=128, n_text_head=2, n_text_layer=1,
-    )  # fmt: skip
+        n_mels=80,
+        n_audio_ctx=1500,
+        n_audio_state=128,
+        n_audio_head=2,
+        n_audio_layer=2,
+        n_vocab=64,
+        n_text_ctx=8,
+        n_text_state=128,
+        n_text_head=2,
+        n_text_layer=1,
+    )
     model = whisper.model.Whisper(dims)
     randomize(model.encoder)
     state = {
@@ -137,10 +149,18 @@ def make_quantizer(path: Path, teacher: nn.Module, waveforms: list[np.ndarray]) 
     from whisperspeech.vq_stoks import RQBottleneckTransformer, Tunables
 
     model = RQBottleneckTransformer(
-        vq_codes=CODES, q_depth=1, depth=1, n_head=2, head_width=64, codebook_dim=64,
-        threshold_ema_dead_code=0, use_cosine_sim=True, downsample=2, whisper_model_name="medium",
+        vq_codes=CODES,
+        q_depth=1,
+        depth=1,
+        n_head=2,
+        head_width=64,
+        codebook_dim=64,
+        threshold_ema_dead_code=0,
+        use_cosine_sim=True,
+        downsample=2,
+        whisper_model_name="medium",
         tunables=Tunables(mask_embs=True, downsample_mean=True),
-    ).eval()  # fmt: skip
+    ).eval()
     model.whmodel = [teacher]
     randomize(nn.ModuleList([model.mlp, model.mlp_ln]))
     layer = model.rq.layers[0]
@@ -181,9 +201,17 @@ def make_decoding_whisper(path: Path) -> nn.Module:
     import whisper
 
     dims = whisper.model.ModelDimensions(
-        n_mels=80, n_audio_ctx=1500, n_audio_state=32, n_audio_head=2, n_audio_layer=1,
-        n_vocab=51_864, n_text_ctx=16, n_text_state=32, n_text_head=2, n_text_layer=1,
-    )  # fmt: skip
+        n_mels=80,
+        n_audio_ctx=1500,
+        n_audio_state=32,
+        n_audio_head=2,
+        n_audio_layer=1,
+        n_vocab=51_864,
+        n_text_ctx=16,
+        n_text_state=32,
+        n_text_head=2,
+        n_text_layer=1,
+    )
     model = whisper.model.Whisper(dims)
     model.decoder.positional_embedding.data.normal_()
     randomize(model)
@@ -200,10 +228,17 @@ def make_decoding_quantizer(path: Path, teacher: nn.Module, tunables: dict) -> A
     from whisperspeech.vq_stoks import RQBottleneckTransformer, Tunables
 
     model = RQBottleneckTransformer(
-        vq_codes=DECODING_CODES, q_depth=1, depth=2, n_head=2, head_width=16, codebook_dim=8,
-        use_cosine_sim=True, downsample=2, whisper_model_name="tiny.en",
+        vq_codes=DECODING_CODES,
+        q_depth=1,
+        depth=2,
+        n_head=2,
+        head_width=16,
+        codebook_dim=8,
+        use_cosine_sim=True,
+        downsample=2,
+        whisper_model_name="tiny.en",
         tunables=Tunables(**Tunables.upgrade(tunables)),
-    ).eval()  # fmt: skip
+    ).eval()
     randomize(model)
     embedding = model.rq.layers[0]._codebook.embed
     embedding.copy_(nn.functional.normalize(torch.randn_like(embedding), dim=-1))

@@ -38,17 +38,3 @@ class Clip:
     language: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     phonemes: list[tuple[float, str]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A clip that could not be used. `reason` is "kind: detail"; kinds are counted in the manifest:
-
-    not found, not a file, unreadable, not audio, truncated, empty, not finite, out of range,
-    bad rate, bad offset, bad duration, too short, bad name, bad manifest line, bad transcript,
-    no transcript, duplicate id, unsafe path; and those that begin with "filter ", drops that were
-    asked for.
-    """
-
-    id: str
-    reason: str

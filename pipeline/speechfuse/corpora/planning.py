@@ -5,7 +5,6 @@ In: patterns from configuration; items with their ids and places. Out: paths; di
 """
 
 import glob
-import hashlib
 import os
 import re
 from array import array
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from speechfuse.artifact import digest
 
 LINE_LIMIT = 1 << 20  # bytes; a longer line is none of a list of clips
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
@@ -122,12 +123,6 @@ def mark_repeated(plan: list[dict[str, Any]], ids: array) -> None:
         if low < high:
             shard["again"] = (repeated[low:high] - start).tolist()
         start += shard["count"]
-
-
-def digest(id: str) -> int:
-    """64 bits of an id: eight bytes an item are kept where all ids would fill the memory. Two ids
-    of ten million share one with a chance of 3 in a million."""
-    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest())
 
 
 def printable(name: str) -> str:

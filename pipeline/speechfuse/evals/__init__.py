@@ -1,5 +1,10 @@
-"""Evaluation: what a checkpoint knows in text and by ear, each number with its interval.
+"""What a checkpoint knows, in text and by ear: tasks, cells (checkpoint, task), the sweep."""
 
-One JSON per (checkpoint, task) holds the `scores.Score` rows of that cell and its items;
-stages/report.py reads them.
-"""
+COMPONENTS = {  # name in YAML, below speechfuse.evals: where it stands
+    "Harness": "harness.Harness",
+    "Speech": "speech.Speech",
+    "SpokenConversations": "conversations.SpokenConversations",
+    "SpokenQA": "spoken.SpokenQA",
+    "TextMMLU": "text.TextMMLU",
+    "Transcription": "spoken.Transcription",
+}

@@ -24,8 +24,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from speechfuse import shards
+from speechfuse import artifact
 from speechfuse.artifact import manifest_of
+from speechfuse.rows import shards
 
 WORDS, FEWEST_WORDS = 13, 5
 CODES, DIFFERENT_CODES = 50, 10
@@ -132,8 +133,10 @@ class _Codes:
     """Items by the hashes of their runs of codes; every match is compared code by code."""
 
     def __init__(self, items: list[dict[str, Any]]) -> None:
-        self.codes = [np.asarray(item["codes"] if item["codes"] is not None else [], np.uint16)
-                      for item in items]  # fmt: skip
+        self.codes = [
+            np.asarray(item["codes"] if item["codes"] is not None else [], np.uint16)
+            for item in items
+        ]
         self.whole: dict[bytes, list[int]] = {}
         self.powers: np.ndarray = np.ones(0, np.uint64)
         self.inverses = self.powers
@@ -201,3 +204,25 @@ def _run(a: np.ndarray, at: int, b: np.ndarray, start: int) -> int:
     unequal = np.flatnonzero(a[at : at + length] != b[start : start + length])
     shared = int(unequal[0]) if len(unequal) else length
     return shared if shared >= CODES else 0
+
+
+KINDS = ("exact", "ngram", "codes")
+
+
+def check_training(paths: list[str]) -> list[str]:
+    """Fingerprints of training datasets; ValueError for one that is not there."""
+    return [artifact.fingerprint_of(Path(path)) for path in paths]
+
+
+def seen_in(paths: list[str], rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Hits of speech rows in training datasets, as contamination.Training has them."""
+    items = [
+        {"id": id, "text": row["text"] or "", "codes": row["codes"]} for id, row in rows.items()
+    ]
+    return Training.of(paths).hits(items)
+
+
+def contamination(hits: list[dict[str, Any]], without: float | None) -> dict[str, Any]:
+    """The entry of a result: items by kind of hit, the headline `without` them, and the hits."""
+    kinds = {kind: len({hit["id"] for hit in hits if hit["kind"] == kind}) for kind in KINDS}
+    return {**kinds, "without_hits": without, "hits": hits}

@@ -13,13 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from speechfuse import artifact, prompts, shards, workers
-from speechfuse.evals import decoding, diagnostics
-from speechfuse.evals.decoding import Listener
-from speechfuse.evals.scores import Score, mean
+from speechfuse import artifact, workers
+from speechfuse.evals import generation
+from speechfuse.evals.generation import Listener
 from speechfuse.evals.spoken import Rows, groups, same, some
 from speechfuse.evals.tasks import Scored, digest
-from speechfuse.vocab import check_quantizer
+from speechfuse.rows import shards
+from speechfuse.scores.intervals import Score, mean
+from speechfuse.tokens import prompts
+from speechfuse.tokens.vocabulary import check_quantizer
 
 
 @dataclass
@@ -58,10 +60,12 @@ class SpokenConversations:
     def inputs(self) -> dict[str, Any]:
         settings = asdict(self)
         return {
-            "task": "spoken_conversations", "data": artifact.fingerprint_of(Path(self.path)),
-            "decoding": decoding.VERSION, "items": digest(list(self.rows)),
+            "task": "spoken_conversations",
+            "data": artifact.fingerprint_of(Path(self.path)),
+            "decoding": generation.VERSION,
+            "items": digest(list(self.rows)),
             **{key: settings[key] for key in ("history", "max_new_tokens", "batch_size")},
-        }  # fmt: skip
+        }
 
     def scoring(self) -> dict[str, Any]:
         return {}
@@ -96,20 +100,23 @@ class SpokenConversations:
                     scores.append(Score("", name, metric, *mean(values, clusters), len(ids)))
         ends = (each["capped"] for each in predictions)
         answers = [item["answer"] for item in items.values()]
-        return Scored(scores, list(items.values()), diagnostics.of_replies(answers, ends))
+        return Scored(scores, list(items.values()), generation.of_replies(answers, ends))
 
     def _item(self, row: dict[str, Any], reply: str, found: dict[str, list[str]]) -> dict[str, Any]:
         *before, asked, last = row["turns"]
         expected = prompts.read_spoken_answer(_said(last))[1]
         answer = prompts.read_spoken_answer(reply)[1]
         return {
-            "id": row["id"], "question": " / ".join(_said(turn) for turn in [*before, asked]),
-            "heard": reply, "answer": answer, "expected": expected,
+            "id": row["id"],
+            "question": " / ".join(_said(turn) for turn in [*before, asked]),
+            "heard": reply,
+            "answer": answer,
+            "expected": expected,
             "cluster": row["extra"].get(self.cluster, row["id"]),
             "split": next(name for name, ids in found.items() if row["id"] in ids),
             "correct": same(answer, expected),
             "refused": any(same(answer, refusal) for refusal in self.refusals),
-        }  # fmt: skip
+        }
 
 
 def _said(turn: dict[str, Any]) -> str:

@@ -26,10 +26,10 @@ import yaml
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from speechfuse.evals.last_position import compiled_once, harness_model
-from speechfuse.evals.scores import Score, mean
+from speechfuse.evals.harness_model import compiled_once, harness_model
 from speechfuse.evals.tasks import Scored, digest, spread
-from speechfuse.vocab import Vocabulary
+from speechfuse.scores.intervals import Score, mean
+from speechfuse.tokens.vocabulary import Vocabulary
 
 OFFICIAL = Path(lm_eval.__file__).parent / "tasks"
 MMLU = OFFICIAL / "mmlu" / "default"
@@ -105,11 +105,15 @@ class Harness:
         ]
         content = json.dumps(docs, sort_keys=True, default=str)
         return {
-            "task": self.task, "data": digest(content), "num_fewshot": self.num_fewshot,
-            "chat_template": self.apply_chat_template, "batch_size": self.batch_size,
-            "lm_eval": metadata.version("lm_eval"), "items": digest(self.ids()),
+            "task": self.task,
+            "data": digest(content),
+            "num_fewshot": self.num_fewshot,
+            "chat_template": self.apply_chat_template,
+            "batch_size": self.batch_size,
+            "lm_eval": metadata.version("lm_eval"),
+            "items": digest(self.ids()),
             "versions": {name: str(task.VERSION) for name, task in self.loaded.items()},
-        }  # fmt: skip
+        }
 
     def scoring(self) -> dict[str, Any]:
         return {}
@@ -123,8 +127,10 @@ class Harness:
         for name, task in self.loaded.items():
             means = [metric for metric, how in task.aggregation().items() if _is_mean(how)]
             if not means:
-                raise ValueError(f"task={self.task}: no metric of {name} is a mean over items, so "
-                                 "it cannot be scored here")  # fmt: skip
+                raise ValueError(
+                    f"task={self.task}: no metric of {name} is a mean over items, so "
+                    "it cannot be scored here"
+                )
 
     def ids(self) -> list[str]:
         every = [f"{name}/{i}" for name, t in self.loaded.items() for i in range(len(t.eval_docs))]
@@ -143,10 +149,13 @@ class Harness:
             quiet = redirect_stderr(StringIO()), redirect_stdout(StringIO())  # many progress bars
             with quiet[0], quiet[1], compiled_once():
                 results = evaluate(
-                    lm, {"tasks": {name: task}}, samples=some, bootstrap_iters=0,
+                    lm,
+                    {"tasks": {name: task}},
+                    samples=some,
+                    bootstrap_iters=0,
                     apply_chat_template=self.apply_chat_template,
                     fewshot_as_multiturn=self.apply_chat_template,
-                )  # fmt: skip
+                )
             means = {metric for metric, how in task.aggregation().items() if _is_mean(how)}
             yield _predictions(name, results["samples"][name], means)
 
@@ -200,10 +209,16 @@ def _predictions(name: str, samples: list[dict[str, Any]], means: set[str]) -> l
         if isinstance(said, (list, tuple)):  # log-likelihoods: which choice is the likeliest
             values = [float(likelihood) for likelihood, _ in sample["filtered_resps"]]
             said = max(range(len(values)), key=values.__getitem__)
-        entry = found.setdefault(sample["doc_id"], {
-            "id": f"{name}/{sample['doc_id']}", "doc_hash": sample["doc_hash"], "metrics": {},
-            "said": said, "target": str(sample["target"]),
-        })  # fmt: skip
+        entry = found.setdefault(
+            sample["doc_id"],
+            {
+                "id": f"{name}/{sample['doc_id']}",
+                "doc_hash": sample["doc_hash"],
+                "metrics": {},
+                "said": said,
+                "target": str(sample["target"]),
+            },
+        )
         suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
         for metric in sample["metrics"]:
             if metric in means:

@@ -13,14 +13,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from speechfuse import artifact, config, shards, workers
-from speechfuse.evals import decoding, diagnostics, wer
-from speechfuse.evals.decoding import Listener
-from speechfuse.evals.judge import BlogJudge, Judge
-from speechfuse.evals.metrics import METRICS
-from speechfuse.evals.scores import Score, mean
+from speechfuse import artifact, config, workers
+from speechfuse.evals import generation
+from speechfuse.evals.contamination import check_training, contamination, seen_in
+from speechfuse.evals.generation import Listener
 from speechfuse.evals.tasks import Scored, digest, spread
-from speechfuse.vocab import check_quantizer
+from speechfuse.rows import shards
+from speechfuse.scores import audiobench_wer
+from speechfuse.scores.intervals import Score, mean
+from speechfuse.scores.judge import BlogJudge, Judge
+from speechfuse.scores.metrics import METRICS
+from speechfuse.tokens.vocabulary import check_quantizer
 
 SPEECH = "{speech}"
 OWN = ("id", "text", "speaker", "language", "seconds")  # columns of a row; all else is in `extra`
@@ -90,7 +93,7 @@ class Speech:
     @cached_property
     def hits(self) -> list[dict[str, Any]]:
         """Items found in the training data; the same for every checkpoint."""
-        return diagnostics.seen_in(self.contamination, self.rows)
+        return seen_in(self.contamination, self.rows)
 
     def column(self, row: dict[str, Any], name: str) -> str:
         """ValueError when the row has no such column, or nothing in it."""
@@ -104,14 +107,16 @@ class Speech:
         settings = asdict(self)
         named = ("prompt", "input", "max_new_tokens", "batch_size", "protocol")
         return {
-            "task": "speech", "data": artifact.fingerprint_of(Path(self.data)),
-            "decoding": decoding.VERSION, "items": digest(list(self.rows)),
+            "task": "speech",
+            "data": artifact.fingerprint_of(Path(self.data)),
+            "decoding": generation.VERSION,
+            "items": digest(list(self.rows)),
             "transcripts": digest(self.heard) if self.transcripts else None,
             **{key: settings[key] for key in named},
-        }  # fmt: skip
+        }
 
     def scoring(self) -> dict[str, Any]:
-        training = diagnostics.check_training(self.contamination)
+        training = check_training(self.contamination)
         return {
             **({"judge": self.rater.identity()} if self.rater else {}),
             **({"training": training} if training else {}),
@@ -127,8 +132,9 @@ class Speech:
         if self.rater:
             self.rater.check()
             if isinstance(self.rater, BlogJudge) != (self.protocol == "blog"):
-                raise ValueError(f"protocol={self.protocol} needs another judge: BlogJudge is for "
-                                 "blog alone")  # fmt: skip
+                raise ValueError(
+                    f"protocol={self.protocol} needs another judge: BlogJudge is for blog alone"
+                )
         if self.prompt.count(SPEECH) != 1:
             raise ValueError(f"prompt={self.prompt!r} must hold {SPEECH} once")
         if self.transcripts and self.input != "transcript":
@@ -137,9 +143,11 @@ class Speech:
             stream = shards.read_stream(Path(self.data))
             check_quantizer(checkpoint, stream.get("quantizer", ""), self.data)
         elif lost := [id for id in self.rows if not self.heard.get(id)]:
-            raise ValueError(f"{self.transcripts or self.data} has no transcript of {len(lost)} of "
-                             f"{len(self.rows)} items, {lost[0]!r} the first of them")  # fmt: skip
-        diagnostics.check_training(self.contamination)
+            raise ValueError(
+                f"{self.transcripts or self.data} has no transcript of {len(lost)} of "
+                f"{len(self.rows)} items, {lost[0]!r} the first of them"
+            )
+        check_training(self.contamination)
         for row in self.rows.values():
             self.turns(row, row["codes"])
             self.column(row, self.reference)
@@ -165,8 +173,10 @@ class Speech:
             segments = [{"text": f"{before}{self.heard.get(row['id'], '')}{after}"}]
         else:
             texts: list[dict[str, Any]] = [
-                {"text": before}, {"speech": {"codes": codes}}, {"text": after}
-            ]  # fmt: skip
+                {"text": before},
+                {"speech": {"codes": codes}},
+                {"text": after},
+            ]
             segments = [part for part in texts if part.get("text") != ""]
         return [{"role": "user", "segments": segments}]
 
@@ -200,13 +210,17 @@ class Speech:
         replies = {said["id"]: said["reply"] for said in predictions}
         items = {id: self._item(row, replies[id]) for id, row in self.rows.items()}
         ends = (said["capped"] for said in predictions)
-        details = diagnostics.of_replies(list(replies.values()), ends)
+        details = generation.of_replies(list(replies.values()), ends)
         if self.rater:
             asked = [
-                {"id": id, "question": self.column(row, self.question), "answer": replies[id],
-                 "reference": self.column(row, self.reference)}
+                {
+                    "id": id,
+                    "question": self.column(row, self.question),
+                    "answer": replies[id],
+                    "reference": self.column(row, self.reference),
+                }
                 for id, row in self.rows.items()
-            ]  # fmt: skip
+            ]
             for id, rating in self.rater.verdicts(asked).items():
                 items[id]["value"] = rating
             details |= {"coverage": self.rater.usage.coverage, "judging": asdict(self.rater.usage)}
@@ -217,17 +231,22 @@ class Speech:
                 scores += self._scores(split, [items[row["id"]] for row in rows], details)
         if self.contamination:
             without = self._without_hits(items, scores[0])
-            details["contamination"] = diagnostics.contamination(self.hits, without)
+            details["contamination"] = contamination(self.hits, without)
         return Scored(scores, list(items.values()), details)
 
     def _item(self, row: dict[str, Any], reply: str) -> dict[str, Any]:
         match = (name for name, of in self.splits.items() if of.items() <= row["extra"].items())
         cluster = {"cluster": self.column(row, self.cluster)} if self.cluster else {}
         return {
-            "id": row["id"], "question": row["text"], "answer": reply, "split": next(match),
-            "expected": self.column(row, self.reference), "speaker": row["speaker"], **cluster,
+            "id": row["id"],
+            "question": row["text"],
+            "answer": reply,
+            "split": next(match),
+            "expected": self.column(row, self.reference),
+            "speaker": row["speaker"],
+            **cluster,
             "audio": (row["source"] or {}).get("uri") or "",
-        }  # fmt: skip
+        }
 
     def _scores(self, split: str, items: list[dict[str, Any]], details: dict[str, Any]) -> list:
         """Of one split; each item is given its own numbers."""
@@ -246,7 +265,7 @@ class Speech:
         about = dict(found.details)
         if self.metric == "wer":
             seconds = [float(self.rows[item["id"]]["seconds"]) for item in items]
-            about["by_duration"] = wer.score(expected, said, seconds).by_duration
+            about["by_duration"] = audiobench_wer.score(expected, said, seconds).by_duration
         details.setdefault("by_split", {})[split] = about
         return [Score("", split, *row, len(items)) for row in found.scores]
 
@@ -254,7 +273,8 @@ class Speech:
         """The headline of the items that the training data does not hold."""
         hit, wanted = {found["id"] for found in self.hits}, self.splits[head.split]
         rest = [
-            dict(item) for id, item in items.items()
+            dict(item)
+            for id, item in items.items()
             if id not in hit and wanted.items() <= self.rows[id]["extra"].items()
-        ]  # fmt: skip
+        ]
         return self._scores(head.split, rest, {})[0].value if rest else None

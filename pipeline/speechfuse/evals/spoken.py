@@ -13,12 +13,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from speechfuse import artifact, instructions, prompts, shards, workers
-from speechfuse.evals import decoding, diagnostics
-from speechfuse.evals.decoding import Listener
-from speechfuse.evals.scores import Score, errors, mean, whisper_english, word_error_rate
+from speechfuse import artifact, workers
+from speechfuse.evals import generation
+from speechfuse.evals.contamination import check_training, contamination, seen_in
+from speechfuse.evals.generation import Listener
 from speechfuse.evals.tasks import Scored, digest, spread
-from speechfuse.vocab import check_quantizer
+from speechfuse.rows import shards
+from speechfuse.samples import instructions
+from speechfuse.scores.intervals import Score, mean
+from speechfuse.scores.word_errors import errors, whisper_english, word_error_rate
+from speechfuse.tokens import prompts
+from speechfuse.tokens.vocabulary import check_quantizer
 
 Rows = dict[str, dict[str, Any]]
 
@@ -95,26 +100,36 @@ class SpokenQA:
     @cached_property
     def hits(self) -> list[dict[str, Any]]:
         """Items found in the training data; the same for every checkpoint."""
-        return diagnostics.seen_in(self.contamination, self.rows)
+        return seen_in(self.contamination, self.rows)
 
     def inputs(self) -> dict[str, Any]:
         settings = asdict(self)
         return {
-            "task": "spoken_qa", "data": artifact.fingerprint_of(Path(self.path)),
-            "decoding": decoding.VERSION, "items": digest(list(self.rows)),
-            **{key: settings[key] for key in
-               ("repeat_first", "transcribe_request", "input", "max_new_tokens", "batch_size")},
-        }  # fmt: skip
+            "task": "spoken_qa",
+            "data": artifact.fingerprint_of(Path(self.path)),
+            "decoding": generation.VERSION,
+            "items": digest(list(self.rows)),
+            **{
+                key: settings[key]
+                for key in (
+                    "repeat_first",
+                    "transcribe_request",
+                    "input",
+                    "max_new_tokens",
+                    "batch_size",
+                )
+            },
+        }
 
     def scoring(self) -> dict[str, Any]:
-        return {"training": diagnostics.check_training([self.train, *self.contamination])}
+        return {"training": check_training([self.train, *self.contamination])}
 
     def check(self, checkpoint: Path) -> None:
         if self.input not in ("speech", "transcript"):
             raise ValueError(f"input={self.input}: choose speech or transcript")
         if self.input == "speech":
             check_quantizer(checkpoint, shards.read_stream(Path(self.path))["quantizer"], self.path)
-        diagnostics.check_training([self.train, *self.contamination])
+        check_training([self.train, *self.contamination])
         if self.controls_of not in self.splits:
             raise ValueError(f"controls_of={self.controls_of}: choose one of {[*self.splits]}")
         for row in self.rows.values():
@@ -144,12 +159,14 @@ class SpokenQA:
                 heard = {s["id"]: reply for s, reply in zip(batch, replies, strict=True)}
             yield [
                 {
-                    "id": said["id"], "answer": prompts.read_spoken_answer(said["reply"])[1],
-                    "heard": heard[said["id"]], "tokens": said["tokens"],
+                    "id": said["id"],
+                    "answer": prompts.read_spoken_answer(said["reply"])[1],
+                    "heard": heard[said["id"]],
+                    "tokens": said["tokens"],
                     "capped": said["capped"],
                 }
                 for said in batch
-            ]  # fmt: skip
+            ]
 
     def score(self, predictions: list[dict[str, Any]]) -> Scored:
         said, rows = {each["id"]: each for each in predictions}, self.rows
@@ -180,26 +197,28 @@ class SpokenQA:
             name = f"{self.controls_of}_heard_exactly"
             scores.append(accuracy(name, [said[id]["answer"] for id in exact], exact))
         ends = (each["capped"] for each in predictions)
-        details = diagnostics.of_replies([each["answer"] for each in predictions], ends)
+        details = generation.of_replies([each["answer"] for each in predictions], ends)
         if self.contamination:
             name, hit = scores[0].split, {each["id"] for each in self.hits}
             rest = [id for id in found[name] if id not in hit]
             clean = accuracy(name, [said[id]["answer"] for id in rest], rest) if rest else None
-            details["contamination"] = diagnostics.contamination(
-                self.hits, clean.value if clean else None
-            )
+            details["contamination"] = contamination(self.hits, clean.value if clean else None)
         items = [self._item(row, said[id], found) for id, row in rows.items()]
         return Scored(scores, items, details)
 
     @staticmethod
     def _item(row: dict, said: dict, found: dict[str, list[str]]) -> dict[str, Any]:
         return {
-            "id": row["id"], "question": row["text"], "heard": said["heard"],
-            "answer": said["answer"], "expected": row["extra"]["answer"],
-            "speaker": row["speaker"], "cluster": row["extra"]["fact"],
+            "id": row["id"],
+            "question": row["text"],
+            "heard": said["heard"],
+            "answer": said["answer"],
+            "expected": row["extra"]["answer"],
+            "speaker": row["speaker"],
+            "cluster": row["extra"]["fact"],
             "split": next((name for name, ids in found.items() if row["id"] in ids), None),
             "correct": same(said["answer"], row["extra"]["answer"]),
-        }  # fmt: skip
+        }
 
 
 def shuffled(rows: Rows, ids: list[str]) -> list[str]:
@@ -236,11 +255,14 @@ class Transcription:
 
     def inputs(self) -> dict[str, Any]:
         return {
-            "task": "transcription", "data": artifact.fingerprint_of(Path(self.path)),
-            "decoding": decoding.VERSION, "items": digest(list(self.rows)),
+            "task": "transcription",
+            "data": artifact.fingerprint_of(Path(self.path)),
+            "decoding": generation.VERSION,
+            "items": digest(list(self.rows)),
             "requests": self.requests,
-            "max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size,
-        }  # fmt: skip
+            "max_new_tokens": self.max_new_tokens,
+            "batch_size": self.batch_size,
+        }
 
     def scoring(self) -> dict[str, Any]:
         return {}
@@ -274,11 +296,14 @@ class Transcription:
         )
         items = [
             {
-                "id": id, "text": row["text"], "heard": heard[id],
-                "errors": counted.total, "words": counted.words,
+                "id": id,
+                "text": row["text"],
+                "heard": heard[id],
+                "errors": counted.total,
+                "words": counted.words,
                 "split": next((name for name, ids in found.items() if id in ids), None),
             }
             for (id, row), counted in zip(rows.items(), each, strict=True)
-        ]  # fmt: skip
+        ]
         ends = (said["capped"] for said in predictions)
-        return Scored(scores, items, diagnostics.of_replies(list(heard.values()), ends))
+        return Scored(scores, items, generation.of_replies(list(heard.values()), ends))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from speechfuse.evals.scores import Score
+from speechfuse.scores.intervals import Score
 
 
 @dataclass

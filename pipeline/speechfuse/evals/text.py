@@ -24,11 +24,11 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from speechfuse.evals.last_position import harness_model
-from speechfuse.evals.scores import Score, mean
+from speechfuse.evals.harness_model import harness_model
 from speechfuse.evals.tasks import Scored, digest, spread
-from speechfuse.prompts import render
-from speechfuse.vocab import Vocabulary
+from speechfuse.scores.intervals import Score, mean
+from speechfuse.tokens.prompts import render
+from speechfuse.tokens.vocabulary import Vocabulary
 
 END_OF_TURN = "<|eot_id|>"
 TASK = {  # an ordinary lm-eval task; each subject adds its name and its rows
@@ -66,9 +66,10 @@ class TextMMLU:
 
     def inputs(self) -> dict[str, Any]:
         return {
-            "task": "text_mmlu", "data": digest(self.rows),
+            "task": "text_mmlu",
+            "data": digest(self.rows),
             "lm_eval": [metadata.version("lm_eval"), {**TASK, "batch_size": self.batch_size}],
-        }  # fmt: skip
+        }
 
     def scoring(self) -> dict[str, Any]:
         return {}
@@ -136,7 +137,7 @@ def check_prompt(
             raise ValueError(
                 f"the question {row['question']!r} with the choice {choice!r} is not tokenized as "
                 "in training: either the checkpoint's chat template is not the one of "
-                "speechfuse.vocab, or a text starts with a line break or holds a control token; "
+                "the vocabulary, or a text starts with a line break or holds a control token; "
                 "expand the checkpoint again or clean the text"
             )
 

@@ -1,1 +1,6 @@
-"""Training: the loop of the language model, its parts, and the training of a quantizer."""
+"""Training of a language model: the loop, its parts, and preflight/."""
+
+COMPONENTS = {  # name in YAML, below speechfuse.train: where it stands
+    "llama": "transformers_llama.llama",
+    "next_token": "losses.next_token",
+}

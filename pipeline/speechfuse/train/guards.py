@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from speechfuse import artifact
-from speechfuse.datasets import Mixture
+from speechfuse.samples.datasets import Mixture
 
 WINDOW = 100  # steps that a step is compared with
 
@@ -86,13 +86,15 @@ def write_rows(folder: Path, step: int, fault: str, mixture: Mixture) -> Path:
             lines.append(
                 json.dumps(
                     {
-                        "row": number, "dataset": mixture.paths[dataset], "id": content["id"],
+                        "row": number,
+                        "dataset": mixture.paths[dataset],
+                        "id": content["id"],
                         "tokens": rendered.tokens.tolist(),
                         "targets": int(rendered.targets[1:].sum()),
                         "source": content.get("source"),
                     }
                 )
-            )  # fmt: skip
+            )
     path = folder / f"step_{step}.jsonl"
     artifact.write_atomic(path, "".join(f"{line}\n" for line in lines))
     return path

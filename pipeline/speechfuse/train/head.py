@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchtune.modules import TiedLinear
 
-from speechfuse.datasets import IGNORE
+from speechfuse.samples.datasets import IGNORE
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -128,6 +128,10 @@ class Head(nn.Module):
         labels, groups, count = self._targets
         kept = (labels.flatten() != IGNORE).nonzero().squeeze(1)
         return linear_cross_entropy(
-            hidden.flatten(0, 1)[kept], weight, labels.flatten()[kept], groups.flatten()[kept],
-            count, self.chunk,
-        )  # fmt: skip
+            hidden.flatten(0, 1)[kept],
+            weight,
+            labels.flatten()[kept],
+            groups.flatten()[kept],
+            count,
+            self.chunk,
+        )

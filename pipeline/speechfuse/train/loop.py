@@ -26,20 +26,28 @@ from torch.utils.data import DataLoader
 from torchtune.training import get_cosine_schedule_with_warmup
 from tqdm import tqdm
 
-from speechfuse import artifact, config, datasets, hub, packing
-from speechfuse.train import attention, gpus, guards, optimizers, outline, preflight, state
+from speechfuse import artifact, config
+from speechfuse.hub import data as hub_data
+from speechfuse.samples import datasets, packing
+from speechfuse.tokens.vocabulary import read_config
+from speechfuse.train import attention, gpus, guards, optimizers, state
 from speechfuse.train import model as models
 from speechfuse.train.guards import Guards
 from speechfuse.train.metrics import Flops, Meter, Metrics, read
 from speechfuse.train.new_rows import WATCHED, NewRows
-from speechfuse.vocab import read_config
+from speechfuse.train.preflight import assumed
+from speechfuse.train.preflight import report as preflight_report
 
 VERSION = 2
 # how a step is computed on the GPUs at hand: other values change the rounding of a run, no more
 ROUNDING = (
-    "micro_batch_size", "activation_checkpointing", "compile", "attention", "loss_chunk",
+    "micro_batch_size",
+    "activation_checkpointing",
+    "compile",
+    "attention",
+    "loss_chunk",
     "shard_group",
-)  # fmt: skip
+)
 Step = Callable[[nn.Module, dict[str, Any]], dict[str, tuple[Tensor, Tensor]]]
 
 
@@ -57,7 +65,7 @@ class Runtime:
         default="none", metadata={"help": "wandb or trackio, beside TensorBoard; or none"}
     )
     ranks: int = field(
-        default=1, metadata={"help": "processes, one a GPU, that recipes/finetune.py starts"}
+        default=1, metadata={"help": "processes, one a GPU, that stages/train.py starts"}
     )
     dry_run: bool = field(default=False, metadata={"help": "say what it would take; train nothing"})
     gpu: str | None = field(
@@ -115,9 +123,7 @@ class Finetune:
     attention: str = field(
         default="auto", metadata={"help": "dense, varlen, flex (GPU only), or auto: the fastest"}
     )
-    loss_chunk: int = field(
-        default=1024, metadata={"help": "targets whose logits exist at a time"}
-    )
+    loss_chunk: int = field(default=1024, metadata={"help": "targets whose logits exist at a time"})
     shard_group: int | None = field(
         default=None, metadata={"help": "ranks that share one copy of the model; null: all (FSDP)"}
     )
@@ -126,7 +132,7 @@ class Finetune:
         metadata={"help": "first steps train the sound tokens' rows alone"},
     )
     step: str = field(
-        default="speechfuse.train.losses.next_token",
+        default="speechfuse.train.next_token",
         metadata={"help": "dotted path of step(model, batch) -> {name: (loss sum, count)}"},
     )
     seed: int = field(default=0, metadata={"help": "of the data's order, and of adapters"})
@@ -164,14 +170,14 @@ def _check(job: Finetune, ranks: int) -> int:
     for key, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("seq_len", 2)):
         if (value := getattr(job, key)) is not None and value < least:
             raise ValueError(f"{key}={value}: at least {least} is needed")
-    return preflight.micro_batch(job, ranks)
+    return preflight_report.micro_batch(job, ranks)
 
 
 def pins_of(job: Finetune) -> dict[str, str | None]:
     """The commit to read for each path of `datasets` that is on the Hub, None for folders."""
     paths = dict.fromkeys(spec["path"] for spec in job.datasets if "path" in spec)
     begun = None if job.fresh else Path(job.out)
-    return {path: hub.pinned(path, begun) for path in paths}
+    return {path: hub_data.pinned(path, begun) for path in paths}
 
 
 def _artifact(job: Finetune, pins: dict[str, str | None]) -> artifact.Artifact:
@@ -192,8 +198,10 @@ def _begun(job: Finetune, work: artifact.Artifact) -> bool:
         for key in ROUNDING:
             if begun.get(key) != (now := getattr(job, key)):
                 goes_on = f"and not {now}" if complete else f"goes on with {now}"
-                print(f"{work.out}: begun with {key}={begun.get(key)}, {goes_on}: the result "
-                      "is equal but for rounding")  # fmt: skip
+                print(
+                    f"{work.out}: begun with {key}={begun.get(key)}, {goes_on}: the result "
+                    "is equal but for rounding"
+                )
     if complete:
         print(f"{work.out}: complete, nothing to do")
     return complete
@@ -201,13 +209,18 @@ def _begun(job: Finetune, work: artifact.Artifact) -> bool:
 
 def load_data(job: Finetune, pins: dict[str, str | None]) -> datasets.Mixture:
     """The mixture and the plan of all steps; what they need is read once and then kept."""
-    here = {path: {"path": str(hub.local(pin))} for path, pin in pins.items() if pin}
+    here = {path: {"path": str(hub_data.local(pin))} for path, pin in pins.items() if pin}
     specs = [spec | here.get(spec.get("path", ""), {}) for spec in job.datasets]
     shape = packing.Shape(job.seq_len, job.batch_size, job.packed)
     return datasets.load(
-        specs, Path(job.checkpoint), shape, job.epochs, job.steps, job.seed,
+        specs,
+        Path(job.checkpoint),
+        shape,
+        job.epochs,
+        job.steps,
+        job.seed,
         Path(job.runtime.cache),
-    )  # fmt: skip
+    )
 
 
 def _about(work: artifact.Artifact, epoch: int) -> dict[str, Any]:
@@ -256,9 +269,7 @@ class Trainer:
         if dist.is_initialized():
             dist.all_reduce(sums)
         *values, stop = sums.tolist()
-        result = {
-            name: (values[2 * i], int(values[2 * i + 1])) for i, name in enumerate(names)
-        }
+        result = {name: (values[2 * i], int(values[2 * i + 1])) for i, name in enumerate(names)}
         # FSDP2 averages gradients over ranks, so their sum is that times the ranks
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         targets = max(1, sum(count for _, count in result.values()))
@@ -279,17 +290,27 @@ def prepare(job: Finetune) -> Trainer:
     device = device_of(job.runtime.device)
     torch.manual_seed(job.seed)
     model = models.build(
-        job.model, Path(job.checkpoint), device, job.dtype, job.compute_dtype,
-        activation_checkpointing=job.activation_checkpointing, compile=job.compile,
-        shard_group=job.shard_group, loss_chunk=job.loss_chunk, seed=job.seed,
-    )  # fmt: skip
+        job.model,
+        Path(job.checkpoint),
+        device,
+        job.dtype,
+        job.compute_dtype,
+        activation_checkpointing=job.activation_checkpointing,
+        compile=job.compile,
+        shard_group=job.shard_group,
+        loss_chunk=job.loss_chunk,
+        seed=job.seed,
+    )
     models.freeze(model, job.freeze)
     trained = [p for p in model.parameters() if p.requires_grad]
     return Trainer(
-        model, optimizers.make(job.optimizer, trained), config.resolve(job.step),
-        attention.kind_of(job.attention, device, job.packed, job.seq_len), device,
+        model,
+        optimizers.make(job.optimizer, trained),
+        config.resolve(job.step),
+        attention.kind_of(job.attention, device, job.packed, job.seq_len),
+        device,
         job.clip_grad_norm,
-    )  # fmt: skip
+    )
 
 
 def meter_of(job: Finetune, trainer: Trainer, ranks: int) -> Meter:
@@ -309,9 +330,14 @@ def _leave_group(worker: int) -> None:
 
 
 def _bad_step(
-    job: Finetune, step: int, fault: str, mixture: datasets.Mixture, states: state.States,
-    watch: guards.Watch, rank: int,
-) -> None:  # fmt: skip
+    job: Finetune,
+    step: int,
+    fault: str,
+    mixture: datasets.Mixture,
+    states: state.States,
+    watch: guards.Watch,
+    rank: int,
+) -> None:
     """Write out the rows of a step that may not reach the weights. ValueError where the run is to
     stop; its state before the step is then saved."""
     watch.quarantined += 1
@@ -341,15 +367,15 @@ def ready(
     micro, device = _check(job, ranks), device_of(job.runtime.device)
     pins = state.agreed(pins_of(job) if rank == 0 else None)
     checkpoint = Path(job.checkpoint)
-    lacks = outline.missing(job, pins)
+    lacks = assumed.missing(job, pins)
     if lacks and not job.runtime.dry_run:
         raise ValueError("; ".join(lacks))
     there = checkpoint.exists()
-    shape = models.check_shape(job.model, checkpoint) if there else outline.shape(job.model, lacks)
+    shape = models.check_shape(job.model, checkpoint) if there else assumed.shape(job.model, lacks)
     if lacks:
-        data, assumed = outline.data(job)
-        report = preflight.preflight(job, shape, data, ranks, device)
-        print("\n".join([*lacks, assumed, *report.lines()]))  # not of this disk: no check
+        data, caveat = assumed.data(job)
+        report = preflight_report.preflight(job, shape, data, ranks, device)
+        print("\n".join([*lacks, caveat, *report.lines()]))  # not of this disk: no check
         return None
     work = _artifact(job, pins)
     if state.agreed(_begun(job, work) if rank == 0 and not job.fresh else False):
@@ -357,8 +383,8 @@ def ready(
     mixture = load_data(job, pins)
     said = guards.check_rejected(job.runtime.guards, mixture)
     if rank == 0:
-        data = preflight.Data.of(mixture, ranks, micro)
-        report = preflight.preflight(job, shape, data, ranks, device)
+        data = preflight_report.Data.of(mixture, ranks, micro)
+        report = preflight_report.preflight(job, shape, data, ranks, device)
         print("\n".join([*said, *report.lines()]))
         report.check()
     return work, mixture
@@ -376,7 +402,7 @@ def run(job: Finetune) -> None:
     work, mixture = found
     if not state.agreed(work.begin(fresh=job.fresh) if rank == 0 else None):
         return
-    micro, counts = preflight.micro_batch(job, ranks), mixture.plan.counts
+    micro, counts = preflight_report.micro_batch(job, ranks), mixture.plan.counts
     trainer = prepare(job)
     optimizer = trainer.optimizer
     peaks = optimizers.rates(optimizer)
@@ -396,10 +422,13 @@ def run(job: Finetune) -> None:
     signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "stop", True))
     batches = datasets.Batches(mixture, rank, ranks, micro)
     loader = DataLoader(
-        batches, batch_size=None, sampler=range(done, counts.steps),
-        num_workers=job.runtime.loader_workers, worker_init_fn=_leave_group,
+        batches,
+        batch_size=None,
+        sampler=range(done, counts.steps),
+        num_workers=job.runtime.loader_workers,
+        worker_init_fn=_leave_group,
         generator=torch.Generator(),  # or every start would draw from the model's own chance
-    )  # fmt: skip
+    )
     bar = tqdm(total=counts.steps, initial=done, desc=out.name, unit="step", disable=rank != 0)
     started = time.perf_counter()
     for step, parts in enumerate(loader, done + 1):
@@ -421,15 +450,21 @@ def run(job: Finetune) -> None:
             lengths = mixture.lengths(step - 1)
             seconds, started = time.perf_counter() - started, time.perf_counter()
             metrics.add(
-                step, loss, [n for row in lengths for n in row], seconds, grad_norm=norm,
-                lr=optimizers.rates(optimizer)[0], targets=targets,
-                epoch=sum(end < step for end in counts.epoch_ends), **measured,
-                positions=preflight.positions(
+                step,
+                loss,
+                [n for row in lengths for n in row],
+                seconds,
+                grad_norm=norm,
+                lr=optimizers.rates(optimizer)[0],
+                targets=targets,
+                epoch=sum(end < step for end in counts.epoch_ends),
+                **measured,
+                positions=preflight_report.positions(
                     list(map(sum, lengths)), job.packed, job.seq_len, ranks, micro
                 ),
                 **{f"loss_{name}": value / n for name, (value, n) in losses.items() if n},
                 **({"quarantined": fault} if fault else {}),
-            )  # fmt: skip
+            )
             bar.set_postfix(metrics.shown())
         bar.update()
         if rank == 0 and step == min(WATCHED, counts.steps):
@@ -463,12 +498,16 @@ def _finish(work: artifact.Artifact, mixture: datasets.Mixture) -> None:
     bad = sum("quarantined" in line for line in lines)
     last = next((line["loss"] for line in reversed(lines) if "quarantined" not in line), None)
     totals = {
-        "steps": counts.steps, "tokens": counts.tokens, "useful_share": round(useful, 4),
-        "samples": counts.samples, "dropped": counts.dropped,
+        "steps": counts.steps,
+        "tokens": counts.tokens,
+        "useful_share": round(useful, 4),
+        "samples": counts.samples,
+        "dropped": counts.dropped,
         "left_out": [each.left_out for each in mixture.indexes],
         "rejected": [len(each.rejected) for each in mixture.indexes],
-        "quarantined_steps": bad, "last_loss": last,
-    }  # fmt: skip
+        "quarantined_steps": bad,
+        "last_loss": last,
+    }
     work.finish(totals, [work.out / "metrics.jsonl", *work.out.glob("epoch_*/*.safetensors")])
     print(
         f"{work.out}: {counts.steps:,} steps, last loss {last and round(last, 3)}, "

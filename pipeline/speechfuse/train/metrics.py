@@ -71,11 +71,12 @@ class Flops:
         products = float(sum(kind * count for kind, count in weights.items()))
         counted = " + ".join(f"{kind} x {n:,}" for kind, n in sorted(weights.items(), reverse=True))
         return cls(
-            products, float(times * width),
+            products,
+            float(times * width),
             f"FLOP a token = {counted} weights of matrix products (the head's are, the input "
             f"embedding's are not) + {times:,} x {width:,} for each token of its document that it "
             "may see",
-        )  # fmt: skip
+        )
 
     def of_tokens(self, tokens: int, pairs: int) -> float:
         """For so many tokens, of which `pairs` may see one another: see pairs_of."""
@@ -178,9 +179,10 @@ class Metrics:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         numbers = {
-            name: value for name, value in line.items()
+            name: value
+            for name, value in line.items()
             if name != "step" and isinstance(value, int | float)
-        }  # fmt: skip
+        }
         for name, value in numbers.items():
             self._board.add_scalar(name, value, step)
         if self._tracker:

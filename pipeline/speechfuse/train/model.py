@@ -34,10 +34,10 @@ from torchtune.models import convert_weights
 from torchtune.modules.peft import DoRALinear, LoRALinear, get_merged_lora_ckpt
 
 from speechfuse import config
+from speechfuse.tokens.vocabulary import Vocabulary, read_config
 from speechfuse.train import attention
 from speechfuse.train.head import Head
 from speechfuse.train.transformers_llama import HEAD_NAMES, Llama
-from speechfuse.vocab import Vocabulary, read_config
 
 BUILDER_KEYS = {  # argument of torchtune's Llama builders -> key of config.json
     "vocab_size": "vocab_size",
@@ -53,19 +53,32 @@ BUILDER_KEYS = {  # argument of torchtune's Llama builders -> key of config.json
 }
 NOT_ASKED = {"tie_word_embeddings": False, "scale_factor": 1}  # of builders without the argument
 FIXED = {  # what every builder has; stands in config.json or may be absent there
-    "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "low_freq_factor": 1,
-    "high_freq_factor": 4, "original_max_position_embeddings": 8192,
-}  # fmt: skip
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "low_freq_factor": 1,
+    "high_freq_factor": 4,
+    "original_max_position_embeddings": 8192,
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RECOMPUTED = {"none": 0, "selective": 2, "full": 1}  # every how manyth layer
 CARRIED = (  # files of a checkpoint that training does not change
-    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
-)  # fmt: skip
+)
 SAMPLING = (
-    "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
     "eta_cutoff",
-)  # fmt: skip
+)
 
 
 def check_shape(spec: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
@@ -159,9 +172,10 @@ def build(
         weights |= _adapters(model, weights, seed)
         weights = {name: tensor.to(DTYPES[dtype]) for name, tensor in weights.items()}
     set_model_state_dict(
-        model, weights,
+        model,
+        weights,
         options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized()),
-    )  # fmt: skip
+    )
     return model
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from speechfuse.vocab import SoundLayout
+from speechfuse.tokens.vocabulary import SoundLayout
 
 WATCHED = 100  # steps
 
@@ -77,18 +77,20 @@ class NewRows:
         found = {name: getattr(part, "weight", None) for name, part in parts.items()}
         self._matrices = {
             name: _Matrix.of(weight, range(layout.ids.start, layout.ids.stop))
-            for name, weight in found.items() if layout and weight is not None
-        }  # fmt: skip
+            for name, weight in found.items()
+            if layout and weight is not None
+        }
         self._own = [m for m in self._matrices.values() if m.parameter.requires_grad]
         if first and not self._own:
             raise ValueError(
                 f"new_rows_first={first}, but "
                 + (
                     "freeze holds embedding and head: leave tok_embeddings and output out of it"
-                    if layout else "the checkpoint has no sound tokens: run expand_vocab on it"
+                    if layout
+                    else "the checkpoint has no sound tokens: run expand_vocab on it"
                 )
                 + ", or set new_rows_first=0"
-            )  # fmt: skip
+            )
         self._gradients: list[Tensor] = []
 
     @torch.no_grad()
@@ -143,20 +145,25 @@ class NewRows:
             before, new, behind = matrix.split(matrix.parameter)
             gone = _norms(new.float() - matrix.begin.float())
             sums += [
-                _norms(new).sum(), _norms(before).sum() + _norms(behind).sum(),
+                _norms(new).sum(),
+                _norms(before).sum() + _norms(behind).sum(),
                 (new != matrix.begin).any(1).sum(),
                 (gone / _norms(matrix.begin).clamp_min(1e-12)).sum(),
-            ]  # fmt: skip
+            ]
         total = torch.stack([each.double() for each in sums])
         parameter = next(iter(self._matrices.values())).parameter
         if dist.is_initialized():
             dist.all_reduce(total)
             # every copy of the model (HSDP) has told the same
-            shards = [
-                parameter.device_mesh.size(number)
-                for number, placement in enumerate(parameter.placements)
-                if isinstance(placement, Shard)
-            ] if isinstance(parameter, DTensor) else [1]  # fmt: skip
+            shards = (
+                [
+                    parameter.device_mesh.size(number)
+                    for number, placement in enumerate(parameter.placements)
+                    if isinstance(placement, Shard)
+                ]
+                if isinstance(parameter, DTensor)
+                else [1]
+            )
             total /= dist.get_world_size() / math.prod(shards)
         new_gradient, rest, *values = total.tolist()
         assert self.layout
@@ -181,9 +188,10 @@ class NewRows:
         last, count = measured[-1], len(self.layout.ids)
         names = [name for name in ("embedding", "head") if f"{name}_moved" in last]
         losses = [
-            line["loss_sound"] for line in measured
+            line["loss_sound"]
+            for line in measured
             if "loss_sound" in line and "quarantined" not in line
-        ]  # fmt: skip
+        ]
         said = "; ".join(
             f"{name}: {last[f'{name}_moved']:,.0f} of {count:,} rows have moved, by "
             f"{last[f'{name}_gone']:.1%} of their norm, which is {last[f'{name}_norm_new']:.3g} "

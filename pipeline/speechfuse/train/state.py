@@ -132,16 +132,19 @@ class States:
         # nor moments of what had not begun to train (new_rows_first)
         begun: dict[str, Any] = moments["state"]  # type: ignore[assignment]
         moments["state"] = {
-            name: value for name, value in begun.items()
+            name: value
+            for name, value in begun.items()
             if any(key.startswith(f"optimizer.state.{name}.") for key in saved)
-        }  # fmt: skip
+        }
         content: dict[str, Any] = {"model": weights, "optimizer": moments, "chance": chance}
         dcp.load(content, checkpoint_id=place)
         set_state_dict(
-            self.model, self.optimizer,
-            model_state_dict=content["model"], optim_state_dict=content["optimizer"],
+            self.model,
+            self.optimizer,
+            model_state_dict=content["model"],
+            optim_state_dict=content["optimizer"],
             options=TRAINED,
-        )  # fmt: skip
+        )
         for name, value in chance.items():
             set_state = torch.set_rng_state if name.startswith("cpu") else torch.cuda.set_rng_state
             set_state(value)

@@ -83,15 +83,23 @@ def llama(
     """Builder with torchtune's arguments (those of llama3_1; llama3_2 ties its embeddings and has
     a scale_factor of 32)."""
     shape = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=embed_dim, intermediate_size=intermediate_dim,
-        num_hidden_layers=num_layers, num_attention_heads=num_heads,
-        num_key_value_heads=num_kv_heads, max_position_embeddings=max_seq_len,
-        rms_norm_eps=norm_eps, tie_word_embeddings=tie_word_embeddings,
+        vocab_size=vocab_size,
+        hidden_size=embed_dim,
+        intermediate_size=intermediate_dim,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        max_position_embeddings=max_seq_len,
+        rms_norm_eps=norm_eps,
+        tie_word_embeddings=tie_word_embeddings,
         rope_parameters={
-            "rope_type": "llama3", "rope_theta": float(rope_base), "factor": float(scale_factor),
-            "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "rope_type": "llama3",
+            "rope_theta": float(rope_base),
+            "factor": float(scale_factor),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         },
         pad_token_id=None,
-    )  # fmt: skip
+    )
     return Llama(shape)

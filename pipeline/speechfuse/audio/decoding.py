@@ -1,0 +1,212 @@
+"""Audio constants, decoding, mono, resampling and splitting.
+
+In: an audio file, its bytes or an array. Out: mono float32 waveforms at 16 kHz. Full scale is 1;
+decoders of lossy formats overshoot it, and the overshoot is kept.
+libsndfile reads most formats. What it does not read and ffmpeg does (m4a, webm, wma ...) is used
+where an `ffmpeg` is on the path.
+"""
+
+import errno
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import soundfile
+import soxr
+
+from speechfuse.audio import containers
+
+SAMPLE_RATE = 16_000  # Hz; Whisper's
+TOKEN_RATE = 25.0  # codes a second of every WhisperVQ
+SEARCH_SECONDS = 1.0  # how far before the limit a quiet place is looked for
+QUIET_SECONDS = 0.1  # length of the stretch whose energy is compared
+SUFFIXES = (
+    ".wav",
+    ".flac",
+    ".mp3",
+    ".ogg",
+    ".oga",
+    ".opus",
+    ".aif",
+    ".aiff",
+    ".aifc",
+    ".au",
+    ".snd",
+    ".caf",
+    ".w64",
+    ".rf64",
+    ".sph",
+    ".mp2",
+    ".m4a",
+    ".m4b",
+    ".mp4",
+    ".aac",
+    ".webm",
+    ".mka",
+    ".wma",
+    ".amr",
+    ".3gp",  # by ffmpeg
+)
+RATES = (4_000, 768_000)  # Hz; below is no speech, above no recorder
+LOUDEST = 8.0  # samples beyond are on another scale, as float samples from -32768 to 32767
+SLACK = 0.1  # seconds that may be missing at the end: durations in manifests are rounded
+BLOCK = 1 << 17  # samples read at once, of all channels together
+
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)  # no file's fault
+
+
+def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
+    """Mono float32 waveform at `rate` Hz -> float32 at 16 kHz."""
+    if rate == SAMPLE_RATE:
+        return waveform.astype(np.float32, copy=False)
+    return soxr.resample(waveform.astype(np.float32, copy=False), rate, SAMPLE_RATE)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """`waveform`: float32 mono at 16 kHz. `rate` (Hz) and `channels` are the source's."""
+
+    waveform: np.ndarray
+    rate: int
+    channels: int
+
+
+def decode(source: Path | bytes, offset: float = 0.0, seconds: float | None = None) -> Decoded:
+    """Decode an audio file, or the bytes of one, whatever its name; channels are averaged.
+
+    Only `seconds` from `offset` on are decoded, block by block, so that of a long file only the
+    result is in memory. Samples are what the decoder gives: nothing is clipped or scaled.
+    ValueError("kind: detail"), without the path, when the file is absent, no audio, or not the
+    audio that it says it is (the kinds of speechfuse.rows.rejects.Reject, and "truncated" and "out
+    of range").
+    """
+    if not 0 <= offset < 1e9 or (seconds is not None and not 0 < seconds < 1e9):
+        raise ValueError(f"bad offset: from {offset} s on, for {seconds} s")
+    try:
+        with (
+            _opened(source) as handle,
+            containers.stream(handle.fileno(), handle.name, to_the_end=seconds is None) as file,
+        ):
+            return _decode(file, handle.fileno(), offset, seconds)
+    except soundfile.LibsndfileError as error:
+        if error.code == 24:
+            raise ValueError("bad rate: its header has no sample rate that could be") from None
+        # code 2 is what libsndfile says of some damaged files too, of which there is one here
+        why = "Format not recognised." if error.code == 2 else error.error_string
+        raise ValueError(f"not audio: {why}") from None
+    except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise
+        raise ValueError(f"unreadable: {error.strerror}") from None
+
+
+def _opened(source: Path | bytes) -> IO[bytes]:
+    if isinstance(source, Path):
+        check_file(source)  # to open a named pipe would wait for ever
+        return open(source, "rb", buffering=0)
+    copy = tempfile.NamedTemporaryFile(buffering=0)
+    Path(copy.name).write_bytes(source)
+    return copy
+
+
+def check_file(path: Path) -> None:
+    """ValueError("kind: detail") when `path` is no file, whatever it holds."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, ValueError):  # ValueError: no file can have this name
+        what = "a link to nothing" if path.is_symlink() else "no such file"
+        raise ValueError(f"not found: {what}") from None
+    except OSError as error:
+        raise ValueError(f"unreadable: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+        raise ValueError(f"not a file: {what}")
+
+
+def _decode(file: soundfile.SoundFile, fd: int, offset: float, seconds: float | None) -> Decoded:
+    rate, channels = file.samplerate, file.channels
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"bad rate: {rate} Hz; {RATES[0]:,} to {RATES[1]:,} Hz are used")
+    _skip(file, round(offset * rate))
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32") if rate != SAMPLE_RATE else None
+    pieces, frames = [], 0
+    for samples in _blocks(file, inf if seconds is None else round(seconds * rate)):
+        peak = np.abs(samples).max()
+        if not np.isfinite(peak):
+            raise ValueError("not finite: it holds samples that are no numbers (NaN or infinite)")
+        if peak > LOUDEST:
+            raise ValueError(f"out of range: a sample is {peak:.6g}, full scale is 1")
+        frames += len(samples)
+        mono = samples.mean(axis=1)
+        pieces.append(stream.resample_chunk(mono) if stream else mono)
+    end = offset + frames / rate
+    if not frames and offset:
+        raise ValueError(f"bad offset: it begins at {offset:.2f} s, after the end of the audio")
+    if not frames:
+        raise ValueError("empty: it holds 0 seconds of audio")
+    if seconds is not None and not offset and end < seconds - SLACK:
+        raise ValueError(f"bad duration: {seconds:.2f} s, and there are {end:.2f} s of audio")
+    if seconds is not None and end < offset + seconds - SLACK:
+        raise ValueError(f"bad offset: to {offset + seconds:.2f} s of {end:.2f} s of audio")
+    if seconds is None and (why := containers.cut_short(file, fd, end, SLACK)):
+        raise ValueError(f"truncated: {end:.2f} s decode; {why}")
+    if stream:
+        pieces.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+    return Decoded(np.concatenate(pieces), rate, channels)
+
+
+def _blocks(file: soundfile.SoundFile, frames: float) -> Iterator[np.ndarray]:
+    """At most `frames` frames from here on: float32 (frames, channels)."""
+    size, read = max(1, BLOCK // file.channels), 0
+    while read < frames:
+        count = int(min(size, frames - read))
+        try:
+            samples = file.read(count, "float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise ValueError(f"truncated: it breaks off: {error.error_string}") from None
+        if len(samples):
+            yield samples
+        if len(samples) < count:
+            return
+        read += count
+
+
+def _skip(file: soundfile.SoundFile, frames: int) -> None:
+    if frames:
+        try:
+            file.seek(frames)
+        except soundfile.LibsndfileError:  # beyond the end, or a codec or pipe that cannot
+            for _ in _blocks(file, frames):
+                pass
+
+
+def load(path: Path) -> np.ndarray:
+    """The waveform of one file, float32 mono at 16 kHz; FileNotFoundError, or ValueError naming
+    it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no audio file at {path}")
+    try:
+        return decode(path).waveform
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable audio file: {error}") from None
+
+
+def split(waveform: np.ndarray, limit: float) -> list[np.ndarray]:
+    """Cut into pieces of at most `limit` seconds, each cut at the quietest 0.1 s of the last second
+    before the limit. Nothing is dropped: the pieces joined are the waveform."""
+    most = int(limit * SAMPLE_RATE)
+    search = min(int(SEARCH_SECONDS * SAMPLE_RATE), most // 2)
+    quiet = min(int(QUIET_SECONDS * SAMPLE_RATE), search // 2)
+    pieces = []
+    while len(waveform) > most:
+        energy = np.cumsum(np.square(waveform[most - search : most], dtype=np.float64))
+        start = int(np.argmin(energy[quiet:] - energy[:-quiet]))
+        cut = most - search + start + quiet // 2
+        pieces.append(waveform[:cut])
+        waveform = waveform[cut:]
+    return [*pieces, waveform]

@@ -1,0 +1,175 @@
+"""Text to waveform: offline synthesis with espeak-ng, and with flite's voices where flite is
+installed.
+
+In: one line of text and a voice. Out: a mono float32 waveform at 16 kHz (and, from espeak-ng, where
+each phoneme starts). espeak-ng comes as a shared library with its voices inside the wheel
+`espeakng-loader`; it is called through ctypes because one process per utterance costs more than the
+synthesis itself.
+"""
+
+import _ctypes
+import ctypes
+import random
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import espeakng_loader
+import numpy as np
+
+from speechfuse.audio import decoding
+
+PHONEME, RATE_PARAMETER, PITCH_PARAMETER = (
+    7,
+    1,
+    3,
+)  # espeak_EVENT_TYPE and espeak_PARAMETER of speak_lib.h
+SYNCHRONOUS, PHONEME_EVENTS, CHARS_UTF8 = 2, 1, 1
+
+
+class _Event(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 8),
+    )
+
+
+_CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+)
+
+
+@dataclass(frozen=True)
+class Voice:
+    """One way of speaking: espeak-ng `name` (language+variant, as `en-us+Annie`) or `flite:slt`;
+    `rate` in words per minute (80-450), `pitch` 0-99 (espeak-ng's own scale, 50 is neutral)."""
+
+    name: str
+    rate: int = 170
+    pitch: int = 50
+
+
+@cache
+def _variants() -> frozenset[str]:
+    folder = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
+    return frozenset(path.name for path in folder.iterdir())
+
+
+@dataclass(frozen=True)
+class Speech:
+    """`waveform`: float32, 16 kHz, mono. `phonemes`: (start second, espeak-ng phoneme name) in
+    order."""
+
+    waveform: np.ndarray
+    phonemes: list[tuple[float, str]]
+
+
+class Espeak:
+    """One espeak-ng, to be used in a `with` block.
+
+    Its state (pitch flutter, noise) carries over from one utterance to the next and survives
+    espeak_Terminate, so leaving the block unloads the library: the same texts and voices in the
+    same order give the same samples.
+    """
+
+    def __enter__(self) -> "Espeak":
+        self._lib = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = espeakng_loader.get_data_path().encode()
+        self.sample_rate = self._lib.espeak_Initialize(SYNCHRONOUS, 0, data, PHONEME_EVENTS)
+        if self.sample_rate <= 0:
+            raise RuntimeError(f"espeak-ng could not read its voices in {data.decode()}")
+        self._chunks: list[np.ndarray] = []
+        self._phonemes: list[tuple[float, str]] = []
+        self._callback = _CALLBACK(self._receive)  # kept: espeak-ng holds only a raw pointer to it
+        self._lib.espeak_SetSynthCallback(self._callback)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lib.espeak_Terminate()
+        _ctypes.dlclose(self._lib._handle)
+
+    def _receive(self, samples, count: int, events) -> int:
+        if samples and count:
+            self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        i = 0
+        while events[i].type != 0:
+            if events[i].type == PHONEME:
+                name = events[i].name.decode("utf-8", "replace")
+                self._phonemes.append((events[i].sample / self.sample_rate, name))
+            i += 1
+        return 0
+
+    def speak(self, text: str, voice: Voice) -> Speech:
+        """Synthesize `text`. ValueError for an unknown voice or text that makes no sound."""
+        _, _, variant = voice.name.partition("+")
+        # espeak-ng speaks an unknown variant in the plain voice of the language, without a word
+        known = not variant or variant in _variants()
+        if not known or self._lib.espeak_SetVoiceByName(voice.name.encode()) != 0:
+            raise ValueError(f"espeak-ng has no voice {voice.name!r}; write it as en-us+Annie")
+        self._lib.espeak_SetParameter(RATE_PARAMETER, voice.rate, 0)
+        self._lib.espeak_SetParameter(PITCH_PARAMETER, voice.pitch, 0)
+        self._chunks, self._phonemes = [], []
+        # breathy variants draw noise from the C library's rand(), which others here also call
+        ctypes.CDLL(None).srand(1)
+        raw = text.encode()
+        self._lib.espeak_Synth(raw, len(raw) + 1, 0, 1, 0, CHARS_UTF8, None, None)
+        if not any(chunk.any() for chunk in self._chunks):
+            raise ValueError(f"espeak-ng made no sound for the text {text!r}")
+        pcm = np.concatenate(self._chunks).astype(np.float32) / 32768.0
+        return Speech(decoding.resample(pcm, self.sample_rate), self._phonemes)
+
+
+def flite_available() -> bool:
+    return shutil.which("flite") is not None
+
+
+def _flite(text: str, voice: str) -> np.ndarray:
+    with tempfile.TemporaryDirectory() as folder:
+        wav = Path(folder) / "speech.wav"
+        subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(wav)], check=True)
+        return decoding.load(wav)
+
+
+def speak(engine: Espeak, text: str, voice: Voice) -> Speech:
+    """`text` in `voice`. A voice named flite:slt (rms, awb, kal16) is spoken by the program flite,
+    which ignores rate and pitch and gives no phonemes: ask `flite_available` first."""
+    if voice.name.startswith("flite:"):
+        return Speech(_flite(text, voice.name.removeprefix("flite:")), [])
+    return engine.speak(text, voice)
+
+
+@dataclass(frozen=True)
+class VoiceGroup:
+    """Voices to draw from: espeak-ng accents x variants (or flite voices), a range of rates and of
+    pitches."""
+
+    names: list[str]
+    rate: tuple[int, int] = (140, 215)
+    pitch: tuple[int, int] = (25, 75)
+
+    def draw(self, rng: random.Random) -> Voice:
+        return Voice(rng.choice(self.names), rng.randint(*self.rate), rng.randint(*self.pitch))
+
+
+def voice_group(
+    variants: list[str],
+    accents: list[str] | None = None,
+    rate: tuple[int, int] = (140, 215),
+    pitch: tuple[int, int] = (25, 75),
+) -> VoiceGroup:
+    """From configuration: espeak-ng `accents` x `variants`, or without accents full voice names."""
+    names = (
+        [f"{accent}+{variant}" for accent in accents for variant in variants]
+        if accents
+        else variants
+    )
+    return VoiceGroup(list(names), (rate[0], rate[1]), (pitch[0], pitch[1]))

@@ -1,0 +1,101 @@
+"""Corpora: a Parquet dataset with an audio column on the Hub, streamed at a commit.
+
+In: owner/name and a revision. Out: clips; of the files only the ranges that a shard needs are
+read.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any
+
+from speechfuse.corpora.clip import Clip
+from speechfuse.corpora.parquet import Columns, clips_of, plan_of
+from speechfuse.corpora.webdataset import leaves
+from speechfuse.hub import data as hub_data
+from speechfuse.rows.rejects import Reject
+
+
+class Hub:
+    """Parquet files of a dataset on the Hub, at one commit.
+
+    `data_files`: a glob in the repository, or several, e.g. german/train-*.parquet. `revision`: a
+    commit, or a branch or tag, which is resolved when the work is planned. Columns as in Parquet.
+    Repeated ids are only seen within a shard: to know them all at once would be to fetch them all.
+    A dataset that is a loading script is refused; its Parquet form may be at refs/convert/parquet.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        revision: str,
+        data_files: str | list[str],
+        audio_column: str = "audio",
+        text_column: str | None = None,
+        id_column: str | None = None,
+        speaker_column: str | None = None,
+        language_column: str | None = None,
+        extra_columns: list[str] | None = None,
+        language: str | None = None,
+        licence: str | None = None,
+    ) -> None:
+        self.repo, self.revision = repo, revision
+        self.patterns = [data_files] if isinstance(data_files, str) else data_files
+        self.columns = Columns(
+            audio_column,
+            text_column,
+            id_column,
+            speaker_column,
+            language_column,
+            tuple(extra_columns or ()),
+        )
+        self.language, self.licence = language, licence
+        self.source_name = repo
+
+    @cached_property
+    def _sha(self) -> str:
+        return hub_data.resolve(self.repo, self.revision)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.repo}@{self._sha}"
+
+    def plan(self, shard_size: int) -> list[dict[str, Any]]:
+        with hub_data.told(self.fingerprint):
+            return self._plan(shard_size)
+
+    def _plan(self, shard_size: int) -> list[dict[str, Any]]:
+        filesystem, root = self._at(self._sha)
+        names = [
+            path.removeprefix(f"{root}/")
+            for pattern in self.patterns
+            for path in sorted(filesystem.glob(f"{root}/{pattern}"))
+        ]
+        if not names:
+            script = f"{root}/{self.repo.split('/')[-1]}.py"
+            raise FileNotFoundError(
+                f"{self.repo}@{self._sha} has no file that matches {', '.join(self.patterns)}"
+                + ("; it is a loading script, which is not run" * filesystem.exists(script))
+            )
+        plan = plan_of(filesystem, root, list(dict.fromkeys(names)), self.columns, shard_size)
+        return [{**shard, "revision": self._sha} for shard in plan]
+
+    def clips(self, shard: dict[str, Any]) -> Iterator[Clip | Reject]:
+        filesystem, root = self._at(shard["revision"])
+        audio_at = partial(_repository_file, filesystem, root)
+        for clip in clips_of(filesystem, root, shard, self.columns, self.language, audio_at):
+            if isinstance(clip, Clip):
+                clip = replace(clip, uri=f"hf://{root}/{clip.uri}")
+            yield clip
+
+    def _at(self, sha: str) -> tuple[Any, str]:
+        return hub_data.filesystem(self.repo, sha), f"datasets/{self.repo}@{sha}"
+
+
+def _repository_file(filesystem: Any, root: str, path: str) -> tuple[bytes, str]:
+    if leaves(path):
+        raise ValueError("unsafe path: the name is absolute or has .. in it")
+    try:
+        return filesystem.cat_file(f"{root}/{path}"), path
+    except FileNotFoundError:
+        raise ValueError("not found: no such file in the repository") from None

@@ -1,0 +1,163 @@
+"""Multilingual LibriSpeech (MLS), one language as OpenSLR has it.
+
+In: transcripts.txt and segments.txt, read a line at a time and side by side, and audio/. Out:
+clips. A plan holds byte ranges: the English part has eleven million lines.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from hashlib import sha256
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import Any
+
+from speechfuse.artifact import sha256_of
+from speechfuse.corpora import planning
+from speechfuse.corpora.clip import Clip
+from speechfuse.rows.rejects import Reject
+
+_LANGUAGES = {
+    "dutch": "nl",
+    "english": "en",
+    "french": "fr",
+    "german": "de",
+    "italian": "it",
+    "polish": "pl",
+    "portuguese": "pt",
+    "spanish": "es",
+}
+
+
+class Mls:
+    """Multilingual LibriSpeech as OpenSLR has it (resource 94): `path` is one language's folder,
+    with SPLIT/transcripts.txt, SPLIT/segments.txt and SPLIT/audio/SPEAKER/BOOK/ID.flac (or .opus).
+
+    `subset`: the limited supervision of the training split: 9hr, 1hr, 1hr/0 ... 1hr/5 (10 minutes
+    each), or 10hr for both. The language is known from the folder's name, mls_german. `extra` has
+    url, start and end (seconds) of the recording that a clip was cut from. As a Hub dataset MLS
+    goes through `hub`:
+
+        corpus:
+          _component_: speechfuse.corpora.hub
+          repo: facebook/multilingual_librispeech
+          revision: main
+          data_files: german/train-*.parquet
+          text_column: transcript
+          id_column: id
+          speaker_column: speaker_id
+          language: de
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        subset: str | None = None,
+        language: str | None = None,
+        licence: str | None = "cc-by-4.0",
+    ) -> None:
+        self.path, self.split = Path(path), split
+        self.transcripts = self.path / split / "transcripts.txt"
+        self.segments = self.path / split / "segments.txt"
+        if not self.transcripts.is_file():
+            raise FileNotFoundError(
+                f"no transcripts at {self.transcripts}: path is the folder of one language, split "
+                "one of train, dev, test"
+            )
+        name = self.path.absolute().name
+        self.language = language or _LANGUAGES.get(name.removeprefix("mls_").partition("_")[0])
+        self.licence = licence
+        self.source_name = "/".join([name, split, *([subset] if subset else [])])
+        self.handles = self._subset(subset) if subset else None
+        self.ignored: Counter[str] = Counter()
+
+    def _subset(self, subset: str) -> set[str]:
+        folder = self.path / self.split / "limited_supervision"
+        lists = sorted((folder if subset == "10hr" else folder / subset).rglob("handles.txt"))
+        if not lists:
+            raise FileNotFoundError(
+                f"no handles.txt below {folder} for subset {subset}: choose 9hr, 1hr, 1hr/0 or 10hr"
+            )
+        return {name.strip() for path in lists for name in path.read_text("utf-8").split()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        size = self.segments.stat().st_size if self.segments.is_file() else None
+        known = [sha256_of(self.transcripts), size, sorted(self.handles or ())]
+        return sha256(json.dumps(known).encode()).hexdigest()
+
+    def plan(self, shard_size: int) -> list[dict[str, Any]]:
+        self.ignored.clear()
+        absent = set(self.handles or ())
+        shards = planning.shards([self._items(absent)], shard_size)
+        if absent:
+            shards.append({"count": len(absent), "absent": sorted(absent)})
+        return shards
+
+    def _items(self, absent: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        for id, place, _, segment in self._listed({"start": 0, "line": 1, "segment": 0}):
+            absent.discard(id)
+            if segment and not _origin(id, segment):
+                self.ignored["lines of segments.txt in another order"] += 1
+            yield id, place
+
+    def _listed(self, at: dict[str, int]) -> Iterator[tuple[str, dict[str, int], bytes, bytes]]:
+        """(id, place, transcript, line of segments.txt) of the wanted lines from a place on.
+
+        The two files have the same ids in the same order, so they are read side by side.
+        """
+        segments = self.segments.is_file()
+        beside = planning.lines(self.segments, at["segment"]) if segments else iter(())
+        filled = chain(beside, repeat((0, 0, b"")))
+        listed = planning.lines(self.transcripts, at["start"], at["line"])
+        for (start, number, line), (other, _, segment) in zip(listed, filled, strict=False):
+            name, _, transcript = line.partition(b"\t")
+            id = name.strip().decode("utf-8", "backslashreplace")[:80]
+            if self.handles is None or id in self.handles:
+                yield id, {"start": start, "line": number, "segment": other}, transcript, segment
+
+    def clips(self, shard: dict[str, Any]) -> Iterator[Clip | Reject]:
+        if "absent" in shard:
+            for id in shard["absent"]:
+                yield Reject(id, "bad transcript: transcripts.txt has no line for it")
+            return
+        again = set(shard.get("again", ()))
+        for position, (id, place, transcript, segment) in enumerate(
+            islice(self._listed(shard), shard["count"])
+        ):
+            match = re.fullmatch(r"(\d+)_(\d+)_\d+", id, re.ASCII)
+            try:
+                text = transcript.decode().strip()
+            except UnicodeDecodeError:
+                text = ""
+            if position in again:
+                yield Reject(id, f"duplicate id: line {place['line']} of transcripts.txt")
+            elif not match or not text:
+                why = "no SPEAKER_BOOK_NUMBER, tab and text in UTF-8"
+                yield Reject(id, f"bad transcript: line {place['line']}: {why}")
+            else:
+                speaker, book = match.groups()
+                audio = self.path / self.split / "audio" / speaker / book / f"{id}.flac"
+                if not audio.exists() and audio.with_suffix(".opus").exists():
+                    audio = audio.with_suffix(".opus")
+                yield Clip(
+                    id,
+                    audio,
+                    audio.relative_to(self.path).as_posix(),
+                    text=text,
+                    speaker=speaker,
+                    language=self.language,
+                    extra=_origin(id, segment),
+                )
+
+
+def _origin(id: str, segment: bytes) -> dict[str, Any]:
+    """url, start and end (seconds) from a line of segments.txt; {} when it is another clip's."""
+    try:
+        name, url, start, end = segment.decode().strip().split("\t")
+        return {"url": url, "start": float(start), "end": float(end)} if name == id else {}
+    except ValueError:
+        return {}

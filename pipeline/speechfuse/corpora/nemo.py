@@ -1,0 +1,210 @@
+"""NeMo manifests: JSON lines that name audio files, or members of tars.
+
+In: manifests, read a line at a time, and their audio. Out: clips. A plan holds byte ranges, so it
+is small and a shard is read from its place, whatever the size of the manifest.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from speechfuse.artifact import sha256_of
+from speechfuse.corpora import planning
+from speechfuse.corpora.clip import Clip
+from speechfuse.corpora.webdataset import described, find, leaves, read, utf8
+from speechfuse.rows.rejects import Reject
+
+
+class Nemo:
+    """Manifests of NeMo: a JSON object a line, {audio_filepath, duration, offset, text, ...}.
+
+    `manifest`: a path, a glob or a range (manifest_{0..3}.json, manifest__OP_0..3_CL_.json), or a
+    list of such. Relative audio paths start at the manifest's folder, or at `audio_dir` if that is
+    given; then nothing outside of it is read. Ids and uris are relative to the same, or, where a
+    line leads elsewhere, to the folder that holds all audio.
+
+    `tars`: the tar files of a tarred set, as many as manifests and in their order; or for a single
+    manifest any number, chosen by a line's `shard_id`, the last number in a tar's name.
+
+    The text is `text`, or where a line has none `answer`; `text_key` chooses another. `lang` and
+    `speaker` are used, `offset` (seconds) and `duration` (null: to the end) say which part is the
+    clip, all other keys are kept in `extra`. Lines with `_skipme` are dropped, as NeMo does.
+    A clip's id is its path without the suffix, with @offset+duration where an offset is given;
+    or the value of `id_key`, for a manifest that has several lines for one recording.
+    """
+
+    def __init__(
+        self,
+        manifest: str | list[str],
+        audio_dir: str | None = None,
+        tars: str | list[str] | None = None,
+        text_key: str | None = None,
+        id_key: str | None = None,
+        language: str | None = None,
+        licence: str | None = None,
+    ) -> None:
+        paths = planning.files(manifest, ".jsonl")
+        self.folder = planning.folder_of(paths)
+        self.manifests = [p.absolute().relative_to(self.folder).as_posix() for p in paths]
+        self.audio_dir = audio_dir
+        self.root = os.path.abspath(audio_dir or self.folder)
+        self.text_keys = (text_key,) if text_key else ("text", "answer")
+        self.id_key, self.language, self.licence = id_key, language, licence
+        self.source_name = paths[0].stem if len(paths) == 1 else self.folder.name
+        self.tars: dict[str, Path] = {}  # by manifest, or by the shard_id of a single manifest
+        if tars:
+            found = planning.files(tars, ".tar")
+            self.tar_folder = planning.folder_of(found)
+            self.tars = self._paired([path.absolute() for path in found])
+
+    def _paired(self, tars: list[Path]) -> dict[str, Path]:
+        if len(tars) == len(self.manifests):
+            return dict(zip(self.manifests, tars, strict=True))
+        numbers = [re.findall(r"\d+", path.stem)[-1:] for path in tars]
+        numbered = {str(int(n[0])): path for n, path in zip(numbers, tars, strict=True) if n}
+        if len(self.manifests) > 1 or len(numbered) < len(tars):
+            raise ValueError(
+                f"tars: {len(tars)} tar files beside {len(self.manifests)} manifests: give as many "
+                "of both, or one manifest with shard_id in its lines and a number in each tar's "
+                "name"
+            )
+        return numbered
+
+    @cached_property
+    def fingerprint(self) -> str:
+        read = [(name, sha256_of(self.folder / name)) for name in self.manifests]
+        sizes = [(self._tar_name(tar), tar.stat().st_size) for tar in self.tars.values()]
+        return sha256(json.dumps([read, sizes]).encode()).hexdigest()
+
+    def plan(self, shard_size: int) -> list[dict[str, Any]]:
+        for path in [*(self.folder / name for name in self.manifests), *self.tars.values()]:
+            planning.refuse_compressed(path)
+        self._common = ""
+        plan = planning.shards((self._items(name) for name in self.manifests), shard_size)
+        base = os.path.relpath(self._common or self.root, self.root)
+        return plan if base == "." else [{**shard, "base": base} for shard in plan]
+
+    def _items(self, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for start, number, line in planning.lines(self.folder / manifest):
+            clip = self._clip(manifest, number, line)
+            if isinstance(clip, Clip) and not self.tars:
+                outside = clip.uri.startswith("../")
+                path = os.path.normpath(os.path.join(self.root, clip.uri))
+                folder = os.path.dirname(path) if outside else self.root
+                if not self._common:
+                    self._common = folder
+                elif not f"{folder}/".startswith(f"{self._common}/"):
+                    self._common = os.path.commonpath([self._common, folder])
+            yield clip.id, {"manifest": manifest, "start": start, "line": number}
+
+    def clips(self, shard: dict[str, Any]) -> Iterator[Clip | Reject]:
+        manifest, again = shard["manifest"], set(shard.get("again", ()))
+        listed = planning.lines(self.folder / manifest, shard["start"], shard["line"])
+        for position, (_, number, line) in enumerate(islice(listed, shard["count"])):
+            clip = self._clip(manifest, number, line, shard.get("base", ""))
+            if position in again and isinstance(clip, Clip):
+                why = f"duplicate id: line {number} of {manifest}; name a key of its own by id_key"
+                clip = Reject(clip.id, why)
+            yield self._loaded(clip) if self.tars and isinstance(clip, Clip) else clip
+
+    def _clip(self, manifest: str, number: int, line: bytes, base: str = "") -> Clip | Reject:
+        """The clip of a line; in a tarred set its audio is the tar, not yet the member."""
+        name = f"{manifest}:{number}"
+        try:
+            entry = _object(line)
+            path = _string(entry.pop("audio_filepath", None), "audio_filepath")
+            offset, seconds = _seconds(entry, "offset"), _seconds(entry, "duration")
+            if seconds == 0:
+                raise ValueError("duration is 0")
+            skipped, answer = entry.pop("_skipme", False), entry.get("answer")
+            said = described(entry, self.text_keys)
+            audio, uri, id = self._place(manifest, path, entry.get("shard_id"), base)
+            if offset is not None:
+                id += f"@{offset}" + (f"+{seconds}" if seconds else "")
+            if self.id_key:
+                id = _string(entry.get(self.id_key), self.id_key)
+        except (ValueError, RecursionError) as error:
+            return Reject(name, f"bad manifest line: line {number}: {error}")
+        if skipped:
+            return Reject(name, "filter skipme: the line has _skipme")
+        if self.audio_dir and not self.tars and leaves(uri):
+            return Reject(id, "unsafe path: it leads out of audio_dir")
+        if answer is not None:
+            said["extra"]["answer"] = answer  # kept even where it is the text
+        said["language"] = said["language"] or self.language
+        return Clip(id, audio, uri, offset or 0.0, seconds, **said)
+
+    def _place(self, manifest: str, name: str, shard_id: Any, base: str) -> tuple[Path, str, str]:
+        """(file, uri, id) of an audio_filepath."""
+        if not self.tars:
+            start = "" if self.audio_dir else os.path.dirname(manifest)
+            uri = os.path.normpath(os.path.join(start, name))
+            if os.path.isabs(uri):
+                uri = os.path.relpath(uri, self.root)
+            if base:
+                uri = os.path.relpath(os.path.join(self.root, uri), os.path.join(self.root, base))
+            path = uri if self.audio_dir else os.path.join(start, name)
+            return Path(os.path.join(self.root, path)), uri, os.path.splitext(uri)[0]
+        tar = self.tars.get(manifest) or self.tars.get(str(shard_id))
+        if not tar:
+            raise ValueError(f"shard_id is {shard_id!r}; the tars are {', '.join(self.tars)}")
+        uri = f"{self._tar_name(tar)}/{name.removeprefix('./')}"
+        return tar, uri, os.path.splitext(uri.replace(".tar/", "/", 1))[0]
+
+    def _tar_name(self, tar: Path) -> str:
+        return tar.relative_to(self.tar_folder).as_posix()
+
+    def _loaded(self, clip: Clip) -> Clip | Reject:
+        assert isinstance(clip.audio, Path)
+        tar = self._tar_name(clip.audio)
+        try:
+            member = find(clip.audio, clip.uri.removeprefix(f"{tar}/"))
+            with open(clip.audio, "rb") as file:
+                return replace(clip, audio=read(file, member), uri=f"{tar}/{member.name}")
+        except ValueError as error:
+            return Reject(clip.id, str(error))
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    if len(line) >= planning.LINE_LIMIT:
+        raise ValueError("longer than 1 MiB")
+    try:
+        entry = _JSON.decode(line.decode("utf-8-sig").strip())
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg}") from None
+    if not isinstance(entry, dict):
+        raise ValueError("not a JSON object")
+    return entry
+
+
+def _string(value: Any, name: str) -> str:
+    if isinstance(value, int) and name != "audio_filepath":
+        value = str(value)
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError(f"{name} is {value!r:.40}, not a name")
+    return utf8(value)
+
+
+def _seconds(entry: dict[str, Any], key: str) -> float | None:
+    value = entry.pop(key, None)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise ValueError(f"{key} is {value!r:.40}, not a number of seconds")
+    return value

@@ -1,0 +1,98 @@
+"""Text that is spoken here, by espeak-ng (and flite)."""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speechfuse import artifact
+from speechfuse.audio import espeak_ng
+from speechfuse.audio.espeak_ng import voice_group
+from speechfuse.corpora.clip import Clip
+from speechfuse.rows.rejects import Reject
+
+
+class Synthetic:
+    """Lines of text spoken by espeak-ng, with light noise and gain.
+
+    `lines`: a JSONL file {id, text, ...}; a line's `voices` names the group of `voices` that speaks
+    it, other keys are kept in `extra`. `splits`: which lines (by their `split`); null for all.
+    Voice, noise and gain of a line depend only on `seed` and its id. Groups named in
+    `optional_voices` need flite; without flite their lines are left out, which is said.
+    """
+
+    def __init__(
+        self,
+        lines: str,
+        voices: dict[str, dict[str, Any]],
+        splits: list[str] | None = None,
+        optional_voices: list[str] | None = None,
+        snr: tuple[float, float] = (20.0, 40.0),
+        gain: tuple[float, float] = (-10.0, 0.0),
+        seed: int = 0,
+    ) -> None:
+        path = Path(lines)
+        self.source_name, self.licence = f"espeak-ng speaking {path.name}", None
+        if not path.is_file():
+            raise FileNotFoundError(f"no lines to speak at {lines}")
+        self.voices = {name: voice_group(**spec) for name, spec in voices.items()}
+        self.snr, self.gain, self.seed = snr, gain, seed
+        skipped = [] if espeak_ng.flite_available() else list(optional_voices or [])
+        if skipped:
+            print(f"flite is not installed: lines for the voices {', '.join(skipped)} are left out")
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        self.rows = {
+            row["id"]: row
+            for row in rows
+            if (splits is None or row["split"] in splits) and row["voices"] not in skipped
+        }
+        for row in self.rows.values():
+            if row["voices"] not in self.voices:
+                raise ValueError(
+                    f"{lines}: line {row['id']} wants the voices {row['voices']!r}; "
+                    f"configured are {sorted(self.voices)}"
+                )
+        key = json.dumps([artifact.sha256_of(path), skipped])
+        self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
+
+    def plan(self, shard_size: int) -> list[dict[str, Any]]:
+        ids = list(self.rows)
+        parts = [ids[start : start + shard_size] for start in range(0, len(ids), shard_size)]
+        return [{"count": len(part), "lines": part} for part in parts]
+
+    def clips(self, shard: dict[str, Any]) -> Iterator[Clip | Reject]:
+        # espeak-ng carries state from one utterance to the next, so every shard starts a new one
+        with espeak_ng.Espeak() as engine:
+            for id in shard["lines"]:
+                row = self.rows[id]
+                rng = random.Random(f"{self.seed}/{id}")
+                voice = self.voices[row["voices"]].draw(rng)
+                speech = espeak_ng.speak(engine, row["text"], voice)
+                waveform = disturb(
+                    speech.waveform, rng.uniform(*self.snr), rng.uniform(*self.gain), rng
+                )
+                known = ("id", "text")
+                yield Clip(
+                    id,
+                    waveform,
+                    f"synthetic:{voice.name}",
+                    text=row["text"],
+                    speaker=f"{voice.name}/{voice.rate}/{voice.pitch}",
+                    language="en",
+                    extra={key: value for key, value in row.items() if key not in known},
+                    phonemes=speech.phonemes,
+                )
+
+
+def disturb(waveform: np.ndarray, snr: float, gain: float, rng: random.Random) -> np.ndarray:
+    """Add white noise at `snr` dB below the speech and change the level by `gain` dB; peaks are
+    kept below 1."""
+    noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(waveform))
+    power = float(np.mean(np.square(waveform))) + 1e-12
+    noisy = waveform + noise * np.sqrt(power / 10 ** (snr / 10))
+    noisy *= 10 ** (gain / 20)
+    return (noisy / max(1.0, float(np.abs(noisy).max()))).astype(np.float32)

@@ -1,0 +1,156 @@
+"""Replies of a checkpoint: its model, and decoding in left-padded batches.
+
+In: conversations as turns, rendered by speechfuse.tokens.prompts. Out: replies as text. Which
+conversations share a batch follows from their lengths alone, so a decoding that was stopped and
+resumed by batches gives the replies of one that was not. Greedy, and each prompt begins with one
+<|begin_of_text|>; `blog` decodes as the evaluation of Llama3-s v0.2 did: two of them, control
+tokens in a prompt's text are commands, and sampling as the checkpoint's generation_config says.
+"""
+
+import gc
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from speechfuse.tokens import prompts
+from speechfuse.tokens.vocabulary import Vocabulary, check_quantizer
+
+VERSION = 1  # part of every cell's key: higher when the same prompt may get another reply
+BLOG_SEED = 42
+_loaded: dict[Any, Any] = {}  # the last model: tasks of one checkpoint follow each other
+
+
+def load(checkpoint: Path, device: str | None = None) -> Any:
+    """The model of a Hugging Face folder, in the dtype it is stored in; device None: a GPU if
+    there is one. The last one is kept until another is asked for, or its files change. ValueError
+    for weights that are not finite.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    files = sorted(path for path in Path(checkpoint).absolute().iterdir() if path.is_file())
+    stamp = (device, *((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+    if stamp not in _loaded:
+        _loaded.clear()
+        gc.collect()  # before the next one comes: two may not fit
+        model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
+        for name, weight in model.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise ValueError(f"{checkpoint} is broken: weights of {name} are not finite")
+        _loaded[stamp] = model.to(device).eval()
+    return _loaded[stamp]
+
+
+class BlogVocabulary(Vocabulary):
+    """Control tokens in a text are commands, which training never has."""
+
+    def text(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+class Listener:
+    """A checkpoint that answers turns. ValueError when it was not expanded for quantizer
+    `identity`; None: it is asked in text alone. `what`: the speech, to be named then."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        identity: str | None,
+        what: str,
+        device: str | None = None,
+        blog: bool = False,
+    ) -> None:
+        if identity is not None:
+            check_quantizer(checkpoint, identity, what)
+        self.vocabulary = (BlogVocabulary if blog else Vocabulary).load(checkpoint)
+        self.blog = blog
+        self.model = load(checkpoint, device)
+
+    def reply(
+        self, turns: list[list[dict[str, Any]]], max_new_tokens: int, batch_size: int = 64
+    ) -> list[str]:
+        """The reply to each conversation, in order."""
+        asked = {str(i): conversation for i, conversation in enumerate(turns)}
+        replies = {
+            entry["id"]: entry["reply"]
+            for batch in self.replies(asked, list(asked), max_new_tokens, batch_size)
+            for entry in batch
+        }
+        return [replies[id] for id in asked]
+
+    def replies(
+        self,
+        asked: dict[str, list[dict[str, Any]]],
+        todo: list[str],
+        max_new_tokens: int,
+        batch_size: int = 64,
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Batches of {id, reply, tokens, capped} for the conversations `todo` of `asked`, shortest
+        first. `tokens`: of the reply, without its end; `capped`: it had none after
+        `max_new_tokens`."""
+        ids = {
+            id: [self.vocabulary.begin] * self.blog
+            + prompts.render(self.vocabulary, turns, add_generation_prompt=True)[0]
+            for id, turns in asked.items()
+        }
+        wanted = set(todo)
+        order = sorted(ids, key=lambda id: len(ids[id]))  # little padding in a batch
+        for start in range(0, len(order), batch_size):
+            chosen = [id for id in order[start : start + batch_size] if id in wanted]
+            if chosen:
+                torch.manual_seed(BLOG_SEED + start)
+                made = self._generate([ids[id] for id in chosen], max_new_tokens)
+                yield [{"id": id, **reply} for id, reply in zip(chosen, made, strict=True)]
+
+    @torch.inference_mode()
+    def _generate(self, ids: list[list[int]], max_new_tokens: int) -> list[dict[str, Any]]:
+        longest = max(map(len, ids))
+        tokens = torch.full((len(ids), longest), self.vocabulary.end)
+        mask = torch.zeros_like(tokens)
+        for row, prompt in enumerate(ids):
+            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        greedy = {} if self.blog else {"do_sample": False, "temperature": None, "top_p": None}
+        ends = [self.vocabulary.end_of_turn, self.vocabulary.end]
+        made = self.model.generate(
+            tokens.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=self.vocabulary.end,
+            **greedy,
+        )[:, longest:]
+        texts = self.vocabulary.tokenizer.batch_decode(made, skip_special_tokens=True)
+        found = []
+        for text, row in zip(texts, made.tolist(), strict=True):
+            length = next((i for i, token in enumerate(row) if token in ends), len(row))
+            found.append(
+                {"reply": text.strip(), "tokens": length, "capped": length == max_new_tokens}
+            )
+        return found
+
+
+REFUSAL = re.compile(
+    r"\W*((i'?m|i am) (sorry|afraid|unable|not able)|sorry|i can(no|')t|as an ai\b|unfortunately)",
+    re.IGNORECASE,
+)
+
+
+def of_replies(replies: list[str], capped: Iterable[bool]) -> dict[str, Any]:
+    """{empty, loops, refusals, mean_words}; a loop has no end (`capped`), or says a group of three
+    words five times."""
+    words = [reply.split() for reply in replies]
+    loops = [end or _repeats(each) for end, each in zip(capped, words, strict=True)]
+    return {
+        "empty": sum(not each for each in words),
+        "loops": sum(loops),
+        "refusals": sum(bool(REFUSAL.match(reply)) for reply in replies),
+        "mean_words": sum(map(len, words)) / len(words),
+    }
+
+
+def _repeats(words: list[str]) -> bool:
+    groups = list(zip(words, words[1:], words[2:], strict=False))
+    return any(groups.count(group) >= 5 for group in set(groups))

@@ -1,0 +1,92 @@
+"""lm-eval's model of a checkpoint, without work that it does more than once.
+
+In: a Hugging Face folder. Out: an lm_eval.models.huggingface.HFLM. For multiple choice lm-eval
+computes logits at every position of a prompt, 128,256 numbers each in Llama 3, and reads those of
+the choices; here only those are computed. It also tokenizes a prompt again for each choice,
+and compiles a task's template again for each item. Batches, order and numbers are the same.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import utils
+from lm_eval.models.huggingface import HFLM
+
+from speechfuse import workers
+from speechfuse.evals import generation
+from speechfuse.tokens.vocabulary import Vocabulary
+
+
+class LastPosition(HFLM):
+    """An HFLM of a transformers Llama."""
+
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        """Ids of a text; those of the last few texts are remembered."""
+        known = self.__dict__.setdefault("_known", {})
+        key = (string, args, tuple(sorted(kwargs.items())))
+        if key not in known:
+            if len(known) >= 16:
+                known.clear()
+            known[key] = super().tok_encode(string, *args, **kwargs)
+        return list(known[key])
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], *args: Any, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """(log-likelihood, whether greedy) of each (name, context, continuation)."""
+        asked: dict[tuple[int, ...], list[int]] = {}  # the letters of a question are one input
+        for i, (_, context, answer) in enumerate(requests):
+            asked.setdefault((*context, *answer[:-1]), []).append(i)
+        if any(len(ids) > self.max_length for ids in asked):  # lm-eval cuts those from the left
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+        order = sorted(asked, key=lambda ids: (-len(ids), ids))
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for start in range(0, len(order), self.batch_size):
+            chunk = order[start : start + self.batch_size]
+            read = [max(len(requests[i][2]) for i in asked[ids]) for ids in chunk]
+            for ids, logs in zip(chunk, self._last(chunk, read), strict=True):
+                best = logs.argmax(-1).tolist()
+                for i in asked[ids]:
+                    answer = requests[i][2]
+                    places = torch.arange(len(logs) - len(answer), len(logs))
+                    said = logs[places, torch.tensor(answer)].sum()
+                    found[i] = (float(said), best[-len(answer) :] == answer)
+        return found
+
+    @torch.inference_mode()
+    def _last(self, inputs: list[tuple[int, ...]], read: list[int]) -> list[torch.Tensor]:
+        """Log-probabilities (read, vocabulary) of what follows the last `read` ids of each."""
+        tokens = torch.zeros(len(inputs), max(map(len, inputs)), dtype=torch.long)
+        for row, ids in enumerate(inputs):
+            tokens[row, : len(ids)] = torch.tensor(ids)
+        states = self.model.model(tokens.to(self.device), use_cache=False).last_hidden_state
+        last = [
+            states[row, len(ids) - count : len(ids)]
+            for row, (ids, count) in enumerate(zip(inputs, read, strict=True))
+        ]
+        logits = self.model.lm_head(torch.cat(last))
+        return list(torch.log_softmax(logits, -1, dtype=self.softmax_dtype).cpu().split(read))
+
+
+def harness_model(checkpoint: Path, batch_size: int) -> HFLM:
+    """lm-eval's model of a checkpoint, on the device of this process."""
+    tokenizer = Vocabulary.load(checkpoint).tokenizer
+    with redirect_stderr(StringIO()):
+        model = generation.load(checkpoint, workers.device())
+        return LastPosition(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+
+@contextmanager
+def compiled_once() -> Iterator[None]:
+    """Inside, lm-eval compiles each template once."""
+    compile_template = utils.env.from_string
+    utils.env.from_string = cache(compile_template)
+    try:
+        yield
+    finally:
+        utils.env.from_string = compile_template

@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: reading at a commit, pushing, cards."""

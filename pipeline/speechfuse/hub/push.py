@@ -1,0 +1,166 @@
+"""Put a finished artifact on the Hub, with its card.
+
+In: an artifact folder. Out: one repository whose last commit holds all files of the manifest.
+"""
+
+import hashlib
+import json
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+)
+from huggingface_hub.hf_api import RepoFile
+
+from speechfuse import artifact
+from speechfuse.hub.data import _api, _token, told
+
+# such files go when the artifact no more has them: data_files and from_pretrained would find them
+STRAY = ("shard-*", "*.safetensors", "*.safetensors.index.json")
+
+
+BATCH = 50  # files; what a batch has sent is known to the Hub, whatever happens to the next
+
+
+def push(
+    folder: Path,
+    repo: str,
+    card: str,
+    repo_type: str = "dataset",
+    private: bool = True,
+    message: str | None = None,
+    dry_run: bool = False,
+) -> str | None:
+    """Make `repo` hold the finished artifact `folder` and its README.md, `card`. Gives the commit.
+
+    The repository is made where there is none. All files come in one commit; there is none when
+    nothing differs. Files of others stay, shards and weights that the artifact does not have go.
+    The commit is recorded in pushed-NAME.json beside the folder. `dry_run` sends nothing.
+    ValueError when files are not what the manifest says, and when the Hub refuses.
+    """
+    files: dict[str, Path | bytes] = {**files_of(folder), "README.md": card.encode()}
+    sizes = {k: len(f) if isinstance(f, bytes) else f.stat().st_size for k, f in files.items()}
+    how = f"{repo_type}, {'private' if private else 'public'}"
+    what = f"{len(files):,} files, {sum(sizes.values()):,} bytes"
+    if dry_run:
+        print("\n".join(f"{size:>15,}  {name}" for name, size in sorted(sizes.items())))
+        print(f"{folder}: {what} would go to {repo} ({how}); nothing was sent")
+        return None
+    _needs_token()
+    with told(repo):
+        commit, changed = _commit(repo, repo_type, private, files, message or f"Push {folder.name}")
+    manifest = artifact.manifest_of(folder)
+    record = {
+        "repo": repo,
+        "type": repo_type,
+        "revision": commit,
+        "private": private,
+        "fingerprint": manifest["fingerprint"],
+    }
+    artifact.write_json(record_of(folder), record)
+    if changed:
+        print(
+            f"{folder}: {what} are {repo}@{commit} ({how}); {changed:,} files were added, changed "
+            "or removed"
+        )
+    else:
+        print(f"{folder}: {repo}@{commit} ({how}) has exactly this, nothing to do")
+    return commit
+
+
+def record_of(folder: Path) -> Path:
+    """Where a push is recorded: beside the folder, whose content is the artifact's alone."""
+    return folder.absolute().with_name(f"pushed-{folder.absolute().name}.json")
+
+
+def own_name() -> str:
+    """Whose token it is."""
+    _needs_token()
+    with told("your account"):
+        return _api().whoami()["name"]
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """The files of a finished artifact by their path in it, its manifest among them.
+
+    All are read once: ValueError for one that is missing, has another sha256 than the manifest says
+    or leads out of the folder. An epoch has no list of its own; its run's has the weights.
+    """
+    hashes: dict[str, Any] | None = artifact.manifest_of(folder).get("outputs")
+    if hashes is None:
+        run = folder.parent / "manifest.json"
+        known = json.loads(run.read_text("utf-8"))["outputs"] if run.exists() else {}
+        inside = (p.name for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
+        hashes = {name: known.get(f"{folder.name}/{name}") for name in sorted(inside)}
+        hashes.pop("README.md", None)
+    files = {}
+    for name, sha256 in {**hashes, "manifest.json": None}.items():
+        path = folder / name
+        parts = PurePosixPath(name).parts
+        if ".." in parts or parts[0] == "/" or not path.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{folder}: {name} of its manifest leads out of the folder")
+        if not path.is_file():
+            raise ValueError(f"{folder}: {name} of its manifest is not there; make it again")
+        if sha256 and artifact.sha256_of(path) != sha256:
+            raise ValueError(
+                f"{folder}: {name} has another sha256 than its manifest says: it was changed after "
+                "the job ended; make it again"
+            )
+        files[name] = path
+    return files
+
+
+def _commit(
+    repo: str, repo_type: str, private: bool, files: dict[str, Path | bytes], message: str
+) -> tuple[str, int]:
+    """(commit, files that were changed for it): one commit, or none."""
+    api = _api()
+    api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=True)
+    info = api.repo_info(repo, repo_type=repo_type)
+    if bool(info.private) != private:
+        is_now, wanted = ("private", "false") if info.private else ("public", "true")
+        raise ValueError(
+            f"{repo} is there and {is_now}, but private={wanted} is asked for: give the other "
+            "value or another repo, or change it in its settings on the Hub"
+        )
+    tree = api.list_repo_tree(repo, recursive=True, repo_type=repo_type, revision=info.sha)
+    there = {file.path: file for file in tree if isinstance(file, RepoFile)}
+    new = [
+        CommitOperationAdd(name, file if isinstance(file, bytes) else str(file))
+        for name, file in files.items()
+        if name not in there or not _same(there[name], file)
+    ]
+    stray = [p for p in there if p not in files and any(fnmatch(p, pattern) for pattern in STRAY)]
+    if not new and not stray:
+        return str(info.sha), 0
+    for i in range(0, len(new), BATCH):
+        some = new[i : i + BATCH]
+        api.preupload_lfs_files(repo, some, repo_type=repo_type, free_memory=False)
+    done = api.create_commit(
+        repo,
+        [*new, *(CommitOperationDelete(path) for path in stray)],
+        commit_message=message,
+        repo_type=repo_type,
+        parent_commit=info.sha,
+    )
+    return done.oid, len(new) + len(stray)
+
+
+def _same(there: RepoFile, file: Path | bytes) -> bool:
+    data = file if isinstance(file, bytes) else None
+    if there.lfs:
+        found = hashlib.sha256(data).hexdigest() if data else artifact.sha256_of(Path(str(file)))
+        return found == there.lfs.sha256
+    data = Path(str(file)).read_bytes() if data is None else data
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == there.blob_id
+
+
+def _needs_token() -> None:
+    if not _token():
+        raise ValueError(
+            "HF_TOKEN is not set: put a token that may write into the environment; "
+            "https://huggingface.co/settings/tokens makes them"
+        )

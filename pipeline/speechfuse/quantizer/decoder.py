@@ -1,0 +1,308 @@
+"""Codes back to words: what a Whisper hears in them.
+
+In: codes, and the openai-whisper checkpoint whose encoder made them. Out: transcripts. Codes become
+the features that Whisper's text decoder reads, through the half of a WhisperVQ that its encoding
+does not need: projection, positions, transformer. Reads it from the published checkpoint and from
+ours (decoder.safetensors beside model.safetensors), and writes both halves in the published format.
+Inference is the one of whisperspeech 0.8.9 (vq_stoks.py, `dequantize` and `decode_text`), but for
+one thing: a mask code between others is a sound like them here, and the end of the clip there.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import whisper
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from whisper.model import ModelDimensions, MultiHeadAttention, ResidualAttentionBlock, Whisper
+from whisper.tokenizer import Tokenizer
+
+from speechfuse.artifact import replacing
+from speechfuse.quantizer.model import (
+    FFN_MULT,
+    Quantizer,
+    QuantizerConfig,
+    read_ours,
+    read_published,
+    read_torch,
+)
+
+FILE = "decoder.safetensors"
+POSITIONS = 1500  # rows of positional_embedding in the published format, whatever the window
+VOCABULARY = 51_864  # of the smaller of openai-whisper's two tokenizers
+_PROJECTIONS = ("rq.layers.0.", "rq.")  # where vector-quantize-pytorch has them, older first
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the tensors of a decoding half do not say; the defaults are whisperspeech's."""
+
+    heads: int
+    depth: int = 1
+    rope: bool = True
+    query_mult: float = 2.0
+
+
+class _Attention(MultiHeadAttention):
+    """Whisper's attention with rotary positions and a scale of its own."""
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, width: int, shape: Shape, positions: int) -> None:
+        super().__init__(width, shape.heads)
+        self.rope = shape.rope
+        self.scale = math.sqrt(shape.query_mult * 8 / math.sqrt(width // shape.heads))
+        angles = torch.outer(torch.arange(positions).float(), _frequencies(width // shape.heads))
+        angles = angles.repeat(1, 2)
+        for name, table in (("cosine", angles.cos()), ("sine", angles.sin())):
+            self.register_buffer(name, table, persistent=False)
+
+    def qkv_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        return super().qkv_attention(self._placed(q), self._placed(k), v, mask)
+
+    def _placed(self, x: Tensor) -> Tensor:
+        if self.rope:
+            heads = x.unflatten(-1, (self.n_head, -1))
+            left, right = heads.chunk(2, dim=-1)
+            turned = torch.cat((-right, left), dim=-1)
+            x = (heads * self.cosine[:, None] + turned * self.sine[:, None]).flatten(-2)
+        return x * self.scale
+
+
+def _frequencies(head_width: int) -> Tensor:
+    return 1.0 / 10_000 ** (torch.arange(0, head_width, 2).float() / head_width)
+
+
+class DecodingHalf(nn.Module):
+    """Codebook vectors to features that Whisper's text decoder reads. Tensors have the published
+    names."""
+
+    def __init__(self, config: QuantizerConfig, shape: Shape) -> None:
+        super().__init__()
+        self.config, self.shape = config, shape
+        width, positions = config.n_audio_state, config.n_audio_ctx
+        self.project_out = nn.Linear(config.codebook_dim, width)
+        self.positional_embedding = nn.Embedding(positions, width)
+        nn.init.normal_(self.positional_embedding.weight, std=0.045)
+        self._out_blocks = nn.Sequential()
+        for _ in range(shape.depth):
+            block = ResidualAttentionBlock(width, shape.heads)
+            block.attn = _Attention(width, shape, positions)
+            self._out_blocks.append(block)
+        self.ln_post = nn.LayerNorm(width)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(batch, window tokens, codebook_dim) -> features (batch, n_audio_ctx, width)."""
+        x = self.project_out(vectors).repeat_interleave(self.config.downsample, dim=1)
+        return self.ln_post(self._out_blocks(x + self.positional_embedding.weight))
+
+    def save(self, folder: Path) -> None:
+        """Write decoder.safetensors."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        # one entry only: safetensors writes several in a random order, so the bytes would differ
+        about = {"shape": json.dumps(asdict(self.shape))}
+        with replacing(folder / FILE) as temporary:
+            save_file(tensors, temporary, metadata=about)
+
+
+class Decoder:
+    """Codes of one quantizer to text. `whisper` is the model whose encoder the quantizer has."""
+
+    def __init__(
+        self, half: DecodingHalf, codebook: Tensor, whisper: Whisper, language: str = "en"
+    ) -> None:
+        self.half, self.codebook, self.whisper = half, codebook, whisper
+        self.language = language
+
+    @classmethod
+    def load(cls, path: Path, whisper: Path | None, language: str = "en") -> "Decoder":
+        """Read ours (a folder) or a published WhisperVQ (a `.model` file); `whisper`: the
+        openai-whisper `.pt` that it was trained on. ValueError says what does not fit."""
+        if whisper is None:
+            raise ValueError(
+                f"{path} needs its Whisper to decode with: set whisper to the openai-whisper .pt "
+                "that it was trained on"
+            )
+        path, model = Path(path), load_whisper(Path(whisper))
+        config, tensors = read_ours(path) if path.is_dir() else read_published(path, whisper)
+        first = "encoder.conv1.weight"
+        if not torch.equal(tensors[first], model.get_parameter(first)):
+            raise ValueError(
+                f"{path} has another encoder than {whisper}: give the Whisper it was trained on"
+            )
+        codebook = tensors["codebook"].clone()
+        if path.is_dir():
+            shape, decoding = _half_of_ours(path)
+        else:
+            content = read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
+            shape, decoding = _half_of_published(path, content, config)
+            if not (content.get("tunables") or {}).get("mask_embs"):
+                codebook[-1] = codebook[0]  # what the oldest models pad with
+        half = DecodingHalf(config, shape)
+        try:
+            half.load_state_dict(decoding)
+        except RuntimeError as error:
+            raise ValueError(f"{path} holds no decoding half of its quantizer: {error}") from None
+        return cls(half.eval(), codebook, model, language)
+
+    def to(self, device: str) -> "Decoder":
+        """Itself, on `device`."""
+        self.half, self.whisper = self.half.to(device), self.whisper.to(device)
+        self.codebook = self.codebook.to(device)
+        return self
+
+    @torch.inference_mode()
+    def features(self, codes: list[np.ndarray]) -> Tensor:
+        """Features of Whisper's window, (clips, n_audio_ctx, width); ValueError for a clip over the
+        window, or a code that the codebook does not have."""
+        config, mask = self.half.config, len(self.codebook) - 1
+        tokens = config.n_audio_ctx // config.downsample
+        window = torch.full((len(codes), tokens), mask)
+        for row, clip in zip(window, codes, strict=True):
+            if len(clip) > tokens or (len(clip) and int(clip.max()) > mask):
+                raise ValueError(
+                    f"{len(clip)} codes up to {clip.max(initial=0)}: this codec takes {tokens} at "
+                    f"most, of 0 to {mask}; were they made by its quantizer?"
+                )
+            row[: len(clip)] = torch.from_numpy(clip.astype(np.int64))
+        return self.half(self.codebook[window.to(self.codebook.device)])
+
+    def transcribe(self, codes: list[np.ndarray], batch_size: int = 16) -> list[str]:
+        """What Whisper's text decoder hears in each clip's codes, greedily."""
+        texts = []
+        for start in range(0, len(codes), batch_size):
+            features = self.features(codes[start : start + batch_size])
+            texts += transcribe(self.whisper, features, self.language)
+        return texts
+
+
+def load_whisper(path: Path) -> Whisper:
+    """A frozen openai-whisper model in float32; ValueError when the file holds none."""
+    content = read_torch(path, {"dims", "model_state_dict"}, "Whisper checkpoint")
+    try:
+        model = Whisper(ModelDimensions(**content["dims"]))
+        model.load_state_dict(content["model_state_dict"])
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is not a Whisper checkpoint: {error}") from None
+    if model.dims.n_vocab < VOCABULARY:
+        raise ValueError(
+            f"{path} has a vocabulary of {model.dims.n_vocab}: Whisper's tokenizers need "
+            f"{VOCABULARY:,} or more"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def tokenizer_of(model: Whisper, language: str) -> Tokenizer:
+    """The tokenizer that this Whisper was trained with, set to transcribe `language`."""
+    return whisper.tokenizer.get_tokenizer(
+        model.is_multilingual,
+        num_languages=model.num_languages,
+        language=language,
+        task="transcribe",
+    )
+
+
+def transcribe(model: Whisper, features: Tensor, language: str) -> list[str]:
+    """Greedy transcripts of encoded audio (batch, n_audio_ctx, width), by openai-whisper."""
+    options = whisper.DecodingOptions(language=language, without_timestamps=True, fp16=False)
+    return [result.text for result in whisper.decode(model, features.float(), options)]
+
+
+def _half_of_ours(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
+    if not (folder / FILE).is_file():
+        raise ValueError(
+            f"{folder} has no {FILE}: its quantizer was trained without a Whisper to decode with"
+        )
+    with safe_open(folder / FILE, "pt") as file:
+        shape = Shape(**json.loads(file.metadata()["shape"]))
+    return shape, load_file(folder / FILE)
+
+
+def _half_of_published(
+    path: Path, content: dict[str, Any], config: QuantizerConfig
+) -> tuple[Shape, dict[str, Tensor]]:
+    about, tunables, state = content["config"], content.get("tunables") or {}, content["state_dict"]
+    if about.get("ffn_mult", FFN_MULT) != FFN_MULT:
+        raise ValueError(f"{path}: unsupported ffn_mult; WhisperVQ has {FFN_MULT}")
+    # defaults for keys that files older than the key lack, as whisperspeech's Tunables.upgrade
+    shape = Shape(
+        about["n_head"], about["depth"], tunables.get("rope", False), tunables.get("query_mult", 1)
+    )
+    wanted = ("positional_embedding.", "_out_blocks.", "ln_post.")
+    tensors = {
+        key: value.float()
+        for key, value in state.items()
+        if key.startswith(wanted) and not key.endswith("inv_freq")
+    }
+    place = next((p for p in _PROJECTIONS if f"{p}project_out.weight" in state), None)
+    if place is None or "positional_embedding.weight" not in tensors:
+        raise ValueError(f"{path} holds no decoding half: it has no project_out or no positions")
+    for part in ("weight", "bias"):
+        tensors[f"project_out.{part}"] = state[f"{place}project_out.{part}"].float()
+    name = "positional_embedding.weight"
+    tensors[name] = tensors[name][: config.n_audio_ctx]
+    return shape, tensors
+
+
+def save_published(path: Path, quantizer: Quantizer, half: DecodingHalf, whisper: str) -> None:
+    """Write both halves as WhisperSpeech publishes them; `whisper` names the teacher (medium).
+
+    whisperspeech loads the file with any window, but runs windows of 30 s only.
+    """
+    config, shape = quantizer.config, half.shape
+    head_width = config.n_audio_state // shape.heads
+    about = {
+        "codebook_dim": config.codebook_dim,
+        "vq_codes": config.codes,
+        "q_depth": 1,
+        "n_head": shape.heads,
+        "head_width": head_width,
+        "ffn_mult": FFN_MULT,
+        "depth": shape.depth,
+        "use_cosine_sim": True,
+        "downsample": config.downsample,
+        "whisper_model_name": whisper,
+    }
+    tunables = {
+        "rope": shape.rope,
+        "query_mult": shape.query_mult,
+        "mask_embs": True,
+        "downsample_conv": False,
+        "downsample_mean": config.downsample_mean,
+    }
+    state = {
+        key: value
+        for key, value in quantizer.state_dict().items()
+        if key.startswith(("mlp.", "mlp_ln."))
+    } | half.state_dict()
+    for part in ("weight", "bias"):
+        state[f"rq.layers.0.project_in.{part}"] = quantizer.project_in.get_parameter(part).detach()
+        state[f"rq.layers.0.project_out.{part}"] = state.pop(f"project_out.{part}")
+    codebook = quantizer.codebook[None]
+    state |= {
+        "rq.layers.0._codebook.initted": torch.ones(1),
+        "rq.layers.0._codebook.cluster_size": torch.ones(codebook.shape[:2]),
+        "rq.layers.0._codebook.embed_avg": codebook,
+        "rq.layers.0._codebook.embed": codebook,
+        "val_true": torch.zeros(1),
+        "val_total": torch.zeros(1),
+    }
+    name = "positional_embedding.weight"
+    state[name] = F.pad(state[name], (0, 0, 0, POSITIONS - config.n_audio_ctx))
+    if shape.rope:
+        for i in range(shape.depth):
+            state[f"_out_blocks.{i}.attn.rotary.inv_freq"] = _frequencies(head_width)
+    content = {"config": about, "tunables": tunables}
+    content["state_dict"] = {key: value.cpu().clone() for key, value in state.items()}
+    with replacing(path) as temporary:
+        torch.save(content, temporary)

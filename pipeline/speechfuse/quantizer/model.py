@@ -1,0 +1,320 @@
+"""WhisperVQ: speech to codes, 25 a second.
+
+In: mono float32 waveforms at 16 kHz, each no longer than the quantizer's window. Out: one array of
+uint16 codes a waveform. Reads the published checkpoint ({config, tunables, state_dict} of
+WhisperSpeech's RQBottleneckTransformer, beside an openai-whisper checkpoint) and ours (the encoding
+half of the same tensors in safetensors + config.json). Inference is the one of whisperspeech 0.8.9
+(vq_stoks.py, `encode_mel` and `quantize`), token for token: log-mel per clip, padding of -1.5 in
+mel space.
+"""
+
+import hashlib
+import json
+import pickle
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import whisper
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from whisper.audio import HOP_LENGTH
+from whisper.model import AudioEncoder
+
+from speechfuse.artifact import write_json
+from speechfuse.audio.decoding import SAMPLE_RATE
+
+PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
+FFN_MULT = 4  # RQBottleneckTransformer's default, never changed in a published model
+
+
+@dataclass
+class QuantizerConfig:
+    """Shape of a quantizer. `codes` leaves the mask code out: the codebook has `codes` + 1 rows."""
+
+    codes: int
+    codebook_dim: int
+    downsample: int
+    downsample_mean: bool
+    n_mels: int
+    n_audio_ctx: int
+    n_audio_state: int
+    n_audio_head: int
+    n_audio_layer: int
+
+
+class Quantizer(nn.Module):
+    """The encoding half of a WhisperVQ: Whisper encoder, downsampling, MLP, cosine codebook."""
+
+    codebook: Tensor
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.dtype = torch.float32  # of the encoder's matrix products; bfloat16 is not exact
+        self.config = config
+        width = config.n_audio_state
+        self.encoder = AudioEncoder(
+            config.n_mels, config.n_audio_ctx, width, config.n_audio_head, config.n_audio_layer
+        )
+        self.mlp = nn.Sequential(
+            nn.Linear(width, width * FFN_MULT), nn.GELU(), nn.Linear(width * FFN_MULT, width)
+        )
+        self.mlp_ln = nn.LayerNorm(width)
+        self.project_in = nn.Linear(width, config.codebook_dim)
+        self.register_buffer("codebook", torch.zeros(config.codes + 1, config.codebook_dim))
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes without the mask code, which the published models also choose now and
+        then."""
+        return self.config.codes
+
+    @property
+    def frames(self) -> int:
+        """Mel frames (10 ms) of one window."""
+        return 2 * self.config.n_audio_ctx
+
+    @property
+    def window(self) -> float:
+        """Longest waveform in seconds."""
+        return self.frames * HOP_LENGTH / SAMPLE_RATE
+
+    @property
+    def token_rate(self) -> float:
+        """Codes a second."""
+        return SAMPLE_RATE / HOP_LENGTH / 2 / self.config.downsample
+
+    @property
+    def identity(self) -> str:
+        """Hash of the canonical tensors and the configuration: one codec, one identity, in any file
+        layout."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def stream(self) -> dict[str, object]:
+        """The description that every dataset made with this quantizer carries."""
+        return {
+            "quantizer": self.identity,
+            "token_rate": self.token_rate,
+            "codebooks": 1,
+            "codebook_size": self.codebook_size,
+        }
+
+    def mel(self, waveform: np.ndarray) -> Tensor:
+        """Log-mel of one clip on the quantizer's device, (n_mels, frames)."""
+        return log_mel(waveform, self.config.n_mels, self.codebook.device)
+
+    def embed(self, mels: Tensor) -> Tensor:
+        """(batch, n_mels, window frames) -> (batch, window tokens, width), what the codebook
+        quantizes."""
+        x = self.encoder(mels)
+        step = self.config.downsample
+        if self.config.downsample_mean:
+            x = x.unflatten(1, (-1, step)).mean(-2)
+        else:
+            x = x[:, ::step]
+        return x + self.mlp(self.mlp_ln(x))
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """(batch, tokens, width) -> codes (batch, tokens) by cosine similarity. The codebook's rows
+        are kept at unit length in training, so the product is the cosine."""
+        return (F.normalize(self.project_in(x), dim=-1) @ self.codebook.T).argmax(-1)
+
+    @torch.inference_mode()
+    def encode_batch(
+        self, waveforms: list[np.ndarray], batch_size: int
+    ) -> tuple[Tensor, list[int]]:
+        """Start one forward: codes (batch_size, window tokens) on the device, and how many of them
+        each waveform has. At most `batch_size` waveforms; the rest of the batch is silence, so that
+        the arithmetic does not depend on how many there are. ValueError for a clip over the window
+        or too short for one token.
+        """
+        self._check(waveforms)
+        mels = [self.mel(waveform) for waveform in waveforms]
+        window = self.codebook.new_full((batch_size, self.config.n_mels, self.frames), PADDING)
+        for row, mel in zip(window, mels, strict=False):
+            row[:, : mel.shape[1]] = mel
+        with torch.autocast(window.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            embedded = self.embed(window)
+        codes = self.quantize(embedded.float())
+        return codes, [mel.shape[1] // 2 // self.config.downsample for mel in mels]
+
+    def encode(self, waveforms: list[np.ndarray], batch_size: int = 1) -> list[np.ndarray]:
+        """Codes of each waveform, uint16, 25 a second (a last incomplete token is not made)."""
+        results = []
+        for start in range(0, len(waveforms), batch_size):
+            codes, lengths = self.encode_batch(waveforms[start : start + batch_size], batch_size)
+            found = codes.cpu().numpy().astype(np.uint16)
+            results += [row[:length] for row, length in zip(found, lengths, strict=False)]
+        return results
+
+    def _check(self, waveforms: list[np.ndarray]) -> None:
+        longest = self.frames * HOP_LENGTH
+        shortest = 2 * self.config.downsample * HOP_LENGTH
+        for i, waveform in enumerate(waveforms):
+            if not shortest <= len(waveform) <= longest:
+                raise ValueError(
+                    f"waveform {i} has {len(waveform) / SAMPLE_RATE:.2f} s; this quantizer takes "
+                    f"{shortest / SAMPLE_RATE:.2f} to {self.window:g} s: split it first "
+                    "(speechfuse.audio.decoding.split)"
+                )
+
+    def save(self, folder: Path) -> None:
+        """Write config.json and model.safetensors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        write_json(folder / "config.json", asdict(self.config))
+
+    @classmethod
+    def load(cls, path: Path, whisper: Path | None = None) -> "Quantizer":
+        """Read ours (a folder) or a published WhisperVQ (a `.model` file, with `whisper` = the
+        openai-whisper `.pt` that its config names). ValueError says what does not fit."""
+        path = Path(path)
+        if path.is_dir():
+            config, tensors = read_ours(path)
+        else:
+            config, tensors = read_published(path, whisper)
+        model = cls(config)
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{path} does not hold the quantizer its config describes: {error}"
+            ) from None
+        return model.eval()
+
+
+def log_mel(waveform: np.ndarray, n_mels: int, device: torch.device | str = "cpu") -> Tensor:
+    """Log-mel of one clip, (n_mels, frames) of 10 ms. Per clip, because Whisper's floor is the
+    maximum of what it is given: in a batch, a clip's tokens would depend on its neighbours."""
+    samples = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32)).to(device)
+    return whisper.log_mel_spectrogram(samples, n_mels)
+
+
+def read_ours(folder: Path) -> tuple[QuantizerConfig, dict[str, Tensor]]:
+    """Shape and tensors of a folder of ours; ValueError when it is none."""
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not a quantizer: it has no {name}")
+    try:
+        config = QuantizerConfig(**json.loads((folder / "config.json").read_text()))
+        return config, load_file(folder / "model.safetensors")
+    except (TypeError, json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(f"{folder} is not a quantizer of ours: {error}") from None
+
+
+def read_torch(path: Path, keys: set[str], what: str) -> dict:
+    """The dict in a torch file of plain values and tensors; ValueError without these `keys`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no {what} at {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
+        # what torch says of it advises weights_only=False, which would run what the file holds
+        raise ValueError(
+            f"{path} is not a {what}: it is no torch file of plain values and tensors, or damaged"
+        ) from None
+    if not isinstance(content, dict) or not keys <= set(content):
+        raise ValueError(f"{path} is not a {what}: it must hold {sorted(keys)}")
+    return content
+
+
+def read_published(
+    path: Path, whisper_path: Path | None
+) -> tuple[QuantizerConfig, dict[str, Tensor]]:
+    """Shape and tensors, under our names, of a published WhisperVQ and its Whisper's encoder."""
+    published = read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
+    config, tunables = published["config"], published.get("tunables") or {}
+    name = config.get("whisper_model_name", "tiny.en")
+    if whisper_path is None:
+        raise ValueError(
+            f"{path} needs its Whisper encoder: set whisper to openai-whisper's {name}.pt"
+        )
+    for key, fits in {
+        "q_depth": config.get("q_depth") == 1,
+        "use_cosine_sim": bool(config.get("use_cosine_sim")),
+        "downsample_conv": not tunables.get("downsample_conv"),
+    }.items():
+        if not fits:
+            raise ValueError(
+                f"{path}: unsupported {key}; WhisperVQ has q_depth 1, use_cosine_sim and no "
+                "downsample_conv"
+            )
+    teacher = read_torch(Path(whisper_path), {"dims", "model_state_dict"}, "Whisper checkpoint")
+    dims, state = teacher["dims"], published["state_dict"]
+    # vector-quantize-pytorch moved project_in from the first layer to the residual quantizer in
+    # 2024
+    old = (
+        "rq.layers.0.project_in." if "rq.layers.0.project_in.weight" in state else "rq.project_in."
+    )
+    wanted = ("mlp.", "mlp_ln.")
+    tensors = {key: value for key, value in state.items() if key.startswith(wanted)}
+    try:
+        tensors |= {f"project_in.{part}": state[old + part] for part in ("weight", "bias")}
+        tensors["codebook"] = state["rq.layers.0._codebook.embed"][0]
+    except KeyError as error:
+        raise ValueError(f"{path} is not a WhisperVQ checkpoint: no tensor {error}") from None
+    if not tunables.get("mask_embs"):  # the oldest models have no mask code; ours never chooses it
+        tensors["codebook"] = F.pad(tensors["codebook"], (0, 0, 0, 1))
+    encoder = {
+        key: value
+        for key, value in teacher["model_state_dict"].items()
+        if key.startswith("encoder.")
+    }
+    width = tensors["mlp_ln.weight"].shape[0]
+    if width != dims["n_audio_state"]:
+        raise ValueError(
+            f"{path} was trained on Whisper {name} (width {width}), "
+            f"{whisper_path} has width {dims['n_audio_state']}"
+        )
+    shape = QuantizerConfig(
+        codes=tensors["codebook"].shape[0] - 1,
+        codebook_dim=tensors["codebook"].shape[1],
+        downsample=config["downsample"],
+        downsample_mean=bool(tunables.get("downsample_mean")),
+        n_mels=dims["n_mels"],
+        n_audio_ctx=dims["n_audio_ctx"],
+        n_audio_state=dims["n_audio_state"],
+        n_audio_head=dims["n_audio_head"],
+        n_audio_layer=dims["n_audio_layer"],
+    )
+    return shape, {key: value.float() for key, value in (encoder | tensors).items()}
+
+
+@dataclass
+class QuantizerOf:
+    checkpoint: str = field(
+        metadata={"help": "folder of ours, or a published WhisperVQ .model file"}
+    )
+    whisper: str | None = field(
+        default=None, metadata={"help": "openai-whisper .pt beside a .model"}
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "float32 (exact) or bfloat16 (faster; changes some codes)"},
+    )
+
+    def load(self, device: str) -> Quantizer:
+        """This process's own, read once. ValueError for another dtype and for what cannot be
+        read."""
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"quantizer.dtype={self.dtype!r}: choose float32 or bfloat16")
+        return _quantizer(self.checkpoint, self.whisper, self.dtype, device)
+
+
+@cache
+def _quantizer(path: str, whisper: str | None, dtype: str, device: str) -> Quantizer:
+    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    quantizer = Quantizer.load(Path(path), Path(whisper) if whisper else None)
+    quantizer.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    return quantizer.to(device)

@@ -1,0 +1,171 @@
+"""One shard of a corpus: clips in, rows of codes out.
+
+Clips are decoded, filtered and split by a few threads ahead of the encoder, in order; batches have
+a fixed shape. So the rows are a pure function of clips and quantizer, whatever the number of
+threads and however far ahead they work.
+"""
+
+import hashlib
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from speechfuse.artifact import sha256_of
+from speechfuse.audio import decoding
+from speechfuse.corpora.clip import Clip
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.rows.rejects import Reject
+from speechfuse.rows.shards import Shard
+from speechfuse.workers import ahead
+
+Filter = Callable[[np.ndarray, str | None], str | None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A decoded clip: its pieces are float32 at 16 kHz, each within the quantizer's window."""
+
+    clip: Clip
+    decoded: decoding.Decoded
+    pieces: list[np.ndarray]
+    sha256: str | None
+
+
+def decode(clip: Clip) -> decoding.Decoded:
+    """Audio of a clip; ValueError("kind: detail") when it has none that can be used."""
+    if isinstance(clip.audio, np.ndarray):
+        return decoding.Decoded(clip.audio, decoding.SAMPLE_RATE, 1)
+    return decoding.decode(clip.audio, clip.offset, clip.seconds)
+
+
+def prepare(clip: Clip | Reject, window: float, filters: list[Filter]) -> Prepared | Reject:
+    """Decode, filter and split one clip; `window` in seconds."""
+    if isinstance(clip, Reject):
+        return clip
+    try:
+        decoded = decode(clip)
+    except ValueError as error:
+        return Reject(clip.id, str(error))
+    for keep in filters:
+        if reason := keep(decoded.waveform, clip.text):
+            return Reject(clip.id, f"filter {reason}")
+    digest = None
+    if clip.offset == 0 and clip.seconds is None:  # the clip is the file
+        if isinstance(clip.audio, Path):
+            digest = sha256_of(clip.audio)
+        elif isinstance(clip.audio, bytes):
+            digest = hashlib.sha256(clip.audio).hexdigest()
+    return Prepared(clip, decoded, decoding.split(decoded.waveform, window), digest)
+
+
+def tokenize(
+    clips: Iterable[Clip | Reject],
+    quantizer: Quantizer,
+    batch_size: int,
+    filters: list[Filter],
+    threads: int,
+    depth: int,
+) -> Shard:
+    """Rows, rejects and counts of one shard's clips."""
+    shard = Shard([], [], Counter())
+    shortest = 1 / quantizer.token_rate
+    pending: list[np.ndarray] = []  # waveforms of the last rows, not yet given to the encoder
+    running: deque[tuple[int, Any, list[int]]] = deque()  # batches on the device: first row, codes
+
+    def collect() -> None:
+        first, codes, lengths = running.popleft()
+        found = codes.cpu().numpy().astype(np.uint16)
+        for row, each, length in zip(shard.rows[first:], found, lengths, strict=False):
+            row["codes"] = each[:length]
+
+    def encode() -> None:
+        first = len(shard.rows) - len(pending)
+        running.append((first, *quantizer.encode_batch(pending, batch_size)))
+        pending.clear()
+        if len(running) > 1:  # fetched one batch late, so that the device always has work
+            collect()
+
+    def prepared(clip: Clip | Reject) -> Prepared | Reject:
+        return prepare(clip, quantizer.window, filters)
+
+    for item in ahead(prepared, clips, threads, depth):
+        if isinstance(item, Reject):
+            shard.rejects.append({"id": item.id, "reason": item.reason})
+            continue
+        offset = item.clip.offset
+        shard.counts["resampled"] += item.decoded.rate != decoding.SAMPLE_RATE
+        shard.counts["mixed_down"] += item.decoded.channels > 1
+        shard.counts["without_text"] += item.clip.text is None
+        if len(item.pieces) > 1:
+            shard.counts["split"] += 1
+            shard.counts["pieces"] += len(item.pieces)
+        for part, piece in enumerate(item.pieces):
+            seconds = _seconds(piece)
+            row = _row(item, part, offset, seconds)
+            offset += seconds
+            if seconds < shortest:
+                reason = f"too short: {seconds:.4f} s is less than one token"
+                shard.rejects.append({"id": row["id"], "reason": reason})
+                continue
+            shard.rows.append(row)
+            pending.append(piece)
+            if len(pending) == batch_size:
+                encode()
+    if pending:
+        encode()
+    while running:
+        collect()
+    return shard
+
+
+def _seconds(waveform: np.ndarray) -> float:
+    return len(waveform) / decoding.SAMPLE_RATE
+
+
+def _row(item: Prepared, part: int, offset: float, seconds: float) -> dict[str, Any]:
+    clip, whole = item.clip, len(item.pieces) == 1
+    return {
+        "id": clip.id if whole else f"{clip.id}#{part}",
+        "seconds": seconds,
+        "text": clip.text if whole else None,  # which words fall into which piece is not known
+        "speaker": clip.speaker,
+        "language": clip.language,
+        "source": {
+            "uri": clip.uri,
+            "offset": offset,
+            "seconds": seconds,
+            "sha256": item.sha256,
+        },
+        "parent": None if whole else clip.id,
+        "part": None if whole else part,
+        "extra": json.dumps(clip.extra, sort_keys=True),
+    }
+
+
+def exactness(
+    clips: Iterable[Clip | Reject], quantizer: Quantizer, batch_size: int, enough: int = 10_000
+) -> tuple[int, int]:
+    """How many codes of the first pieces are those of float32, and how many there are: `enough`, or
+    all that the clips give."""
+    pieces: list[np.ndarray] = []
+    codes = 0.0
+    for clip in clips:
+        item = prepare(clip, quantizer.window, [])
+        if isinstance(item, Prepared):
+            usable = [p for p in item.pieces if _seconds(p) >= 1 / quantizer.token_rate]
+            pieces += usable
+            codes += sum(map(_seconds, usable)) * quantizer.token_rate
+        if codes > enough + len(pieces):  # a last incomplete one is not made
+            break
+    reduced = quantizer.encode(pieces, batch_size)
+    dtype, quantizer.dtype = quantizer.dtype, torch.float32
+    exact = quantizer.encode(pieces, batch_size)
+    quantizer.dtype = dtype
+    equal = sum(int((a == b).sum()) for a, b in zip(reduced, exact, strict=True))
+    return equal, sum(map(len, exact))

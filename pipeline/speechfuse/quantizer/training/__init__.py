@@ -1,0 +1,1 @@
+"""How a quantizer is trained."""

@@ -1,0 +1,240 @@
+"""WhisperVQ's recipe: a quantizer that keeps what a Whisper's text decoder needs.
+
+In: speech with transcripts, and an openai-whisper checkpoint, which stays as it is. Out: the
+quantizer, its decoding half, the published file that holds both, and what teacher and codec heard
+in the validation clips. Whisper's encoder, mean downsampling, MLP, cosine codebook trained by
+vector-quantize-pytorch (EMA, dead codes refilled), decoding half, Whisper's text decoder, which
+reads the transcript. The loss is that of whisperspeech 0.8.9 (vq_stoks.py, `forward`): cross
+entropy to the transcript, KL to what the decoder says of the un-quantized features (summed over the
+tokens of a clip), and the commitment to the codebook. Unlike there, padding takes no code: the
+vector of the mask code is 0, and stands for it.
+"""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from vector_quantize_pytorch import VectorQuantize
+
+from speechfuse import artifact
+from speechfuse.quantizer.decoder import (
+    FILE,
+    Decoder,
+    DecodingHalf,
+    Shape,
+    load_whisper,
+    save_published,
+    tokenizer_of,
+    transcribe,
+)
+from speechfuse.quantizer.model import PADDING, Quantizer, QuantizerConfig
+from speechfuse.quantizer.training.mels import Example, Window
+from speechfuse.quantizer.training.phonemes import codes_of
+from speechfuse.scores.word_errors import word_error_rate
+
+IGNORE = -100
+BATCH = 16  # clips decoded at once
+DOWNSAMPLE = 2
+TOKEN_FRAMES = 2 * DOWNSAMPLE  # mel frames (10 ms) of one code
+
+
+class Student(nn.Module):
+    """What is trained: both halves and the codebook between them, without the teacher's encoder."""
+
+    def __init__(self, config: QuantizerConfig, depth: int, decay: float) -> None:
+        super().__init__()
+        self.quantizer = Quantizer(config)
+        self.quantizer.encoder = nn.Identity()
+        self.vq = VectorQuantize(
+            dim=config.codebook_dim,
+            codebook_size=config.codes,
+            use_cosine_sim=True,
+            decay=decay,
+            kmeans_init=True,
+            threshold_ema_dead_code=2,
+        )
+        self.decoding = DecodingHalf(config, Shape(config.n_audio_head, depth))
+
+    def forward(self, features: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoded audio (batch, n_audio_ctx, width), and which of its tokens (batch, window tokens)
+        are not padding -> features that went through the codebook, and the commitment loss."""
+        x = F.normalize(self.quantizer.project_in(self.quantizer.embed(features)), dim=-1)
+        with torch.autocast(x.device.type, enabled=False):
+            quantized, _, commitment = self.vq(x.float(), mask=present)
+        return self.decoding(quantized), commitment.sum()
+
+
+class Whisper:
+    """The method. `whisper`: an openai-whisper `.pt` of any size; `codes` and `codebook_dim`: of
+    the codebook; `depth`: of the decoding half; `decay`: of the codebook's moving average;
+    `language`: of the transcripts; `validation_clips`: how many are decoded for the error rates,
+    for which both sides pass Whisper's English normaliser;
+    `max_teacher_wer`: a teacher that is worse is refused; `dtype`: float32, or bfloat16 for the
+    matrix products."""
+
+    def __init__(
+        self,
+        whisper: str,
+        codes: int = 512,
+        codebook_dim: int = 64,
+        depth: int = 1,
+        decay: float = 0.99,
+        language: str = "en",
+        validation_clips: int = 500,
+        max_teacher_wer: float = 0.5,
+        dtype: str = "float32",
+    ) -> None:
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"method.dtype={dtype!r}: choose float32 or bfloat16")
+        if validation_clips < 1:
+            raise ValueError(f"method.validation_clips={validation_clips}: at least 1 is needed")
+        self.path, self.language = Path(whisper), language
+        self.teacher = load_whisper(self.path)
+        self.tokenizer = tokenizer_of(self.teacher, language)
+        dims = self.teacher.dims
+        self.config = QuantizerConfig(
+            codes,
+            codebook_dim,
+            DOWNSAMPLE,
+            downsample_mean=True,
+            n_mels=dims.n_mels,
+            n_audio_ctx=dims.n_audio_ctx,
+            n_audio_state=dims.n_audio_state,
+            n_audio_head=dims.n_audio_head,
+            n_audio_layer=dims.n_audio_layer,
+        )
+        self.depth, self.decay, self.reduced = depth, decay, dtype == "bfloat16"
+        self.validation_clips, self.max_teacher_wer = validation_clips, max_teacher_wer
+        self.window = Window(dims.n_mels, dims.n_audio_ctx / 50, "text")
+        self.inputs = {"whisper": artifact.sha256_of(self.path)}
+
+    def begin(self, training: list[Example], validation: list[Example], device: str) -> nn.Module:
+        self.device = torch.device(device)
+        self.teacher.to(self.device)
+        every = max(1, len(validation) // self.validation_clips)
+        self.validation = validation[::every][: self.validation_clips]
+        self.teacher_heard = []
+        for part in tqdm(_batches(self.validation), "teacher", unit="batch"):
+            with torch.inference_mode():
+                features = self.teacher.encoder(self._windows(part))
+            self.teacher_heard += transcribe(self.teacher, features, self.language)
+        self.teacher_wer = word_error_rate(self.texts, self.teacher_heard)
+        if not self.teacher_wer[0] <= self.max_teacher_wer:
+            raise ValueError(
+                f"{self.path} does not transcribe: WER {self.teacher_wer[0]:.2f} on "
+                f"{len(self.validation)} validation clips, more than max_teacher_wer="
+                f"{self.max_teacher_wer}; it hears {self.teacher_heard[0]!r} in "
+                f"{self.texts[0]!r}; give a trained Whisper that knows this speech and language"
+            )
+        most = self.teacher.dims.n_text_ctx
+        read = [(each, self._tokens(each.text or "")) for each in training]
+        self.training = [(each, tokens) for each, tokens in read if len(tokens) <= most]
+        self.text_too_long = len(training) - len(self.training)
+        if not self.training:
+            raise ValueError(f"every transcript has more than the {most} tokens of {self.path}")
+        self.student = Student(self.config, self.depth, self.decay).to(self.device)
+        return self.student
+
+    def _tokens(self, text: str) -> list[int]:
+        """What the text decoder reads: the task, then the text, whatever stands in it."""
+        tokens = self.tokenizer.encode(f" {text.strip()}", disallowed_special=())
+        return [*self.tokenizer.sot_sequence_including_notimestamps, *tokens]
+
+    @property
+    def texts(self) -> list[str]:
+        return [each.text or "" for each in self.validation]
+
+    def losses(self, step: int, steps: int, size: int, seed: int) -> dict[str, Tensor]:
+        count = len(self.training)
+        places = range(step * size, (step + 1) * size)
+        chosen = [self.training[_order(seed, at // count, count)[at % count]] for at in places]
+        mels = self._windows([each for each, _ in chosen])
+        present = torch.zeros(size, self.config.n_audio_ctx // DOWNSAMPLE, dtype=torch.bool)
+        length = max(len(tokens) for _, tokens in chosen)
+        given = torch.full((size, length), self.tokenizer.eot)
+        wanted = torch.full((size, length), IGNORE)
+        first = len(self.tokenizer.sot_sequence_including_notimestamps) - 1
+        for row, (each, tokens) in enumerate(chosen):
+            present[row, : each.frames // TOKEN_FRAMES] = True
+            given[row, : len(tokens)] = torch.tensor(tokens)
+            wanted[row, first : len(tokens)] = torch.tensor(
+                [*tokens[first + 1 :], self.tokenizer.eot]
+            )
+        given, wanted = given.to(self.device), wanted.to(self.device)
+        asked = wanted != IGNORE
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
+            with torch.no_grad():
+                features = self.teacher.encoder(mels)
+                aim = self.teacher.decoder(given, features)[asked].log_softmax(-1)
+            heard, commitment = self.student(features, present.to(self.device))
+            said = self.teacher.decoder(given, heard)[asked].log_softmax(-1)
+        return {
+            "ce": F.nll_loss(said, wanted[asked]),
+            "kl": F.kl_div(said, aim, reduction="sum", log_target=True) / size,
+            "commitment": commitment,
+        }
+
+    @torch.no_grad()
+    def finish(self, out: Path) -> tuple[dict[str, Any], list[Path]]:
+        """Error rates of teacher and codec on the validation clips, and the codes they use."""
+        quantizer, half = self.student.quantizer.eval(), self.student.decoding.eval()
+        quantizer.encoder = self.teacher.encoder
+        quantizer.codebook[: self.config.codes] = F.normalize(self.student.vq.codebook, dim=-1)
+        codes = [
+            row[: each.frames // TOKEN_FRAMES]
+            for part in tqdm(_batches(self.validation), "codec", unit="batch")
+            for row, each in zip(codes_of(quantizer, part), part, strict=True)
+        ]
+        decoder = Decoder(half, quantizer.codebook, self.teacher, self.language)
+        heard = decoder.transcribe(codes, BATCH)
+        rows = zip(self.texts, self.teacher_heard, heard, strict=True)
+        lines = [json.dumps({"text": t, "teacher": a, "codec": b}) for t, a, b in rows]
+        artifact.write_atomic(out / "heard.jsonl", "".join(f"{line}\n" for line in lines))
+        quantizer.save(out)
+        half.save(out)
+        save_published(out / "whisper-vq.model", quantizer, half, self.path.stem)
+        shares = np.bincount(np.concatenate(codes), minlength=self.config.codes).astype(float)
+        shares = shares[shares > 0] / shares.sum()
+        entropy = float(-(shares * np.log2(shares)).sum())
+        totals = {
+            "identity": quantizer.identity,
+            "validation_clips": len(self.validation),
+            "text_too_long": self.text_too_long,
+            "teacher_wer": _score(self.teacher_wer),
+            "codec_wer": _score(word_error_rate(self.texts, heard)),
+            "codes_used": len(shares),
+            "entropy_bits": round(entropy, 3),
+            "perplexity": round(2**entropy, 1),
+        }
+        names = ("config.json", "model.safetensors", FILE, "whisper-vq.model", "heard.jsonl")
+        return totals, [out / name for name in names]
+
+    def _windows(self, examples: list[Example]) -> Tensor:
+        """Padded mels (clips, n_mels, window frames) on the device."""
+        mels = torch.full((len(examples), self.config.n_mels, 2 * self.config.n_audio_ctx), PADDING)
+        for row, each in zip(mels, examples, strict=True):
+            row[:, : each.frames] = each.mel
+        return mels.to(self.device)
+
+
+def _batches(examples: list[Example]) -> list[list[Example]]:
+    return [examples[start : start + BATCH] for start in range(0, len(examples), BATCH)]
+
+
+def _score(wer: tuple[float, float, float]) -> list[float]:
+    return [round(value, 4) for value in wer]
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """In which order an epoch shows the clips."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+whisper = Whisper  # its name in YAML

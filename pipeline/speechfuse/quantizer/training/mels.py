@@ -1,0 +1,148 @@
+"""What a quantizer is trained on: the log-mels of a corpus, on disk, with texts and phonemes.
+
+In: a corpus and its plan. Out: for each shard <folder>/00007.npy (float16, 58 MB an hour of speech
+with 80 mels) and 00007.json, which is written last. Made in worker processes; a shard that is there
+is not made again. Mels are mapped, so that they take the memory that is free; texts are held.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from speechfuse import artifact, config, workers
+from speechfuse.audio.decoding import SAMPLE_RATE
+from speechfuse.corpora.clip import Clip
+from speechfuse.quantizer import tokenize
+from speechfuse.quantizer.model import log_mel
+from speechfuse.rows.rejects import Reject
+
+MEL_RATE = 100  # frames a second
+SHORTEST = 0.04  # seconds: one code
+
+
+@dataclass(frozen=True)
+class Example:
+    """`stored`: the mel as it is on disk, flat."""
+
+    stored: np.ndarray
+    n_mels: int
+    text: str | None
+    phonemes: list[tuple[float, str]]
+
+    @property
+    def frames(self) -> int:
+        return len(self.stored) // self.n_mels
+
+    @property
+    def mel(self) -> Tensor:
+        """float16 (n_mels, frames), in memory."""
+        return torch.from_numpy(np.array(self.stored)).view(self.n_mels, -1)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a method trains on: clips of at most `seconds` that have `needs` (text or phonemes)."""
+
+    n_mels: int
+    seconds: float
+    needs: str
+
+
+def make(
+    specs: dict[str, dict[str, Any]],
+    plans: dict[str, list[dict[str, Any]]],
+    folder: Path,
+    window: Window,
+    processes: int,
+) -> None:
+    """Make the shards of corpora by name, each in <folder>/<name>, that are not there yet."""
+    tasks = [
+        (json.dumps(specs[name]), shard, folder / name / f"{i:05d}.json", window)
+        for name, plan in plans.items()
+        for i, shard in enumerate(plan)
+    ]
+    missing = [task for task in tasks if not task[2].exists()]
+    done = len(tasks) - len(missing)
+    with tqdm(total=len(tasks), initial=done, desc="mels", unit="shard") as bar:
+        for _ in workers.processes(_store, missing, processes, "cpu"):
+            bar.update()
+
+
+def load(
+    folder: Path, window: Window, max_reject_rate: float
+) -> tuple[list[Example], dict[str, Any]]:
+    """All examples of a corpus that was made, in order, and {hours, clips, rejected: {kind: n}}.
+
+    ValueError when more than `max_reject_rate` of the clips are rejected, or no clip is left.
+    """
+    examples: list[Example] = []
+    rejects: list[dict[str, str]] = []
+    frames = 0
+    for path in sorted(folder.glob("*.json")):
+        shard = json.loads(path.read_text("utf-8"))
+        rejects += shard["rejects"]
+        stored = np.load(path.with_suffix(".npy"), mmap_mode="r")
+        start = 0
+        for row in shard["rows"]:
+            end = start + row["frames"] * window.n_mels
+            phonemes = [(second, name) for second, name in row["phonemes"]]
+            examples.append(Example(stored[start:end], window.n_mels, row["text"], phonemes))
+            start, frames = end, frames + row["frames"]
+    clips = len(examples) + len(rejects)
+    if not examples or len(rejects) > max_reject_rate * clips:
+        first = f"; first: {rejects[0]['id']}: {rejects[0]['reason']}" if rejects else ""
+        raise ValueError(
+            f"{folder.name}: {len(rejects)} of {clips} clips cannot be trained on, more than "
+            f"runtime.max_reject_rate={max_reject_rate}{first}"
+        )
+    kinds = Counter(reject["reason"].partition(":")[0] for reject in rejects)
+    hours = round(frames / MEL_RATE / 3600, 3)
+    return examples, {"hours": hours, "clips": clips, "rejected": dict(sorted(kinds.items()))}
+
+
+@cache
+def _corpus(spec: str) -> Any:
+    return config.instantiate(json.loads(spec))
+
+
+def _store(spec: str, shard: dict[str, Any], path: Path, window: Window) -> None:
+    """One shard, in a worker process."""
+    torch.set_num_threads(1)
+    rows, rejects, mels = [], [], [np.zeros(0, np.float16)]
+    for clip in _corpus(spec).clips(shard):
+        found = _mel_of(clip, window)
+        if isinstance(found, Reject):
+            rejects.append({"id": found.id, "reason": found.reason})
+        else:
+            rows.append({"frames": found.shape[1], "text": clip.text, "phonemes": clip.phonemes})
+            mels.append(found.ravel())
+    with artifact.replacing(path.with_suffix(".npy")) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.concatenate(mels))
+    artifact.write_json(path, {"rows": rows, "rejects": rejects})
+
+
+def _mel_of(clip: Clip | Reject, window: Window) -> np.ndarray | Reject:
+    """float16 (n_mels, frames). A clip over the window is a reject, because which of its words fall
+    into which piece is not known."""
+    if isinstance(clip, Reject):
+        return clip
+    needed = getattr(clip, window.needs)
+    if not (needed.strip() if isinstance(needed, str) else needed):
+        return Reject(clip.id, f"no {window.needs}: training needs it")
+    try:
+        waveform = tokenize.decode(clip).waveform
+    except ValueError as error:
+        return Reject(clip.id, str(error))
+    seconds = len(waveform) / SAMPLE_RATE
+    if not SHORTEST <= seconds <= window.seconds:
+        kind = "too long" if seconds > window.seconds else "too short"
+        return Reject(clip.id, f"{kind}: {seconds:.2f} s; {SHORTEST} to {window.seconds:g} s fit")
+    return log_mel(waveform, window.n_mels).half().numpy()

@@ -1,0 +1,1 @@
+"""Results to tables, plots, the chosen epoch, and one page."""

@@ -1,0 +1,1 @@
+"""Codes at rest: the schema of rows, shards, rejects, statistics, verification."""

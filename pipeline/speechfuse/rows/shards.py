@@ -1,0 +1,222 @@
+"""Shards: the Parquet files that datasets of speech and of conversations are kept in.
+
+In: rows as dicts. Out: `shard-00007.parquet`, written atomically, with the stream's description
+(which quantizer made the codes) in the schema metadata, and `shard-00007.rejects.jsonl` beside it.
+Reading goes through a complete artifact only: a folder whose manifest.json is there.
+
+The schemas are published data and do not change. Codes are the quantizer's integers, never
+vocabulary ids; dictionary encoding bit-packs them: about 9 bits each for 512 codes.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from speechfuse.artifact import manifest_of, replacing
+
+SOURCE = pa.struct(
+    {"uri": pa.string(), "offset": pa.float64(), "seconds": pa.float64(), "sha256": pa.string()}
+)
+SPEECH = pa.schema(
+    {
+        "id": pa.string(),
+        "codes": pa.list_(pa.uint16()),  # null where only the audio is referenced
+        "seconds": pa.float32(),
+        "text": pa.string(),
+        "speaker": pa.string(),
+        "language": pa.string(),
+        "source": SOURCE,
+        "parent": pa.string(),
+        "part": pa.int32(),
+        "extra": pa.string(),  # JSON
+    }
+)
+SEGMENT = pa.struct({"text": pa.string(), "speech": pa.struct(list(SPEECH))})
+CONVERSATIONS = pa.schema(
+    {
+        "id": pa.string(),
+        "turns": pa.list_(pa.struct({"role": pa.string(), "segments": pa.list_(SEGMENT)})),
+        "extra": pa.string(),  # JSON
+    }
+)
+
+_STREAM, _COUNTS = b"speechfuse.stream", b"speechfuse.counts"
+_STREAM_KEYS = ("quantizer", "token_rate", "codebooks", "codebook_size")
+# each row group repeats the dictionary of codes (2 kB for 512), so a group must hold many codes
+_ROWS_PER_GROUP = 8192
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard: 7 -> "shard-00007.parquet"."""
+    return f"shard-{index:05d}.parquet"
+
+
+def write_shard(
+    path: Path,
+    rows: Iterable[dict[str, Any]],
+    schema: pa.Schema,
+    stream: dict[str, Any] | None = None,
+    counts: dict[str, int] | None = None,
+) -> None:
+    """Write `rows` in order to one Parquet file that is whole or absent (zstd).
+
+    A field that a row lacks is null; `codes` may be lists or numpy arrays. `stream` is {quantizer,
+    token_rate, codebooks, codebook_size}; None where no row has codes. `counts` is what happened on
+    the way (resampled, split, ...), kept for `read_counts`. Raises ValueError for a
+    field the schema lacks (keep it as JSON in `extra`) and for a value that does not fit.
+    """
+    if stream is not None:
+        if sorted(stream) != sorted(_STREAM_KEYS):
+            raise ValueError(
+                f"{path}: stream has the keys {sorted(stream)}; it must have exactly "
+                f"{', '.join(_STREAM_KEYS)}"
+            )
+        metadata = {_STREAM: json.dumps(stream, sort_keys=True)}
+        schema = schema.with_metadata(
+            metadata | {_COUNTS: json.dumps(counts or {}, sort_keys=True)}
+        )
+    remaining = iter(rows)
+    with replacing(path) as temporary:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            while group := list(islice(remaining, _ROWS_PER_GROUP)):
+                for row in group:
+                    _check(row, pa.struct(list(schema)), f"{path}: row {row.get('id')!r}")
+                writer.write_table(_table(group, schema, path))
+
+
+def read_stream(folder: Path) -> dict[str, Any]:
+    """{quantizer, token_rate, codebooks, codebook_size} of a complete artifact's codes.
+
+    {} when its shards have none (they hold no codes). Raises ValueError when two shards disagree.
+    """
+    paths = shard_paths(folder)
+    streams = [json.loads(_metadata(path).get(_STREAM, b"{}")) for path in paths]
+    for path, stream in zip(paths, streams, strict=True):
+        if stream != streams[0]:
+            raise ValueError(
+                f"{folder}: shards of different streams cannot be mixed: {paths[0].name} has "
+                f"{streams[0] or 'none'}, {path.name} has {stream or 'none'}; make the dataset "
+                "again with one quantizer"
+            )
+    return streams[0]
+
+
+def read_counts(path: Path) -> dict[str, int]:
+    """The counts of one shard, as `write_shard` was given them."""
+    return json.loads(_metadata(path).get(_COUNTS, b"{}"))
+
+
+def _metadata(path: Path) -> dict[bytes, bytes]:
+    try:
+        return pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """What to say of a shard that Parquet cannot read."""
+    return ValueError(
+        f"{path} cannot be read ({' '.join(str(error).split())}): `just verify {path.parent}` says "
+        "what is damaged; copy it again, or make it again"
+    )
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """The shards of a complete artifact, in order; ValueError when it or one of them is missing."""
+    listed = manifest_of(folder).get("outputs", {})
+    paths = sorted(folder.glob("shard-*.parquet"))
+    if not paths:
+        raise ValueError(f"{folder} holds no shard-*.parquet: it is not a dataset; check the path")
+    paths = [path for path in paths if path.name in listed or not listed]  # no stray file is data
+    present = {path.name for path in paths}
+    lost = sorted(n for n in listed if n.endswith(".parquet") and n not in present)
+    if lost:
+        raise ValueError(
+            f"{folder}: {', '.join(lost)} of its manifest is not there; copy the "
+            "folder again, whole"
+        )
+    return paths
+
+
+def read_rows(folder: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of all shards in order, one row group in memory at a time.
+
+    `columns` are top-level names, None for all. `codes` of a speech row is a numpy uint16 array
+    (n,) or None; inside turns it stays a list. Raises ValueError for an incomplete folder or an
+    unknown column.
+    """
+    for path in shard_paths(folder):
+        yield from read_shard(path, columns)
+
+
+def read_shard(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of one shard, as `read_rows`, whether or not its dataset is complete."""
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        if unknown := [name for name in columns or [] if name not in names]:
+            raise ValueError(f"{path}: no column '{unknown[0]}'; it has {', '.join(names)}")
+        for group in range(file.num_row_groups):
+            yield from rows_of(file.read_row_group(group, columns=columns))
+
+
+def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Rows of a table in one of the schemas, or in some of its columns, as `read_rows`."""
+    codes = table.column("codes") if "codes" in table.column_names else None
+    rest = table.drop_columns(["codes"]) if codes is not None else table
+    rows = rest.to_pylist() if rest.num_columns else [{} for _ in range(len(table))]
+    if codes is not None:
+        for row, item in zip(rows, codes, strict=True):
+            row["codes"] = None if item.values is None else np.array(item.values)
+    yield from rows
+
+
+def _table(rows: list[dict[str, Any]], schema: pa.Schema, path: Path) -> pa.Table:
+    try:
+        return pa.Table.from_pylist(rows, schema)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        for row in rows:  # say which row it was
+            try:
+                pa.Table.from_pylist([row], schema)
+            except (pa.ArrowException, OverflowError, TypeError, ValueError) as why:
+                raise ValueError(
+                    f"{path}: row {row.get('id')!r} does not fit the schema: {why} "
+                    "(codes are whole numbers from 0 to 65535)"
+                ) from why
+        raise ValueError(f"{path}: rows do not fit the schema: {error}") from error
+
+
+def _check(value: Any, kind: pa.DataType, where: str) -> None:
+    """Refuse, at any depth, what Arrow would alter without a word: unknown keys, codes like 1.5."""
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        fields = {field.name: field.type for field in kind}
+        for key in value:
+            if key not in fields:
+                close = difflib.get_close_matches(key, fields, n=1)
+                guess = f"did you mean '{close[0]}'? " if close else ""
+                raise ValueError(
+                    f"{where}: the schema has no field '{key}'; {guess}It has "
+                    f"{', '.join(fields)}; keep others as JSON in 'extra'"
+                )
+            _check(value[key], fields[key], where)
+    elif pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
+        for item in value or []:
+            _check(item, kind.value_type, where)
+    elif pa.types.is_list(kind) and value is not None and len(value):
+        if np.asarray(value).dtype.kind not in "iu":
+            raise ValueError(f"{where}: codes are whole numbers from 0 to 65535, not {value!r:.60}")
+
+
+class Shard(NamedTuple):
+    """What a shard's files hold: speech rows, {id, reason} of the rest, and how many clips were
+    resampled, mixed down, split (into so many pieces), or came without a text."""
+
+    rows: list[dict[str, Any]]
+    rejects: list[dict[str, str]]
+    counts: dict[str, int]

@@ -1,0 +1,9 @@
+"""Rows to samples, and samples to packs and batches."""
+
+COMPONENTS = {  # name in YAML, below speechfuse.samples: where it stands
+    "answer": "instructions.answer",
+    "conversations": "datasets.conversations",
+    "sound": "datasets.sound",
+    "speech": "datasets.speech",
+    "transcribe": "instructions.transcribe",
+}

@@ -1,0 +1,214 @@
+"""Samples and batches: from rows on disk to what every optimizer step is given.
+
+In: a recipe's `datasets`, each with a share, and the plan that packs them. Out: for any step the
+same batch {tokens, labels, input_pos, document, sound} whatever the number of ranks. Here codes
+become vocabulary ids, when the step needs them and not before.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from speechfuse import config
+from speechfuse.rows import shards
+from speechfuse.samples import index, packing
+from speechfuse.samples.index import Sample, View
+from speechfuse.tokens import prompts
+from speechfuse.tokens.vocabulary import SoundLayout, Vocabulary, check_quantizer
+
+IGNORE = -100  # torch's cross-entropy leaves these labels out
+PADDING = -1  # the document of tokens that fill a row up
+
+
+def _view(
+    path: str,
+    select: dict[str, Any] | None,
+    train_on: str,
+    column: str,
+    render: Callable[[dict[str, Any]], tuple[list[int], list[bool]] | None],
+) -> View:
+    if column not in pq.read_schema(shards.shard_paths(Path(path))[0]).names:
+        here, fits = {
+            "codes": ("conversations", "conversations (and takes no turns)"),
+            "turns": ("rows of speech", "speech or .sound"),
+        }[column]
+        raise ValueError(f"{path} holds {here}: its _component_ is speechfuse.samples.{fits}")
+    if train_on not in ("answers", "all"):
+        raise ValueError(f"train_on={train_on!r}: choose answers or all")
+
+    def sample(row: dict[str, Any]) -> Sample | None:
+        if (rendered := render(row)) is None:
+            return None
+        tokens, targets = rendered
+        if train_on == "all":
+            targets = [False] + [True] * (len(tokens) - 1)
+        return Sample(row["id"], np.array(tokens, np.int32), np.array(targets))
+
+    return View(Path(path), select or {}, sample)
+
+
+def sound(vocabulary: Vocabulary, path: str, select: dict[str, Any] | None = None) -> View:
+    """Stage 1: every row's codes alone, all of them targets."""
+    return _view(
+        path,
+        select,
+        "answers",
+        "codes",
+        lambda row: prompts.render_sound(vocabulary, row["codes"]),
+    )
+
+
+def speech(
+    vocabulary: Vocabulary,
+    path: str,
+    turns: dict[str, Any],
+    select: dict[str, Any] | None = None,
+    train_on: str = "answers",
+) -> View:
+    """Speech rows made into conversations by `turns` (a function of samples.instructions). Rows
+    without a transcript (pieces of a split recording) are left out, which is said."""
+
+    def render(row: dict[str, Any]) -> tuple[list[int], list[bool]] | None:
+        if row["text"] is None:
+            return None
+        return prompts.render(vocabulary, config.instantiate(turns, row=row))
+
+    return _view(path, select, train_on, "codes", render)
+
+
+def conversations(
+    vocabulary: Vocabulary,
+    path: str,
+    select: dict[str, Any] | None = None,
+    train_on: str = "answers",
+) -> View:
+    """Rows that are conversations already: text replay, and the text training of a base model."""
+    return _view(
+        path, select, train_on, "turns", lambda row: prompts.render(vocabulary, row["turns"])
+    )
+
+
+@dataclass
+class Mixture:
+    """The datasets of a recipe, `paths` as it names them, and the plan of all its steps."""
+
+    vocabulary: Vocabulary
+    paths: list[str]
+    indexes: list[index.Index]
+    plan: packing.Plan
+
+    def lengths(self, step: int) -> list[list[int]]:
+        """Tokens of the samples of a step, by row of the batch."""
+        return [
+            [int(self.indexes[d].lengths[number]) for d, number in row]
+            for row in self.plan.rows(step)
+        ]
+
+    def samples(self, step: int) -> list[list[Sample]]:
+        """The rendered samples of a step, by row of the batch."""
+        return [[self.indexes[d][number] for d, number in row] for row in self.plan.rows(step)]
+
+
+def load(
+    specs: list[dict[str, Any]],
+    checkpoint: Path,
+    shape: packing.Shape,
+    epochs: int,
+    steps: int | None,
+    seed: int,
+    folder: Path,
+) -> Mixture:
+    """The mixture that a recipe's `datasets` describe: entries {_component_, path, share, ...}.
+
+    What has to be read for it is kept in the cache `folder`. ValueError when codes were made with
+    another quantizer than `checkpoint` knows, and for shares that are not positive.
+    """
+    shares, indexes = [], []
+    for spec in specs:
+        share = spec.get("share")
+        if "path" not in spec or not isinstance(share, int | float) or share <= 0:
+            raise ValueError(f"datasets entry {spec}: it needs a path and a share above 0")
+        stream = shards.read_stream(Path(spec["path"]))
+        if stream:
+            check_quantizer(checkpoint, stream["quantizer"], spec["path"])
+        entry = {key: value for key, value in spec.items() if key != "share"}
+        indexes.append(index.build(entry, checkpoint, folder))
+        shares.append(share)
+    total = sum(shares)
+    key = index.key_of([each.key for each in indexes], shares, shape, epochs, steps, seed)
+    with index.alone(folder):
+        plan = packing.make(
+            [each.lengths for each in indexes],
+            [s / total for s in shares],
+            shape,
+            epochs,
+            steps,
+            seed,
+            folder / f"plan-{key}",
+        )
+    return Mixture(Vocabulary.load(checkpoint), [s["path"] for s in specs], indexes, plan)
+
+
+class Batches(Dataset):
+    """One rank's micro-batches of every step, to be loaded by torch's DataLoader."""
+
+    def __init__(self, mixture: Mixture, rank: int, ranks: int, micro: int) -> None:
+        self.mixture, self.rank, self.ranks, self.micro = mixture, rank, ranks, micro
+
+    def __getitem__(self, step: int) -> list[dict[str, Tensor]]:
+        shape, vocabulary = self.mixture.plan.shape, self.mixture.vocabulary
+        own = self.mixture.samples(step)[self.rank :: self.ranks]
+        parts = [own[start : start + self.micro] for start in range(0, len(own), self.micro)]
+        lengths = [shape.seq_len if shape.packed else longest(part) for part in parts]
+        return [
+            collate(part, length, vocabulary.end, vocabulary.layout)
+            for part, length in zip(parts, lengths, strict=True)
+        ]
+
+
+def longest(rows: list[list[Sample]]) -> int:
+    return max((sum(len(sample.tokens) for sample in row) for row in rows), default=1) or 1
+
+
+def collate(
+    rows: list[list[Sample]], length: int, pad: int, layout: SoundLayout | None
+) -> dict[str, Tensor]:
+    """Samples by row -> {tokens, labels, input_pos, document: int64, sound: bool}, all
+    (rows, length).
+
+    Positions restart with each sample, `document` numbers the samples of a row (PADDING behind
+    them), and no label crosses into the next: label t is token t + 1 where that is a target of the
+    same sample. `sound`: where the label is a sound token.
+    """
+    tokens = torch.full((len(rows), length), pad)
+    labels = torch.full((len(rows), length), IGNORE)
+    positions = torch.zeros((len(rows), length), dtype=torch.long)
+    document = torch.full((len(rows), length), PADDING)
+    for number, row in enumerate(rows):
+        start = 0
+        for i, sample in enumerate(row):
+            end = start + len(sample.tokens)
+            ids = torch.from_numpy(sample.tokens).long()
+            tokens[number, start:end] = ids
+            labels[number, start : end - 1] = ids[1:].masked_fill(
+                ~torch.from_numpy(sample.targets[1:]), IGNORE
+            )
+            positions[number, start:end] = torch.arange(end - start)
+            document[number, start:end] = i
+            start = end
+    sound_ids = range(0) if layout is None else layout.ids
+    sound = (labels >= sound_ids.start) & (labels < sound_ids.stop)
+    return {
+        "tokens": tokens,
+        "labels": labels,
+        "input_pos": positions,
+        "document": document,
+        "sound": sound,
+    }

@@ -1,0 +1,42 @@
+"""Speech rows to turns: what the model is asked about an utterance, and what it should say.
+
+In: a row of shards.SPEECH whose `extra` has been read. Out: turns in the schema of
+shards.CONVERSATIONS. Chosen by dotted path in a recipe's dataset entry; the keyword arguments of
+each function are the keys beside `_component_`.
+"""
+
+import random
+from typing import Any
+
+from speechfuse.tokens.prompts import SPOKEN_ANSWER
+
+
+def _turns(segments: list[dict[str, Any]], reply: str) -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "segments": segments},
+        {"role": "assistant", "segments": [{"text": reply}]},
+    ]
+
+
+def _text(row: dict[str, Any]) -> str:
+    if row["text"] is None:
+        raise ValueError(f"row {row['id']} has no transcript to repeat: leave such rows out")
+    return row["text"]
+
+
+def answer(row: dict[str, Any], repeat_first: bool = False) -> list[dict[str, Any]]:
+    """A spoken question and its answer (`extra.answer`). `repeat_first`: the target is the
+    transcript, then the answer."""
+    reply = row["extra"].get("answer")
+    if not isinstance(reply, str):
+        raise ValueError(f"row {row['id']} has no answer in extra: a spoken question needs one")
+    if repeat_first:
+        reply = SPOKEN_ANSWER.format(transcript=_text(row), answer=reply)
+    return _turns([{"speech": row}], reply)
+
+
+def transcribe(row: dict[str, Any], requests: list[str]) -> list[dict[str, Any]]:
+    """Transcription asked for in words, one of `requests` (chosen by the row's id) before the
+    speech."""
+    request = random.Random(row["id"]).choice(requests)
+    return _turns([{"text": request}, {"speech": row}], _text(row))

@@ -1,0 +1,138 @@
+"""Word error rate as AudioBench computes it for English, and what makes the number readable.
+
+In: references and predictions. Out: `Wer`: the corpus rate with its interval, substitutions,
+deletions and insertions, the rate with each utterance capped at 100 %, the share of utterances
+above 100 %, the rate by duration, and each utterance's errors and words.
+
+Facts: AudioBench e991641, the same since 2a6df31. Both sides are normalised, an empty side becomes
+the word "empty", and the rate is the sum of errors over the sum of words: a fraction, which loops
+can push above 1.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jiwer
+import numpy as np
+
+from speechfuse.scores import intervals, word_errors
+
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
+).split()
+WORDS = dict(zip(map(str, [*range(21), *range(30, 100, 10)]), _SMALL, strict=True))
+DURATIONS = (5, 10, 15, 20, 30)  # seconds; the bins end there
+_punctuation = jiwer.RemovePunctuation()
+
+
+def audiobench(text: str) -> str:
+    """`text` as AudioBench compares it: "Mr. Lee's 20 percent" -> "mister lee is twenty".
+
+    Lower case; Whisper's English normaliser; 0 to 20 and the tens back to words, where they stand
+    alone; no punctuation; no uh, umm, um, er, ah. AudioBench also expands contractions (its own
+    list, then jiwer's) and drops brackets (its own rule, then Kaldi's non-words); Whisper's
+    normaliser leaves neither apostrophe nor bracket, so these have nothing to do.
+
+    What it makes of odd texts is kept: possessives turn to "is", "$5.50" to "$fivefifty". Not
+    idempotent ("$60" -> "$sixty" -> "sixty"; "9, 30" -> "nine thirty" -> "930"): never apply it to
+    its own output, such as AudioBench's published logs.
+    """
+    text = word_errors.whisper_english()(text.lower())
+    text = re.sub(r"\b(?:1?[0-9]|[2-9]0)\b", lambda number: WORDS[number[0]], text)
+    text = re.sub(r"\b(?:uh|umm?|er|ah)\b", "", _punctuation(text))
+    return " ".join(text.split())
+
+
+def normalised_already(texts: list[str]) -> tuple[bool, int]:
+    """(whether `texts` are AudioBench's output rather than raw, how many of them `audiobench` would
+    change).
+
+    Output has no capital and no punctuation, and `audiobench` changes few of it (0.03 to 0.4 % of
+    the texts of ten published LibriSpeech logs); raw text of any size fails one or the other.
+    """
+    changed = sum(" ".join(text.split()) not in (audiobench(text), "empty") for text in texts)
+    used = set("".join(texts))
+    raw = any(c != c.lower() or unicodedata.category(c).startswith("P") for c in used)
+    return not raw and changed <= 0.02 * len(texts), changed
+
+
+def characters(text: str) -> str:
+    """`text` for a character error rate, in any script: NFKC, case folded, letters, marks and
+    digits only (no spaces: Chinese has none, and punctuation leaves some behind)."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in folded if unicodedata.category(c)[0] in "LMN")
+
+
+@dataclass(frozen=True)
+class Wer:
+    """`value` is a fraction with a 95 % interval; `by_duration` has (label, rate, utterances)."""
+
+    value: float
+    low: float
+    high: float
+    substitutions: int
+    deletions: int
+    insertions: int
+    words: int
+    capped: float
+    above_one: float
+    by_duration: list[tuple[str, float, int]]
+    per_item: list[tuple[int, int]]  # (errors, words)
+
+
+def score(
+    references: list[str],
+    predictions: list[str],
+    seconds: list[float] | None = None,
+    clusters: list[str] | None = None,
+    normalise: Callable[[str], str] = audiobench,
+    align: Callable[..., object] = jiwer.process_words,
+) -> Wer:
+    """The word error rate of `predictions`, both sides through `normalise`.
+
+    `seconds` of each utterance gives the rate by duration; `clusters` (speakers) widen the
+    interval. With `characters` and jiwer.process_characters it is a character error rate.
+    ValueError for no utterances, and for other than one prediction, second, cluster for each.
+    """
+    found = word_errors.errors(
+        [normalise(text) or "empty" for text in references],
+        [normalise(text) or "empty" for text in predictions],
+        align,
+    )
+    per_item = [(each.total, each.words) for each in found]
+    errors, words = np.asarray(per_item, float).T
+    value, low, high = intervals.ratio(errors, words, clusters)
+    return Wer(
+        value,
+        low,
+        high,
+        sum(each.substitutions for each in found),
+        sum(each.deletions for each in found),
+        sum(each.insertions for each in found),
+        int(words.sum()),
+        capped=float(np.minimum(errors, words).sum() / words.sum()),
+        above_one=float((errors > words).mean()),
+        by_duration=_by_duration(errors, words, seconds) if seconds is not None else [],
+        per_item=per_item,
+    )
+
+
+def _by_duration(
+    errors: np.ndarray, words: np.ndarray, seconds: list[float]
+) -> list[tuple[str, float, int]]:
+    """(label, rate, utterances) of each bin that has any."""
+    if len(seconds) != len(errors):
+        raise ValueError(
+            f"{len(seconds)} durations for {len(errors)} utterances: give one for each"
+        )
+    bins = np.digitize(seconds, DURATIONS, right=True)
+    starts = [0, *DURATIONS]
+    labels = [f"{a}-{b} s" for a, b in zip(starts, DURATIONS, strict=False)]
+    labels.append(f"over {DURATIONS[-1]} s")
+    return [
+        (labels[b], float(errors[bins == b].sum() / words[bins == b].sum()), int((bins == b).sum()))
+        for b in np.unique(bins)
+    ]

@@ -1,0 +1,323 @@
+"""A language model that rates answers from 0 to 5, at any endpoint that speaks OpenAI's protocol.
+
+In: items {"id", "question", "reference", "answer"}; the endpoint's URL and key come from the
+environment (OPENAI_BASE_URL, OPENAI_API_KEY; a server of your own goes by the same door). Out: a
+rating for each id, None where the judge gave none, and `usage`: coverage, retries, tokens, price.
+
+A failed verdict is missing, never 0, and is asked for again the next time; the others are kept in a
+sqlite file under all that they depend on, so that scoring again costs nothing. `BlogJudge` instead
+samples, reads and counts as the evaluation behind the first published scores did.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tqdm import tqdm
+
+from speechfuse.scores.verdicts import BLOG_RUBRIC, RUBRIC, read_last_word, read_verdict
+
+
+@dataclass
+class Usage:
+    """What the verdicts of one call of `Judge.verdicts` took. `price` is None without prices."""
+
+    items: int = 0
+    rated: int = 0  # items with at least one vote
+    cached: int = 0  # votes
+    calls: int = 0
+    retries: int = 0
+    failures: dict[str, int] = field(default_factory=dict)  # reason: votes
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    price: float | None = None
+    spread: float | None = None  # mean standard deviation of an item's votes
+
+    @property
+    def coverage(self) -> float:
+        """Share of items with a verdict."""
+        return self.rated / self.items if self.items else 1.0
+
+    def __str__(self) -> str:
+        failed = ", ".join(f"{count} {reason}" for reason, count in self.failures.items())
+        cost = "price not known" if self.price is None else f"${self.price:.4f}"
+        return (
+            f"{self.rated} of {self.items} rated (coverage {self.coverage:.1%}), {self.cached} "
+            f"votes from cache, {self.calls} calls, {self.retries} retries, {failed or 'none'} "
+            f"failed, {self.prompt_tokens} + {self.completion_tokens} tokens, {cost}"
+        )
+
+
+class Unreachable(ValueError):
+    """The endpoint answers nobody, or refuses the key or the model: no more calls make sense."""
+
+
+NO_RATING = "without a rating"
+
+
+@dataclass
+class Judge:
+    """See the module. `failures`: "missing" (None) or "zero"; `price_in` and `price_out` are
+    dollars per million tokens; `extra` goes into each request as it is (max_completion_tokens...).
+    """
+
+    model: str
+    cache: str = "out/cache/judge.sqlite"
+    base_url_env: str = "OPENAI_BASE_URL"
+    key_env: str = "OPENAI_API_KEY"
+    prompt: str = RUBRIC
+    temperature: float | None = 0.0
+    top_p: float | None = None
+    max_tokens: int | None = 500
+    extra: dict[str, Any] = field(default_factory=dict)
+    votes: int = 1
+    concurrency: int = 8
+    timeout: float = 60.0
+    retries: int = 6
+    price_in: float | None = None
+    price_out: float | None = None
+    failures: str = "missing"
+    read: ClassVar[Any] = staticmethod(read_verdict)
+    cut_off_counts: ClassVar[bool] = False  # read a reply that ran into max_tokens
+
+    def __post_init__(self) -> None:
+        for name in ("question", "reference", "answer"):
+            if f"{{{name}}}" not in self.prompt:
+                raise ValueError(f"judge: prompt has no {{{name}}}: the judge would not see it")
+        if self.failures not in ("missing", "zero"):
+            raise ValueError(f"judge: failures={self.failures!r} must be missing or zero")
+        for name in ("votes", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"judge: {name}={getattr(self, name)} must be at least 1")
+        self.usage = Usage()
+
+    def check(self) -> None:
+        """ValueError when the environment holds no key."""
+        if not os.environ.get(self.key_env):
+            raise ValueError(
+                f"judge {self.model}: no key in the environment variable {self.key_env}; export "
+                f"it, and {self.base_url_env} for an endpoint other than OpenAI's (a server that "
+                "wants no key takes any text)"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """JSON of all that a verdict depends on besides the item; the endpoint is not part."""
+        return {
+            "model": self.model,
+            "prompt": hashlib.sha256(self.prompt.encode()).hexdigest(),
+            "parameters": self._parameters(),
+            "votes": self.votes,
+            "read": type(self).read.__name__,
+            "failures": self.failures,
+        }
+
+    def _parameters(self) -> dict[str, Any]:
+        named = {name: getattr(self, name) for name in ("temperature", "top_p", "max_tokens")}
+        return {name: value for name, value in named.items() if value is not None} | self.extra
+
+    def message(self, item: dict[str, str]) -> str:
+        """The prompt with an item in it. The fence is a hash of the texts, which cannot hold it."""
+        texts = {name: item[name] for name in ("question", "reference", "answer")}
+        whole = json.dumps(texts, sort_keys=True)
+        texts["fence"] = f"-----{hashlib.sha256(whole.encode()).hexdigest()[:16]}-----"
+        return re.sub(
+            r"\{(question|reference|answer|fence)\}", lambda name: texts[name[1]], self.prompt
+        )
+
+    def estimate(self, items: list[dict[str, str]]) -> dict[str, Any]:
+        """{calls, prompt_tokens, price} of what `verdicts` would ask for now: 4 characters a token,
+        and every reply at max_tokens, so rather too much. Asks nobody."""
+        with self._opened() as database:
+            wanted, _ = self._wanted(items, database)
+        return self._expected([item for item, _ in wanted.values()])
+
+    def _expected(self, items: list[dict[str, str]]) -> dict[str, Any]:
+        tokens = sum(len(self.message(item)) for item in items) // 4
+        price = self._price(tokens, len(items) * (self.max_tokens or 0))
+        return {"calls": len(items), "prompt_tokens": tokens, "price": price}
+
+    def verdicts(self, items: list[dict[str, str]]) -> dict[str, float | None]:
+        """id -> rating (the mean of its votes), None (or 0 by `failures`) where there is none.
+
+        One call for each vote that the cache lacks; the client repeats it with growing pauses after
+        429, 5xx, time-outs and lost connections, and heeds Retry-After. Raises `Unreachable` where
+        the key or model is refused, or a whole round of calls brings no reply.
+        """
+        self.check()
+        self.usage = usage = Usage(items=len(items))
+        with self._opened() as database:
+            wanted, known = self._wanted(items, database)
+            usage.cached = len(known)
+            if wanted:
+                expected = self._expected([item for item, _ in wanted.values()])
+                cost = "" if expected["price"] is None else f", at most ${expected['price']:.4f}"
+                print(f"judge {self.model}: {len(wanted)} calls to make{cost}")
+                known |= self._ask_all(wanted, database)
+        if not known and usage.failures.keys() - {NO_RATING}:
+            raise Unreachable(f"judge {self.model}: no reply at all ({usage.failures})")
+        usage.price = self._price(usage.prompt_tokens, usage.completion_tokens)
+        rated: dict[str, float | None] = {}
+        spreads = []
+        for item in items:
+            votes = [known[k] for v in range(self.votes) if (k := self._key(item, v)) in known]
+            usage.rated += bool(votes)
+            missing = None if self.failures == "missing" else 0.0
+            if self.failures == "zero":
+                votes += [0.0] * (self.votes - len(votes))
+            rated[item["id"]] = sum(votes) / len(votes) if votes else missing
+            if len(votes) > 1:
+                mean = sum(votes) / len(votes)
+                spreads.append(math.sqrt(sum((v - mean) ** 2 for v in votes) / (len(votes) - 1)))
+        usage.spread = sum(spreads) / len(spreads) if spreads else None
+        print(f"judge {self.model}: {usage}")
+        return rated
+
+    def _key(self, item: dict[str, str], vote: int) -> str:
+        texts = [item[name] for name in ("question", "reference", "answer")]
+        identity = {k: v for k, v in self.identity().items() if k not in ("votes", "failures")}
+        key = json.dumps([identity, *texts, vote], sort_keys=True)
+        return hashlib.sha256(key.encode()).hexdigest()
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        path = Path(self.cache)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:  # waits for other processes that write; threads take turns by a lock
+            with closing(sqlite3.connect(path, timeout=60, check_same_thread=False)) as database:
+                database.execute(
+                    "create table if not exists verdicts (key text primary key, model text, "
+                    "question text, reference text, answer text, vote integer, rating real, "
+                    "reply text)"
+                )
+                yield database
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"judge: cache={self.cache} cannot be used ({error})") from error
+
+    def _wanted(
+        self, items: list[dict[str, str]], database: sqlite3.Connection
+    ) -> tuple[dict[str, tuple[dict[str, str], int]], dict[str, float]]:
+        """(key -> (item, vote) that has no verdict yet, key -> rating that has one)."""
+        every = {
+            self._key(item, vote): (item, vote) for item in items for vote in range(self.votes)
+        }
+        known = {}
+        for key in every:
+            if row := database.execute(
+                "select rating from verdicts where key = ?", [key]
+            ).fetchone():
+                known[key] = row[0]
+        return {key: value for key, value in every.items() if key not in known}, known
+
+    def _ask_all(
+        self, wanted: dict[str, tuple[dict[str, str], int]], database: sqlite3.Connection
+    ) -> dict[str, float]:
+        """key -> rating of those that succeeded, each kept as soon as it is there."""
+        import openai  # where it is used: it takes seconds, and most sweeps ask no judge
+
+        hopeless = openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError
+        requests, lock, secret = [0], threading.Lock(), os.environ[self.key_env]
+
+        def count(_: object) -> None:
+            with lock:
+                requests[0] += 1
+
+        client = openai.OpenAI(
+            api_key=secret,
+            base_url=os.environ.get(self.base_url_env) or None,
+            timeout=self.timeout,
+            max_retries=self.retries,
+            http_client=openai.DefaultHttpxClient(event_hooks={"request": [count]}),
+        )
+
+        def ask(key: str, item: dict[str, str], vote: int) -> float | str:
+            reply, used = self._ask(client, item)
+            rating = None if reply is None else type(self).read(reply)
+            with lock:
+                self.usage.prompt_tokens += used[0]
+                self.usage.completion_tokens += used[1]
+            if rating is None:
+                return NO_RATING
+            texts = (self.model, item["question"], item["reference"], item["answer"])
+            with lock, database:
+                database.execute(
+                    "insert or replace into verdicts values (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (key, *texts, vote, rating, reply),
+                )
+            return rating
+
+        rated: dict[str, float] = {}
+        silent = 0
+        with client, ThreadPoolExecutor(self.concurrency) as pool:
+            asked = {pool.submit(ask, key, *value): key for key, value in wanted.items()}
+            try:
+                for done in tqdm(as_completed(asked), "judging", len(asked), unit="call"):
+                    self.usage.calls += 1
+                    try:
+                        result = done.result()
+                        silent = 0
+                    except openai.OpenAIError as error:
+                        result, silent = type(error).__name__, silent + 1
+                        if isinstance(error, hopeless) or silent >= max(8, self.concurrency):
+                            raise Unreachable(
+                                f"judge {self.model} at {client.base_url}: {silent} calls in a row "
+                                f"without a reply, the last with {result}: "
+                                f"{str(error).replace(secret, '***'):.300}"
+                            ) from None
+                    if isinstance(result, str):
+                        self.usage.failures[result] = self.usage.failures.get(result, 0) + 1
+                    else:
+                        rated[asked[done]] = result
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+                self.usage.retries = max(0, requests[0] - self.usage.calls)
+        return rated
+
+    def _ask(self, client: Any, item: dict[str, str]) -> tuple[str | None, tuple[int, int]]:
+        """(the reply's text, tokens in and out); no text where it is empty, cut off or malformed.
+
+        The client builds its objects without checking them, so anything may be missing."""
+        parameters = {k: v for k, v in self._parameters().items() if k not in self.extra}
+        try:
+            made: Any = client.chat.completions.create(
+                model=self.model,
+                messages=[{"role": "user", "content": self.message(item)}],
+                extra_body=self.extra,
+                **parameters,
+            )
+            used = made.usage
+            tokens = (used.prompt_tokens, used.completion_tokens) if used else (0, 0)
+            choice = made.choices[0]
+            reply = choice.message.content
+        except (json.JSONDecodeError, AttributeError, IndexError, TypeError):
+            return None, (0, 0)
+        cut = choice.finish_reason == "length" and not self.cut_off_counts
+        return reply if isinstance(reply, str) and not cut else None, tokens
+
+    def _price(self, tokens_in: int, tokens_out: int) -> float | None:
+        if self.price_in is None or self.price_out is None:
+            return None
+        return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
+
+
+@dataclass
+class BlogJudge(Judge):
+    """As the evaluation behind the first published scores: sampled, its form of prompt, the last
+    word of the reply as a number whatever its size, and 0 for every failure. Source: the fork of
+    AudioBench at 5029c02, with a rubric in our words."""
+
+    prompt: str = BLOG_RUBRIC
+    temperature: float | None = 0.7
+    top_p: float | None = 0.95
+    failures: str = "zero"
+    read: ClassVar[Any] = staticmethod(read_last_word)
+    cut_off_counts: ClassVar[bool] = True

@@ -1,0 +1,174 @@
+"""Metrics of texts against references, by name: wer, cer, bleu, bleu_zh, rouge, accuracy.
+
+In: references, predictions, and the cluster of each item or None. Out: `Metric`: scores with 95 %
+intervals, the first of which is the headline, and each item's own numbers for paired tests. What
+needs a judge is evals/judge.py.
+"""
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import jiwer
+import numpy as np
+
+from speechfuse.scores import audiobench_wer, intervals
+
+Row = tuple[str, float, float, float]  # metric, value, low, high
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`scores`: (metric, value, low, high), the headline first; `items`: one dict an item."""
+
+    scores: list[Row]
+    items: list[dict[str, Any]]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def word_errors(
+    references: list[str], predictions: list[str], clusters: list[str] | None = None
+) -> Metric:
+    """AudioBench's English WER, and the same with each utterance capped at 1 ("wer_capped").
+
+    ValueError for references most of whose letters are of a script without spaces between words.
+    """
+    if references and 2 * sum(map(_unspaced, references)) > len(references):
+        raise ValueError(
+            f"metric wer does not fit references such as {references[0]!r:.60}: their script has "
+            "no spaces between words; use metric cer"
+        )
+    return _errors(
+        "wer", audiobench_wer.score(references, predictions, clusters=clusters), clusters
+    )
+
+
+def character_errors(
+    references: list[str], predictions: list[str], clusters: list[str] | None = None
+) -> Metric:
+    """Characters wrong over characters of the references, after wer.characters; any script."""
+    result = audiobench_wer.score(
+        references,
+        predictions,
+        clusters=clusters,
+        normalise=audiobench_wer.characters,
+        align=jiwer.process_characters,
+    )
+    return _errors("cer", result, clusters)
+
+
+def _errors(name: str, result: audiobench_wer.Wer, clusters: list[str] | None) -> Metric:
+    errors, words = np.asarray(result.per_item, float).T
+    capped = intervals.ratio(np.minimum(errors, words), words, clusters)
+    kept = ("substitutions", "deletions", "insertions", "words", "above_one")
+    return Metric(
+        [(name, result.value, result.low, result.high), (f"{name}_capped", *capped)],
+        [{"errors": e, "words": w} for e, w in result.per_item],
+        {key: value for key, value in asdict(result).items() if key in kept},
+    )
+
+
+def _unspaced(text: str) -> bool:
+    """Whether most letters are of Chinese, Japanese or Thai, which write no spaces."""
+    names = [unicodedata.name(c, "").split(" ")[0] for c in text if c.isalpha()]
+    return 2 * sum(n in ("CJK", "HIRAGANA", "KATAKANA", "THAI") for n in names) > len(names)
+
+
+def bleu(
+    references: list[str],
+    predictions: list[str],
+    clusters: list[str] | None = None,
+    tokenize: str = "13a",
+) -> Metric:
+    """Corpus BLEU of sacrebleu, 0 to 100. An item's value is its sentence's BLEU, whose mean is
+    another number."""
+    import sacrebleu  # where it is used, as rouge_score below, which brings nltk and takes seconds
+
+    _check(references, predictions)
+    scorer = sacrebleu.BLEU(tokenize=tokenize, effective_order=True)
+    each = [scorer.sentence_score(p, [r]) for r, p in zip(references, predictions, strict=True)]
+    counts = np.asarray([[*e.counts, *e.totals, e.sys_len, e.ref_len] for e in each]).T
+    corpus = partial(_corpus, sacrebleu.BLEU.compute_bleu)
+    drawn = [corpus(row) for row in intervals.resampled(counts, clusters).round().astype(int)]
+    value = corpus(counts.sum(1))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    signature = f"sacrebleu {sacrebleu.__version__}, tokenize {tokenize}"
+    return Metric(
+        [("bleu", value, float(low), float(high))],
+        [{"value": sentence.score} for sentence in each],
+        {"signature": signature},
+    )
+
+
+def _corpus(compute: Callable[..., Any], counts: np.ndarray) -> float:
+    """BLEU of summed counts: 4 n-gram matches, 4 n-gram totals, lengths of both sides."""
+    matched, total = counts[:4].tolist(), counts[4:8].tolist()
+    return compute(matched, total, int(counts[8]), int(counts[9])).score
+
+
+def bleu_zh(
+    references: list[str], predictions: list[str], clusters: list[str] | None = None
+) -> Metric:
+    """Corpus BLEU into Chinese: sacrebleu's zh tokenizer, a word a Chinese character."""
+    return bleu(references, predictions, clusters, "zh")
+
+
+def rouge(
+    references: list[str], predictions: list[str], clusters: list[str] | None = None
+) -> Metric:
+    """Mean F1 of ROUGE-L, -1 and -2, 0 to 1, without stemming. Source: rouge-score.
+
+    ValueError where most references have neither a-z nor 0-9, all that it reads.
+    """
+    from rouge_score import rouge_scorer
+
+    _check(references, predictions)
+    scorer = rouge_scorer.RougeScorer(["rougeL", "rouge1", "rouge2"])
+    blind = [text for text in references if not any(c.isascii() and c.isalnum() for c in text)]
+    if 2 * len(blind) > len(references):
+        raise ValueError(
+            f"metric rouge does not fit references such as {blind[0]!r:.60}: it reads a-z and 0-9 "
+            "only; use bleu_zh, cer or a judge"
+        )
+    each = [scorer.score(r, p) for r, p in zip(references, predictions, strict=True)]
+    values = {name: [float(found[name].fmeasure) for found in each] for name in each[0]}
+    rows = [(name, *intervals.mean(of, clusters)) for name, of in values.items()]
+    return Metric(rows, [{"value": value} for value in values["rougeL"]])
+
+
+def plain(answer: str) -> str:
+    """`answer` for exact comparison: NFKC, case folded, single spaces, no quotes around it and no
+    full stop at its end ("\u201cParis.\u201d" -> "paris"); signs and points inside stay."""
+    text = " ".join(unicodedata.normalize("NFKC", answer).casefold().split())
+    return text.strip("\"'\u201c\u201d\u2018\u2019.,!?;: ") or text
+
+
+def accuracy(
+    references: list[str], predictions: list[str], clusters: list[str] | None = None
+) -> Metric:
+    """Share of predictions that equal their reference, both as `plain` has them."""
+    _check(references, predictions)
+    right = [plain(r) == plain(p) for r, p in zip(references, predictions, strict=True)]
+    interval = intervals.mean([float(each) for each in right], clusters)
+    return Metric([("accuracy", *interval)], [{"correct": each} for each in right])
+
+
+def _check(references: list[str], predictions: list[str]) -> None:
+    if len(references) != len(predictions):
+        raise ValueError(
+            f"{len(references)} references and {len(predictions)} predictions: give one for each"
+        )
+    if not references:
+        raise ValueError("a score of no items: the split is empty")
+
+
+METRICS: dict[str, Callable[[list[str], list[str], list[str] | None], Metric]] = {
+    "wer": word_errors,
+    "cer": character_errors,
+    "bleu": bleu,
+    "bleu_zh": bleu_zh,
+    "rouge": rouge,
+    "accuracy": accuracy,
+}

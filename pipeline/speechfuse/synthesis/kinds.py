@@ -1,0 +1,232 @@
+"""Kinds of sample: what a model is taught with a piece of instruction text.
+
+In: a conversation of plain text and the sample's own random numbers. Out: turns in the schema of
+shards.CONVERSATIONS, in which a segment still to be made is {"say": text} (with "shuffle" where its
+codes are then put out of order) or {"sound": component, "seconds": s, "level": dB}; None for a
+conversation that this kind cannot use, whatever the random numbers. Chosen by
+dotted path in a recipe:
+
+    kinds:
+      instruction: {_component_: speechfuse.synthesis.Instruction, share: 0.7}
+      transcription: {_component_: speechfuse.synthesis.Transcription, share: 0.3, requests: [...]}
+"""
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from speechfuse import config
+from speechfuse.texts.conversations import Conversation
+from speechfuse.tokens.prompts import SPOKEN_ANSWER
+
+Turns = list[dict[str, Any]]
+Kind = Callable[[Conversation, random.Random], Turns | None]
+
+_WORD = re.compile(r"\S*\w\S*")  # lone marks say nothing
+SPEECH = "{speech}"  # where the speech goes in a wording; without it the speech comes last
+UNINTELLIGIBLE = ["noise", "silence", "shuffled"]
+CHARACTERS_PER_SECOND = 15.0  # of speech; sounds last as long as the text would
+
+
+def _turn(role: str, *segments: dict[str, Any]) -> dict[str, Any]:
+    return {"role": role, "segments": list(segments)}
+
+
+def _exchanges(conversation: Conversation) -> list[tuple[str, str]]:
+    """(what the user says, what is answered) by turn; [] unless they take turns like that."""
+    roles = [turn.role for turn in conversation.turns]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        return []
+    texts = [turn.text for turn in conversation.turns]
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _worded(wording: str, text: str) -> list[dict[str, Any]]:
+    before, _, after = (wording if SPEECH in wording else wording + SPEECH).partition(SPEECH)
+    return [
+        *([{"text": before}] if before else []),
+        {"say": text},
+        *([{"text": after}] if after else []),
+    ]
+
+
+def _check_wordings(key: str, wordings: list[str]) -> None:
+    if not wordings or not all(isinstance(w, str) and w for w in wordings):
+        raise ValueError(f"{key}={wordings!r}: give at least one wording, e.g. 'repeat:{SPEECH}'")
+    for wording in wordings:
+        if wording.count(SPEECH) > 1:
+            raise ValueError(f"{key}: {wording!r} has {SPEECH} twice; the speech is one piece")
+
+
+def _reply(said: str, answer: str, repeat_first: bool) -> dict[str, Any]:
+    text = SPOKEN_ANSWER.format(transcript=said, answer=answer) if repeat_first else answer
+    return _turn("assistant", {"text": text})
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One question, spoken, and its answer. `repeat_first`: the target is what was said, then the
+    answer."""
+
+    repeat_first: bool = False
+
+    def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
+        if len(exchanges := _exchanges(conversation)) != 1:
+            return None
+        ((prompt, answer),) = exchanges
+        return [_turn("user", {"say": prompt}), _reply(prompt, answer, self.repeat_first)]
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """What the first turn says, asked for in words: one of `requests`, in which {speech} is where
+    the speech goes (without it the speech comes last). The answer is not used, nor needed."""
+
+    requests: list[str]
+
+    def __post_init__(self) -> None:
+        _check_wordings("requests", self.requests)
+
+    def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
+        if not conversation.prompts:
+            return None
+        text = conversation.prompts[0]
+        user = _turn("user", *_worded(rng.choice(self.requests), text))
+        return [user, _turn("assistant", {"text": text})]
+
+
+@dataclass(frozen=True)
+class TextAround:
+    """A spoken question inside text: one of `wordings`, as "Answer in a word: {speech}"."""
+
+    wordings: list[str]
+    repeat_first: bool = False
+
+    def __post_init__(self) -> None:
+        _check_wordings("wordings", self.wordings)
+
+    def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
+        if len(exchanges := _exchanges(conversation)) != 1:
+            return None
+        ((prompt, answer),) = exchanges
+        user = _turn("user", *_worded(rng.choice(self.wordings), prompt))
+        return [user, _reply(prompt, answer, self.repeat_first)]
+
+
+@dataclass(frozen=True)
+class PartlySpoken:
+    """A question of which some words in a row are spoken and the others, before and after them,
+    are text."""
+
+    def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
+        exchanges = _exchanges(conversation)
+        if len(exchanges) != 1 or len(words := list(_WORD.finditer(exchanges[0][0]))) < 2:
+            return None
+        ((prompt, answer),) = exchanges
+        while True:
+            first, last = sorted(rng.choices(range(len(words)), k=2))
+            if last - first + 1 < len(words):
+                break
+        start, end = words[first].start(), words[last].end()
+        # a space goes with the word behind it, as tokenizers have it
+        before, after = prompt[:start].rstrip(), prompt[end:]
+        segments = [
+            *([{"text": before}] if before else []),
+            {"say": prompt[start:end]},
+            *([{"text": after}] if after else []),
+        ]
+        return [_turn("user", *segments), _turn("assistant", {"text": answer})]
+
+
+@dataclass(frozen=True)
+class MultiTurn:
+    """A conversation of two questions or more, each of them spoken with a chance of `spoken`, one
+    at the least. `repeat_first`: as Instruction, for those that are spoken."""
+
+    spoken: float = 0.5
+    repeat_first: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.spoken <= 1:
+            raise ValueError(f"spoken={self.spoken} is not a chance: 0 to 1")
+
+    def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
+        exchanges = _exchanges(conversation)
+        if len(exchanges) < 2:
+            return None
+        always = rng.randrange(len(exchanges))
+        turns = []
+        for number, (prompt, answer) in enumerate(exchanges):
+            spoken = rng.random() < self.spoken or number == always
+            turns.append(_turn("user", {"say" if spoken else "text": prompt}))
+            turns.append(_reply(prompt, answer, spoken and self.repeat_first))
+        return turns
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Sound that nobody can understand, as long as the question would be, and one of `replies`.
+
+    `sounds`, of which each sample has one: noise (of `noises`, functions as those of
+    audio.augmentation), silence, shuffled (the question's codes out of order). It stands in
+    place of one of the questions of the conversation, those before it are spoken. `level`: of
+    noise, dB of full scale; `most`: seconds.
+    """
+
+    replies: list[str]
+    sounds: list[str] = field(default_factory=lambda: list(UNINTELLIGIBLE))
+    noises: list[str] = field(
+        default_factory=lambda: [f"speechfuse.audio.{n}" for n in ("white", "pink")]
+    )
+    level: tuple[float, float] = (-50.0, -10.0)
+    most: float = 10.0
+
+    def __post_init__(self) -> None:
+        _check_wordings("replies", self.replies)
+        if unknown := [sound for sound in self.sounds if sound not in UNINTELLIGIBLE]:
+            raise ValueError(f"sounds: {unknown[0]!r}; choose from {', '.join(UNINTELLIGIBLE)}")
+        if not self.sounds or not self.noises or self.most <= 0:
+            raise ValueError("a refusal needs at least one of sounds, one of noises, and most > 0")
+        if not self.level[0] <= self.level[1] <= 0:
+            raise ValueError(f"level={self.level}: give [least, most] in dB of full scale, up to 0")
+        for noise in self.noises:
+            config.instantiate({"_component_": noise}, samples=1, rng=np.random.default_rng(0))
+
+    def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
+        if not (exchanges := _exchanges(conversation)):
+            return None
+        at = rng.randrange(len(exchanges))
+        turns = []
+        for prompt, answer in exchanges[:at]:
+            turns += [_turn("user", {"say": prompt}), _turn("assistant", {"text": answer})]
+        heard = self._sound(exchanges[at][0], rng)
+        reply = _turn("assistant", {"text": rng.choice(self.replies)})
+        return [*turns, _turn("user", heard), reply]
+
+    def _sound(self, prompt: str, rng: random.Random) -> dict[str, Any]:
+        sound = rng.choice(self.sounds)
+        if sound == "shuffled":
+            return {"say": prompt, "shuffle": True}
+        seconds = min(max(0.5, len(prompt) / CHARACTERS_PER_SECOND), self.most)
+        component = rng.choice(self.noises) if sound == "noise" else "speechfuse.synthesis.silence"
+        level = round(rng.uniform(*self.level), 1) if sound == "noise" else None
+        return {"sound": component, "seconds": round(seconds, 2), "level": level}
+
+
+def silence(samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Nobody speaks: what a microphone hears of itself, white, -90 to -55 dB of full scale."""
+    return rng.standard_normal(samples) * 10 ** (rng.uniform(-90, -55) / 20)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text replay: the conversation as it is, nothing of it spoken."""
+
+    def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
+        if not _exchanges(conversation):
+            return None
+        return [_turn(turn.role, {"text": turn.text}) for turn in conversation.turns]

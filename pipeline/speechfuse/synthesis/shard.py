@@ -1,0 +1,132 @@
+"""One shard of a spoken dataset: planned samples in, conversations with speech out.
+
+In: samples of synthesis.plan with their texts, a studio that speaks them, a quantizer. Out:
+rows of shards.CONVERSATIONS, rejects and counts. Batches have a fixed shape and order, so the rows
+are a pure function of the plan, whatever the number of threads. A sample is whole or rejected.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from speechfuse import workers
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.rows import shards
+from speechfuse.rows.rejects import Reject
+from speechfuse.synthesis.recording import Piece, Recorded, Studio
+from speechfuse.synthesis.round_trip import Made, RoundTrip
+from speechfuse.texts.conversations import Conversation
+
+
+def synthesize(
+    planned: Iterable[tuple[dict[str, Any], Conversation]],
+    studio: Studio,
+    quantizer: Quantizer,
+    batch_size: int,
+    round_trip: RoundTrip | None,
+    depth: int,
+) -> shards.Shard:
+    """Rows, rejects and counts of one shard's samples."""
+    shard = shards.Shard([], [], Counter())
+    counts: Counter[str] = Counter()
+    recorded: list[Recorded] = []
+    faults: dict[int, str] = {}  # by place in `recorded`
+    pending: list[tuple[int, Piece]] = []
+
+    def finish() -> None:
+        waves = [p.waveform for _, p in pending if p.waveform is not None]
+        codes = iter(quantizer.encode(waves, batch_size))
+        for _, piece in pending:
+            piece.codes = next(codes) if piece.waveform is not None else piece.codes
+        if round_trip:
+            for place, reason in _judge([x for x in pending if x[1].said], round_trip, counts):
+                faults.setdefault(place, reason)
+        for _, piece in pending:
+            piece.waveform = None
+        pending.clear()
+
+    threads = sum(engine.parallel for engine in studio.engines.values()) or 1
+    for item in workers.ahead(lambda pair: studio.record(*pair), planned, threads, depth):
+        if isinstance(item, Reject):
+            shard.rejects.append({"id": item.id, "reason": item.reason})
+            continue
+        for piece in item.pieces:
+            pending.append((len(recorded), piece))
+            if len(pending) == batch_size:
+                finish()
+        recorded.append(item)
+    finish()
+    for place, item in enumerate(recorded):
+        if place in faults:
+            shard.rejects.append({"id": item.sample["id"], "reason": faults[place]})
+        else:
+            shard.rows.append(_row(item))
+            counts["split"] += sum(piece.part == 0 for piece in item.pieces)
+            counts["pieces"] += sum(piece.part is not None for piece in item.pieces)
+    return shard._replace(counts=counts)
+
+
+def _judge(
+    pending: list[tuple[int, Piece]], round_trip: RoundTrip, counts: Counter[str]
+) -> Iterable[tuple[int, str]]:
+    """(place, reason) of what is not understood; counts by voice what was heard."""
+    made = [Made(p.said or "", np.asarray(p.codes), p.waveform) for _, p in pending]
+    for (place, piece), verdict in zip(pending, round_trip.judge(made), strict=True):
+        piece.about |= {"heard": verdict.heard, "wer": verdict.wer}
+        counts[f"heard/{piece.voice}"] += 1
+        counts[f"words/{piece.voice}"] += verdict.words
+        counts[f"wrong/{piece.voice}"] += round(verdict.wer * verdict.words)
+        if verdict.reason:
+            counts[f"refused/{piece.voice}"] += 1
+            yield place, verdict.reason
+
+
+def _row(item: Recorded) -> dict[str, Any]:
+    sample, conversation = item.sample, item.conversation
+    turns, number = [], 0
+    for turn in item.turns:
+        segments = []
+        for segment in turn["segments"]:
+            if "text" in segment:
+                segments.append(segment)
+                continue
+            id = f"{sample['id']}/{number}"
+            offset = 0.0
+            for piece in segment["pieces"]:
+                segments.append({"speech": _speech(piece, id, offset)})
+                offset += piece.seconds
+            number += 1
+        turns.append({"role": turn["role"], "segments": segments})
+    extra = {
+        **conversation.extra,
+        "source": conversation.source,
+        "text": conversation.id,
+        "kind": sample["kind"],
+    }
+    return {"id": sample["id"], "turns": turns, "extra": json.dumps(extra, sort_keys=True)}
+
+
+def _speech(piece: Piece, id: str, offset: float) -> dict[str, Any]:
+    codes, whole = np.asarray(piece.codes), piece.part is None
+    if "shuffled" in piece.about:
+        codes = np.random.default_rng(piece.seed).permutation(codes)
+    return {
+        "id": id if whole else f"{id}#{piece.part}",
+        "codes": codes.astype(np.uint16),
+        "seconds": piece.seconds,
+        "text": piece.said,
+        "speaker": piece.voice,
+        "language": piece.language,
+        "source": {
+            "uri": f"synthetic:{piece.voice or piece.about['sound']}",
+            "offset": offset,
+            "seconds": piece.seconds,
+            "sha256": None,
+        },
+        "parent": None if whole else id,
+        "part": piece.part,
+        "extra": json.dumps({"seed": piece.seed, **piece.about}, sort_keys=True),
+    }

@@ -1,0 +1,59 @@
+"""The one prompt builder: training, evaluation and serving all render conversations through
+`render`.
+
+In: turns, each {role, segments: [{text} | {speech: {codes}}]}, in the schema of
+shards.CONVERSATIONS. Out: token ids in Llama-3's chat format, with a mask of the ids that are
+targets. Codes become sound tokens here and nowhere earlier.
+"""
+
+from typing import Any
+
+from speechfuse.tokens.vocabulary import Vocabulary
+
+SPOKEN_ANSWER = "{transcript}\n{answer}"  # the target that first repeats what was heard
+
+
+def render(
+    vocabulary: Vocabulary, turns: list[dict[str, Any]], add_generation_prompt: bool = False
+) -> tuple[list[int], list[bool]]:
+    """Turns -> (token ids, target mask), both of one length; a target is what an assistant says,
+    its end included.
+
+    Text and speech keep their order inside a turn. With `add_generation_prompt` the ids end where
+    the assistant is to go on. The layout is Llama-3's without a system message, which no training
+    sample has.
+    """
+    ids, targets = [vocabulary.begin], [False]
+    for turn in turns:
+        body = []
+        for segment in turn["segments"]:
+            if segment.get("speech") is not None:
+                body += vocabulary.sound(segment["speech"]["codes"])
+            else:
+                body += vocabulary.text(segment["text"])
+        header = vocabulary.header(turn["role"])
+        body.append(vocabulary.end_of_turn)
+        ids += header + body
+        targets += [False] * len(header) + [turn["role"] == "assistant"] * len(body)
+    if add_generation_prompt:
+        header = vocabulary.header("assistant")
+        ids += header
+        targets += [False] * len(header)
+    return ids, targets
+
+
+def render_sound(vocabulary: Vocabulary, codes: list[int]) -> tuple[list[int], list[bool]]:
+    """The stage 1 sample: begin, sound_start, codes, sound_end, end_of_text; every id but the first
+    a target.
+
+    Source: the torchtune fork of Llama3-s, torchtune/datasets/_sound_completion.py.
+    """
+    ids = [vocabulary.begin, *vocabulary.sound(codes), vocabulary.end]
+    return ids, [False] + [True] * (len(ids) - 1)
+
+
+def read_spoken_answer(text: str) -> tuple[str, str]:
+    """Undo SPOKEN_ANSWER: a model's reply -> (transcript, answer). A reply of one line is an answer
+    without a transcript."""
+    transcript, line, answer = text.strip().rpartition("\n")
+    return (transcript.strip(), answer.strip()) if line else ("", answer.strip())

@@ -1,0 +1,119 @@
+"""The sound tokens: their names, their ids, and the Llama checkpoint that has them.
+
+In: a Hugging Face Llama checkpoint and a quantizer. Out: the same checkpoint with <|sound_start|>,
+<|sound_end|>, then one token per code and the mask code (513 for WhisperVQ), in the original's
+order (ids 128256, 128257, 128258-128770 in Llama 3.1). The layout and the quantizer's identity
+stand in config.json under "speechfuse": what every later job checks.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+START, END, SOUND = "<|sound_start|>", "<|sound_end|>", "<|sound_{:04d}|>"
+CHAT_TEMPLATE = (  # Llama 3's layout without the system block that its own template always adds
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ message['content'] + '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+transformers_logging.set_verbosity_error()  # its advice is on settings not ours to change
+transformers_logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class SoundLayout:
+    """Ids of the sound tokens: `first` is code 0, `codes` the number of codes without the mask
+    code."""
+
+    start: int
+    end: int
+    first: int
+    codes: int
+    quantizer: str
+
+    @property
+    def ids(self) -> range:
+        """Of all sound tokens, the mask code's included."""
+        return range(self.start, self.first + self.codes + 1)
+
+
+class Vocabulary:
+    """Text, control tokens and (if expanded) sound tokens of one checkpoint, as ids."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: SoundLayout | None) -> None:
+        self.tokenizer, self.layout = tokenizer, layout
+        self.begin = self._id("<|begin_of_text|>")
+        self.end = self._id("<|end_of_text|>")
+        self.end_of_turn = self._id("<|eot_id|>")
+        self._header = [self._id("<|start_header_id|>"), self._id("<|end_header_id|>")]
+        self._break = self.text("\n\n")
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> "Vocabulary":
+        """Of a Hugging Face folder; ValueError when it has no Llama-3 control tokens."""
+        config = read_config(checkpoint)
+        layout = config.get("speechfuse")
+        return cls(
+            AutoTokenizer.from_pretrained(checkpoint), SoundLayout(**layout) if layout else None
+        )
+
+    def _id(self, token: str) -> int:
+        found = self.tokenizer.convert_tokens_to_ids(token)
+        if not isinstance(found, int) or found == self.tokenizer.unk_token_id:
+            raise ValueError(
+                f"the tokenizer has no {token}: speechfuse needs Llama 3's control tokens"
+            )
+        return found
+
+    def text(self, text: str) -> list[int]:
+        """Ids of plain text; control and sound tokens written inside it are text, not commands."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def header(self, role: str) -> list[int]:
+        start, end = self._header
+        return [start, *self.text(role), end, *self._break]
+
+    def sound(self, codes: Any) -> list[int]:
+        """sound_start, one id per code, sound_end. ValueError without sound tokens or for a code
+        out of range."""
+        if self.layout is None:
+            raise ValueError("this checkpoint has no sound tokens: run expand_vocab first")
+        layout = self.layout
+        ids = np.asarray(codes, np.int64) + layout.first
+        if len(ids) and ids.max() > layout.first + layout.codes:
+            raise ValueError(
+                f"code {ids.max() - layout.first} is out of range: this checkpoint has codes "
+                f"0-{layout.codes}"
+            )
+        return [layout.start, *ids.tolist(), layout.end]
+
+
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """config.json of a Hugging Face folder. FileNotFoundError when it is not one."""
+    path = Path(checkpoint) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no Hugging Face checkpoint at {checkpoint}: it has no config.json"
+        )
+    return json.loads(path.read_text())
+
+
+def check_quantizer(checkpoint: Path, identity: str, what: str) -> None:
+    """ValueError unless `checkpoint` was expanded for the quantizer with this identity."""
+    layout = read_config(checkpoint).get("speechfuse")
+    if layout is None:
+        raise ValueError(f"{checkpoint} has no sound tokens: run expand_vocab on it first")
+    if layout["quantizer"] != identity:
+        raise ValueError(
+            f"{what} was made with quantizer {identity[:12]}, but {checkpoint} was expanded for "
+            f"{layout['quantizer'][:12]}: codes of one mean nothing to the other; "
+            "tokenize again or use the checkpoint of that quantizer"
+        )

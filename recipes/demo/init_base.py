@@ -1,0 +1,131 @@
+"""Make an untrained Llama-3 checkpoint with a tokenizer of its own, for a base model trained from
+nothing.
+
+    python recipes/demo/init_base.py recipes/demo/init_base.yaml
+
+In: a dataset of text conversations. Out: Hugging Face files (config, safetensors, a byte-level BPE
+tokenizer trained on those texts, with Llama 3's control tokens and chat template).
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from speechfuse import artifact, config
+from speechfuse.rows import shards
+from speechfuse.tokens.vocabulary import CHAT_TEMPLATE
+
+CONTROL = [  # the names, and the order, of Llama 3
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|finetune_right_pad_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+]
+LLAMA3_SPLIT = (  # the pre-tokenizer of Llama 3's tokenizer.json
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass
+class InitBase:
+    out: str = field(metadata={"help": "folder of the checkpoint"})
+    texts: str = field(metadata={"help": "conversations that the tokenizer is trained on"})
+    vocab_size: int = field(metadata={"help": "text tokens and bytes, control tokens not counted"})
+    hidden_size: int = field(metadata={"help": "width"})
+    num_layers: int = field(metadata={"help": "decoder layers"})
+    num_heads: int = field(metadata={"help": "attention heads, and key/value heads"})
+    intermediate_size: int = field(metadata={"help": "width of the gated MLP"})
+    max_seq_len: int = field(default=2048, metadata={"help": "longest sequence in tokens"})
+    extra_texts: list[str] = field(default_factory=list, metadata={"help": "more tokenizer text"})
+    seed: int = field(default=0, metadata={"help": "of the weights"})
+    fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Llama 3's split and control tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False),
+    )
+    tokenizer.add_special_tokens(CONTROL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|finetune_right_pad_id|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def main(job: InitBase) -> None:
+    out, texts = Path(job.out), Path(job.texts)
+    inputs = {"texts": artifact.fingerprint_of(texts)}
+    work = artifact.Artifact(out, "init_base", 1, asdict(job), inputs)
+    if not work.begin(fresh=job.fresh):
+        return
+    lines = [
+        segment["text"]
+        for row in shards.read_rows(texts, ["turns"])
+        for turn in row["turns"]
+        for segment in turn["segments"]
+    ]
+    tokenizer = train_tokenizer(
+        lines + job.extra_texts + ["user assistant\n\n"] * 100, job.vocab_size
+    )
+    torch.manual_seed(job.seed)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=job.hidden_size,
+        num_hidden_layers=job.num_layers,
+        num_attention_heads=job.num_heads,
+        num_key_value_heads=job.num_heads,
+        intermediate_size=job.intermediate_size,
+        max_position_embeddings=job.max_seq_len,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        rope_parameters={  # Llama 3.1's, as torchtune's llama3_1 builder has it
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(shape)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    parameters = sum(p.numel() for p in model.parameters())
+    made = (p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
+    outputs = sorted(made)
+    work.finish({"parameters": parameters, "vocabulary": len(tokenizer)}, outputs)
+    print(f"{out}: {parameters:,} parameters, {len(tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    config.main(main, InitBase, __doc__)
