@@ -101,7 +101,7 @@ def test_a_good_neighbour_has_its_samples_and_its_text(corpus):
 DECODE = """
 import sys
 from pathlib import Path
-from speechfuse import audio
+from speechfuse.audio import decoding as audio
 for name in Path(sys.argv[1]).rglob("*"):
     try:
         audio.decode(name.read_bytes() if name.is_file() and "pipe" not in name.name else name)

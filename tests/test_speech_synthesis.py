@@ -322,7 +322,7 @@ HASHES = """
 import hashlib, json, sys
 import torch  # in its presence some variants say another thing each time
 import yaml
-from speechfuse import tts
+from speechfuse.audio import espeak_ng as tts
 groups = yaml.safe_load(open(sys.argv[1]))["corpus"]["voices"]
 names = [v for g, spec in groups.items() if g != "flite" for v in spec["variants"]] + sys.argv[2:]
 with tts.Espeak() as engine:
