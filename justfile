@@ -34,7 +34,7 @@ demo-seeds: demo
       {{python}} -m stages.evaluate recipes/demo/evaluate.yaml out=out/demo_$s/evals checkpoints.2.path=out/demo_$s/stage1 checkpoints.3.path=out/demo_$s/stage2 && \
       {{python}} -m stages.report recipes/demo/report.yaml out=out/demo_$s evals=out/demo_$s/evals runs.0.path=out/demo_$s/stage1 runs.1.path=out/demo_$s/stage2 || exit 1; \
     done
-    {{python}} recipes/demo/spread.py recipes/demo/spread.yaml
+    {{python}} recipes/demo/seed_variance.py recipes/demo/seed_variance.yaml
 
 # every kind of sample in stage 2 of the demo: refusals, conversations, noise; and the same without the noise (out/demo_robust/report.md)
 demo-robust: demo synthesize

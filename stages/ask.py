@@ -12,7 +12,7 @@ from pathlib import Path
 
 from speechfuse import config
 from speechfuse.audio import decoding
-from speechfuse.evals.generation import Listener
+from speechfuse.evals.generation import Generator
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.tokens import prompts
 
@@ -33,7 +33,7 @@ class Ask:
     max_new_tokens: int = field(default=64, metadata={"help": "longest reply"})
 
 
-def chosen(report: Path) -> Path:
+def chosen_checkpoint(report: Path) -> Path:
     """Folder of the checkpoint that `report` marks as chosen; runs stand beside the report."""
     if not report.is_file():
         raise FileNotFoundError(
@@ -49,9 +49,9 @@ def chosen(report: Path) -> Path:
 
 def main(job: Ask) -> None:
     waveform = decoding.load(Path(job.file))
-    checkpoint = Path(job.checkpoint) if job.checkpoint else chosen(Path(job.report))
+    checkpoint = Path(job.checkpoint) if job.checkpoint else chosen_checkpoint(Path(job.report))
     quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
-    listener = Listener(checkpoint, quantizer.identity, job.file)
+    listener = Generator(checkpoint, quantizer.identity, job.file)
     pieces = decoding.split(waveform, quantizer.window)
     if len(pieces) > 1:
         print(f"{len(waveform) / decoding.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")

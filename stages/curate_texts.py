@@ -225,13 +225,13 @@ def main(job: CurateTexts) -> None:
     begun = None if job.fresh else out
     numbers = count()
     inputs = {
-        f"texts.{n}": hub_data.kept(s.fingerprint, f"texts.{n}", begun)
+        f"texts.{n}": hub_data.pinned_commit(s.fingerprint, f"texts.{n}", begun)
         for n, s in zip(numbers, sources, strict=False)
     }
     specs = []  # as the workers get them: what is on the Hub at the commits that are inputs
     for spec, step in zip(job.steps, steps, strict=True):
         read = {
-            key: hub_data.kept(value, f"{step.name}.{key}", begun)
+            key: hub_data.pinned_commit(value, f"{step.name}.{key}", begun)
             for key, value in getattr(step, "inputs", {}).items()
         }
         inputs |= {f"{step.name}.{key}": value for key, value in read.items()}

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from speechfuse import artifact, config
 from speechfuse.evals.sweep import (
     Evaluate,
+    error_line,
     instance,
     is_done,
     move_aside,
-    noted,
     predictions,
     prepare,
     result_of,
@@ -57,7 +57,7 @@ def main(job: Evaluate) -> None:
                 try:
                     result = result_of(work, job.limit is not None)
                 except Exception as failure:
-                    result["error"] = error = noted(work, failure)
+                    result["error"] = error = error_line(work, failure)
             if place.with_suffix(".json").exists():
                 move_aside(place.with_suffix(".json"))
             if error is not None:

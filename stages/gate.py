@@ -15,7 +15,7 @@ from speechfuse import config
 from speechfuse.evals import cells
 from speechfuse.report import choice, results, tables
 from speechfuse.report.choice import Floor
-from speechfuse.report.results import Found, Results, key
+from speechfuse.report.results import Results, ResultsByCheckpoint, key
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Gate:
     protocol: str = field(default="clean", metadata={"help": "protocol of the results"})
 
 
-def complete(job: Gate) -> Found:
+def complete(job: Gate) -> ResultsByCheckpoint:
     """The results, with every score that a threshold needs; ValueError with the cure."""
     run = job.checkpoint.partition("/")[0]
     cure = f"run the sweep of it first: just sweep only=[{run},{job.base}]"
@@ -64,7 +64,7 @@ def why(read: Results, name: str) -> str:
     return f" (failed: {'; '.join(failed)})" if failed else ""
 
 
-def table(job: Gate, found: Found) -> tuple[list[list[str]], int]:
+def table(job: Gate, found: ResultsByCheckpoint) -> tuple[list[list[str]], int]:
     """What each threshold asks for and finds, a head first, and how many are missed."""
     rows, missed = [], 0
     for floor in job.floors:

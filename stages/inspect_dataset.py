@@ -90,7 +90,7 @@ def left_out(paths: list[Path]) -> tuple[Counter[str], dict[str, list[dict[str, 
     return kinds, examples
 
 
-def spread(values: Histogram) -> str:
+def quantiles_text(values: Histogram) -> str:
     low, middle, high = (values.quantile(share) for share in (0.05, 0.5, 0.95))
     return f"mean {values.mean:.2f}, median {middle:.1f}, 90 % are {low:.1f} to {high:.1f}"
 
@@ -106,7 +106,10 @@ def figures(
         hours = f"{found.seconds.sum / 3600:,.3f} h"
         lines += [
             ("speech", hours),
-            ("seconds of a row", f"{spread(found.seconds)}, longest {found.seconds.most:.1f}"),
+            (
+                "seconds of a row",
+                f"{quantiles_text(found.seconds)}, longest {found.seconds.most:.1f}",
+            ),
         ]
     if found.codes:
         top, share = found.top(1)[0]
@@ -134,7 +137,7 @@ def figures(
     if found.utterances:
         lines.append(("with a text", f"{found.with_text:,}"))
     if found.pace.count:
-        lines.append(("characters a second", spread(found.pace)))
+        lines.append(("characters a second", quantiles_text(found.pace)))
     if found.languages:
         lines.append(("languages", listed(found.languages)))
     if found.speakers:
@@ -213,11 +216,11 @@ def table(rows: list[list[str]]) -> str:
 
 def decoder_of(job: InspectDataset, stream: dict[str, Any]) -> Any:
     """The decoder of the quantizer that made the dataset; ValueError for another's."""
-    from speechfuse.quantizer.decoder import Decoder
+    from speechfuse.quantizer.decoder import CodeTranscriber
     from speechfuse.quantizer.model import Quantizer
 
     path, whisper = Path(job.decoder or ""), Path(job.whisper) if job.whisper else None
-    decoder = Decoder.load(path, whisper, job.language)
+    decoder = CodeTranscriber.load(path, whisper, job.language)
     identity = Quantizer.load(path, whisper).identity
     if identity != stream.get("quantizer"):
         raise ValueError(
@@ -229,7 +232,7 @@ def decoder_of(job: InspectDataset, stream: dict[str, Any]) -> Any:
 
 def rows_shown(job: InspectDataset, paths: list[Path], decoder: Any) -> list[list[str]]:
     """A table, its head first: id, seconds, text, what the codec heard, and the first codes."""
-    rows = statistics.pick(paths, job.hear) if job.hear > 0 else []
+    rows = statistics.sample_rows(paths, job.hear) if job.hear > 0 else []
     table_of = [["id", "seconds", "text", f"first {CODES_SHOWN} codes"]]
     for row in rows:
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.2f}"

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from speechfuse import artifact, config
 from speechfuse.audio import augmentation, decoding
-from speechfuse.quantizer.model import Quantizer, QuantizerOf
+from speechfuse.quantizer.model import Quantizer, QuantizerSpec
 from speechfuse.rows import shards
 from speechfuse.synthesis.recording import Piece, Studio, engines_of
 
@@ -83,7 +83,7 @@ class Listen:
     )
 
 
-def pick(paths: list[Path], many: int) -> dict[str, list[dict[str, Any]]]:
+def rows_by_kind(paths: list[Path], many: int) -> dict[str, list[dict[str, Any]]]:
     """`many` rows of each kind, at equal distances, so that nobody chose them."""
     places: dict[str, list[tuple[Path, int]]] = {}
     for path in paths:
@@ -281,12 +281,12 @@ def main(job: Listen) -> None:
     if place.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"out={place} is inside the dataset {folder}: choose another place")
     made = manifest["config"]
-    of = QuantizerOf(**made["quantizer"])
+    of = QuantizerSpec(**made["quantizer"])
     of.checkpoint, of.whisper = job.quantizer or of.checkpoint, job.whisper or of.whisper
     quantizer = of.load("cpu")
     if quantizer.identity != manifest["inputs"]["quantizer"]:
         raise ValueError(f"quantizer={of.checkpoint} is another one than made {folder}")
-    chosen = pick(paths, job.rows)
+    chosen = rows_by_kind(paths, job.rows)
     sections, pieces, right = [], 0, 0
     studio = studio_of(made, quantizer, job.trust)
     bar = tqdm(total=sum(map(len, chosen.values())), desc="samples", unit="sample", delay=2)

@@ -16,7 +16,7 @@ from typing import Any
 from speechfuse import artifact, config
 from speechfuse.report import choice, differences, page, plots, results, sections, tables
 from speechfuse.report.choice import Floor, Rule
-from speechfuse.report.page import Block, Code, Failed, Heading, Plot, Text
+from speechfuse.report.page import Block, Code, Failed, Heading, Markdown, Plot
 from speechfuse.report.results import Baseline, Curve, Run, key
 from speechfuse.report.sections import section
 from speechfuse.report.tables import Column
@@ -107,7 +107,7 @@ def main(job: Report) -> None:
         )
 
 
-def rows(found: results.Found, chosen: str) -> list[dict[str, Any]]:
+def rows(found: results.ResultsByCheckpoint, chosen: str) -> list[dict[str, Any]]:
     return [
         {"checkpoint": name, "chosen": name == chosen, **asdict(score)}
         for name, checkpoint in found.items()
@@ -125,7 +125,7 @@ def body(
     by = {key(entry): Column(*key(entry)) for entry in measures}
     metrics = {run.name: metrics_of(run) for run in job.runs}
     wanted = [key(column) for column in job.table]
-    marks = sections.marks(found, epochs, wanted)
+    marks = sections.tie_labels(found, epochs, wanted)
     failed = [f"failed: {f.checkpoint} {f.task}: {f.error}" for f in read.failures]
     compared = differences.table(found, epochs, list(dict.fromkeys([*wanted, *by])), chosen)
     text = plots.text(found, job.text, wanted, job.base)
@@ -133,13 +133,13 @@ def body(
     lines: list[Block] = [
         Heading(out.name, 1),
         *([Failed(failed)] if failed else []),
-        *([Text(part)] if (part := sections.partial(found, job.partial)) else []),
-        Text(f"Chosen: **{chosen}**. {job.rule.stated()} {' '.join(chose.reasons)}"),
+        *([Markdown(part)] if (part := sections.partial(found, job.partial)) else []),
+        Markdown(f"Chosen: **{chosen}**. {job.rule.stated()} {' '.join(chose.reasons)}"),
         tables.results(found, epochs, list(by.values()), job.base, chosen),
         *section(
             "Results",
-            Text(HALF),
-            *(Text(f"**{name}**: {text}") for name, text in job.legend.items()),
+            Markdown(HALF),
+            *(Markdown(f"**{name}**: {text}") for name, text in job.legend.items()),
             tables.results(found, list(found), job.table, job.base, chosen, marks),
         ),
         *section("Floors", Code(floors) if floors else None),
@@ -152,14 +152,14 @@ def body(
         *sections.curves(found, job.curves, chosen, not (failed or part)),
         *sections.said(found[chosen], key(job.rule), job.samples, out),
         *section("Every score", *sections.every_score(found, job.base, chosen)),
-        *sections.behind(found),
-        *([Text(f"Results and report are made by `{job.command}`.")] if job.command else []),
+        *sections.appendix_sections(found),
+        *([Markdown(f"Results and report are made by `{job.command}`.")] if job.command else []),
     ]
     for protocol, other in read.protocols.items():
         if protocol != job.rule.protocol:
             scores = sections.every_score(other, job.base, None)
-            lines += section(f"Protocol {protocol}", Text(APART), *scores)
-            lines += sections.behind(other, f", protocol {protocol}")
+            lines += section(f"Protocol {protocol}", Markdown(APART), *scores)
+            lines += sections.appendix_sections(other, f", protocol {protocol}")
     return lines
 
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from speechfuse import artifact, config, workers
 from speechfuse.audio import augmentation
-from speechfuse.quantizer.model import QuantizerOf
+from speechfuse.quantizer.model import QuantizerSpec
 from speechfuse.rows import making, shards, statistics
 from speechfuse.rows.rejects import Rejects, by_reason, rejects_of, write_rejects
 from speechfuse.synthesis import plan as synthesis_plan
@@ -49,7 +49,7 @@ class SynthesizeInstructions:
     voices: dict[str, dict[str, Any]] = field(
         metadata={"help": "name: an engine of synthesis.engines with its share; its voices share"}
     )
-    quantizer: QuantizerOf = field(metadata={"help": "what makes the codes"})
+    quantizer: QuantizerSpec = field(metadata={"help": "what makes the codes"})
     texts: str | None = field(
         default=None, metadata={"help": "finished artifact of text, for kinds that name none"}
     )
@@ -229,7 +229,7 @@ def main(job: SynthesizeInstructions) -> None:
         inputs["augmentation"] = sounds
     if job.runtime.dry_run:
         plan = plan_of(job, kinds, speakers)["shards"]
-        said = said_of(planned_of(plan, kinds))
+        said = describe_kinds(planned_of(plan, kinds))
         print(
             f"{out}: {said} in {len(plan)} shards and {len(speakers)} voices; not started: voices "
             "and listener were not asked whether they work"
@@ -258,7 +258,7 @@ def main(job: SynthesizeInstructions) -> None:
     print(summary(out, totals))
 
 
-def said_of(kinds: dict[str, int]) -> str:
+def describe_kinds(kinds: dict[str, int]) -> str:
     """How many samples of each kind; the others have shares too small for one."""
     some = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)
     none = ", ".join(kind for kind, n in kinds.items() if not n)
@@ -267,7 +267,7 @@ def said_of(kinds: dict[str, int]) -> str:
 
 def summary(out: Path, totals: dict[str, Any]) -> str:
     """One line: what was made and everything that happened on the way."""
-    happened = [said_of({name: of["made"] for name, of in totals["kinds"].items()})]
+    happened = [describe_kinds({name: of["made"] for name, of in totals["kinds"].items()})]
     if totals["most_uses"] > 1:
         happened.append(f"texts used up to {totals['most_uses']} times for a kind")
     if totals["split"]:
@@ -278,7 +278,7 @@ def summary(out: Path, totals: dict[str, Any]) -> str:
             [v["wer"] for v in heard.values()], weights=[v["pieces"] for v in heard.values()]
         )
         happened.append(f"round trip {mean:.1%} WER, the worst {heard[voice]['wer']:.1%} ({voice})")
-    happened += making.said_of(out, totals)
+    happened += making.describe_rejects(out, totals)
     return (
         f"{out}: {totals['rows']:,} of {totals['samples']:,} samples, {totals['hours']:.2f} h of "
         f"speech in {len(totals['voices'])} voices, {totals['codes']:,} codes, "

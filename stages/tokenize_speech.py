@@ -21,18 +21,18 @@ from speechfuse import artifact, config, workers
 from speechfuse.corpora.clip import Clip
 from speechfuse.hub import data as hub_data
 from speechfuse.quantizer import tokenize
-from speechfuse.quantizer.model import QuantizerOf
+from speechfuse.quantizer.model import QuantizerSpec
 from speechfuse.rows import making, shards
 from speechfuse.rows.making import Runtime
 from speechfuse.rows.rejects import FILTERED, Rejects, by_reason, rejects_of, write_rejects
-from speechfuse.workers import ahead
+from speechfuse.workers import prefetch
 
 
 @dataclass
 class TokenizeSpeech:
     out: str = field(metadata={"help": "folder of the dataset"})
     corpus: dict[str, Any] = field(metadata={"help": "a corpus of speechfuse.corpora"})
-    quantizer: QuantizerOf = field(metadata={"help": "what makes the codes"})
+    quantizer: QuantizerSpec = field(metadata={"help": "what makes the codes"})
     filters: list[dict[str, Any]] = field(
         default_factory=list, metadata={"help": "of speechfuse.audio.filters, in order"}
     )
@@ -89,7 +89,7 @@ def digests_of(job: TokenizeSpeech, index: int, shard: dict[str, Any]) -> tuple[
 
     clips = _corpus(json.dumps(job.corpus)).clips(shard)
     runtime = job.runtime
-    found = ahead(digest, clips, runtime.decode_threads, runtime.prefetch)
+    found = prefetch(digest, clips, runtime.decode_threads, runtime.prefetch)
     return index, [pair for pair in found if pair]
 
 
@@ -155,7 +155,7 @@ def main(job: TokenizeSpeech) -> None:
         print(f"{out}: {said}; not started")
         return
     begun = None if job.fresh else out
-    found = hub_data.kept(corpus.fingerprint, "corpus", begun)
+    found = hub_data.pinned_commit(corpus.fingerprint, "corpus", begun)
     inputs = {"corpus": found, "quantizer": quantizer.identity}
     work = artifact.Artifact(out, "tokenize_speech", 2, asdict(job), inputs)
     if not work.begin(lambda: plan_of(job, corpus), fresh=job.fresh):
@@ -194,7 +194,7 @@ def summary(out: Path, totals: dict[str, Any]) -> str:
         )
         if totals[name]
     ]
-    happened += making.said_of(out, totals, ("ignored",))
+    happened += making.describe_rejects(out, totals, ("ignored",))
     if "equal_to_float32" in totals:
         equal, codes = totals["equal_to_float32"]["equal"], totals["equal_to_float32"]["codes"]
         happened.append(

@@ -38,7 +38,7 @@ def launch(job: loop.Finetune) -> None:
     said, starts = StringIO(), False
     try:
         with redirect_stdout(said):  # rank 0 says it again
-            found = loop.ready(job, 0, ranks)
+            found = loop.check_and_plan(job, 0, ranks)
         starts = found is not None and not job.runtime.dry_run
     finally:
         print(said.getvalue() if not starts else "", end="")

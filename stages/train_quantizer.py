@@ -105,7 +105,8 @@ def main(job: TrainQuantizer) -> None:
     corpora = {name: config.instantiate(spec) for name, spec in specs.items()}
     begun = None if job.fresh else out
     inputs = {
-        name: hub_data.kept(corpus.fingerprint, name, begun) for name, corpus in corpora.items()
+        name: hub_data.pinned_commit(corpus.fingerprint, name, begun)
+        for name, corpus in corpora.items()
     }
     inputs |= method.inputs
     work = artifact.Artifact(out, "train_quantizer", 2, asdict(job), inputs)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from speechfuse import artifact, config
 from speechfuse.hub import data as hub_data
 from speechfuse.rows.verification import (
-    Report,
+    Findings,
     _is_shard,
     check_dataset,
     check_files,
@@ -28,7 +28,7 @@ class Verify:
 
 def main(job: Verify) -> None:
     folder = hub_data.local(job.path)
-    manifest, report = artifact.manifest_of(folder), Report()
+    manifest, report = artifact.manifest_of(folder), Findings()
     check_manifest(folder, manifest, report)
     paths = check_files(folder, manifest["outputs"], report)
     said = f"{len(manifest['outputs']):,} files"

@@ -139,7 +139,7 @@ def data_of(run: Run, job: Any, micro: int) -> preflight_report.Data:
     )
 
 
-def report_of(run: Run) -> preflight_report.Report:
+def report_of(run: Run) -> preflight_report.PreflightReport:
     job = config.load(
         Finetune,
         ROOT / f"recipes/{run.recipe}.yaml",
@@ -151,7 +151,7 @@ def report_of(run: Run) -> preflight_report.Report:
     )
 
 
-def line(run: Run, report: preflight_report.Report) -> str:
+def line(run: Run, report: preflight_report.PreflightReport) -> str:
     data, hours = report.data, (report.hours or 0) * run.gpus
     text = (
         f"| {run.name} | {data.tokens / 1e6:,.0f} M | {data.tokens / data.positions:.0%} | "

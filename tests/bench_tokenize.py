@@ -49,13 +49,13 @@ DEFAULTS = {
 def make_corpus(path: Path, clips: int) -> float:
     """Spoken clips of 4 to 20 s as FLAC at 16 kHz; 32 different ones under many names. Seconds."""
     rng, total = random.Random(0), 0.0
-    with espeak_ng.Espeak() as engine:
+    with espeak_ng.EspeakLibrary() as engine:
         for i in range(clips):
             if i >= 32:
                 os.link(path / f"{i % 32:06d}.flac", path / f"{i:06d}.flac")
             else:
                 text = " ".join(rng.choices(["seven", "orange", "rivers", "under"], k=60))
-                spoken = engine.speak(text, espeak_ng.Voice("en-us+Annie")).waveform
+                spoken = engine.speak(text, espeak_ng.EspeakVoice("en-us+Annie")).waveform
                 length = int(rng.uniform(4, 20) * 16_000)
                 soundfile.write(path / f"{i:06d}.flac", np.resize(spoken, length), 16_000)
             total += soundfile.info(path / f"{i:06d}.flac").duration
@@ -93,7 +93,7 @@ def main() -> None:
             return list(corpus.clips(shard))
 
         def decode() -> list[np.ndarray]:
-            found = workers.ahead(tokenize.decode, clips(), threads, 4 * batch)
+            found = workers.prefetch(tokenize.decode, clips(), threads, 4 * batch)
             return [decoded.waveform for decoded in found]
 
         few = [tokenize.decode(clip).waveform for clip in clips()[:32]]

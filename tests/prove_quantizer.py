@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 
-from speechfuse.quantizer.decoder import Decoder
+from speechfuse.quantizer.decoder import CodeTranscriber
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.quantizer.training.phonemes import codes_of
 from speechfuse.scores.word_errors import word_error_rate
@@ -89,7 +89,7 @@ def main() -> None:
             for each, row in zip(clips, codes_of(Quantizer.load(out), clips), strict=True)
         ]
         half = len(codes) // 2
-        heard = Decoder.load(out, teacher).transcribe([*codes[half:], *codes[:half]])
+        heard = CodeTranscriber.load(out, teacher).transcribe([*codes[half:], *codes[:half]])
         others, _, _ = word_error_rate([each.text or "" for each in clips], heard)
     (was, low, high), (is_now, codec_low, codec_high) = found["teacher_wer"], found["codec_wer"]
     print(f"teacher WER {was:.3f} ({low:.3f}-{high:.3f}), n = {found['validation_clips']}")

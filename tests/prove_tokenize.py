@@ -33,11 +33,11 @@ RAY = ["runtime.engine._component_=speechfuse.ray_cluster.ray_actors", "runtime.
 
 def make_corpus(folder: Path, clips: int = 240) -> None:
     rng = random.Random(0)
-    with espeak_ng.Espeak() as engine:
+    with espeak_ng.EspeakLibrary() as engine:
         for i in range(clips):
             text = " ".join(rng.choices(WORDS, k=90 if i == 7 else rng.randint(3, 12)))
             suffix, rate = FORMATS[i % len(FORMATS)]
-            waveform = engine.speak(text, espeak_ng.Voice("en-us+Annie")).waveform
+            waveform = engine.speak(text, espeak_ng.EspeakVoice("en-us+Annie")).waveform
             samples = soxr.resample(waveform, 16_000, rate)
             if i % 4 == 0:
                 samples = np.stack([samples, samples * 0.5], axis=1)

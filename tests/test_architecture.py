@@ -71,7 +71,7 @@ SCRIPTS = {  # of recipes/demo, not of stages/
     "dialogues.yaml": "Dialogues",
     "init_base.yaml": "InitBase",
     "say.yaml": "Say",
-    "spread.yaml": "Spread",
+    "seed_variance.yaml": "SeedVariance",
 }
 OF_THE_JOB = {  # keys beside a component that the job itself reads
     "speechfuse.synthesis.": ["texts", "select"],

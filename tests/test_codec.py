@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from speechfuse.quantizer.decoder import Decoder, save_published
+from speechfuse.quantizer.decoder import CodeTranscriber, save_published
 from speechfuse.quantizer.model import Quantizer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,7 +43,7 @@ def test_golden_decoding_can_fail_a_wrong_decoder() -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_features_and_text_are_those_of_whisperspeech(name: str) -> None:
-    decoder = Decoder.load(MODELS[name], WHISPER)
+    decoder = CodeTranscriber.load(MODELS[name], WHISPER)
     codes = codes_of(name)
     check_features(name, decoder.features(codes))
     check_features(name, torch.cat([decoder.features([each]) for each in codes]))
@@ -51,14 +51,14 @@ def test_features_and_text_are_those_of_whisperspeech(name: str) -> None:
 
 
 def test_both_halves_survive_our_format_and_the_published_one(tmp_path: Path) -> None:
-    quantizer, decoder = Quantizer.load(NEWEST, WHISPER), Decoder.load(NEWEST, WHISPER)
+    quantizer, decoder = Quantizer.load(NEWEST, WHISPER), CodeTranscriber.load(NEWEST, WHISPER)
     ours, published = tmp_path / "ours", tmp_path / "tiny.en.model"
     quantizer.save(ours)
     decoder.half.save(ours)
     save_published(published, quantizer, decoder.half, "tiny.en")
     for path in (ours, published):
         assert Quantizer.load(path, WHISPER).identity == quantizer.identity
-        again = Decoder.load(path, WHISPER)
+        again = CodeTranscriber.load(path, WHISPER)
         assert again.half.shape == decoder.half.shape
         assert torch.equal(
             again.features(codes_of("decoding")), decoder.features(codes_of("decoding"))
@@ -66,7 +66,7 @@ def test_both_halves_survive_our_format_and_the_published_one(tmp_path: Path) ->
 
 
 def test_a_saved_half_always_has_the_same_bytes(tmp_path: Path) -> None:
-    half = Decoder.load(NEWEST, WHISPER).half
+    half = CodeTranscriber.load(NEWEST, WHISPER).half
     made = set()
     for _ in range(8):
         half.save(tmp_path)
@@ -77,7 +77,7 @@ def test_a_saved_half_always_has_the_same_bytes(tmp_path: Path) -> None:
 def test_written_file_has_the_tensors_of_a_genuine_one(tmp_path: Path) -> None:
     """whisperspeech reads strictly: one name more or less, or another shape, is an error."""
     written, genuine = tmp_path / "written.model", torch.load(NEWEST, weights_only=True)
-    quantizer, decoder = Quantizer.load(NEWEST, WHISPER), Decoder.load(NEWEST, WHISPER)
+    quantizer, decoder = Quantizer.load(NEWEST, WHISPER), CodeTranscriber.load(NEWEST, WHISPER)
     save_published(written, quantizer, decoder.half, "tiny.en")
     content = torch.load(written, weights_only=True)
     assert content["config"] == genuine["config"]
@@ -91,26 +91,26 @@ def test_written_file_has_the_tensors_of_a_genuine_one(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    decoder = Decoder.load(NEWEST, WHISPER)
+    decoder = CodeTranscriber.load(NEWEST, WHISPER)
     with pytest.raises(ValueError, match="751 codes up to 3: this codec takes 750 at most"):
         decoder.transcribe([np.full(751, 3, np.uint16)])
     with pytest.raises(ValueError, match=r"up to 33: .* of 0 to 32"):
         decoder.transcribe([np.array([33], np.uint16)])
     with pytest.raises(ValueError, match="set whisper to the openai-whisper"):
-        Decoder.load(NEWEST, None)
+        CodeTranscriber.load(NEWEST, None)
     with pytest.raises(ValueError, match="vocabulary of 64"):
-        Decoder.load(GOLDEN / "whispervq.model", GOLDEN / "whisper.pt")
+        CodeTranscriber.load(GOLDEN / "whispervq.model", GOLDEN / "whisper.pt")
     with pytest.raises(ValueError, match=r"has no decoder\.safetensors"):
         Quantizer.load(NEWEST, WHISPER).save(tmp_path)
-        Decoder.load(tmp_path, WHISPER)
+        CodeTranscriber.load(tmp_path, WHISPER)
     other = torch.load(WHISPER, weights_only=True)
     other["model_state_dict"]["encoder.conv1.weight"][0] += 1
     torch.save(other, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="another encoder"):
-        Decoder.load(tmp_path, tmp_path / "other.pt")
+        CodeTranscriber.load(tmp_path, tmp_path / "other.pt")
     content = torch.load(NEWEST, weights_only=True)
     for key in [key for key in content["state_dict"] if "project_out" in key]:
         del content["state_dict"][key]
     torch.save(content, tmp_path / "half.model")
     with pytest.raises(ValueError, match="no decoding half"):
-        Decoder.load(tmp_path / "half.model", WHISPER)
+        CodeTranscriber.load(tmp_path / "half.model", WHISPER)

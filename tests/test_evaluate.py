@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from speechfuse import config
 from speechfuse.evals import cells, generation
 from speechfuse.evals import sweep as sweep_module
-from speechfuse.evals.cells import Cell
-from speechfuse.evals.generation import Listener
+from speechfuse.evals.cells import Predictions
+from speechfuse.evals.generation import Generator
 from speechfuse.evals.speech import Speech
-from speechfuse.evals.sweep import Evaluate, Work, chosen
+from speechfuse.evals.sweep import Evaluate, Work, cells_of
 from speechfuse.scores.metrics import METRICS
 from stages import evaluate
 from tests.small_training import ROOT, make_parts
@@ -223,7 +223,7 @@ def test_only_takes_checkpoints_epochs_and_tasks(sweep):
 
     def names(*only: str) -> list[str]:
         job.only = list(only)
-        return [f"{name} {task}" for name, _, task in chosen(job)]
+        return [f"{name} {task}" for name, _, task in cells_of(job)]
 
     assert names("run/epoch_1") == ["run/epoch_1 wer", "run/epoch_1 same"]
     assert names("same") == ["run/epoch_0 same", "run/epoch_1 same"]
@@ -343,7 +343,7 @@ def test_cells_are_split_between_workers(sweep, capsys, monkeypatch):
 
 def test_a_cell_is_worked_on_by_one_process_at_a_time(sweep, parts):
     task = Speech(str(parts / "speech"), "wer", limit=4, max_new_tokens=2)
-    cell = Cell(sweep.out, "a" * 64, task)
+    cell = Predictions(sweep.out, "a" * 64, task)
     hold = (
         "import sys; from pathlib import Path; from speechfuse.evals.cells import Cell\n"
         "cell = Cell.__new__(Cell); cell.folder = Path(sys.argv[1])\n"
@@ -375,7 +375,7 @@ def test_a_checkpoint_is_hashed_once(parts, tmp_path, monkeypatch):
 
 
 def test_the_listener_gives_replies_in_the_order_of_the_questions(parts):
-    listener = Listener(parts / "expanded", None, "text", "cpu")
+    listener = Generator(parts / "expanded", None, "text", "cpu")
     turns = [
         [{"role": "user", "segments": [{"text": text}]}] for text in ("a", "long " * 9, "b c", "d")
     ]

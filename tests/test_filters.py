@@ -47,9 +47,9 @@ def music(seconds: float = 6.0) -> np.ndarray:
 @pytest.fixture(scope="module")
 def spoken() -> dict[str, np.ndarray]:
     texts = ["what is three plus four", "where does a bee live and how long does it fly", "seven"]
-    with espeak_ng.Espeak() as engine:
+    with espeak_ng.EspeakLibrary() as engine:
         return {
-            f"{voice}: {text}": engine.speak(text, espeak_ng.Voice(voice)).waveform
+            f"{voice}: {text}": engine.speak(text, espeak_ng.EspeakVoice(voice)).waveform
             for voice in ("en-us", "en-us+Annie", "en-us+m3")
             for text in texts
         }

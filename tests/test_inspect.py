@@ -256,8 +256,11 @@ def test_rows_are_picked_at_equal_distances(tmp_path):
     rows = [speech(i, [i % 64]) for i in range(100)]
     rows[50]["codes"] = None
     paths = shards.shard_paths(dataset(tmp_path / "data", [rows[:33], [], rows[33:34], rows[34:]]))
-    assert [row["id"] for row in statistics.pick(paths, 4)] == ["r0", "r25", "r75"]
-    assert len(statistics.pick(paths, 1000)) == 99 and statistics.pick(paths[1:2], 3) == []
+    assert [row["id"] for row in statistics.sample_rows(paths, 4)] == ["r0", "r25", "r75"]
+    assert (
+        len(statistics.sample_rows(paths, 1000)) == 99
+        and statistics.sample_rows(paths[1:2], 3) == []
+    )
 
 
 def test_what_the_codec_heard_stands_beside_the_text(tmp_path, capsys):

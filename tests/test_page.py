@@ -16,7 +16,7 @@ import yaml
 from speechfuse import config
 from speechfuse.report import page
 from speechfuse.report import sections as report_sections
-from speechfuse.report.sections import Samples
+from speechfuse.report.sections import Excerpts
 from stages import report
 from tests.eval_results import score, scored, worded, write, write_failure
 
@@ -268,7 +268,7 @@ def test_recordings_beyond_the_budget_are_left_out_and_counted(tmp_path, monkeyp
     ]
     size = len(page.recording(items[0]["audio"], tmp_path).uri)
     monkeypatch.setattr(report_sections, "BUDGET", 3 * size)
-    made = Samples(tmp_path)
+    made = Excerpts(tmp_path)
     rows = made.table(items, "test").rows
     assert [isinstance(row[2], page.Audio) for row in rows] == [True] * 3 + [False] * 2
     assert made.left_out == 2

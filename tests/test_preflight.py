@@ -181,7 +181,7 @@ def tiny_job(out: Path | str = "nowhere", **changes: Any) -> SimpleNamespace:
 
 def tiny_report(
     job: Any = None, data: preflight_report.Data = DATA, **keys: Any
-) -> preflight_report.Report:
+) -> preflight_report.PreflightReport:
     shape = {"num_attention_heads": 4, "hidden_size": 64}
     where = torch.device("cpu")
     return preflight_report.preflight(job or tiny_job(), shape, data, 2, where, **keys)

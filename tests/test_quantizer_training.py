@@ -19,7 +19,7 @@ from whisper.model import ModelDimensions, Whisper
 
 from speechfuse import config, workers
 from speechfuse.audio import espeak_ng
-from speechfuse.quantizer.decoder import Decoder
+from speechfuse.quantizer.decoder import CodeTranscriber
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.quantizer.training import distillation, mels, phonemes
 from speechfuse.scores.word_errors import word_error_rate
@@ -131,11 +131,11 @@ def test_distilled_files_are_one_codec(distilled: Path, teacher: Path) -> None:
     found = totals(distilled)
     ours, published = Quantizer.load(distilled), distilled / "whisper-vq.model"
     assert ours.identity == Quantizer.load(published, teacher).identity == found["identity"]
-    with espeak_ng.Espeak() as engine:
-        said = engine.speak("red cat", espeak_ng.Voice("en-us+Annie")).waveform
+    with espeak_ng.EspeakLibrary() as engine:
+        said = engine.speak("red cat", espeak_ng.EspeakVoice("en-us+Annie")).waveform
     codes = ours.encode([said])
     assert codes[0].max() < 32, "the mask code is not for speech"
-    one, two = Decoder.load(distilled, teacher), Decoder.load(published, teacher)
+    one, two = CodeTranscriber.load(distilled, teacher), CodeTranscriber.load(published, teacher)
     assert torch.equal(one.features(codes), two.features(codes))
     assert one.transcribe(codes) == two.transcribe(codes)
 
@@ -238,8 +238,8 @@ def test_what_cannot_be_trained_on_is_counted(teacher: Path, tmp_path: Path) -> 
     one whose text is more than the decoder can read."""
     folder = tmp_path / "speech"
     folder.mkdir()
-    with espeak_ng.Espeak() as engine:
-        said = engine.speak("red cat", espeak_ng.Voice("en-us+Annie")).waveform
+    with espeak_ng.EspeakLibrary() as engine:
+        said = engine.speak("red cat", espeak_ng.EspeakVoice("en-us+Annie")).waveform
     rng = np.random.default_rng(0)
     for name, samples, text in (
         ("a", said, "red cat"),

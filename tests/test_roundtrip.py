@@ -13,14 +13,20 @@ from speechfuse import openai_server, workers
 from speechfuse.openai_server import Unavailable
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.rows.rejects import FILTERED
-from speechfuse.synthesis.round_trip import CodecDecoder, Made, RoundTrip, Transcriber, rate
+from speechfuse.synthesis.round_trip import (
+    QuantizerDecoder,
+    RoundTrip,
+    SynthesizedClip,
+    TranscriptionEndpoint,
+    rate,
+)
 from tests.speech_server import SpeechServer
 
 GOLDEN = Path(__file__).parent / "golden"
 MODEL, WHISPER = str(GOLDEN / "whispervq-decoding.model"), str(GOLDEN / "whisper-decoding.pt")
 RECORDED = json.loads((GOLDEN / "whisperspeech_decoding.json").read_text())["decoding"]
 DECODER = {
-    "_component_": "speechfuse.synthesis.CodecDecoder",
+    "_component_": "speechfuse.synthesis.QuantizerDecoder",
     "quantizer": MODEL,
     "whisper": WHISPER,
 }
@@ -56,7 +62,9 @@ def test_a_rate_takes_no_time():
 
 def test_the_codec_s_decoder_hears_the_codes():
     made = [
-        Made(clip["text"] if i % 2 else "what is three plus four", np.array(clip["codes"]), None)
+        SynthesizedClip(
+            clip["text"] if i % 2 else "what is three plus four", np.array(clip["codes"]), None
+        )
         for i, clip in enumerate(RECORDED)
     ]
     found = RoundTrip(DECODER, max_wer=0.5).judge(made)
@@ -72,13 +80,13 @@ def test_the_codec_s_decoder_hears_the_codes():
 
 def test_the_codec_s_decoder_is_on_the_device_of_its_worker(monkeypatch):
     monkeypatch.setattr(workers, "_device", "meta")
-    decoder = CodecDecoder(MODEL, WHISPER).decoder
+    decoder = QuantizerDecoder(MODEL, WHISPER).decoder
     tensors = [*decoder.half.parameters(), *decoder.half.buffers(), *decoder.whisper.parameters()]
     assert {each.device.type for each in (*tensors, decoder.codebook)} == {"meta"}
 
 
 def test_a_decoder_of_another_codec_is_refused():
-    decoder = CodecDecoder(MODEL, WHISPER)
+    decoder = QuantizerDecoder(MODEL, WHISPER)
     own = Quantizer.load(Path(MODEL), Path(WHISPER)).identity
     decoder.check(own)
     with pytest.raises(ValueError, match=f"another codec .{own[:12]}.*0000"):
@@ -91,22 +99,24 @@ def server():
         yield running
 
 
-def spoken(server, text: str) -> Made:
+def spoken(server, text: str) -> SynthesizedClip:
     samples, _ = soundfile.read(io.BytesIO(server.speak(text, "echo")), dtype="float32")
-    return Made(text, np.zeros(1, np.uint16), samples)
+    return SynthesizedClip(text, np.zeros(1, np.uint16), samples)
 
 
 def test_a_transcriber_hears_the_waveform_and_is_asked_once(server, monkeypatch, tmp_path):
     monkeypatch.setattr(openai_server, "sleep", lambda _: None)
     listener = {
-        "_component_": "speechfuse.synthesis.Transcriber",
+        "_component_": "speechfuse.synthesis.TranscriptionEndpoint",
         "url": server.url,
         "model": "asr",
         "key_variable": None,
         "cache": str(tmp_path),
     }
     made = [spoken(server, "what is six minus two"), spoken(server, "name a bird")]
-    made[1] = Made("what is six", made[1].codes, made[1].waveform)  # the audio says another thing
+    made[1] = SynthesizedClip(
+        "what is six", made[1].codes, made[1].waveform
+    )  # the audio says another thing
     server.faults = ["500", "429"]
     trip = RoundTrip(listener)
     trip.listener.check("any")
@@ -134,7 +144,7 @@ def test_what_a_server_cannot_hear_is_a_reject_of_that_one(server, monkeypatch, 
     file = io.BytesIO()
     soundfile.write(file, first, 16_000, format="WAV", subtype="PCM_16")
     size = len(file.getvalue())
-    component = "speechfuse.synthesis.Transcriber"
+    component = "speechfuse.synthesis.TranscriptionEndpoint"
     spec = {"_component_": component, "url": server.url, "model": "m", "key_variable": None}
     verdicts = RoundTrip(spec | {"tries": 2}).judge(made)
     assert verdicts[0].reason == f"not heard: {said}"
@@ -145,8 +155,12 @@ def test_what_a_server_cannot_hear_is_a_reject_of_that_one(server, monkeypatch, 
 
 def test_what_cannot_work_is_said_before_it_starts(server):
     with pytest.raises(Unavailable, match="leaves no audio"):
-        Transcriber(server.url, "asr", key_variable=None).hear([Made("six", np.zeros(1), None)])
+        TranscriptionEndpoint(server.url, "asr", key_variable=None).hear(
+            [SynthesizedClip("six", np.zeros(1), None)]
+        )
     with pytest.raises(ValueError, match="no connection"):
-        Transcriber("http://127.0.0.1:9/v1", "asr", key_variable=None, tries=1).check("any")
+        TranscriptionEndpoint("http://127.0.0.1:9/v1", "asr", key_variable=None, tries=1).check(
+            "any"
+        )
     with pytest.raises(ValueError, match="max_wer=-1"):
         RoundTrip(DECODER, max_wer=-1)

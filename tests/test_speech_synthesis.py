@@ -93,23 +93,23 @@ def test_a_shard_is_the_same_to_the_bit_whatever_was_spoken_before(lines):
 
 def test_the_engine_is_unloaded_between_blocks():
     """Without unloading, the second block would go on from the state that the first left."""
-    voice = espeak_ng.Voice("en-us+Annie")
+    voice = espeak_ng.EspeakVoice("en-us+Annie")
     blocks = []
     for _ in range(2):
-        with espeak_ng.Espeak() as engine:
+        with espeak_ng.EspeakLibrary() as engine:
             blocks.append([engine.speak(text, voice).waveform for text in TEXTS[:3]])
     for one, other in zip(*blocks, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_phonemes_are_in_order_inside_the_audio_and_where_the_sound_is():
-    with espeak_ng.Espeak() as engine:
+    with espeak_ng.EspeakLibrary() as engine:
         spoken = [
-            engine.speak(t, espeak_ng.Voice(v))
+            engine.speak(t, espeak_ng.EspeakVoice(v))
             for t in TEXTS
             for v in ("en-us+f1", "en-gb-x-rp+Mike")
         ]
-        cat = engine.speak("cat", espeak_ng.Voice("en-us", rate=120))
+        cat = engine.speak("cat", espeak_ng.EspeakVoice("en-us", rate=120))
     for speech in spoken:
         starts = [start for start, _ in speech.phonemes]
         assert len(starts) > 8
@@ -128,12 +128,14 @@ def test_phonemes_are_in_order_inside_the_audio_and_where_the_sound_is():
 
 
 def test_rate_and_pitch_are_heard():
-    with espeak_ng.Espeak() as engine:
+    with espeak_ng.EspeakLibrary() as engine:
         slow, fast = (
-            engine.speak(TEXTS[0], espeak_ng.Voice("en-us", rate=r)).waveform for r in (100, 250)
+            engine.speak(TEXTS[0], espeak_ng.EspeakVoice("en-us", rate=r)).waveform
+            for r in (100, 250)
         )
         low, high = (
-            engine.speak(TEXTS[0], espeak_ng.Voice("en-us", pitch=p)).waveform for p in (5, 95)
+            engine.speak(TEXTS[0], espeak_ng.EspeakVoice("en-us", pitch=p)).waveform
+            for p in (5, 95)
         )
     assert len(slow) > 1.8 * len(fast)
 
@@ -146,16 +148,16 @@ def test_rate_and_pitch_are_heard():
 
 @pytest.mark.parametrize("name", ["atlantis", "", "en-us+Nobody", "atlantis+Annie"])
 def test_an_unknown_voice_is_refused_by_name(name):
-    with espeak_ng.Espeak() as engine:
+    with espeak_ng.EspeakLibrary() as engine:
         with pytest.raises(ValueError, match=f"no voice {re.escape(repr(name))}"):
-            engine.speak("hello", espeak_ng.Voice(name))
-        assert len(engine.speak("hello", espeak_ng.Voice("en-us+Annie")).waveform) > 1600
+            engine.speak("hello", espeak_ng.EspeakVoice(name))
+        assert len(engine.speak("hello", espeak_ng.EspeakVoice("en-us+Annie")).waveform) > 1600
 
 
 @pytest.mark.parametrize("text", ["", "  "])
 def test_text_without_sound_is_refused(text):
-    with espeak_ng.Espeak() as engine, pytest.raises(ValueError, match="made no sound"):
-        engine.speak(text, espeak_ng.Voice("en-us"))
+    with espeak_ng.EspeakLibrary() as engine, pytest.raises(ValueError, match="made no sound"):
+        engine.speak(text, espeak_ng.EspeakVoice("en-us"))
 
 
 def measured(clean: np.ndarray, noisy: np.ndarray) -> tuple[float, float]:
@@ -169,10 +171,10 @@ def measured(clean: np.ndarray, noisy: np.ndarray) -> tuple[float, float]:
 def test_noise_and_gain_of_a_corpus_are_as_stated(lines, snr, gain):
     corpus = Synthetic(str(lines), VOICES, snr=(snr, snr), gain=(gain, gain))
     utterances = made(corpus, corpus.plan(100)[0])
-    with espeak_ng.Espeak() as engine:
+    with espeak_ng.EspeakLibrary() as engine:
         for utterance in utterances:
             name, rate, pitch = (utterance.speaker or "").rsplit("/", 2)
-            voice = espeak_ng.Voice(name, int(rate), int(pitch))
+            voice = espeak_ng.EspeakVoice(name, int(rate), int(pitch))
             clean = engine.speak(utterance.text or "", voice).waveform.astype(np.float64)
             assert measured(clean, utterance.audio) == pytest.approx((snr, gain), abs=0.25)
 
@@ -182,10 +184,10 @@ def test_noise_and_gain_are_drawn_from_the_whole_range_and_never_clip(lines):
     found = []
     for utterance in made(corpus, corpus.plan(100)[0]):
         # a fresh engine: the speech itself differs a little, its level does not
-        with espeak_ng.Espeak() as engine:
+        with espeak_ng.EspeakLibrary() as engine:
             name, rate, pitch = (utterance.speaker or "").rsplit("/", 2)
             clean = engine.speak(
-                utterance.text or "", espeak_ng.Voice(name, int(rate), int(pitch))
+                utterance.text or "", espeak_ng.EspeakVoice(name, int(rate), int(pitch))
             ).waveform
         found.append(20 * np.log10(np.std(utterance.audio) / np.std(clean)))
         assert np.abs(utterance.audio).max() <= 1
@@ -264,9 +266,9 @@ def test_every_voice_of_the_recipes_exists_and_no_test_voice_is_in_training():
     assert {"train", "unseen", "validation"} <= {group for _, group, _ in groups}
     shipped = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
     accents = {accent for _, _, spec in groups for accent in spec.get("accents", [])}
-    with espeak_ng.Espeak() as engine:
+    with espeak_ng.EspeakLibrary() as engine:
         for accent in accents:
-            engine.speak("a", espeak_ng.Voice(accent))
+            engine.speak("a", espeak_ng.EspeakVoice(accent))
     variants: dict[str, set[str]] = {}
     for _, group, spec in groups:
         if "accents" in spec:
@@ -325,8 +327,8 @@ import yaml
 from speechfuse.audio import espeak_ng as tts
 groups = yaml.safe_load(open(sys.argv[1]))["corpus"]["voices"]
 names = [v for g, spec in groups.items() if g != "flite" for v in spec["variants"]] + sys.argv[2:]
-with tts.Espeak() as engine:
-    said = {n: engine.speak("what is six minus two", tts.Voice(f"en-us+{n}")) for n in names}
+with tts.EspeakLibrary() as engine:
+    said = {n: engine.speak("what is six minus two", tts.EspeakVoice(f"en-us+{n}")) for n in names}
 print(json.dumps({n: hashlib.sha256(s.waveform.tobytes()).hexdigest() for n, s in said.items()}))
 """
 
@@ -345,8 +347,8 @@ def test_voices_of_the_demo_are_the_same_in_every_process():
 
 def test_noise_of_breathy_voices_does_not_depend_on_the_process():
     def said() -> np.ndarray:
-        with espeak_ng.Espeak() as engine:
-            return engine.speak("what is six", espeak_ng.Voice("en-us+Reed")).waveform
+        with espeak_ng.EspeakLibrary() as engine:
+            return engine.speak("what is six", espeak_ng.EspeakVoice("en-us+Reed")).waveform
 
     before = said()
     for _ in range(1000):

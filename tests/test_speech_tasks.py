@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from speechfuse.evals import generation, speech
-from speechfuse.evals.generation import Listener
+from speechfuse.evals.generation import Generator
 from speechfuse.rows import shards
 from speechfuse.scores.judge import Judge
 from speechfuse.tokens.vocabulary import Vocabulary
@@ -51,7 +51,7 @@ def shown(of: speech.Speech, checkpoint: Path, monkeypatch) -> dict[str, list[in
         seen.extend(ids)
         return [{"reply": "x", "tokens": 1, "capped": False}] * len(ids)
 
-    monkeypatch.setattr(Listener, "_generate", record)
+    monkeypatch.setattr(Generator, "_generate", record)
     said = [entry for batch in of.predict(checkpoint, of.ids()) for entry in batch]
     return {entry["id"]: ids for entry, ids in zip(said, seen, strict=True)}
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from speechfuse.evals.conversations import SpokenConversations
-from speechfuse.evals.generation import Listener
+from speechfuse.evals.generation import Generator
 from speechfuse.rows import shards
 from speechfuse.tokens.vocabulary import Vocabulary
 from tests.small_training import STREAM, dataset, make_parts
@@ -63,7 +63,7 @@ def given(of: SpokenConversations, checkpoint: Path, monkeypatch) -> dict[str, l
         seen.extend(ids)
         return [{"reply": "x", "tokens": 1, "capped": False}] * len(ids)
 
-    monkeypatch.setattr(Listener, "_generate", record)
+    monkeypatch.setattr(Generator, "_generate", record)
     said = [each["id"] for batch in of.predict(checkpoint, of.ids()) for each in batch]
     return dict(zip(said, seen, strict=True))
 

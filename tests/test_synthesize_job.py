@@ -26,11 +26,11 @@ from speechfuse.samples import datasets
 from speechfuse.synthesis import plan as synthesis_plan
 from speechfuse.synthesis.engines import Spoken
 from speechfuse.synthesis.recording import Studio, engines_of
-from speechfuse.synthesis.round_trip import Made
+from speechfuse.synthesis.round_trip import SynthesizedClip
 from speechfuse.texts.conversations import Conversation, Turn
 from speechfuse.tokens.expansion import add_sound_tokens
 from speechfuse.tokens.vocabulary import SoundLayout, Vocabulary
-from speechfuse.workers import ahead
+from speechfuse.workers import prefetch
 from stages import synthesize_instructions, verify
 from tests.demo_code import demo
 from tests.speech_server import SpeechServer
@@ -114,7 +114,7 @@ class Listener:
     def identity(self) -> dict[str, Any]:
         return {"listener": "test"}
 
-    def hear(self, made: list[Made]) -> list[str]:
+    def hear(self, made: list[SynthesizedClip]) -> list[str]:
         assert all(len(each.codes) and each.waveform is not None for each in made)
         crossings = [np.mean(np.diff(np.sign(m.waveform)) != 0) * 8000 for m in made]
         return [m.text if pitch < 250 else "" for m, pitch in zip(made, crossings, strict=True)]
@@ -412,7 +412,7 @@ def test_after_an_error_nothing_more_is_begun():
         return item
 
     with pytest.raises(Unavailable, match="gone"):
-        list(ahead(work, range(100), threads=2, depth=50))
+        list(prefetch(work, range(100), threads=2, depth=50))
     assert len(begun) < 10
 
 
@@ -587,7 +587,7 @@ def test_how_a_server_is_reached_may_change_and_what_it_is_asked_may_not(
     with SpeechServer() as server:
         place = {"url": server.url, "model": "m", "key_variable": None}
         engine = {"_component_": "speechfuse.synthesis.Endpoint", "names": ["echo"], **place}
-        heard = {"_component_": "speechfuse.synthesis.Transcriber", **place}
+        heard = {"_component_": "speechfuse.synthesis.TranscriptionEndpoint", **place}
 
         def run(voice: dict[str, Any], listener: dict[str, Any]) -> int:
             trip = {"listener": heard | listener, "max_wer": 1.0}

@@ -310,6 +310,6 @@ def test_a_folder_without_questions_is_named(checkpoints, tmp_path):
 def test_a_limit_takes_items_of_every_split_though_voices_take_turns():
     rows = {f"{fact} {voice}": {} for fact in range(90) for voice in "abc"}
     found = [[id for id in rows if id.endswith(voice)] for voice in "abc"]
-    kept = spoken.some(rows, found, 9)
+    kept = spoken.subset(rows, found, 9)
     assert [sum(id.endswith(voice) for id in kept) for voice in "abc"] == [3, 3, 3]
-    assert list(spoken.some(rows, found, None)) == list(rows)
+    assert list(spoken.subset(rows, found, None)) == list(rows)

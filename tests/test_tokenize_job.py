@@ -31,9 +31,11 @@ SILENCES = (4.4, 8.9)  # seconds into the 12 s of long.wav; the window of the qu
 def speech(tmp_path_factory) -> Path:
     """Five items: good (with transcript), long (12 s), no audio, short of one token, good."""
     folder = tmp_path_factory.mktemp("speech")
-    with espeak_ng.Espeak() as engine:
-        said = engine.speak("what is three plus four", espeak_ng.Voice("en-us+Annie")).waveform
-        talk = engine.speak("where does a bee live " * 30, espeak_ng.Voice("en-us")).waveform[
+    with espeak_ng.EspeakLibrary() as engine:
+        said = engine.speak(
+            "what is three plus four", espeak_ng.EspeakVoice("en-us+Annie")
+        ).waveform
+        talk = engine.speak("where does a bee live " * 30, espeak_ng.EspeakVoice("en-us")).waveform[
             : 12 * 16_000
         ]
     assert len(talk) == 12 * 16_000

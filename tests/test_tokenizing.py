@@ -26,8 +26,8 @@ def quantizer() -> Quantizer:
 @pytest.fixture(scope="module")
 def clips() -> list[Clip | Reject]:
     texts = ["one", "two and three", "where does a bee live", "seven", "nine plus six " * 6]
-    with espeak_ng.Espeak() as engine:
-        spoken = [engine.speak(t, espeak_ng.Voice("en-us+Annie")).waveform for t in texts]
+    with espeak_ng.EspeakLibrary() as engine:
+        spoken = [engine.speak(t, espeak_ng.EspeakVoice("en-us+Annie")).waveform for t in texts]
     made: list[Clip | Reject] = [
         Clip(f"clip-{i}", waveform, "here", text=text)
         for i, (text, waveform) in enumerate(zip(texts, spoken, strict=True))
@@ -76,7 +76,7 @@ def test_no_more_clips_are_opened_than_the_look_ahead_allows():
             opened.append(i)
             yield i
 
-    for taken, result in enumerate(workers.ahead(lambda i: i * i, items(), 2, 5)):
+    for taken, result in enumerate(workers.prefetch(lambda i: i * i, items(), 2, 5)):
         assert result == taken**2
         assert len(opened) <= taken + 6
     assert len(opened) == 50

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from speechfuse import artifact
-from speechfuse.evals.generation import Listener
+from speechfuse.evals.generation import Generator
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.rows import shards
 from speechfuse.samples import datasets, packing
@@ -250,10 +250,10 @@ def test_speech_of_another_quantizer_is_refused_by_the_listener(base, expanded):
     with pytest.raises(
         ValueError, match=f"q.wav was made with quantizer {OTHER[:12]}, but .*{OURS[:12]}"
     ):
-        Listener(expanded, OTHER, "q.wav")
+        Generator(expanded, OTHER, "q.wav")
     with pytest.raises(ValueError, match="no sound tokens: run expand_vocab"):
-        Listener(base, OURS, "q.wav")
-    listener = Listener(expanded, OURS, "q.wav")
+        Generator(base, OURS, "q.wav")
+    listener = Generator(expanded, OURS, "q.wav")
     turns = [{"role": "user", "segments": [{"speech": {"codes": [1, 2]}}]}]
     assert len(listener.reply([turns, turns[:]], max_new_tokens=2)) == 2
 
@@ -274,15 +274,15 @@ def test_the_job_records_the_layout_of_the_quantizer_it_is_given(base, tmp_path)
     assert not [name for name in manifest["outputs"] if name.startswith(".")]  # its lock is gone
 
 
-def given(rows: torch.Tensor, seed: int = 0, **changes) -> initialization.Given:
+def given(rows: torch.Tensor, seed: int = 0, **changes) -> initialization.NewRowContext:
     """For 512 codes, on a codebook of 16 dimensions."""
     chance = torch.Generator().manual_seed(7)
     vectors = torch.nn.functional.normalize(torch.randn(512, 16, generator=chance))
     values = {"codes": 512, "codebook": vectors, "std": 0.02} | changes
-    return initialization.Given(rows, **values, chance=torch.Generator().manual_seed(seed))
+    return initialization.NewRowContext(rows, **values, chance=torch.Generator().manual_seed(seed))
 
 
-def made(name: str, what: initialization.Given, **arguments) -> torch.Tensor:
+def made(name: str, what: initialization.NewRowContext, **arguments) -> torch.Tensor:
     return initialization.new_rows({"_component_": f"speechfuse.tokens.{name}", **arguments}, what)
 
 

@@ -337,7 +337,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def digest(id: str) -> int:
+def id_digest(id: str) -> int:
     """64 bits of an id: eight bytes an item are kept where all ids would fill the memory. Two ids
     of ten million share one with a chance of 3 in a million."""
     return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest())

@@ -77,7 +77,7 @@ class Server:
                 why = f"no answer in {self.timeout:g} s"
                 continue
             except requests.RequestException as error:
-                why = f"no connection ({_cause(error)})"
+                why = f"no connection ({_error_text(error)})"
                 continue
             if answer.status_code == 429 or answer.status_code >= 500:
                 why, wait = _said(answer), _seconds(answer.headers.get("Retry-After"))
@@ -122,7 +122,7 @@ def _said(answer: requests.Response) -> str:
     return f"{answer.status_code} {' '.join(text.split())[:300] or answer.reason}"
 
 
-def _cause(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
     return str(error) or type(error).__name__

@@ -93,7 +93,7 @@ def processes(
             executor.shutdown(cancel_futures=True)
 
 
-def ahead(
+def prefetch(
     work: Callable[[Any], Any], items: Iterable[Any], threads: int, depth: int
 ) -> Iterator[Any]:
     """`work` of each item in order, up to `depth` items ahead of the consumer in `threads`

@@ -49,7 +49,7 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 
 @dataclass(frozen=True)
-class Voice:
+class EspeakVoice:
     """One way of speaking: espeak-ng `name` (language+variant, as `en-us+Annie`) or `flite:slt`;
     `rate` in words per minute (80-450), `pitch` 0-99 (espeak-ng's own scale, 50 is neutral)."""
 
@@ -65,7 +65,7 @@ def _variants() -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Speech:
+class Utterance:
     """`waveform`: float32, 16 kHz, mono. `phonemes`: (start second, espeak-ng phoneme name) in
     order."""
 
@@ -73,7 +73,7 @@ class Speech:
     phonemes: list[tuple[float, str]]
 
 
-class Espeak:
+class EspeakLibrary:
     """One espeak-ng, to be used in a `with` block.
 
     Its state (pitch flutter, noise) carries over from one utterance to the next and survives
@@ -81,7 +81,7 @@ class Espeak:
     same order give the same samples.
     """
 
-    def __enter__(self) -> "Espeak":
+    def __enter__(self) -> "EspeakLibrary":
         self._lib = ctypes.CDLL(espeakng_loader.get_library_path())
         data = espeakng_loader.get_data_path().encode()
         self.sample_rate = self._lib.espeak_Initialize(SYNCHRONOUS, 0, data, PHONEME_EVENTS)
@@ -108,7 +108,7 @@ class Espeak:
             i += 1
         return 0
 
-    def speak(self, text: str, voice: Voice) -> Speech:
+    def speak(self, text: str, voice: EspeakVoice) -> Utterance:
         """Synthesize `text`. ValueError for an unknown voice or text that makes no sound."""
         _, _, variant = voice.name.partition("+")
         # espeak-ng speaks an unknown variant in the plain voice of the language, without a word
@@ -125,7 +125,7 @@ class Espeak:
         if not any(chunk.any() for chunk in self._chunks):
             raise ValueError(f"espeak-ng made no sound for the text {text!r}")
         pcm = np.concatenate(self._chunks).astype(np.float32) / 32768.0
-        return Speech(decoding.resample(pcm, self.sample_rate), self._phonemes)
+        return Utterance(decoding.resample(pcm, self.sample_rate), self._phonemes)
 
 
 def flite_available() -> bool:
@@ -139,11 +139,11 @@ def _flite(text: str, voice: str) -> np.ndarray:
         return decoding.load(wav)
 
 
-def speak(engine: Espeak, text: str, voice: Voice) -> Speech:
+def speak(engine: EspeakLibrary, text: str, voice: EspeakVoice) -> Utterance:
     """`text` in `voice`. A voice named flite:slt (rms, awb, kal16) is spoken by the program flite,
     which ignores rate and pitch and gives no phonemes: ask `flite_available` first."""
     if voice.name.startswith("flite:"):
-        return Speech(_flite(text, voice.name.removeprefix("flite:")), [])
+        return Utterance(_flite(text, voice.name.removeprefix("flite:")), [])
     return engine.speak(text, voice)
 
 
@@ -156,8 +156,10 @@ class VoiceGroup:
     rate: tuple[int, int] = (140, 215)
     pitch: tuple[int, int] = (25, 75)
 
-    def draw(self, rng: random.Random) -> Voice:
-        return Voice(rng.choice(self.names), rng.randint(*self.rate), rng.randint(*self.pitch))
+    def draw(self, rng: random.Random) -> EspeakVoice:
+        return EspeakVoice(
+            rng.choice(self.names), rng.randint(*self.rate), rng.randint(*self.pitch)
+        )
 
 
 def voice_group(

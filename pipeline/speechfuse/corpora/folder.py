@@ -96,7 +96,7 @@ class Folder:
         for name in shard["files"]:
             path = self.path / name
             try:
-                text = _text(path)
+                text = _transcript_text(path)
             except ValueError as error:
                 yield Reject(_id(name), f"bad transcript: {error}")
                 continue
@@ -132,7 +132,7 @@ def _ignored(name: str, ids: set[str]) -> str | None:
     return planning.printable(Path(name).suffix.lower()) or "no suffix"
 
 
-def _text(path: Path) -> str | None:
+def _transcript_text(path: Path) -> str | None:
     """The transcript of an audio file; None when there is none or it is empty. ValueError when it
     cannot be read."""
     for suffix in SIDECARS:

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from speechfuse.corpora.clip import Clip
-from speechfuse.corpora.parquet import Columns, clips_of, plan_of
+from speechfuse.corpora.parquet import AudioColumns, clips_of, plan_of
 from speechfuse.corpora.webdataset import leaves
 from speechfuse.hub import data as hub_data
 from speechfuse.rows.rejects import Reject
@@ -41,7 +41,7 @@ class Hub:
     ) -> None:
         self.repo, self.revision = repo, revision
         self.patterns = [data_files] if isinstance(data_files, str) else data_files
-        self.columns = Columns(
+        self.columns = AudioColumns(
             audio_column,
             text_column,
             id_column,
@@ -61,7 +61,7 @@ class Hub:
         return f"{self.repo}@{self._sha}"
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
-        with hub_data.told(self.fingerprint):
+        with hub_data.hub_errors(self.fingerprint):
             return self._plan(shard_size)
 
     def _plan(self, shard_size: int) -> list[dict[str, Any]]:

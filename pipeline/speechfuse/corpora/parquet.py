@@ -51,7 +51,7 @@ class Parquet:
         paths = planning.files(path, ".parquet")
         self.folder = planning.folder_of(paths)
         self.names = [p.absolute().relative_to(self.folder).as_posix() for p in paths]
-        self.columns = Columns(
+        self.columns = AudioColumns(
             audio_column,
             text_column,
             id_column,
@@ -88,10 +88,10 @@ class Parquet:
                         values = batch.column(0)
                         if is_text(values.type):
                             values = values.cast(pa.large_binary())  # it need not be UTF-8
-                        ids.extend(artifact.digest(str(value)) for value in values.to_pylist())
+                        ids.extend(artifact.id_digest(str(value)) for value in values.to_pylist())
                 except (pa.ArrowException, OSError):
                     pass  # rows that cannot be read are rejected when their turn comes
-                ids.extend(artifact.digest(f"{name}#{row}") for row in range(len(ids), end))
+                ids.extend(artifact.id_digest(f"{name}#{row}") for row in range(len(ids), end))
         return ids
 
     def clips(self, shard: dict[str, Any]) -> Iterator[Clip | Reject]:
@@ -115,7 +115,7 @@ BUFFER = 4 << 20  # bytes that are read at once of a column, and of a Hub file b
 FOOTERS_AT_ONCE = 8  # threads; a Hub dataset has thousands of files
 
 
-class Columns(NamedTuple):
+class AudioColumns(NamedTuple):
     """Names of the columns that are used; None for what the table does not have."""
 
     audio: str
@@ -130,7 +130,7 @@ class Columns(NamedTuple):
 
 
 def plan_of(
-    filesystem: Any, root: str, names: list[str], columns: Columns, shard_size: int
+    filesystem: Any, root: str, names: list[str], columns: AudioColumns, shard_size: int
 ) -> list[dict[str, Any]]:
     """Shards {file, row, count} of the Parquet files `names` below `root` of an fsspec filesystem.
 
@@ -150,7 +150,7 @@ def plan_of(
     return plan
 
 
-def _row_groups(filesystem: Any, root: str, columns: Columns, name: str) -> list[int] | str:
+def _row_groups(filesystem: Any, root: str, columns: AudioColumns, name: str) -> list[int] | str:
     """Rows of each row group, or why the file cannot be read."""
     try:
         with opened(filesystem, root, name) as file:
@@ -210,7 +210,7 @@ def clips_of(
     filesystem: Any,
     root: str,
     shard: dict[str, Any],
-    columns: Columns,
+    columns: AudioColumns,
     language: str | None,
     audio_at: Callable[[str], tuple[Path | bytes, str]],
 ) -> Iterator[Clip | Reject]:
@@ -249,17 +249,17 @@ def clips_of(
                 id,
                 audio,
                 uri,
-                text=_text(record, columns.text),
-                speaker=_text(record, columns.speaker),
-                language=_text(record, columns.language) or language,
-                extra={key: _plain(record[key]) for key in columns.extra},
+                text=_column_text(record, columns.text),
+                speaker=_column_text(record, columns.speaker),
+                language=_column_text(record, columns.language) or language,
+                extra={key: _json_value(record[key]) for key in columns.extra},
             )
         except ValueError as error:
             yield Reject(id, str(error))
 
 
 def _rows(
-    filesystem: Any, root: str, shard: dict[str, Any], columns: Columns
+    filesystem: Any, root: str, shard: dict[str, Any], columns: AudioColumns
 ) -> Iterator[tuple[int, pa.RecordBatch | str]]:
     """(row in the file, the row, or why it cannot be read) for each of a shard."""
     row, last = 0, shard["row"] + shard["count"]
@@ -297,10 +297,10 @@ def _values(row: pa.RecordBatch) -> dict[str, Any]:
         raise ValueError(f"unreadable: {error!s:.120}") from None
 
 
-def _text(record: dict[str, Any], column: str | None) -> str | None:
+def _column_text(record: dict[str, Any], column: str | None) -> str | None:
     value = record[column] if column else None
     return None if value is None else str(value).strip() or None
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))

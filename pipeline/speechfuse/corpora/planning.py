@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from speechfuse.artifact import digest
+from speechfuse.artifact import id_digest
 
 LINE_LIMIT = 1 << 20  # bytes; a longer line is none of a list of clips
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
@@ -106,7 +106,7 @@ def shards(
                 room = shard_size
             room -= 1
             plan[-1]["count"] += 1
-            ids.append(digest(id))
+            ids.append(id_digest(id))
     mark_repeated(plan, ids)
     return plan
 

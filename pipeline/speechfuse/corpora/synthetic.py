@@ -66,7 +66,7 @@ class Synthetic:
 
     def clips(self, shard: dict[str, Any]) -> Iterator[Clip | Reject]:
         # espeak-ng carries state from one utterance to the next, so every shard starts a new one
-        with espeak_ng.Espeak() as engine:
+        with espeak_ng.EspeakLibrary() as engine:
             for id in shard["lines"]:
                 row = self.rows[id]
                 rng = random.Random(f"{self.seed}/{id}")

@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from speechfuse import artifact, workers
-from speechfuse.evals.tasks import Task, digest
+from speechfuse.evals.tasks import Task, json_digest
 
 CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 NOT_CONTENT = ("manifest.json", "plan.json")
@@ -52,13 +52,13 @@ def fingerprint(checkpoint: Path, out: Path) -> str:
         content.append((name, known[place][2]))
     if hashed:
         artifact.write_json(known_at, known)
-    return digest(content)
+    return json_digest(content)
 
 
 def _config(path: Path) -> str:
     """Of a config without the name of the folder that it was once loaded from."""
     config = json.loads(path.read_text("utf-8"))
-    return digest({key: value for key, value in config.items() if key != "_name_or_path"})
+    return json_digest({key: value for key, value in config.items() if key != "_name_or_path"})
 
 
 def check_weights(checkpoint: Path) -> None:
@@ -74,12 +74,12 @@ def check_weights(checkpoint: Path) -> None:
         )
 
 
-class Cell:
+class Predictions:
     """The predictions of one checkpoint for one task, below `out`."""
 
     def __init__(self, out: Path, checkpoint: str, task: Task) -> None:
         self.inputs: dict[str, Any] = {"checkpoint": checkpoint, "task": task.inputs()}
-        self.key = digest(self.inputs)
+        self.key = json_digest(self.inputs)
         self.folder = out / "cells" / self.key[:32]
         self.path = self.folder / "predictions.jsonl"
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from speechfuse import artifact, workers
 from speechfuse.evals import generation
-from speechfuse.evals.generation import Listener
-from speechfuse.evals.spoken import Rows, groups, same, some
-from speechfuse.evals.tasks import Scored, digest
+from speechfuse.evals.generation import Generator
+from speechfuse.evals.spoken import Rows, equal_text, groups, subset
+from speechfuse.evals.tasks import Scored, json_digest
 from speechfuse.rows import shards
 from speechfuse.scores.intervals import Score, mean
 from speechfuse.tokens import prompts
@@ -55,7 +55,7 @@ class SpokenConversations:
         found = groups(rows, self.splits)
         if empty := [name for name in self.splits if name not in found]:
             raise ValueError(f"splits: no row of {self.path} is in {', '.join(empty)}")
-        return some(rows, [*found.values()], self.limit)
+        return subset(rows, [*found.values()], self.limit)
 
     def inputs(self) -> dict[str, Any]:
         settings = asdict(self)
@@ -63,7 +63,7 @@ class SpokenConversations:
             "task": "spoken_conversations",
             "data": artifact.fingerprint_of(Path(self.path)),
             "decoding": generation.VERSION,
-            "items": digest(list(self.rows)),
+            "items": json_digest(list(self.rows)),
             **{key: settings[key] for key in ("history", "max_new_tokens", "batch_size")},
         }
 
@@ -84,7 +84,7 @@ class SpokenConversations:
             id: row["turns"][:-1] if self.history else row["turns"][-2:-1]
             for id, row in self.rows.items()
         }
-        listener = Listener(checkpoint, identity, self.path, workers.device())
+        listener = Generator(checkpoint, identity, self.path, workers.device())
         yield from listener.replies(asked, todo, self.max_new_tokens, self.batch_size)
 
     def score(self, predictions: list[dict[str, Any]]) -> Scored:
@@ -114,8 +114,8 @@ class SpokenConversations:
             "expected": expected,
             "cluster": row["extra"].get(self.cluster, row["id"]),
             "split": next(name for name, ids in found.items() if row["id"] in ids),
-            "correct": same(answer, expected),
-            "refused": any(same(answer, refusal) for refusal in self.refusals),
+            "correct": equal_text(answer, expected),
+            "refused": any(equal_text(answer, refusal) for refusal in self.refusals),
         }
 
 

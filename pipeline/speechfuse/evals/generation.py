@@ -50,7 +50,7 @@ class BlogVocabulary(Vocabulary):
         return self.tokenizer.encode(text, add_special_tokens=False)
 
 
-class Listener:
+class Generator:
     """A checkpoint that answers turns. ValueError when it was not expanded for quantizer
     `identity`; None: it is asked in text alone. `what`: the speech, to be named then."""
 

@@ -27,7 +27,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from speechfuse.evals.harness_model import compiled_once, harness_model
-from speechfuse.evals.tasks import Scored, digest, spread
+from speechfuse.evals.tasks import Scored, json_digest, take_evenly
 from speechfuse.scores.intervals import Score, mean
 from speechfuse.tokens.vocabulary import Vocabulary
 
@@ -106,12 +106,12 @@ class Harness:
         content = json.dumps(docs, sort_keys=True, default=str)
         return {
             "task": self.task,
-            "data": digest(content),
+            "data": json_digest(content),
             "num_fewshot": self.num_fewshot,
             "chat_template": self.apply_chat_template,
             "batch_size": self.batch_size,
             "lm_eval": metadata.version("lm_eval"),
-            "items": digest(self.ids()),
+            "items": json_digest(self.ids()),
             "versions": {name: str(task.VERSION) for name, task in self.loaded.items()},
         }
 
@@ -134,7 +134,7 @@ class Harness:
 
     def ids(self) -> list[str]:
         every = [f"{name}/{i}" for name, t in self.loaded.items() for i in range(len(t.eval_docs))]
-        return spread(every, self.limit)
+        return take_evenly(every, self.limit)
 
     def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
         """A batch a task: {"id", "doc_hash", "metrics": {name: number}, "said", "target"}."""
@@ -236,7 +236,7 @@ def _manager(task: str, data: Path | None, include: str | None) -> tuple[TaskMan
     folders += [include] if include else []
     name = task
     if data is not None:
-        name = f"{task}_of_{digest(str(data))[:16]}"
+        name = f"{task}_of_{json_digest(str(data))[:16]}"
         arrow = str(_scratch() / "arrow")
         kind = "group" if task == "mmlu" else "task"
         member = {kind: task, "dataset_path": str(data), "dataset_kwargs": {"cache_dir": arrow}}
@@ -276,7 +276,7 @@ def mmlu_folder(folder: Path) -> Path:
         )
     if listed:
         return folder.absolute()
-    made, configs = _scratch() / digest(str(folder.absolute())), []
+    made, configs = _scratch() / json_digest(str(folder.absolute())), []
     for subject in SUBJECTS:
         files = {split: _files(folder / subject, split) for split in SPLITS}
         (made / subject).mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,8 @@ from typing import Any
 from speechfuse import artifact, config, workers
 from speechfuse.evals import generation
 from speechfuse.evals.contamination import check_training, contamination, seen_in
-from speechfuse.evals.generation import Listener
-from speechfuse.evals.tasks import Scored, digest, spread
+from speechfuse.evals.generation import Generator
+from speechfuse.evals.tasks import Scored, json_digest, take_evenly
 from speechfuse.rows import shards
 from speechfuse.scores import audiobench_wer
 from speechfuse.scores.intervals import Score, mean
@@ -70,7 +70,7 @@ class Speech:
                 every[row["id"]] = row
         if not every:
             raise ValueError(f"data={self.data} has no row of the splits {', '.join(self.splits)}")
-        return {id: every[id] for id in spread(list(every), self.limit)}
+        return {id: every[id] for id in take_evenly(list(every), self.limit)}
 
     @cached_property
     def heard(self) -> dict[str, str]:
@@ -110,8 +110,8 @@ class Speech:
             "task": "speech",
             "data": artifact.fingerprint_of(Path(self.data)),
             "decoding": generation.VERSION,
-            "items": digest(list(self.rows)),
-            "transcripts": digest(self.heard) if self.transcripts else None,
+            "items": json_digest(list(self.rows)),
+            "transcripts": json_digest(self.heard) if self.transcripts else None,
             **{key: settings[key] for key in named},
         }
 
@@ -189,7 +189,7 @@ class Speech:
         if self.input != "transcript":
             identity = shards.read_stream(Path(self.data))["quantizer"]
         blog = self.protocol == "blog"
-        listener = Listener(checkpoint, identity, self.data, workers.device(), blog)
+        listener = Generator(checkpoint, identity, self.data, workers.device(), blog)
         audio = self._others() if self.input == "shuffled" else {id: id for id in self.rows}
         asked = {
             id: self.turns(row, self.rows[audio[id]]["codes"]) for id, row in self.rows.items()

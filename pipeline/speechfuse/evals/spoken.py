@@ -16,8 +16,8 @@ from typing import Any
 from speechfuse import artifact, workers
 from speechfuse.evals import generation
 from speechfuse.evals.contamination import check_training, contamination, seen_in
-from speechfuse.evals.generation import Listener
-from speechfuse.evals.tasks import Scored, digest, spread
+from speechfuse.evals.generation import Generator
+from speechfuse.evals.tasks import Scored, json_digest, take_evenly
 from speechfuse.rows import shards
 from speechfuse.samples import instructions
 from speechfuse.scores.intervals import Score, mean
@@ -28,7 +28,7 @@ from speechfuse.tokens.vocabulary import check_quantizer
 Rows = dict[str, dict[str, Any]]
 
 
-def read_rows(path: str, kind: str) -> Rows:
+def read_kind(path: str, kind: str) -> Rows:
     """Speech rows by id whose `extra` says `kind`; `extra` is read."""
     rows = {}
     for row in shards.read_rows(Path(path)):
@@ -49,15 +49,15 @@ def groups(rows: Rows, splits: dict[str, dict[str, Any]]) -> dict[str, list[str]
     return {name: ids for name, ids in found.items() if ids}
 
 
-def some(rows: Rows, found: list[list[str]], limit: int | None) -> Rows:
+def subset(rows: Rows, found: list[list[str]], limit: int | None) -> Rows:
     """`limit` of the rows in `found`, at equal distances split by split: voices take turns in a
     corpus, and equal distances in it could meet one alone."""
     used = dict.fromkeys(id for ids in found for id in ids)
-    kept = {*spread(list(used), limit)}
+    kept = {*take_evenly(list(used), limit)}
     return {id: row for id, row in rows.items() if id in kept}
 
 
-def same(reply: str, answer: str) -> bool:
+def equal_text(reply: str, answer: str) -> bool:
     return " ".join(reply.lower().split()) == " ".join(answer.lower().split())
 
 
@@ -90,9 +90,9 @@ class SpokenQA:
     @cached_property
     def rows(self) -> Rows:
         """Those of any split."""
-        rows = read_rows(self.path, "question")
+        rows = read_kind(self.path, "question")
         both = (groups(rows, self.splits), groups(rows, self.transcript_splits))
-        used = some(rows, [ids for found in both for ids in found.values()], self.limit)
+        used = subset(rows, [ids for found in both for ids in found.values()], self.limit)
         if not used:
             raise ValueError(f"splits: no row of {self.path} is in any of {', '.join(self.splits)}")
         return used
@@ -108,7 +108,7 @@ class SpokenQA:
             "task": "spoken_qa",
             "data": artifact.fingerprint_of(Path(self.path)),
             "decoding": generation.VERSION,
-            "items": digest(list(self.rows)),
+            "items": json_digest(list(self.rows)),
             **{
                 key: settings[key]
                 for key in (
@@ -147,7 +147,7 @@ class SpokenQA:
         else:
             identity = shards.read_stream(Path(self.path))["quantizer"]
             asked = {id: instructions.answer(row)[:1] for id, row in self.rows.items()}
-        listener = Listener(checkpoint, identity, self.path, workers.device())
+        listener = Generator(checkpoint, identity, self.path, workers.device())
         size = self.batch_size
         for batch in listener.replies(asked, todo, self.max_new_tokens, size):
             if self.repeat_first:
@@ -175,7 +175,7 @@ class SpokenQA:
         def accuracy(name: str, given: list[str], ids: list[str]) -> Score:
             facts = [rows[id]["extra"]["fact"] for id in ids]
             pairs = zip(given, ids, strict=True)
-            right = [float(same(answer, rows[id]["extra"]["answer"])) for answer, id in pairs]
+            right = [float(equal_text(answer, rows[id]["extra"]["answer"])) for answer, id in pairs]
             return Score("spoken_qa", name, "acc", *mean(right, facts), len(right))
 
         scores = [
@@ -185,14 +185,14 @@ class SpokenQA:
         if len({rows[id]["extra"]["fact"] for id in controls}) > 1:
             others = [said[id]["answer"] for id in shuffled(rows, controls)]
             scores.append(accuracy("shuffled_audio", others, controls))
-            every = read_rows(self.train, "question").values()
+            every = read_kind(self.train, "question").values()
             common = Counter(row["extra"]["answer"] for row in every).most_common(1)
             scores.append(accuracy("majority_answer", [common[0][0]] * len(controls), controls))
         for name, ids in groups(rows, self.transcript_splits).items():
             truth, made = [rows[id]["text"] for id in ids], [said[id]["heard"] for id in ids]
             error = word_error_rate(truth, made, [rows[id]["extra"]["fact"] for id in ids])
             scores.append(Score("question_transcript", name, "wer", *error, len(ids)))
-        exact = [id for id in controls if same(said[id]["heard"], rows[id]["text"])]
+        exact = [id for id in controls if equal_text(said[id]["heard"], rows[id]["text"])]
         if exact:
             name = f"{self.controls_of}_heard_exactly"
             scores.append(accuracy(name, [said[id]["answer"] for id in exact], exact))
@@ -217,7 +217,7 @@ class SpokenQA:
             "speaker": row["speaker"],
             "cluster": row["extra"]["fact"],
             "split": next((name for name, ids in found.items() if row["id"] in ids), None),
-            "correct": same(said["answer"], row["extra"]["answer"]),
+            "correct": equal_text(said["answer"], row["extra"]["answer"]),
         }
 
 
@@ -247,8 +247,8 @@ class Transcription:
 
     @cached_property
     def rows(self) -> Rows:
-        rows = read_rows(self.path, "phrase")
-        used = some(rows, [*groups(rows, self.splits).values()], self.limit)
+        rows = read_kind(self.path, "phrase")
+        used = subset(rows, [*groups(rows, self.splits).values()], self.limit)
         if not used:
             raise ValueError(f"splits: no row of {self.path} is in any of {', '.join(self.splits)}")
         return used
@@ -258,7 +258,7 @@ class Transcription:
             "task": "transcription",
             "data": artifact.fingerprint_of(Path(self.path)),
             "decoding": generation.VERSION,
-            "items": digest(list(self.rows)),
+            "items": json_digest(list(self.rows)),
             "requests": self.requests,
             "max_new_tokens": self.max_new_tokens,
             "batch_size": self.batch_size,
@@ -278,7 +278,7 @@ class Transcription:
     def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
         """{"id", "heard", "tokens", "capped"}."""
         stream = shards.read_stream(Path(self.path))
-        listener = Listener(checkpoint, stream["quantizer"], self.path, workers.device())
+        listener = Generator(checkpoint, stream["quantizer"], self.path, workers.device())
         asked = {id: instructions.transcribe(r, self.requests)[:1] for id, r in self.rows.items()}
         for batch in listener.replies(asked, todo, self.max_new_tokens, self.batch_size):
             yield [{"heard": said.pop("reply"), **said} for said in batch]

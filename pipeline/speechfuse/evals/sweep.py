@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from speechfuse import artifact, config, workers
 from speechfuse.evals import cells, contamination, generation
-from speechfuse.evals.cells import Cell
-from speechfuse.evals.tasks import Task, digest
+from speechfuse.evals.cells import Predictions
+from speechfuse.evals.tasks import Task, json_digest
 from speechfuse.hub import data as hub_data
 from speechfuse.scores import audiobench_wer, intervals, judge, metrics, verdicts, word_errors
 
@@ -71,7 +71,7 @@ class Work:
     checkpoint: Path
     task: str
     spec: dict[str, Any]
-    cell: Cell
+    cell: Predictions
     fingerprint: str
 
 
@@ -85,7 +85,7 @@ def expand(entry: dict[str, Any]) -> list[tuple[str, Path]]:
     return [(entry["name"], path)]
 
 
-def chosen(job: Evaluate) -> list[tuple[str, Path, str]]:
+def cells_of(job: Evaluate) -> list[tuple[str, Path, str]]:
     """(checkpoint's name, its folder, task) of what `only` leaves; runs that it leaves out need not
     be there. ValueError for a name that is none, and a task that is not described."""
     names, found = [*job.tasks], []
@@ -141,7 +141,7 @@ def instance(spec: dict[str, Any]) -> Task:
 def prepare(job: Evaluate) -> list[Work]:
     """All cells, checked; ValueError for the first that could not succeed."""
     limit = {} if job.limit is None else {"limit": job.limit}
-    out, wanted = Path(job.out), chosen(job)
+    out, wanted = Path(job.out), cells_of(job)
     specs = {task: {**pinned(job.tasks[task]), **limit} for _, _, task in wanted}
     found, prints = [], dict[Path, str]()
     for name, checkpoint, task in tqdm(wanted, "checking", unit="cell", leave=False, delay=1):
@@ -152,10 +152,10 @@ def prepare(job: Evaluate) -> list[Work]:
             made.check(checkpoint)
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} {task}: {error}") from error
-        cell = Cell(out, prints[checkpoint], made)
+        cell = Predictions(out, prints[checkpoint], made)
         settings = {key: value for key, value in specs[task].items() if not is_path(value)}
         depends = [cell.key, settings, made.scoring(), code(specs[task])]
-        found.append(Work(name, checkpoint, task, specs[task], cell, digest(depends)))
+        found.append(Work(name, checkpoint, task, specs[task], cell, json_digest(depends)))
     return found
 
 
@@ -185,10 +185,10 @@ def predict(work: Work) -> tuple[int, str | None]:
         with work.cell.locked():
             return sum(work.cell.fill(instance(work.spec), work.checkpoint)), None
     except Exception as error:
-        return 0, noted(work, error)
+        return 0, error_line(work, error)
 
 
-def noted(work: Work, error: Exception) -> str:
+def error_line(work: Work, error: Exception) -> str:
     """An error in one line; its traceback is kept beside the predictions."""
     text = "".join(traceback.format_exception(error))
     artifact.write_atomic(work.cell.folder / "traceback.txt", text)
@@ -227,7 +227,7 @@ def predictions(
                     computed += count
                     bar.update(count)
         except Exception as failure:
-            error = noted(work, failure)
+            error = error_line(work, failure)
         yield work, computed, error
 
 
@@ -238,7 +238,7 @@ def result_of(work: Work, partial: bool) -> dict[str, Any]:
     scores = [replace(score, task=score.task or work.task) for score in scored.scores]
     head, prints = scores[0], {"checkpoint": work.cell.inputs["checkpoint"]}
     prints |= {"predictions": work.cell.key, "data": work.cell.inputs["task"]["data"]}
-    prints |= {name: digest(value) for name, value in task.scoring().items()}
+    prints |= {name: json_digest(value) for name, value in task.scoring().items()}
     return {
         "checkpoint": work.name,
         "task": work.task,

@@ -58,12 +58,12 @@ class Task(Protocol):
         ...
 
 
-def digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
     """sha256 of JSON, 64 hex digits; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def spread(values: list[Any], limit: int | None) -> list[Any]:
+def take_evenly(values: list[Any], limit: int | None) -> list[Any]:
     """`limit` of the values at equal distances; all when None. ValueError for less than 1."""
     if limit is None:
         return values

@@ -25,7 +25,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from speechfuse.evals.harness_model import harness_model
-from speechfuse.evals.tasks import Scored, digest, spread
+from speechfuse.evals.tasks import Scored, json_digest, take_evenly
 from speechfuse.scores.intervals import Score, mean
 from speechfuse.tokens.prompts import render
 from speechfuse.tokens.vocabulary import Vocabulary
@@ -62,12 +62,12 @@ class TextMMLU:
         """Rows by id, "<subject>/<number>", in the order of subjects (files) and lines."""
         subjects = read_subjects(Path(self.folder))
         every = [(name, i, row) for name, rows in subjects.items() for i, row in enumerate(rows)]
-        return {f"{name}/{i}": row for name, i, row in spread(every, self.limit)}
+        return {f"{name}/{i}": row for name, i, row in take_evenly(every, self.limit)}
 
     def inputs(self) -> dict[str, Any]:
         return {
             "task": "text_mmlu",
-            "data": digest(self.rows),
+            "data": json_digest(self.rows),
             "lm_eval": [metadata.version("lm_eval"), {**TASK, "batch_size": self.batch_size}],
         }
 
@@ -150,13 +150,13 @@ def read_subjects(folder: Path) -> dict[str, list[dict[str, Any]]]:
             f"{folder} holds no <subject>.jsonl files: check the path, or first run the job that "
             "writes the questions"
         )
-    subjects = {path.stem: read_rows(path) for path in paths}
+    subjects = {path.stem: read_questions(path) for path in paths}
     if empty := [f"{name}.jsonl" for name, rows in subjects.items() if not rows]:
         raise ValueError(f"{folder}: no questions in {', '.join(empty)}; fill or remove")
     return subjects
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_questions(path: Path) -> list[dict[str, Any]]:
     """The rows of one subject, checked: text, 4 choices, the index of the right one."""
     rows = []
     for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):

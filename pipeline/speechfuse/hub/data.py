@@ -36,7 +36,7 @@ PATH = re.compile(r"([\w.-]+/[\w.-]+)@([^@]+)")
 def resolve(repo: str, revision: str, repo_type: str = "dataset") -> str:
     """The commit, 40 hex digits, that a branch, tag or commit of a repository is now. Without a
     connection, what it was when last seen. ValueError where there is none."""
-    with told(f"{repo}@{revision}"):
+    with hub_errors(f"{repo}@{revision}"):
         found = _api().resolve_revision(repo, repo_type=repo_type, revision=revision)
     return found.resolved
 
@@ -52,10 +52,10 @@ def pinned(path: str, out: Path | None = None) -> str | None:
     where the input has the name `path`."""
     if not (match := _on_hub(path)):
         return None
-    return kept(f"{match[1]}@{resolve(match[1], match[2])}", path, out)
+    return pinned_commit(f"{match[1]}@{resolve(match[1], match[2])}", path, out)
 
 
-def kept(now: str, name: str, out: Path | None) -> str:
+def pinned_commit(now: str, name: str, out: Path | None) -> str:
     """The owner/name@commit that an artifact stays with: once `out` is begun, the one that stands
     as input `name` in its plan.json, else `now`. Where the branch has moved since, that is said and
     makes no difference. What is not on the Hub is given back as it is."""
@@ -74,7 +74,7 @@ def local(path: str) -> Path:
     if not (match := _on_hub(path)):
         return Path(path)
     commit = resolve(match[1], match[2])
-    with told(path):
+    with hub_errors(path):
         place = snapshot_download(match[1], repo_type="dataset", revision=commit, token=_token())
     return Path(place)
 
@@ -93,7 +93,7 @@ def _api() -> HfApi:
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def hub_errors(what: str) -> Iterator[None]:
     """What the Hub or the network refuses, as a ValueError of one sentence."""
     token = "HF_TOKEN has no right to it" if _token() else "HF_TOKEN is not set"
     try:

@@ -16,7 +16,7 @@ from huggingface_hub import (
 from huggingface_hub.hf_api import RepoFile
 
 from speechfuse import artifact
-from speechfuse.hub.data import _api, _token, told
+from speechfuse.hub.data import _api, _token, hub_errors
 
 # such files go when the artifact no more has them: data_files and from_pretrained would find them
 STRAY = ("shard-*", "*.safetensors", "*.safetensors.index.json")
@@ -50,7 +50,7 @@ def push(
         print(f"{folder}: {what} would go to {repo} ({how}); nothing was sent")
         return None
     _needs_token()
-    with told(repo):
+    with hub_errors(repo):
         commit, changed = _commit(repo, repo_type, private, files, message or f"Push {folder.name}")
     manifest = artifact.manifest_of(folder)
     record = {
@@ -79,7 +79,7 @@ def record_of(folder: Path) -> Path:
 def own_name() -> str:
     """Whose token it is."""
     _needs_token()
-    with told("your account"):
+    with hub_errors("your account"):
         return _api().whoami()["name"]
 
 

@@ -83,7 +83,7 @@ def _frequencies(head_width: int) -> Tensor:
     return 1.0 / 10_000 ** (torch.arange(0, head_width, 2).float() / head_width)
 
 
-class DecodingHalf(nn.Module):
+class WhisperTextDecoder(nn.Module):
     """Codebook vectors to features that Whisper's text decoder reads. Tensors have the published
     names."""
 
@@ -115,17 +115,17 @@ class DecodingHalf(nn.Module):
             save_file(tensors, temporary, metadata=about)
 
 
-class Decoder:
+class CodeTranscriber:
     """Codes of one quantizer to text. `whisper` is the model whose encoder the quantizer has."""
 
     def __init__(
-        self, half: DecodingHalf, codebook: Tensor, whisper: Whisper, language: str = "en"
+        self, half: WhisperTextDecoder, codebook: Tensor, whisper: Whisper, language: str = "en"
     ) -> None:
         self.half, self.codebook, self.whisper = half, codebook, whisper
         self.language = language
 
     @classmethod
-    def load(cls, path: Path, whisper: Path | None, language: str = "en") -> "Decoder":
+    def load(cls, path: Path, whisper: Path | None, language: str = "en") -> "CodeTranscriber":
         """Read ours (a folder) or a published WhisperVQ (a `.model` file); `whisper`: the
         openai-whisper `.pt` that it was trained on. ValueError says what does not fit."""
         if whisper is None:
@@ -148,14 +148,14 @@ class Decoder:
             shape, decoding = _half_of_published(path, content, config)
             if not (content.get("tunables") or {}).get("mask_embs"):
                 codebook[-1] = codebook[0]  # what the oldest models pad with
-        half = DecodingHalf(config, shape)
+        half = WhisperTextDecoder(config, shape)
         try:
             half.load_state_dict(decoding)
         except RuntimeError as error:
             raise ValueError(f"{path} holds no decoding half of its quantizer: {error}") from None
         return cls(half.eval(), codebook, model, language)
 
-    def to(self, device: str) -> "Decoder":
+    def to(self, device: str) -> "CodeTranscriber":
         """Itself, on `device`."""
         self.half, self.whisper = self.half.to(device), self.whisper.to(device)
         self.codebook = self.codebook.to(device)
@@ -254,7 +254,9 @@ def _half_of_published(
     return shape, tensors
 
 
-def save_published(path: Path, quantizer: Quantizer, half: DecodingHalf, whisper: str) -> None:
+def save_published(
+    path: Path, quantizer: Quantizer, half: WhisperTextDecoder, whisper: str
+) -> None:
     """Write both halves as WhisperSpeech publishes them; `whisper` names the teacher (medium).
 
     whisperspeech loads the file with any window, but runs windows of 30 s only.

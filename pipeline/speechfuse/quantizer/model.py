@@ -291,7 +291,7 @@ def read_published(
 
 
 @dataclass
-class QuantizerOf:
+class QuantizerSpec:
     checkpoint: str = field(
         metadata={"help": "folder of ours, or a published WhisperVQ .model file"}
     )

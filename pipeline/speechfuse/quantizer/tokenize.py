@@ -22,13 +22,13 @@ from speechfuse.corpora.clip import Clip
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.rows.rejects import Reject
 from speechfuse.rows.shards import Shard
-from speechfuse.workers import ahead
+from speechfuse.workers import prefetch
 
 Filter = Callable[[np.ndarray, str | None], str | None]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class DecodedClip:
     """A decoded clip: its pieces are float32 at 16 kHz, each within the quantizer's window."""
 
     clip: Clip
@@ -44,7 +44,7 @@ def decode(clip: Clip) -> decoding.Decoded:
     return decoding.decode(clip.audio, clip.offset, clip.seconds)
 
 
-def prepare(clip: Clip | Reject, window: float, filters: list[Filter]) -> Prepared | Reject:
+def prepare(clip: Clip | Reject, window: float, filters: list[Filter]) -> DecodedClip | Reject:
     """Decode, filter and split one clip; `window` in seconds."""
     if isinstance(clip, Reject):
         return clip
@@ -61,7 +61,7 @@ def prepare(clip: Clip | Reject, window: float, filters: list[Filter]) -> Prepar
             digest = sha256_of(clip.audio)
         elif isinstance(clip.audio, bytes):
             digest = hashlib.sha256(clip.audio).hexdigest()
-    return Prepared(clip, decoded, decoding.split(decoded.waveform, window), digest)
+    return DecodedClip(clip, decoded, decoding.split(decoded.waveform, window), digest)
 
 
 def tokenize(
@@ -91,10 +91,10 @@ def tokenize(
         if len(running) > 1:  # fetched one batch late, so that the device always has work
             collect()
 
-    def prepared(clip: Clip | Reject) -> Prepared | Reject:
+    def prepared(clip: Clip | Reject) -> DecodedClip | Reject:
         return prepare(clip, quantizer.window, filters)
 
-    for item in ahead(prepared, clips, threads, depth):
+    for item in prefetch(prepared, clips, threads, depth):
         if isinstance(item, Reject):
             shard.rejects.append({"id": item.id, "reason": item.reason})
             continue
@@ -128,7 +128,7 @@ def _seconds(waveform: np.ndarray) -> float:
     return len(waveform) / decoding.SAMPLE_RATE
 
 
-def _row(item: Prepared, part: int, offset: float, seconds: float) -> dict[str, Any]:
+def _row(item: DecodedClip, part: int, offset: float, seconds: float) -> dict[str, Any]:
     clip, whole = item.clip, len(item.pieces) == 1
     return {
         "id": clip.id if whole else f"{clip.id}#{part}",
@@ -157,7 +157,7 @@ def exactness(
     codes = 0.0
     for clip in clips:
         item = prepare(clip, quantizer.window, [])
-        if isinstance(item, Prepared):
+        if isinstance(item, DecodedClip):
             usable = [p for p in item.pieces if _seconds(p) >= 1 / quantizer.token_rate]
             pieces += usable
             codes += sum(map(_seconds, usable)) * quantizer.token_rate

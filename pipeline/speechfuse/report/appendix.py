@@ -6,23 +6,23 @@ In: the results of one protocol. Out: page.Table for each, or None where no resu
 import re
 from typing import Any
 
-from speechfuse.report.page import Cell, Table
-from speechfuse.report.results import Cell as Result
-from speechfuse.report.results import Found
+from speechfuse.report.page import Table, TableCell
+from speechfuse.report.results import ResultFile as Result
+from speechfuse.report.results import ResultsByCheckpoint
 
 HITS, FOLDED = 3, 1000  # shown of each task, and of all on the page
 ERRORS = ("substitutions", "deletions", "insertions", "words")
 
 
-def cells(found: Found) -> list[tuple[str, Result]]:
+def cells(found: ResultsByCheckpoint) -> list[tuple[str, Result]]:
     """Every result with the name of its row, in order."""
     return [(name, cell) for name, of in found.items() for cell in of.cells.values()]
 
 
-def diagnostics(found: Found) -> Table | None:
+def diagnostics(found: ResultsByCheckpoint) -> Table | None:
     """Replies that are no answers: a rise here moves scores for reasons other than knowledge."""
     shown = ("empty", "loops", "refusals", "mean_words")
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [
             name,
             cell.name,
@@ -41,9 +41,9 @@ def diagnostics(found: Found) -> Table | None:
     return Table(head, rows, caption=caption) if rows else None
 
 
-def word_errors(found: Found) -> Table | None:
+def word_errors(found: ResultsByCheckpoint) -> Table | None:
     """Substitutions, deletions, insertions, and the share of utterances worse than all wrong."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for name, cell, split, about in by_split(found):
         if all(kind in about for kind in ERRORS) and about["words"]:
             shares = [f"{about[kind]:,}\n{about[kind] / about['words']:.1%}" for kind in ERRORS[:3]]
@@ -54,7 +54,7 @@ def word_errors(found: Found) -> Table | None:
     return Table(head, rows, caption=caption) if rows else None
 
 
-def by_duration(found: Found) -> Table | None:
+def by_duration(found: ResultsByCheckpoint) -> Table | None:
     """Error rate by length of the audio: what is longer than the training's audio fails first."""
     told, labels = [], set[str]()
     for name, cell, split, about in by_split(found):
@@ -62,13 +62,13 @@ def by_duration(found: Found) -> Table | None:
         told += [(name, f"{cell.name} {split}", bins)] if bins else []
         labels |= bins.keys()
     order = sorted(labels, key=lambda label: int(re.findall(r"\d+", label)[0]))  # where it starts
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [name, task, *(bins.get(label, "") for label in order)] for name, task, bins in told
     ]
     return Table(["checkpoint", "task", *order], rows) if rows else None
 
 
-def by_split(found: Found) -> list[tuple[str, Result, str, dict[str, Any]]]:
+def by_split(found: ResultsByCheckpoint) -> list[tuple[str, Result, str, dict[str, Any]]]:
     return [
         (name, cell, split, about)
         for name, cell in cells(found)
@@ -76,7 +76,7 @@ def by_split(found: Found) -> list[tuple[str, Result, str, dict[str, Any]]]:
     ]
 
 
-def contamination(found: Found) -> Table | None:
+def contamination(found: ResultsByCheckpoint) -> Table | None:
     """Items that the training has seen, each once, whatever checkpoint and task asked; the first
     few of each task are shown, the others folded."""
     tasks: dict[tuple[str, str, str, str], dict[str, None]] = {}
@@ -85,7 +85,7 @@ def contamination(found: Found) -> Table | None:
             shared = " ".join(str(hit.get("shared", "")).split())[:300]
             of = str(hit["id"]), hit["kind"], str(hit["training_id"]), shared
             tasks.setdefault(of, {})[cell.name] = None
-    of_task: dict[str, list[list[Cell]]] = {}
+    of_task: dict[str, list[list[TableCell]]] = {}
     for of, names in tasks.items():
         of_task.setdefault("\n".join(names), []).append(["\n".join(names), *of])
     rows = [row for every in of_task.values() for row in every[:HITS]]
@@ -99,10 +99,10 @@ def contamination(found: Found) -> Table | None:
     return Table(head, rows, caption=caption, folded=folded[:FOLDED]) if rows else None
 
 
-def provenance(found: Found) -> Table:
+def provenance(found: ResultsByCheckpoint) -> Table:
     """What each number was made from."""
     kinds = dict.fromkeys(kind for _, cell in cells(found) for kind in cell.fingerprints)
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for name, cell in cells(found):
         prints = [cell.fingerprints.get(kind, "")[:12] for kind in kinds]
         versions = cell.details.get("versions", {})

@@ -7,7 +7,14 @@ sentences, and of each bound whether it is kept. Used by stages.report and stage
 from dataclasses import asdict, dataclass, field
 
 from speechfuse.report.differences import difference
-from speechfuse.report.results import Failure, Found, Key, key, lower_is_better, of_run
+from speechfuse.report.results import (
+    Failure,
+    Key,
+    ResultsByCheckpoint,
+    key,
+    lower_is_better,
+    of_run,
+)
 
 BOUNDS = ("at_least", "at_most", "of_base_at_least")
 
@@ -83,7 +90,7 @@ class Choice:
     reasons: list[str]
 
 
-def choose(found: Found, rule: Rule, base: str, failures: list[Failure]) -> Choice:
+def choose(found: ResultsByCheckpoint, rule: Rule, base: str, failures: list[Failure]) -> Choice:
     """The epoch that `rule` picks, and why.
 
     An epoch without a score that the rule needs is left out when one of its cells failed; else it
@@ -123,7 +130,9 @@ def choose(found: Found, rule: Rule, base: str, failures: list[Failure]) -> Choi
     return Choice(epochs[0], reasons)
 
 
-def best(found: Found, epochs: list[str], of: Key, test: bool) -> tuple[list[str], str, bool]:
+def best(
+    found: ResultsByCheckpoint, epochs: list[str], of: Key, test: bool
+) -> tuple[list[str], str, bool]:
     """The epochs that tie for the best value, in order, a sentence about them, and whether every
     epoch was tested against the best."""
     sign, top = -1 if lower_is_better(of[2]) else 1, first(found, epochs, of)
@@ -155,19 +164,19 @@ def best(found: Found, epochs: list[str], of: Key, test: bool) -> tuple[list[str
     return ties, f"{reason}.", test and not untested
 
 
-def first(found: Found, epochs: list[str], of: Key) -> str:
+def first(found: ResultsByCheckpoint, epochs: list[str], of: Key) -> str:
     """The epoch of the best value, of equals the earliest."""
     sign = -1 if lower_is_better(of[2]) else 1
     return max(epochs, key=lambda name: sign * found[name].scores[of].value)
 
 
-def of_base(found: Found, name: str, of: Key, base: str) -> float | None:
+def of_base(found: ResultsByCheckpoint, name: str, of: Key, base: str) -> float | None:
     """Value over the base's value; None where the base has none, or zero."""
     whole = found[base].scores[of].value if base in found and of in found[base].scores else 0.0
     return found[name].scores[of].value / whole if whole else None
 
 
-def judge(floor: Floor, found: Found, name: str, base: str) -> tuple[bool, str]:
+def judge(floor: Floor, found: ResultsByCheckpoint, name: str, base: str) -> tuple[bool, str]:
     """Whether checkpoint `name` keeps `floor`, and a line that says so; no score is a miss."""
     of = key(floor)
     what = " ".join(of)

@@ -9,9 +9,9 @@ from math import erfc, sqrt
 
 from tqdm import tqdm
 
-from speechfuse.report.page import Cell, Table
-from speechfuse.report.results import Cell as Result
-from speechfuse.report.results import Found, Items, Key, numbers
+from speechfuse.report.page import Table, TableCell
+from speechfuse.report.results import Items, Key, ResultsByCheckpoint, numbers
+from speechfuse.report.results import ResultFile as Result
 from speechfuse.scores import intervals
 
 Difference = tuple[float, float, float]  # value, low, high
@@ -57,9 +57,11 @@ def p_value(first: Result, second: Result, of: Key) -> float | None:
     return erfc(abs(value) / error / sqrt(2)) if error else float(value == 0)
 
 
-def table(found: Found, epochs: list[str], keys: list[Key], chosen: str) -> Table | None:
+def table(
+    found: ResultsByCheckpoint, epochs: list[str], keys: list[Key], chosen: str
+) -> Table | None:
     """A row for each score and epoch; None where there are no two epochs to compare."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     untested = []
     for of in tqdm(keys, "comparing epochs", unit="score", leave=False, delay=2):
         scored = [name for name in epochs if of in found[name].scores]
@@ -80,7 +82,7 @@ def table(found: Found, epochs: list[str], keys: list[Key], chosen: str) -> Tabl
     return Table(head, rows, marked, CAPTION + without)
 
 
-def compared(found: Found, pairs: dict[str, str], of: Key) -> dict[str, str]:
+def compared(found: ResultsByCheckpoint, pairs: dict[str, str], of: Key) -> dict[str, str]:
     """Of each checkpoint against its partner in `pairs`: difference, interval, adjusted p; nothing
     of those that cannot be paired."""
     told, ps = {}, {}

@@ -55,7 +55,7 @@ class Audio:
     path: str = ""
 
 
-Cell = str | Audio
+TableCell = str | Audio
 
 
 class Block(Protocol):
@@ -76,7 +76,7 @@ class Heading:
 
 
 @dataclass
-class Text:
+class Markdown:
     text: str
 
     def markdown(self) -> str:
@@ -117,10 +117,10 @@ class Table:
     `chosen` are the rows in bold; `folded` are further rows, on the page alone."""
 
     head: list[str]
-    rows: list[list[Cell]]
+    rows: list[list[TableCell]]
     chosen: set[int] = field(default_factory=set)
     caption: str = ""
-    folded: list[list[Cell]] = field(default_factory=list)
+    folded: list[list[TableCell]] = field(default_factory=list)
 
     def markdown(self) -> str:
         rows = [list(map(_in_markdown, row)) for row in self.rows]
@@ -199,13 +199,13 @@ def escaped(text: str) -> str:
     return html.escape(" ".join(text.split()), quote=False).replace("|", "&#124;")
 
 
-def _in_markdown(cell: Cell) -> str:
+def _in_markdown(cell: TableCell) -> str:
     if isinstance(cell, Audio):
         return f"[audio]({cell.path})" if cell.path else ""
     return "<br>".join(escaped(line) for line in cell.split("\n"))
 
 
-def _in_html(cell: Cell) -> str:
+def _in_html(cell: TableCell) -> str:
     if isinstance(cell, Audio):
         return f'<audio controls preload="none" src="{html.escape(cell.uri)}"></audio>'
     return "<br>".join(html.escape(line, quote=False) for line in cell.split("\n"))

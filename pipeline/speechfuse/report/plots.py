@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from speechfuse.report.results import Curve, Found, Key
+from speechfuse.report.results import Curve, Key, ResultsByCheckpoint
 
 CHANCE = 0.25  # of a 4-choice question
 POINTS = 2000  # of a line; more would not be seen
@@ -43,7 +43,7 @@ def loss(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def text(found: Found, task: str, wanted: list[Key], base: str) -> Figure:
+def text(found: ResultsByCheckpoint, task: str, wanted: list[Key], base: str) -> Figure:
     """The text score of every checkpoint that has one, a line for each split, and where the base
     stands. `wanted` are the splits to show; none of this task: the first few."""
     known = keys_of(found, list(found), task)
@@ -67,7 +67,9 @@ def text(found: Found, task: str, wanted: list[Key], base: str) -> Figure:
     return figure
 
 
-def speech(found: Found, names: list[str], wanted: list[Key], but: str) -> Figure | None:
+def speech(
+    found: ResultsByCheckpoint, names: list[str], wanted: list[Key], but: str
+) -> Figure | None:
     """A panel for each metric of each task other than `but`, over the epochs `names`, with the
     splits of `wanted`, or where it has none, the first few."""
     panels: dict[tuple[str, str], list[Key]] = {}
@@ -93,7 +95,7 @@ def speech(found: Found, names: list[str], wanted: list[Key], but: str) -> Figur
     return figure
 
 
-def curve(found: Found, names: list[str], of: Curve) -> Figure:
+def curve(found: ResultsByCheckpoint, names: list[str], of: Curve) -> Figure:
     """A line for each checkpoint of `names` over the points of `of`, with 95 % intervals."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     ax = figure.subplots()
@@ -114,12 +116,12 @@ def curve(found: Found, names: list[str], of: Curve) -> Figure:
     return figure
 
 
-def keys_of(found: Found, names: list[str], task: str | None = None) -> list[Key]:
+def keys_of(found: ResultsByCheckpoint, names: list[str], task: str | None = None) -> list[Key]:
     keys = dict.fromkeys(of for name in names for of in found[name].scores)
     return [of for of in keys if task in (None, of[0])]
 
 
-def lines(ax: Axes, found: Found, names: list[str], keys: list[Key]) -> None:
+def lines(ax: Axes, found: ResultsByCheckpoint, names: list[str], keys: list[Key]) -> None:
     """A line of values over `names` for each of `keys`, with 95 % intervals where there are any."""
     for i, of in enumerate(keys):
         places = [x for x, name in enumerate(names) if of in found[name].scores]

@@ -62,7 +62,7 @@ class Curve:
 
 
 @dataclass(eq=False)
-class Cell:
+class ResultFile:
     """One result file; equal to itself alone, so that what is computed of it can be kept."""
 
     checkpoint: str
@@ -78,17 +78,17 @@ class Cell:
 class Checkpoint:
     """Cells by the name of their file, and where each score comes from."""
 
-    cells: dict[str, Cell] = field(default_factory=dict)
+    cells: dict[str, ResultFile] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[Key, Score]:
         return {key: score for cell in self.cells.values() for key, score in cell.scores.items()}
 
-    def cell(self, key: Key) -> Cell:
+    def cell(self, key: Key) -> ResultFile:
         return next(cell for cell in self.cells.values() if key in cell.scores)
 
 
-Found = dict[str, Checkpoint]
+ResultsByCheckpoint = dict[str, Checkpoint]
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ class Failure:
 class Results:
     """By protocol the checkpoints in order, and every cell that failed."""
 
-    protocols: dict[str, Found]
+    protocols: dict[str, ResultsByCheckpoint]
     failures: list[Failure]
 
-    def of(self, protocol: str) -> Found:
+    def of(self, protocol: str) -> ResultsByCheckpoint:
         if protocol not in self.protocols:
             known = ", ".join(self.protocols) or "none"
             raise ValueError(f"no results of protocol={protocol}; there are: {known}")
@@ -169,13 +169,13 @@ def _failure(path: Path) -> Failure:
         raise ValueError(f"{path} is no record of a failure ({error}): remove it") from error
 
 
-def _cell(path: Path, place: str) -> Cell:
+def _cell(path: Path, place: str) -> ResultFile:
     try:
         told = _read(path)
         if "fingerprint" in told and "protocol" not in told:
             raise ValueError("it is of an older form, without a protocol")
         scores = [Score(**score) for score in told["scores"]]
-        cell = Cell(
+        cell = ResultFile(
             told["checkpoint"],
             path.stem,
             told["protocol"],
@@ -223,12 +223,12 @@ def ordered(names: Iterable[str], base: str, runs: list[Run]) -> list[str]:
     return sorted(names, key=place)
 
 
-def of_run(found: Found, run: str) -> list[str]:
+def of_run(found: ResultsByCheckpoint, run: str) -> list[str]:
     return [name for name in found if name.startswith(f"{run}/")]
 
 
 @lru_cache(maxsize=4096)
-def numbers(cell: Cell, of: Key) -> Items | None:
+def numbers(cell: ResultFile, of: Key) -> Items | None:
     """The items behind a score, {id, cluster?, and its number}; None where the file has none.
 
     A file may hold several scores. Items are those of the score's split, or all of them, and they

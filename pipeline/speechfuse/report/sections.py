@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse.report import appendix, choice, plots, tables
-from speechfuse.report.page import Audio, Block, Cell, Heading, Plot, Table, Text, recording
-from speechfuse.report.results import Checkpoint, Curve, Found, Items, Key
+from speechfuse.report.page import (
+    Audio,
+    Block,
+    Heading,
+    Markdown,
+    Plot,
+    Table,
+    TableCell,
+    recording,
+)
+from speechfuse.report.results import Checkpoint, Curve, Items, Key, ResultsByCheckpoint
 from speechfuse.report.tables import Column
 
 
@@ -17,7 +26,7 @@ def section(title: str, *blocks: Block | None) -> list[Block]:
     return [Heading(title), *there] if there else []
 
 
-def partial(found: Found, swept: str) -> str:
+def partial(found: ResultsByCheckpoint, swept: str) -> str:
     """A sentence where numbers do not stand for whole tasks; `swept`: what a sweep was limited to.
     Empty where they do."""
     cells = [cell for checkpoint in found.values() for cell in checkpoint.cells.values()]
@@ -31,7 +40,9 @@ def partial(found: Found, swept: str) -> str:
     )
 
 
-def marks(found: Found, epochs: list[str], keys: list[Key]) -> dict[tuple[str, Key], str]:
+def tie_labels(
+    found: ResultsByCheckpoint, epochs: list[str], keys: list[Key]
+) -> dict[tuple[str, Key], str]:
     """Words beside the best epoch of each score and those that are not significantly worse, where
     there are items to test."""
     words: dict[tuple[str, Key], str] = {}
@@ -48,17 +59,21 @@ def marks(found: Found, epochs: list[str], keys: list[Key]) -> dict[tuple[str, K
 def said(checkpoint: Checkpoint, of: Key, split: str, folder: Path) -> list[Block]:
     """Items of the chosen epoch: of the task that chose it those of `split`, then of every other
     task that has replies. `folder` is where paths of audio start."""
-    samples, first = Samples(folder), checkpoint.cell(of)
+    samples, first = Excerpts(folder), checkpoint.cell(of)
     lines = section(f"What it says: {of[0]}, {split}", samples.table(first.items, split))
     for cell in checkpoint.cells.values():
         if cell is not first:
             lines += section(f"What it says: {cell.name}", samples.table(cell.items, None))
     if samples.left_out:
-        lines.append(Text(f"{samples.left_out} recordings are left out to keep the page small."))
+        lines.append(
+            Markdown(f"{samples.left_out} recordings are left out to keep the page small.")
+        )
     return lines
 
 
-def curves(found: Found, wanted: list[Curve], chosen: str, whole: bool) -> list[Block]:
+def curves(
+    found: ResultsByCheckpoint, wanted: list[Curve], chosen: str, whole: bool
+) -> list[Block]:
     """Each curve as a table and a plot: the last epoch of every run, of its own run the chosen one.
     Where no checkpoint has all of its points this is said, and when the results are `whole` it is
     a ValueError."""
@@ -75,9 +90,9 @@ def curves(found: Found, wanted: list[Curve], chosen: str, whole: bool) -> list[
             lacks = f"curves.{number}: no checkpoint has all of its points: {said}"
             if whole:
                 raise ValueError(lacks)
-            lines += section(of.title, Text(lacks))
+            lines += section(of.title, Markdown(lacks))
             continue
-        rows: list[list[Cell]] = [
+        rows: list[list[TableCell]] = [
             [name, *(tables.shown(found[name].scores[key]) for key in keys)]
             for name in last.values()
         ]
@@ -87,7 +102,7 @@ def curves(found: Found, wanted: list[Curve], chosen: str, whole: bool) -> list[
     return lines
 
 
-def every_score(found: Found, base: str, chosen: str | None) -> list[Block]:
+def every_score(found: ResultsByCheckpoint, base: str, chosen: str | None) -> list[Block]:
     """A table for each task with all its splits and metrics."""
     keys = dict.fromkeys(of for checkpoint in found.values() for of in checkpoint.scores)
     lines: list[Block] = []
@@ -98,7 +113,7 @@ def every_score(found: Found, base: str, chosen: str | None) -> list[Block]:
     return lines
 
 
-def behind(found: Found, more: str = "") -> list[Block]:
+def appendix_sections(found: ResultsByCheckpoint, more: str = "") -> list[Block]:
     """What stands behind the numbers. `more`: what to add to each heading."""
     return [
         *section(f"Word errors{more}", appendix.word_errors(found), appendix.by_duration(found)),
@@ -108,7 +123,7 @@ def behind(found: Found, more: str = "") -> list[Block]:
     ]
 
 
-SAMPLES = 10
+EXCERPTS = 10
 
 
 BUDGET = 3_000_000  # characters of all recordings on a page
@@ -117,7 +132,7 @@ BUDGET = 3_000_000  # characters of all recordings on a page
 FIELDS = ("question", "text", "heard", "answer", "expected")
 
 
-class Samples:
+class Excerpts:
     """Tables of items that nobody picked. `left_out` counts the recordings over the budget; paths
     of audio start at `folder`."""
 
@@ -133,14 +148,14 @@ class Samples:
             raise ValueError(
                 f"samples={split}: the chosen epoch has no such items; there are: {known}"
             )
-        picked = [found[i * len(found) // SAMPLES] for i in range(min(SAMPLES, len(found)))]
+        picked = [found[i * len(found) // EXCERPTS] for i in range(min(EXCERPTS, len(found)))]
         fields = [f for f in FIELDS if any(isinstance(item.get(f), str) for item in picked)]
         if len(fields) < 2:
             return None
         heard = [self._audio(str(item.get("audio") or "")) for item in picked]
-        rows: list[list[Cell]] = []
+        rows: list[list[TableCell]] = []
         for item, audio in zip(picked, heard, strict=True):
-            texts: list[Cell] = [" ".join(str(item.get(name, "")).split()) for name in fields]
+            texts: list[TableCell] = [" ".join(str(item.get(name, "")).split()) for name in fields]
             rows.append([*texts, *([audio or ""] if any(heard) else []), verdict(item)])
         return Table([*fields, *(["audio"] if any(heard) else []), ""], rows)
 

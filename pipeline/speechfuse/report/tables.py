@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from speechfuse.report.choice import of_base
-from speechfuse.report.page import Cell, Table
-from speechfuse.report.results import Cell as Result
-from speechfuse.report.results import Found, Key, key, lower_is_better
+from speechfuse.report.page import Table, TableCell
+from speechfuse.report.results import Key, ResultsByCheckpoint, key, lower_is_better
+from speechfuse.report.results import ResultFile as Result
 from speechfuse.scores.intervals import Score
 
 
@@ -50,7 +50,7 @@ def caveats(cell: Result, of: Key) -> list[str]:
 
 
 def results(
-    found: Found,
+    found: ResultsByCheckpoint,
     names: list[str],
     columns: list[Column],
     base: str,
@@ -60,7 +60,7 @@ def results(
     """A row for each checkpoint that has any of `columns`, the chosen one marked. `ties` are words
     beside a cell. ValueError for a column that no result has."""
     head, marked = ["checkpoint"], set()
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for column in columns:
         of = key(column)
         counts = sorted({found[name].scores[of].n for name in names if of in found[name].scores})
@@ -73,7 +73,7 @@ def results(
             head.append(f"{of[0]}\n% worse than {base}")
     for name in names:
         scores = found[name].scores
-        row: list[Cell] = [name]
+        row: list[TableCell] = [name]
         for column in columns:
             of, lines = key(column), []
             share = of_base(found, name, of, base) if of in scores and name != base else None
@@ -93,7 +93,7 @@ def results(
 
 
 def training(metrics: dict[str, list[dict[str, Any]]]) -> Table:
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for name, lines in metrics.items():
         tokens, seconds = (sum(line[what] for line in lines) for what in ("tokens", "seconds"))
         last = [str(lines[-1]["step"]), f"{tokens:,}", f"{seconds / 60:.1f}"]

@@ -121,7 +121,7 @@ def counts_of(paths: list[Path]) -> Counter[str]:
     return counts
 
 
-def said_of(out: Path, totals: dict[str, Any], others: tuple[str, ...] = ()) -> list[str]:
+def describe_rejects(out: Path, totals: dict[str, Any], others: tuple[str, ...] = ()) -> list[str]:
     """How many were left out and why, for a job's summary; `others` are further such totals."""
     said = []
     for what in ("rejected", "filtered", *others):

@@ -212,7 +212,7 @@ def speech_of(batch: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_struct_array(speech.drop_null())
 
 
-def pick(paths: list[Path], many: int) -> list[dict[str, Any]]:
+def sample_rows(paths: list[Path], many: int) -> list[dict[str, Any]]:
     """About `many` pieces of speech that have codes, from rows at equal distances, so that nobody
     chose them."""
     rows = sum(pq.read_metadata(path).num_rows for path in paths)

@@ -32,7 +32,7 @@ ROUNDED = {"hours": 4, "bits_per_code": 3}  # decimals of the manifest
 JOINT = 1e-3  # seconds; `seconds` is a float32
 
 
-class Report:
+class Findings:
     """The faults, and a printed line for each group of checks."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class Counted:
         }
 
 
-def check_manifest(folder: Path, manifest: dict[str, Any], report: Report) -> None:
+def check_manifest(folder: Path, manifest: dict[str, Any], report: Findings) -> None:
     for key in ("config", "inputs", "outputs", "totals"):
         if not isinstance(manifest.get(key), dict):
             raise ValueError(
@@ -114,7 +114,7 @@ def check_manifest(folder: Path, manifest: dict[str, Any], report: Report) -> No
     report.group("manifest", f"{job}, version {version}, fingerprint {again.fingerprint[:12]}")
 
 
-def check_files(folder: Path, outputs: dict[str, str], report: Report) -> list[Path]:
+def check_files(folder: Path, outputs: dict[str, str], report: Findings) -> list[Path]:
     """Every output lies in the folder and has its sha256. Returns the shards among them."""
     sizes = {}
     for name in outputs:
@@ -156,7 +156,7 @@ def _leaves(folder: Path, name: str) -> bool:
     return not inside or Path(name).is_absolute() or ".." in Path(name).parts
 
 
-def open_shards(paths: list[Path], counted: Counted, report: Report) -> list[Path]:
+def open_shards(paths: list[Path], counted: Counted, report: Findings) -> list[Path]:
     """Those that open and have a known schema; all are of one kind and one stream."""
     opened: list[Path] = []
     for path in paths:
@@ -200,7 +200,7 @@ class Pieces:
         self.of: Counter[str] = Counter()  # parent: pieces so far
         self._last: tuple[str | None, float] = (None, 0.0)  # parent and end of the row before
 
-    def add(self, batch: pa.RecordBatch, shard: str, report: Report) -> None:
+    def add(self, batch: pa.RecordBatch, shard: str, report: Findings) -> None:
         offsets = pc.struct_field(batch["source"], "offset")
         columns = [batch["id"], batch["parent"], batch["part"], offsets, batch["seconds"]]
         rows = zip(*map(pa.Array.to_pylist, columns), strict=True)
@@ -221,7 +221,7 @@ class Pieces:
             self._last = (parent, (offset or 0.0) + (seconds or 0.0))
 
 
-def check_shard(path: Path, counted: Counted, report: Report, bar: tqdm) -> None:
+def check_shard(path: Path, counted: Counted, report: Findings, bar: tqdm) -> None:
     """Count the rows and rejects of one shard into `counted`."""
     shard, pieces, conversations = path.name, Pieces(), 0
     for batch in statistics.batches(path):
@@ -248,7 +248,7 @@ def check_shard(path: Path, counted: Counted, report: Report, bar: tqdm) -> None
     counted.size += statistics.bytes_of_codes(path)
 
 
-def check_codes(speech: pa.RecordBatch, shard: str, counted: Counted, report: Report) -> None:
+def check_codes(speech: pa.RecordBatch, shard: str, counted: Counted, report: Findings) -> None:
     """Codes are in the codebook, or the mask code after it, which published quantizers choose now
     and then; their number fits the seconds."""
     ids = np.array(speech["id"].to_pylist(), dtype=object)
@@ -271,7 +271,7 @@ def check_codes(speech: pa.RecordBatch, shard: str, counted: Counted, report: Re
     report.rows(shard, what, list(ids[(lengths >= 0) & ~fits]))
 
 
-def read_rejects(path: Path, report: Report) -> list[tuple[str, str]]:
+def read_rejects(path: Path, report: Findings) -> list[tuple[str, str]]:
     """(id, reason) of a shard's rejects; none where the job wrote no list."""
     name = path.name.replace(".parquet", ".rejects.jsonl")
     try:
@@ -284,7 +284,7 @@ def read_rejects(path: Path, report: Report) -> list[tuple[str, str]]:
         return []
 
 
-def check_ids(paths: list[Path], counted: Counted, report: Report) -> None:
+def check_ids(paths: list[Path], counted: Counted, report: Findings) -> None:
     """Ids are unique over all shards. Where hashes meet, the ids are read again and compared."""
     every = np.sort(np.concatenate([np.zeros(0, np.int64), *counted.ids]))
     twice = set(every[1:][every[1:] == every[:-1]].tolist())
@@ -302,7 +302,7 @@ def check_ids(paths: list[Path], counted: Counted, report: Report) -> None:
         )
 
 
-def check_totals(totals: dict[str, Any], counted: Counted, report: Report) -> None:
+def check_totals(totals: dict[str, Any], counted: Counted, report: Findings) -> None:
     known = {name: now for name, now in counted.totals().items() if name in totals}
     for name, now in known.items():
         there = totals[name]
@@ -316,7 +316,7 @@ def check_totals(totals: dict[str, Any], counted: Counted, report: Report) -> No
     report.group("totals", f"{len(known)} of the manifest's counted anew: {', '.join(known)}")
 
 
-def check_plan(folder: Path, manifest: dict[str, Any], counted: Counted, report: Report) -> None:
+def check_plan(folder: Path, manifest: dict[str, Any], counted: Counted, report: Findings) -> None:
     """Each shard has a row, pieces or a reject for each of its planned clips; where the job read
     others that it did not select, all shards together."""
     if not (folder / "plan.json").exists():
@@ -347,7 +347,7 @@ def check_plan(folder: Path, manifest: dict[str, Any], counted: Counted, report:
 
 
 def check_dataset(
-    folder: Path, paths: list[Path], manifest: dict[str, Any], report: Report
+    folder: Path, paths: list[Path], manifest: dict[str, Any], report: Findings
 ) -> Counted:
     counted = Counted()
     opened = open_shards(paths, counted, report)

@@ -143,7 +143,7 @@ def load(
         shares.append(share)
     total = sum(shares)
     key = index.key_of([each.key for each in indexes], shares, shape, epochs, steps, seed)
-    with index.alone(folder):
+    with index.exclusive_lock(folder):
         plan = packing.make(
             [each.lengths for each in indexes],
             [s / total for s in shares],

@@ -109,7 +109,7 @@ def build(spec: dict[str, Any], checkpoint: Path, folder: Path) -> Index:
     use = {key: value for key, value in spec.items() if key != "path"}
     rows = folder / f"rows-{key_of(source, VERSION)}"
     made = folder / f"view-{key_of(source, use, _tokens_of(checkpoint), _code(spec), VERSION)}"
-    with alone(folder):
+    with exclusive_lock(folder):
         if not (made / "index.json").exists():
             rows.mkdir(exist_ok=True)
             made.mkdir(exist_ok=True)
@@ -212,7 +212,7 @@ def _code(spec: dict[str, Any]) -> str:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Keep other processes that would make the same files waiting."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:

@@ -18,7 +18,7 @@ def _turns(segments: list[dict[str, Any]], reply: str) -> list[dict[str, Any]]:
     ]
 
 
-def _text(row: dict[str, Any]) -> str:
+def _row_text(row: dict[str, Any]) -> str:
     if row["text"] is None:
         raise ValueError(f"row {row['id']} has no transcript to repeat: leave such rows out")
     return row["text"]
@@ -31,7 +31,7 @@ def answer(row: dict[str, Any], repeat_first: bool = False) -> list[dict[str, An
     if not isinstance(reply, str):
         raise ValueError(f"row {row['id']} has no answer in extra: a spoken question needs one")
     if repeat_first:
-        reply = SPOKEN_ANSWER.format(transcript=_text(row), answer=reply)
+        reply = SPOKEN_ANSWER.format(transcript=_row_text(row), answer=reply)
     return _turns([{"speech": row}], reply)
 
 
@@ -39,4 +39,4 @@ def transcribe(row: dict[str, Any], requests: list[str]) -> list[dict[str, Any]]
     """Transcription asked for in words, one of `requests` (chosen by the row's id) before the
     speech."""
     request = random.Random(row["id"]).choice(requests)
-    return _turns([{"text": request}, {"speech": row}], _text(row))
+    return _turns([{"text": request}, {"speech": row}], _row_text(row))

@@ -123,7 +123,7 @@ def _write(
     open_passes = [len(fitting[0])] * epochs
     ended: list[int] = []
     chosen = _stream(fitting, lengths, shares, epochs, seed)
-    filled = _packed(chosen, shape) if shape.packed else _plain(chosen, shape)
+    filled = _packed(chosen, shape) if shape.packed else _one_a_row(chosen, shape)
     total = 0
     with open(folder / "samples", "wb") as samples, open(folder / "ends", "wb") as ends:
         for rows in tqdm(filled, desc="plan", unit="step", total=steps, delay=2):
@@ -197,7 +197,7 @@ def _stream(
         yield from map(_Sample, *block)
 
 
-def _plain(samples: Iterator[_Sample], shape: Shape) -> Iterator[list[list[_Sample]]]:
+def _one_a_row(samples: Iterator[_Sample], shape: Shape) -> Iterator[list[list[_Sample]]]:
     """Steps of one sample a row."""
     rows: list[list[_Sample]] = []
     for sample in samples:

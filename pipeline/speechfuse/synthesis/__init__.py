@@ -1,7 +1,7 @@
 """Texts to spoken conversations: kinds of samples, voices (engines/), the round trip."""
 
 COMPONENTS = {  # name in YAML, below speechfuse.synthesis: where it stands
-    "CodecDecoder": "round_trip.CodecDecoder",
+    "QuantizerDecoder": "round_trip.QuantizerDecoder",
     "Endpoint": "engines.endpoint.Endpoint",
     "Espeak": "engines.espeak.Espeak",
     "Instruction": "kinds.Instruction",
@@ -12,7 +12,7 @@ COMPONENTS = {  # name in YAML, below speechfuse.synthesis: where it stands
     "TextAround": "kinds.TextAround",
     "TextToCodes": "engines.whisperspeech.TextToCodes",
     "TextToWaveform": "engines.whisperspeech.TextToWaveform",
-    "Transcriber": "round_trip.Transcriber",
+    "TranscriptionEndpoint": "round_trip.TranscriptionEndpoint",
     "Transcription": "kinds.Transcription",
     "silence": "kinds.silence",
 }

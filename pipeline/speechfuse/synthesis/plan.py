@@ -201,10 +201,10 @@ def with_texts(
         yield sample, conversation_of(rows[place])
 
 
-Voice = TypeVar("Voice", bound=Hashable)
+Name = TypeVar("Name", bound=Hashable)
 
 
-def counts(total: int, shares: Mapping[Voice, float]) -> dict[Voice, int]:
+def counts(total: int, shares: Mapping[Name, float]) -> dict[Name, int]:
     """How many of `total` each voice gets: its share, rounded so that all together are `total`
     (largest remainders; of equal ones the first). ValueError unless shares are positive and sum to
     1."""
@@ -218,7 +218,7 @@ def counts(total: int, shares: Mapping[Voice, float]) -> dict[Voice, int]:
     return found
 
 
-def assign(kinds: Sequence[str], shares: Mapping[Voice, float], seed: int) -> list[Voice]:
+def assign(kinds: Sequence[str], shares: Mapping[Name, float], seed: int) -> list[Name]:
     """A voice for each segment: over all segments each voice has exactly `counts`, and within every
     kind its share too, to within a few segments. Which text a voice gets is drawn by `seed`."""
     rng = random.Random(seed)

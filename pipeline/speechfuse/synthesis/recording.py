@@ -67,7 +67,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class SpokenSample:
     """A sample whose segments are {"text"} or {"pieces"}, in order."""
 
     sample: dict[str, Any]
@@ -106,7 +106,7 @@ class Studio:
     def __exit__(self, *_: object) -> None:
         self._leave.close()
 
-    def record(self, sample: dict[str, Any], conversation: Conversation) -> Recorded | Reject:
+    def record(self, sample: dict[str, Any], conversation: Conversation) -> SpokenSample | Reject:
         """Speak a sample; safe in several threads. Unavailable when an engine cannot go on."""
         turns = self.kinds[sample["kind"]].turns(conversation, f"{self.seed}/{sample['id']}") or []
         planned = iter(sample["speech"])
@@ -124,7 +124,7 @@ class Studio:
             raise
         except ValueError as error:
             return Reject(sample["id"], str(error))
-        return Recorded(sample, conversation, made)
+        return SpokenSample(sample, conversation, made)
 
     def again(self, speech: dict[str, Any]) -> Piece:
         """A row's piece of speech, spoken once more from what the row says of it. Of shuffled codes

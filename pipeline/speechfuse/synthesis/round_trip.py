@@ -5,8 +5,8 @@ heard, its word error rate, and why a row is left out, if it is. Listeners, by d
 
     round_trip:
       max_wer: 0.3
-      listener: {_component_: speechfuse.synthesis.CodecDecoder, quantizer: ..., whisper: ...}
-      listener: {_component_: speechfuse.synthesis.Transcriber, url: https://.../v1, model: ...}
+      listener: {_component_: speechfuse.synthesis.QuantizerDecoder, quantizer: ..., whisper: ...}
+      listener: {_component_: speechfuse.synthesis.TranscriptionEndpoint, url: ..., model: ...}
 
 CodecDecoder hears the codes, as the model will; its rate has the codec's own errors in it.
 """
@@ -25,14 +25,14 @@ import soundfile
 from speechfuse import config, workers
 from speechfuse.audio import decoding
 from speechfuse.openai_server import Server, Unavailable
-from speechfuse.quantizer.decoder import Decoder
+from speechfuse.quantizer.decoder import CodeTranscriber
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.rows.rejects import FILTERED
 from speechfuse.scores.word_errors import errors, whisper_english
 
 
 @dataclass(frozen=True)
-class Made:
+class SynthesizedClip:
     """One piece of speech: `text` that it should say, `codes`, and `waveform` (float32, 16 kHz) or
     None where an engine made codes."""
 
@@ -51,17 +51,17 @@ class Verdict:
     reason: str | None
 
 
-class Listener(Protocol):
+class Transcriber(Protocol):
     """`hear` gives what was heard of each, or the error that is the reject of this one alone."""
 
     not_identity: tuple[str, ...]  # arguments that change nothing of what it hears
 
     def check(self, codec: str) -> None: ...
     def identity(self) -> dict[str, Any]: ...
-    def hear(self, made: list[Made]) -> Sequence[str | ValueError]: ...
+    def hear(self, made: list[SynthesizedClip]) -> Sequence[str | ValueError]: ...
 
 
-class CodecDecoder:
+class QuantizerDecoder:
     """The quantizer's own decoder: `quantizer` with its decoding half, and the `whisper` (.pt) that
     it was trained on."""
 
@@ -71,7 +71,7 @@ class CodecDecoder:
         self, quantizer: str, whisper: str, language: str = "en", batch_size: int = 16
     ) -> None:
         self.paths = Path(quantizer), Path(whisper)
-        self.decoder = Decoder.load(*self.paths, language).to(workers.device())
+        self.decoder = CodeTranscriber.load(*self.paths, language).to(workers.device())
         self.batch_size = batch_size
 
     def check(self, codec: str) -> None:
@@ -86,11 +86,11 @@ class CodecDecoder:
     def identity(self) -> dict[str, Any]:
         return {"listener": "codec decoder", "language": self.decoder.language}
 
-    def hear(self, made: list[Made]) -> list[str]:
+    def hear(self, made: list[SynthesizedClip]) -> list[str]:
         return self.decoder.transcribe([each.codes for each in made], self.batch_size)
 
 
-class Transcriber:
+class TranscriptionEndpoint:
     """Any server with OpenAI's `POST /audio/transcriptions`. `body`: further fields of the form."""
 
     not_identity = ("key_variable", "timeout", "tries", "cache")
@@ -113,12 +113,12 @@ class Transcriber:
     def check(self, codec: str) -> None:
         """Have it hear half a second of nothing: ValueError without key, server or model."""
         self.server.check()
-        self._hear(Made("", np.zeros(0, np.uint16), np.zeros(8000, np.float32)))
+        self._hear(SynthesizedClip("", np.zeros(0, np.uint16), np.zeros(8000, np.float32)))
 
     def identity(self) -> dict[str, Any]:
         return {"listener": "endpoint", "url": self.server.url, **self.form}
 
-    def hear(self, made: list[Made]) -> list[str | ValueError]:
+    def hear(self, made: list[SynthesizedClip]) -> list[str | ValueError]:
         """Unavailable for codes without a waveform, and without a server."""
         found: list[str | ValueError] = []
         for each in made:
@@ -130,21 +130,23 @@ class Transcriber:
                 found.append(error)
         return found
 
-    def _hear(self, made: Made) -> str:
+    def _hear(self, made: SynthesizedClip) -> str:
         if made.waveform is None:
             raise Unavailable(
                 "round_trip: an engine that makes codes leaves no audio for a transcriber to hear: "
-                "use speechfuse.synthesis.CodecDecoder"
+                "use speechfuse.synthesis.QuantizerDecoder"
             )
         file = io.BytesIO()
         soundfile.write(file, made.waveform, decoding.SAMPLE_RATE, format="WAV", subtype="PCM_16")
         wav = file.getvalue()
         key = [self.form, wav.hex()]
         files = {"file": ("speech.wav", wav, "audio/wav")}
-        return self.server.post("/audio/transcriptions", _text, key, data=self.form, files=files)
+        return self.server.post(
+            "/audio/transcriptions", _transcription_text, key, data=self.form, files=files
+        )
 
 
-def _text(content: bytes) -> str:
+def _transcription_text(content: bytes) -> str:
     try:
         text = json.loads(content)["text"]
     except (ValueError, KeyError, TypeError):
@@ -163,10 +165,10 @@ class RoundTrip:
     ) -> None:
         if max_wer < 0:
             raise ValueError(f"round_trip: max_wer={max_wer}: give 0 or more, 0.3 is three in ten")
-        self.listener: Listener = config.instantiate(listener)
+        self.listener: Transcriber = config.instantiate(listener)
         self.max_wer, self.characters = max_wer, characters
 
-    def judge(self, made: list[Made]) -> list[Verdict]:
+    def judge(self, made: list[SynthesizedClip]) -> list[Verdict]:
         """What was heard of each, and whether it will do."""
         found = []
         for each, heard in zip(made, self.listener.hear(made), strict=True):

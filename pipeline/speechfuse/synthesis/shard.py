@@ -16,8 +16,8 @@ from speechfuse import workers
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.rows import shards
 from speechfuse.rows.rejects import Reject
-from speechfuse.synthesis.recording import Piece, Recorded, Studio
-from speechfuse.synthesis.round_trip import Made, RoundTrip
+from speechfuse.synthesis.recording import Piece, SpokenSample, Studio
+from speechfuse.synthesis.round_trip import RoundTrip, SynthesizedClip
 from speechfuse.texts.conversations import Conversation
 
 
@@ -32,7 +32,7 @@ def synthesize(
     """Rows, rejects and counts of one shard's samples."""
     shard = shards.Shard([], [], Counter())
     counts: Counter[str] = Counter()
-    recorded: list[Recorded] = []
+    recorded: list[SpokenSample] = []
     faults: dict[int, str] = {}  # by place in `recorded`
     pending: list[tuple[int, Piece]] = []
 
@@ -49,7 +49,7 @@ def synthesize(
         pending.clear()
 
     threads = sum(engine.parallel for engine in studio.engines.values()) or 1
-    for item in workers.ahead(lambda pair: studio.record(*pair), planned, threads, depth):
+    for item in workers.prefetch(lambda pair: studio.record(*pair), planned, threads, depth):
         if isinstance(item, Reject):
             shard.rejects.append({"id": item.id, "reason": item.reason})
             continue
@@ -73,7 +73,7 @@ def _judge(
     pending: list[tuple[int, Piece]], round_trip: RoundTrip, counts: Counter[str]
 ) -> Iterable[tuple[int, str]]:
     """(place, reason) of what is not understood; counts by voice what was heard."""
-    made = [Made(p.said or "", np.asarray(p.codes), p.waveform) for _, p in pending]
+    made = [SynthesizedClip(p.said or "", np.asarray(p.codes), p.waveform) for _, p in pending]
     for (place, piece), verdict in zip(pending, round_trip.judge(made), strict=True):
         piece.about |= {"heard": verdict.heard, "wer": verdict.wer}
         counts[f"heard/{piece.voice}"] += 1
@@ -84,7 +84,7 @@ def _judge(
             yield place, verdict.reason
 
 
-def _row(item: Recorded) -> dict[str, Any]:
+def _row(item: SpokenSample) -> dict[str, Any]:
     sample, conversation = item.sample, item.conversation
     turns, number = [], 0
     for turn in item.turns:

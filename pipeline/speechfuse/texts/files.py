@@ -96,7 +96,7 @@ class Documents:
         return names
 
     def _told(self) -> AbstractContextManager[None]:
-        return hub_data.told(self.path) if self.repo else nullcontext()
+        return hub_data.hub_errors(self.path) if self.repo else nullcontext()
 
     @contextmanager
     def _open(self, root: str, name: str) -> Iterator[Any]:

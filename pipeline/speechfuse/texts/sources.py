@@ -113,7 +113,7 @@ class Texts:
                 if isinstance(row, str):
                     raise ValueError(row)
                 if all(_among(row.get(key), wanted) for key, wanted in self.select.items()):
-                    extra = {key: _plain(row.get(key)) for key in self.extra_columns}
+                    extra = {key: _json_value(row.get(key)) for key in self.extra_columns}
                     yield Conversation(
                         id,
                         self.turns(row),
@@ -132,9 +132,9 @@ class Alpaca(Texts):
     optional = ("input",)
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
-        given = _text(row, "input") if row.get("input") is not None else ""
-        prompt = "\n\n".join(part for part in (_text(row, "instruction"), given) if part)
-        return [Turn("user", prompt), Turn("assistant", _text(row, "output"))]
+        given = _column_text(row, "input") if row.get("input") is not None else ""
+        prompt = "\n\n".join(part for part in (_column_text(row, "instruction"), given) if part)
+        return [Turn("user", prompt), Turn("assistant", _column_text(row, "output"))]
 
 
 @dataclass
@@ -165,8 +165,8 @@ class Messages(Texts):
             kinds = {str(p.get("type")) if isinstance(p, dict) else "no object" for p in content}
             if kinds != {"text"}:
                 raise ValueError(f"not text: parts of {', '.join(sorted(kinds))}")
-            return Turn(ROLES[named], "\n".join(_text(part, "text") for part in content))
-        return Turn(ROLES[named], _text(message, key))
+            return Turn(ROLES[named], "\n".join(_column_text(part, "text") for part in content))
+        return Turn(ROLES[named], _column_text(message, key))
 
 
 @dataclass
@@ -183,14 +183,14 @@ class Columns(Texts):
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         roles = ("user", "assistant")
-        return [Turn(r, _text(row, c)) for r, c in zip(roles, self.required, strict=False)]
+        return [Turn(r, _column_text(row, c)) for r, c in zip(roles, self.required, strict=False)]
 
 
 def _stem(name: str) -> str:
     return Path(name).with_suffix("").as_posix()
 
 
-def _text(row: dict[str, Any], column: str) -> str:
+def _column_text(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
         raise ValueError(f"no text: {column} holds {value!r:.40}")
@@ -203,5 +203,5 @@ def _among(value: Any, wanted: Any) -> bool:
     return value in wanted if isinstance(wanted, list) else value == wanted
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))

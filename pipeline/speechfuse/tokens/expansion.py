@@ -58,7 +58,7 @@ def expand(
     tied = head.data_ptr() == embedding.data_ptr()
     for rows in (embedding,) if tied else (embedding, head):
         std = model.config.initializer_range
-        given = initialization.Given(rows[:start], codes, codebook, std, chance)
+        given = initialization.NewRowContext(rows[:start], codes, codebook, std, chance)
         rows[start:] = initialization.new_rows(initialize, given)
     model.config.speechfuse = asdict(layout)
     tokenizer.chat_template = CHAT_TEMPLATE

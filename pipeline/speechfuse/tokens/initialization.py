@@ -19,7 +19,7 @@ BLOCK = 16_384  # old rows in float32 at a time
 
 
 @dataclass(frozen=True)
-class Given:
+class NewRowContext:
     """What a choice may use. `rows`: the old ones (n, width), of any dtype; `codes`: how many,
     without the mask code; `codebook`: their vectors (codes, dim), None where they are not known;
     `std`: of the model's own initialisation; `chance`: all that is drawn is drawn from it."""
@@ -50,7 +50,7 @@ class Given:
             total += block.sum(0, dtype=torch.float64)
         return (total / len(self.rows)).float()
 
-    def spread(self, count: int) -> Tensor:
+    def covariance_noise(self, count: int) -> Tensor:
         """So many rows drawn with mean 0 and the covariance of the old ones: random mixtures of
         them, so that the covariance itself, and its root, need not be computed."""
         total = torch.zeros(count, self.width)
@@ -59,18 +59,18 @@ class Given:
         return total / len(self.rows) ** 0.5
 
 
-def normal(given: Given) -> Tensor:
+def normal(given: NewRowContext) -> Tensor:
     """As the rows of an untrained model: mean 0, the standard deviation `initializer_range` of
     config.json. Transformers did this before 4.46, and so the original."""
     return given.draw(given.count, given.width) * given.std
 
 
-def mean(given: Given) -> Tensor:
+def mean(given: NewRowContext) -> Tensor:
     """All the mean of the old rows."""
     return given.mean.repeat(given.count, 1)
 
 
-def mean_and_covariance(given: Given, scale: float = 1e-9) -> Tensor:
+def mean_and_covariance(given: NewRowContext, scale: float = 1e-9) -> Tensor:
     """Drawn from the mean and `scale` times the covariance of the old rows (Hewitt 2021,
     https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
 
@@ -79,10 +79,10 @@ def mean_and_covariance(given: Given, scale: float = 1e-9) -> Tensor:
     """
     if not scale > 0:
         raise ValueError(f"initialize.scale={scale}: it must be above 0; for no spread choose mean")
-    return given.mean + scale**0.5 * given.spread(given.count)
+    return given.mean + scale**0.5 * given.covariance_noise(given.count)
 
 
-def codebook(given: Given) -> Tensor:
+def codebook(given: NewRowContext) -> Tensor:
     """Codes as their vectors in the quantizer's codebook, through one random projection, so that
     codes that are near in it begin near; with the mean and covariance of the old rows on average.
     The other three rows are drawn from mean and covariance."""
@@ -95,12 +95,12 @@ def codebook(given: Given) -> Tensor:
             "initialize: all vectors of the quantizer's codebook are equal: it is not trained, or "
             "choose another initialize"
         )
-    projection, others = given.spread(vectors.shape[1] + 3).split([vectors.shape[1], 3])
+    projection, others = given.covariance_noise(vectors.shape[1] + 3).split([vectors.shape[1], 3])
     codes = vectors / length @ projection
     return given.mean + torch.cat([others[:2], codes, others[2:]])
 
 
-def new_rows(spec: dict[str, Any], given: Given) -> Tensor:
+def new_rows(spec: dict[str, Any], given: NewRowContext) -> Tensor:
     """The rows that `spec` ({_component_, ...}) chooses, float32 (codes + 3, width).
 
     In one thread: with two, the last bits of sums and products are others, and they decide over

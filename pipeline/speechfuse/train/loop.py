@@ -357,7 +357,7 @@ def _bad_step(
     )
 
 
-def ready(
+def check_and_plan(
     job: Finetune, rank: int, ranks: int
 ) -> tuple[artifact.Artifact, datasets.Mixture] | None:
     """The run's artifact and the plan of its data after all that can be refused was; None where
@@ -365,7 +365,7 @@ def ready(
     if job.runtime.dry_run and job.runtime.gpus:
         ranks = job.runtime.gpus
     micro, device = _check(job, ranks), device_of(job.runtime.device)
-    pins = state.agreed(pins_of(job) if rank == 0 else None)
+    pins = state.broadcast_from_rank0(pins_of(job) if rank == 0 else None)
     checkpoint = Path(job.checkpoint)
     lacks = assumed.missing(job, pins)
     if lacks and not job.runtime.dry_run:
@@ -378,7 +378,7 @@ def ready(
         print("\n".join([*lacks, caveat, *report.lines()]))  # not of this disk: no check
         return None
     work = _artifact(job, pins)
-    if state.agreed(_begun(job, work) if rank == 0 and not job.fresh else False):
+    if state.broadcast_from_rank0(_begun(job, work) if rank == 0 and not job.fresh else False):
         return None
     mixture = load_data(job, pins)
     said = guards.check_rejected(job.runtime.guards, mixture)
@@ -396,11 +396,11 @@ def run(job: Finetune) -> None:
     out = Path(job.out)
     torch.set_num_threads(job.runtime.threads or max(1, (os.cpu_count() or 1) // ranks))
     begun = (out / "plan.json").exists() and not job.fresh
-    found = ready(job, rank, ranks)
+    found = check_and_plan(job, rank, ranks)
     if found is None or job.runtime.dry_run:
         return
     work, mixture = found
-    if not state.agreed(work.begin(fresh=job.fresh) if rank == 0 else None):
+    if not state.broadcast_from_rank0(work.begin(fresh=job.fresh) if rank == 0 else None):
         return
     micro, counts = preflight_report.micro_batch(job, ranks), mixture.plan.counts
     trainer = prepare(job)
@@ -472,7 +472,7 @@ def run(job: Finetune) -> None:
                 bar.write(said_of)
         # the epoch is written before the state that would let a resumed run go past it
         for epoch, end in enumerate(counts.epoch_ends):
-            if end == step and not state.agreed((out / f"epoch_{epoch}").exists()):
+            if end == step and not state.broadcast_from_rank0((out / f"epoch_{epoch}").exists()):
                 about = _about(work, epoch)
                 models.export(trainer.model, Path(job.checkpoint), out / f"epoch_{epoch}", about)
         if step < counts.steps and (stop or step % job.runtime.state_every == 0):

@@ -37,7 +37,7 @@ def complete_steps(folder: Path) -> list[int]:
     return sorted(int(p.parent.name.removeprefix("step_")) for p in folder.glob("step_*/.metadata"))
 
 
-def agreed(value: Any) -> Any:
+def broadcast_from_rank0(value: Any) -> Any:
     """What rank 0 has, on every rank: on a shared disk each may see other files for a while."""
     shared = [value]
     if dist.is_initialized():
@@ -70,7 +70,7 @@ class States:
     def save(self, step: int) -> None:
         """Begin to write the state after `step` optimizer steps, when the one before is written."""
         self.wait()
-        if agreed(step in complete_steps(self.folder)):
+        if broadcast_from_rank0(step in complete_steps(self.folder)):
             return
         weights, moments = get_state_dict(self.model, self.optimizer, options=TRAINED)
         content = {"model": weights, "optimizer": moments, "chance": _chance()}
@@ -93,7 +93,8 @@ class States:
                 shutil.rmtree(self.folder / f"step_{step}", ignore_errors=True)
             kept = complete_steps(self.folder)
             raise ValueError(
-                f"{self.folder}: the state of step {step} could not be written ({_cause(error)}); "
+                f"{self.folder}: the state of step {step} could not be written "
+                f"({_first_cause(error)}); "
                 + (f"that of step {kept[-1]} is whole: " if kept else "there is none before it: ")
                 + "make room on the disk and run again to resume"
             ) from error
@@ -115,7 +116,7 @@ class States:
     def restore(self) -> int:
         """Load the newest complete state; returns its step, 0 when there is none. What a kill left
         of others is removed."""
-        steps = agreed(complete_steps(self.folder))
+        steps = broadcast_from_rank0(complete_steps(self.folder))
         if _first():
             for path in self.folder.glob("step_*"):
                 if int(path.name.removeprefix("step_")) not in steps:
@@ -151,7 +152,7 @@ class States:
         return steps[-1]
 
 
-def _cause(error: BaseException) -> str:
+def _first_cause(error: BaseException) -> str:
     """The innermost reason, in a line."""
     found: BaseException = error
     while found.__cause__ or found.__context__:

@@ -25,9 +25,9 @@ from vector_quantize_pytorch import VectorQuantize
 from speechfuse import artifact
 from speechfuse.quantizer.decoder import (
     FILE,
-    Decoder,
-    DecodingHalf,
+    CodeTranscriber,
     Shape,
+    WhisperTextDecoder,
     load_whisper,
     save_published,
     tokenizer_of,
@@ -59,7 +59,7 @@ class Student(nn.Module):
             kmeans_init=True,
             threshold_ema_dead_code=2,
         )
-        self.decoding = DecodingHalf(config, Shape(config.n_audio_head, depth))
+        self.decoding = WhisperTextDecoder(config, Shape(config.n_audio_head, depth))
 
     def forward(self, features: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Encoded audio (batch, n_audio_ctx, width), and which of its tokens (batch, window tokens)
@@ -191,7 +191,7 @@ class Whisper:
             for part in tqdm(_batches(self.validation), "codec", unit="batch")
             for row, each in zip(codes_of(quantizer, part), part, strict=True)
         ]
-        decoder = Decoder(half, quantizer.codebook, self.teacher, self.language)
+        decoder = CodeTranscriber(half, quantizer.codebook, self.teacher, self.language)
         heard = decoder.transcribe(codes, BATCH)
         rows = zip(self.texts, self.teacher_heard, heard, strict=True)
         lines = [json.dumps({"text": t, "teacher": a, "codec": b}) for t, a, b in rows]

@@ -50,9 +50,9 @@ class Espeak:
                     f"voice {name!r} of espeak-ng sounds different in every process; leave out the "
                     f"variants {', '.join(UNSTEADY)}"
                 )
-        with _ONE, espeak_ng.Espeak() as engine:
+        with _ONE, espeak_ng.EspeakLibrary() as engine:
             for name in self.voices():
-                engine.speak("a", espeak_ng.Voice(name))
+                engine.speak("a", espeak_ng.EspeakVoice(name))
 
     def identity(self) -> dict[str, Any]:
         """The release of espeak-ng with its voices."""
@@ -63,9 +63,9 @@ class Espeak:
         rng = random.Random(seed)
         rate, pitch = rng.randint(*self.group.rate), rng.randint(*self.group.pitch)
         # a new one for each text: its state carries over from one utterance to the next
-        with _ONE, espeak_ng.Espeak() as engine:
+        with _ONE, espeak_ng.EspeakLibrary() as engine:
             try:
-                spoken = engine.speak(text, espeak_ng.Voice(voice, rate, pitch))
+                spoken = engine.speak(text, espeak_ng.EspeakVoice(voice, rate, pitch))
             except ValueError as error:
                 raise ValueError(f"no sound: {error}") from None
         return Spoken(spoken.waveform, about={"rate": rate, "pitch": pitch})

@@ -53,7 +53,7 @@ class Duplicates:
         known = [f"{part}\t{numbers}" for part in parts]
         made = self._empty.copy()
         made.update_batch([each.encode() for each in known])
-        return made.hashvalues, np.sort(np.array([artifact.digest(k) for k in known], np.uint64))
+        return made.hashvalues, np.sort(np.array([artifact.id_digest(k) for k in known], np.uint64))
 
     def decide(self, sketches: Iterable[tuple[str, Sketch]]) -> dict[str, str]:
         """{id: "near-duplicate: how like which"} of those that are dropped."""

@@ -130,7 +130,7 @@ def _divisors(number: int) -> str:
 
 
 @dataclass(frozen=True)
-class Report:
+class PreflightReport:
     """`disk`: bytes that states and epochs take, `free`: those there are; `limit`: bytes of memory
     of a GPU, or of the machine for each rank; `speed`: tokens a second and GPU, None: not known."""
 
@@ -249,7 +249,7 @@ def preflight(
     ranks: int,
     device: torch.device,
     measurements: Path = MEASUREMENTS,
-) -> Report:
+) -> PreflightReport:
     """The report of `job` on `ranks` ranks. `shape`: config.json of its checkpoint. ValueError for
     a batch that does not divide, for no data, and for names that do not exist."""
     micro = micro_batch(job, ranks)
@@ -272,7 +272,7 @@ def preflight(
     saved = trained * size + memory.optimizer_bytes(job, shapes)
     limit = gpu.memory if gpu else _machine_memory() // ranks
     speed, source = _speed(job, meter, data, _count(model), measurements)
-    return Report(
+    return PreflightReport(
         job,
         _count(model),
         used,

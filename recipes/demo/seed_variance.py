@@ -1,6 +1,6 @@
 """How much the demo's numbers move from seed to seed.
 
-    python recipes/demo/spread.py recipes/demo/spread.yaml
+    python recipes/demo/seed_variance.py recipes/demo/seed_variance.yaml
 
 In: report.json of several seeds. Out, as a Markdown table on the screen and in `out`: each score of
 the chosen epochs, its mean and its range over the seeds.
@@ -14,7 +14,7 @@ from speechfuse import artifact, config
 
 
 @dataclass
-class Spread:
+class SeedVariance:
     out: str = field(metadata={"help": "the Markdown file to write"})
     reports: list[str] = field(metadata={"help": "report.json of each seed"})
 
@@ -27,7 +27,7 @@ def chosen_scores(report: Path) -> dict[tuple[str, str, str], float]:
     return {(row["task"], row["split"], row["metric"]): row["value"] for row in rows}
 
 
-def main(job: Spread) -> None:
+def main(job: SeedVariance) -> None:
     scores = [chosen_scores(Path(path)) for path in job.reports]
     if not scores:
         raise ValueError("reports is empty: name the report.json of each seed")
@@ -44,4 +44,4 @@ def main(job: Spread) -> None:
 
 
 if __name__ == "__main__":
-    config.main(main, Spread, __doc__)
+    config.main(main, SeedVariance, __doc__)
