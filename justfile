@@ -1,4 +1,7 @@
 # speechfuse: every verb. `just recipe=NAME ranks=N VERB key=value ...`
+set positional-arguments
+set shell := ["bash", "-cu"]
+
 recipe := "demo"
 ranks := "1"
 python := ".venv/bin/python"
@@ -56,88 +59,88 @@ data: setup
     {{python}} -m stages.tokenize_speech {{r}}/tokenize_test.yaml
 
 # speech to codes: just tokenize recipes/NAME/tokenize_train.yaml key=value ...
-tokenize config *args: setup
-    {{python}} -m stages.tokenize_speech {{config}} {{args}}
+tokenize *args: setup
+    {{python}} -m stages.tokenize_speech "$@"
 
 # instruction text to spoken training data: choose and clean the text, then speak it
 synthesize *args: setup
-    @{{python}} recipes/verbs.py synthesize {{r}} {{args}}
+    @{{python}} recipes/verbs.py synthesize {{r}} "$@"
 
 # hear a spoken dataset: a page with samples of every kind, their audio and checks: just listen out/data/NAME
-listen path *args: setup
-    {{python}} -m stages.listen path={{quote(path)}} {{args}}
+listen *args: setup
+    {{python}} -m stages.listen "$@"
 
 # check a finished artifact against its manifest: just verify out/data/NAME
-verify path: setup
-    {{python}} -m stages.verify path={{quote(path)}}
+verify *args: setup
+    {{python}} -m stages.verify "$@"
 
 # look at a dataset's codes: hours, use, entropy, lengths, rejects, plots: just inspect out/data/NAME
-inspect path *args: setup
-    {{python}} -m stages.inspect_dataset path={{quote(path)}} {{args}}
+inspect *args: setup
+    {{python}} -m stages.inspect_dataset "$@"
 
 # put a finished dataset or model on the Hub: just push NAME [repo=OWNER/NAME private=false dry_run=true]
-push name *args: setup
-    {{python}} -m stages.push_to_hub path={{quote(name)}} {{args}}
+push *args: setup
+    {{python}} -m stages.push_to_hub "$@"
 
 # give the base model its sound tokens
 expand *args: setup
-    {{python}} -m stages.expand_vocab {{r}}/expand_vocab.yaml {{args}}
+    {{python}} -m stages.expand_vocab {{r}}/expand_vocab.yaml "$@"
 
 # stage 1: next-token training on speech
 stage1 *args: setup
-    {{train}} {{r}}/stage1.yaml {{on}} {{args}}
+    {{train}} {{r}}/stage1.yaml {{on}} "$@"
 
 # stage 2: spoken instructions, transcription, text replay; first what stage 1 left must pass the gate (gate=false: unasked)
 stage2 *args: setup
-    @{{python}} recipes/verbs.py gate {{r}} gate={{gate}} {{args}}
-    {{train}} {{r}}/stage2.yaml {{on}} {{args}}
+    @{{python}} recipes/verbs.py gate {{r}} gate={{gate}} "$@"
+    {{train}} {{r}}/stage2.yaml {{on}} "$@"
 
 # which row spoiled a step: just bisect-batch recipes/NAME/stage2.yaml 123
-bisect-batch config at *args: setup
-    {{python}} -m stages.bisect_batch {{config}} at={{at}} {{args}}
+bisect-batch *args: setup
+    {{python}} -m stages.bisect_batch "$@"
 
 # score every epoch on every task, then the report: just recipe=NAME sweep [only=[stage2] limit=100 out=out/NAME/evals --dry-run]
 sweep *args: setup
-    @{{python}} recipes/verbs.py sweep {{r}} {{args}}
+    @{{python}} recipes/verbs.py sweep {{r}} "$@"
 
 # score the checkpoints: text multiple choice, spoken questions, transcription
 evaluate *args: setup
-    {{python}} -m stages.evaluate {{r}}/evaluate.yaml {{args}}
+    {{python}} -m stages.evaluate {{r}}/evaluate.yaml "$@"
 
 # table, plots, page and the chosen epoch from the scores
 report *args: setup
-    {{python}} -m stages.report {{r}}/report.yaml {{args}}
+    {{python}} -m stages.report {{r}}/report.yaml "$@"
 
 # whether a checkpoint is good enough for the next stage
 gate *args: setup
-    {{python}} -m stages.gate {{r}}/gate.yaml {{args}}
+    {{python}} -m stages.gate {{r}}/gate.yaml "$@"
 
 # AudioBench's word error rate of a file of {"reference", "prediction"} lines: just score-wer FILE.jsonl
-score-wer file *args: setup
-    {{python}} -m stages.score_wer file={{quote(file)}} {{args}}
+score-wer *args: setup
+    {{python}} -m stages.score_wer "$@"
 
 # the tasks of speechfuse.evals.Speech as lm-eval YAML, for anybody to run: just export-tasks [out=exported]
 export-tasks *args: setup
     {{python}} -m stages.export_tasks {{r}}/evaluate.yaml out=out/{{recipe}}/tasks {{args}}
 
 # answer a spoken question with the best epoch: just ask FILE.wav
-ask file *args: setup
-    {{python}} -m stages.ask {{r}}/ask.yaml file={{quote(file)}} {{args}}
+ask *args: setup
+    {{python}} -m stages.ask {{r}}/ask.yaml "$@"
 
 # make a wav to ask with: just say "what is three plus four" [out.wav]
-say text out="out/say.wav": setup
-    {{python}} recipes/demo/say.py {{r}}/say.yaml text={{quote(text)}} file={{quote(out)}}
+say *args: setup
+    {{python}} recipes/demo/say.py {{r}}/say.yaml "$@"
 
 # train the demo's quantizer again (30 minutes on one core)
 train-quantizer *args: setup
     {{python}} recipes/demo/world.py recipes/demo/world.yaml
-    {{python}} -m stages.train_quantizer {{r}}/train_quantizer.yaml {{args}}
+    {{python}} -m stages.train_quantizer {{r}}/train_quantizer.yaml "$@"
 
 # train the demo's base model again (about 6 minutes on 2 cores)
 train-base *args: setup
     {{python}} recipes/demo/world.py recipes/demo/world.yaml
     {{python}} recipes/demo/init_base.py {{r}}/init_base.yaml
-    {{train}} {{r}}/train_base.yaml {{on}} {{args}}
+    {{train}} {{r}}/train_base.yaml {{on}} "$@"
     {{python}} -m stages.evaluate {{r}}/evaluate.yaml only=[base] checkpoints.0.path=out/models/base_training/epoch_2 out=out/models/evals
 
 # show that a promise holds: just prove demo | tokenize | synthesize | quantizer | resume | losses | preflight
@@ -148,11 +151,11 @@ prove what: setup
 # measure speed: just bench tokenize [key=value ...]
 bench what *args: setup
     @test -f tests/bench_{{what}}.py || (echo "error: there is no {{what}} to bench; choose" $(cd tests; ls bench_*.py | sed 's/bench_//; s/.py//') >&2; exit 2)
-    PYTHONPATH=. {{python}} tests/bench_{{what}}.py {{args}}
+    PYTHONPATH=. {{python}} tests/bench_{{what}}.py "${@:2}"
 
 # all tests (about 5 minutes on 2 cores)
 test *args: setup
-    OMP_NUM_THREADS=1 {{python}} -m pytest -n 2 --dist loadfile {{args}}
+    OMP_NUM_THREADS=1 {{python}} -m pytest -n 2 --dist loadfile "$@"
 
 # WhisperSpeech in an environment of its own, .venv-whisperspeech (7 GB; a no-op when it is up to date)
 setup-whisperspeech:
@@ -162,7 +165,7 @@ setup-whisperspeech:
 
 # WhisperSpeech's two routes, on its genuine classes with small random weights (skipped by `just test` without its environment)
 test-whisperspeech *args: setup setup-whisperspeech
-    OMP_NUM_THREADS=1 {{python}} -m pytest tests/test_whisperspeech_env.py {{args}}
+    OMP_NUM_THREADS=1 {{python}} -m pytest tests/test_whisperspeech_env.py "$@"
 
 # lint and types
 check: setup
