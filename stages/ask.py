@@ -64,4 +64,4 @@ def main(job: Ask) -> None:
 
 
 if __name__ == "__main__":
-    config.main(main, Ask, __doc__)
+    config.main(main, Ask, __doc__, ("file",))

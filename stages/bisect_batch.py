@@ -82,4 +82,4 @@ def main(job: BisectBatch) -> None:
 
 
 if __name__ == "__main__":
-    config.main(main, BisectBatch, __doc__)
+    config.main(main, BisectBatch, __doc__, ("at",))

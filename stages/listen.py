@@ -313,4 +313,4 @@ def main(job: Listen) -> None:
 
 
 if __name__ == "__main__":
-    config.main(main, Listen, __doc__)
+    config.main(main, Listen, __doc__, ("path",))

@@ -58,4 +58,4 @@ def main(job: PushToHub) -> None:
 
 
 if __name__ == "__main__":
-    config.main(main, PushToHub, __doc__)
+    config.main(main, PushToHub, __doc__, ("path",))

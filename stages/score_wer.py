@@ -85,4 +85,4 @@ def main(job: ScoreWer) -> None:
 
 
 if __name__ == "__main__":
-    config.main(main, ScoreWer, __doc__)
+    config.main(main, ScoreWer, __doc__, ("file",))

@@ -47,4 +47,4 @@ def main(job: Verify) -> None:
 
 
 if __name__ == "__main__":
-    config.main(main, Verify, __doc__)
+    config.main(main, Verify, __doc__, ("path",))

@@ -188,7 +188,7 @@ def job(config):
         raise RuntimeError("a mistake of ours")
     print("ran", config.out, config.part.size)
 
-main(job, Config, __doc__)
+main(job, Config, __doc__, ("out",))
 '''
 
 
@@ -217,6 +217,11 @@ def test_a_job_runs_from_the_command_line_alone(run):
     assert (done.returncode, done.stdout, done.stderr) == (0, "ran there 4\n", "")
 
 
+def test_what_has_no_key_is_the_value_of_a_positional_key(run):
+    assert run("run.yaml", "a = b, {c: d}", "part.size=4").stdout == "ran a = b, {c: d} 4\n"
+    assert run("--config", "run.yaml", "part.size=4").stdout == "ran here 4\n"
+
+
 def test_help_shows_the_doc_and_every_key(run):
     done = run("--help")
     assert done.returncode == 0 and "Count things." in done.stdout and "ran" not in done.stdout
@@ -233,7 +238,12 @@ def test_help_shows_the_doc_and_every_key(run):
         (["run.yaml", "out=file"], "no/such/file: No such file"),
         (["run.yaml", "out=disk"], "no space is left: make room and run again"),
         (["absent.yaml"], "absent.yaml: No such file"),
-        ([], "config.yaml"),
+        ([], "no value for required out"),
+        (
+            ["run.yaml", "one", "two"],
+            "'two' is no key=value; the job takes [config.yaml] OUT key=value",
+        ),
+        (["run.yaml", "--ou=x"], "'--ou=x' is no key=value"),
         (["part.size=4"], "the command line: no value for required out"),
         (["ou=here"], "'ou=here': unknown key 'ou'; did you mean 'out'?"),
     ],

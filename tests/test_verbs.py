@@ -1,6 +1,8 @@
 """What just sweep, stage2 and synthesize start, with which arguments. Jobs are not run here."""
 
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -110,8 +112,37 @@ def test_texts_are_chosen_and_then_spoken(started, monkeypatch, capsys):
     assert verb("synthesize", monkeypatch) == 2 and started.jobs[-1][0] == "curate_texts"
 
 
+def test_help_is_of_both_jobs_and_runs_neither(started, monkeypatch):
+    assert verb("sweep", monkeypatch, "limit=20", "--help") == 0
+    assert started.jobs == [["evaluate", "--help"], ["report", "--help"]]
+    assert verb("synthesize", monkeypatch, "--help") == 0
+    assert started.jobs[2:] == [["curate_texts", "--help"], ["synthesize_instructions", "--help"]]
+    assert verb("gate", monkeypatch, "-h") == 0 and len(started.jobs) == 4
+
+
+def test_just_passes_arguments_on_unread(tmp_path):
+    """Values with spaces, braces and semicolons reach the job as they were typed."""
+    just = shutil.which("just")
+    assert just, "the verbs need just"
+    lines = '#!/bin/sh\nfor each; do echo "<$each>"; done\n'
+    (tmp_path / "python").write_text(lines)
+    (tmp_path / "python").chmod(0o755)
+    values = ["corpus.path=a b", "select={speaker: [x, y]}", "note=x;echo INJECTED $HOME `ls`"]
+    for given, expected in (
+        (["tokenize", "my recipe.yaml"], ["-m", "stages.tokenize_speech", "my recipe.yaml"]),
+        (
+            ["say", "one; two 'three'"],
+            ["recipes/demo/say.py", "recipes/demo/say.yaml", "one; two 'three'"],
+        ),
+        (["stage1"], ["-m", "stages.train", "recipes/demo/stage1.yaml"]),
+    ):
+        command = [just, "--no-deps", f"python={tmp_path}/python", *given, *values]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines() == [f"<{each}>" for each in [*expected, *values]]
+
+
 def test_just_calls_them():
     text = (ROOT / "justfile").read_text()
-    assert "recipes/verbs.py synthesize {{r}} {{args}}" in text
-    assert "recipes/verbs.py sweep {{r}} {{args}}" in text
-    assert "recipes/verbs.py gate {{r}} gate={{gate}} {{args}}" in text
+    assert 'recipes/verbs.py synthesize {{r}} "$@"' in text
+    assert 'recipes/verbs.py sweep {{r}} "$@"' in text
+    assert 'recipes/verbs.py gate {{r}} gate={{gate}} "$@"' in text

@@ -3,10 +3,9 @@
 In: a dataclass (the schema), a YAML file, and overrides such as `quantizer.window=5`. Out: an
 instance of the dataclass, every key known and every value of its declared type. A job is run as
 
-    python -m stages.<job> config.yaml key=value ...
+    python -m stages.<job> [config.yaml] key=value ...
 
-(without a file: python -m stages.<job> key=value ...) and its module ends with
-`main(job, Schema, __doc__)`. Sub-dicts that name code (`_component_:
+and its module ends with `main(job, Schema, __doc__)`. Sub-dicts that name code (`_component_:
 dotted.path` plus keyword arguments) are free-form in the schema and are checked by `instantiate`.
 """
 
@@ -15,6 +14,7 @@ import difflib
 import errno
 import importlib
 import inspect
+import re
 import sys
 import types
 import typing
@@ -27,6 +27,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 T = TypeVar("T")
+YAML = (".yaml", ".yml")
+_OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 
 def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
@@ -140,10 +142,13 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def main(job: Callable[[T], None], schema: type[T], doc: str) -> None:
-    """The command line of a job: `config.yaml key=value ...`, `key=value ...` where no file is
-    needed, or `--help` for `doc` and the keys. `--dry-run` is short for runtime.dry_run=true.
+def main(
+    job: Callable[[T], None], schema: type[T], doc: str, positional: tuple[str, ...] = ()
+) -> None:
+    """The command line of a job: `[config.yaml] key=value ...`, or `--help` for `doc` and the keys.
 
+    Arguments that are neither a first YAML file nor key=value are values of the keys `positional`,
+    in order. `--dry-run` is short for runtime.dry_run=true; torchtune's `--config FILE` is FILE.
     A ValueError, or an OSError about a file, is the user's to cure: one line on stderr, exit status
     2. Ctrl-C exits with 130. Any other exception is ours and keeps its traceback.
     """
@@ -152,17 +157,10 @@ def main(job: Callable[[T], None], schema: type[T], doc: str) -> None:
         print(f"{doc.strip()}\n\n{_table(schema)}")
         return
     try:
-        if not arguments or (arguments[0].startswith("-") and arguments[0] != "--config"):
-            raise ValueError(
-                "the first argument is a YAML file, or a key=value where no file is needed: "
-                "config.yaml key=value ...; --help lists the keys"
-            )
-        if arguments[0] == "--config":  # as torchtune's `tune run` passes it on
+        if arguments[:1] == ["--config"]:
             del arguments[0]
-        if "=" in arguments[0]:
-            job(load(schema, None, arguments))
-        else:
-            job(load(schema, Path(arguments[0]), arguments[1:]))
+        path = Path(arguments.pop(0)) if arguments and arguments[0].endswith(YAML) else None
+        job(load(schema, path, _as_overrides(arguments, positional)))
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
@@ -174,6 +172,20 @@ def main(job: Callable[[T], None], schema: type[T], doc: str) -> None:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ValueError as error:
         _fail(str(error))
+
+
+def _as_overrides(arguments: list[str], positional: tuple[str, ...]) -> list[str]:
+    """The arguments of a command line as key=value; ValueError for one that has no key."""
+    keys, overrides = iter(positional), []
+    for argument in arguments:
+        if _OVERRIDE.match(argument):
+            overrides.append(argument)
+        elif argument.startswith("--") or (key := next(keys, None)) is None:
+            takes = " ".join(["[config.yaml]", *map(str.upper, positional), "key=value ..."])
+            raise ValueError(f"{argument!r} is no key=value; the job takes {takes}; see --help")
+        else:
+            overrides.append(f"{key}={argument}")
+    return overrides
 
 
 def _fail(message: str) -> None:

@@ -38,4 +38,4 @@ def main(job: Say) -> None:
 
 
 if __name__ == "__main__":
-    config.main(main, Say, __doc__)
+    config.main(main, Say, __doc__, ("text", "file"))
