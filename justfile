@@ -14,10 +14,12 @@ gate := "true"
 default:
     @just --list --unsorted
 
-# make .venv with the pinned dependencies (a no-op when it is up to date)
-setup:
+# make .venv with the pinned dependencies (a no-op when it is up to date); of another Python: just setup /path/to/python3.12
+setup python3="python3":
     @cmp -s pyproject.toml .venv/pyproject.toml && cmp -s constraints.txt .venv/constraints.txt || ( \
-      python3 -m venv .venv && {{python}} -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' && \
+      if ! {{quote(python3)}} -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+        echo "error: {{python3}}: $({{quote(python3)}} -V 2>/dev/null || echo does not run); Python 3.11, 3.12 or 3.13 is needed: just setup /path/to/python3.12" >&2; exit 2; fi; \
+      {{quote(python3)}} -m venv .venv && {{python}} -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' && \
       cp pyproject.toml constraints.txt .venv/ )
 
 # the whole road on the embedded default: speech in, table of scores out (out/demo/report.md)
