@@ -212,6 +212,17 @@ def test_rows_on_disk_become_samples_and_select_chooses(parts):
     assert alone[2].targets.tolist() == [False] + [True] * 6
 
 
+def test_a_list_under_select_keeps_the_rows_of_all_its_values(parts):
+    question, phrase = ({"kind": kind} for kind in ("question", "phrase"))
+    names = [
+        {s.name for s in read(load(parts, speech(parts, select=select)))[0]}
+        for select in (question, phrase, {"kind": ["question", "phrase"]}, {"id": ["s1", "s3"]})
+    ]
+    assert names[0] and names[1] and not names[0] & names[1]
+    assert names[2] == names[0] | names[1]
+    assert names[3] == {"s1", "s3"}  # a column of the row
+
+
 def test_train_on_all_makes_every_token_but_the_first_a_target(parts):
     answers, everything = read(load(parts, texts(parts), texts(parts, train_on="all")))
     for a, b in zip(answers, everything, strict=True):

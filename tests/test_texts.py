@@ -12,6 +12,7 @@ import pytest
 
 from speechfuse.rows import shards
 from speechfuse.rows.rejects import Reject
+from speechfuse.rows.selection import matches
 from speechfuse.texts import conversations, sources
 from speechfuse.texts import files as text_files
 from speechfuse.texts.conversations import Conversation, Turn
@@ -86,6 +87,31 @@ def test_layouts(tmp_path):
         for i in (0, 4)  # lines; between them are blank ones
     ]
     assert [c.prompts for c in read(Columns(path, prompt="q"))] == [["Who?"]] * 3
+
+
+@pytest.mark.parametrize(
+    ("select", "match"),
+    [
+        ({}, True),
+        ({"kind": "question"}, True),
+        ({"kind": ["phrase", "question"]}, True),
+        ({"kind": ["phrase"]}, False),
+        ({"kind": []}, False),
+        ({"kind": "question", "split": "test"}, False),  # all keys
+        ({"kind": "question", "split": ["test", "train"], "seen": True}, True),
+        ({"language": "de", "kind": "question"}, True),  # a column, and a key of extra
+        ({"speaker": "anna"}, True),  # of a key in both, that of extra
+        ({"text": None}, True),
+        ({"absent": None}, False),
+        ({"absent": [None, "x"]}, False),
+        ({"codes": [[1, 2]]}, True),
+    ],
+)
+def test_select_means_any_of_a_list_all_of_the_keys_and_columns_or_extra(select, match):
+    row = {"id": "a", "text": None, "language": "de", "speaker": "bert", "codes": [1, 2]}
+    extra = {"kind": "question", "split": "train", "seen": True, "speaker": "anna"}
+    assert matches({**row, "extra": extra}, select) is match
+    assert matches({**row, **extra}, select) is match  # a row without extra
 
 
 @pytest.mark.parametrize(

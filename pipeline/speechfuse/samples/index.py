@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 from speechfuse import artifact, config, workers
 from speechfuse.rows import shards
+from speechfuse.rows.selection import matches
 from speechfuse.tokens import prompts, vocabulary
 from speechfuse.tokens.vocabulary import Vocabulary
 
-VERSION = 1
+VERSION = 2
 BATCH = 256  # rows of an Arrow batch; one of them is read to get at a row
 SHARDS_A_WORKER = 16  # fewer are read sooner than another process has started
 
@@ -44,8 +45,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class View:
-    """Which rows of the dataset at `path` are wanted, `select` {key of extra: value}, and what
-    makes a sample of one: None for a row that is left out, ValueError for one that is broken."""
+    """Which rows of the dataset at `path` are wanted (`select`: see rows.selection), and what makes
+    a sample of one: None for a row that is left out, ValueError for one that is broken."""
 
     path: Path
     select: dict[str, Any]
@@ -54,7 +55,7 @@ class View:
     def wants(self, row: dict[str, Any]) -> bool:
         """Whether `select` keeps a row, whose `extra` is read on the way."""
         row["extra"] = json.loads(row["extra"] or "{}")
-        return all(row["extra"].get(key) == value for key, value in self.select.items())
+        return matches(row, self.select)
 
 
 class Index:

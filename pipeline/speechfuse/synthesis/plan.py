@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from speechfuse import config
 from speechfuse.rows import shards
+from speechfuse.rows.selection import matches
 from speechfuse.synthesis.kinds import Kind, Turns
 from speechfuse.texts.conversations import Conversation, conversation_of
 
@@ -35,9 +36,8 @@ class Entry:
     select: dict[str, Any]
 
     def usable(self, conversation: Conversation) -> bool:
-        known = {**conversation.extra, "source": conversation.source}
-        chosen = all(known.get(key) == value for key, value in self.select.items())
-        return chosen and self.turns(conversation, "") is not None
+        row = {"id": conversation.id, **conversation.extra, "source": conversation.source}
+        return matches(row, self.select) and self.turns(conversation, "") is not None
 
     def turns(self, conversation: Conversation, key: str) -> Turns | None:
         """The sample whose random numbers `key` gives."""

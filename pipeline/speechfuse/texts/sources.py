@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse.rows.rejects import Reject
+from speechfuse.rows.selection import matches
 from speechfuse.texts.conversations import Conversation, Turn
 from speechfuse.texts.files import Documents
 
@@ -112,7 +113,7 @@ class Texts:
             try:
                 if isinstance(row, str):
                     raise ValueError(row)
-                if all(_among(row.get(key), wanted) for key, wanted in self.select.items()):
+                if matches(row, self.select):
                     extra = {key: _json_value(row.get(key)) for key in self.extra_columns}
                     yield Conversation(
                         id,
@@ -197,10 +198,6 @@ def _column_text(row: dict[str, Any], column: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"no text: {column} holds half a character (a surrogate)")
     return value.strip()
-
-
-def _among(value: Any, wanted: Any) -> bool:
-    return value in wanted if isinstance(wanted, list) else value == wanted
 
 
 def _json_value(value: Any) -> Any:
