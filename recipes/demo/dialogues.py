@@ -36,68 +36,62 @@ class Dialogues:
 def follow_ups(first: dict[str, Any], facts: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Question -> fact of all that can be asked after `first`: of the same thing another relation,
     of another thing the same relation, and what a number makes with another."""
-    found = {}
-    for other in facts:
-        if first["family"] not in ARITHMETIC and other["family"] == first["family"]:
-            same = other["entity"] == first["entity"]
-            if same != (other["relation"] == first["relation"]):
-                asked = f"and its {other['relation']}" if same else f"and of {other['entity']}"
-                found[asked] = other
-        elif {first["family"], other["family"]} <= ARITHMETIC.keys():
-            sign = ARITHMETIC[other["family"]]
-            for wording in other["wordings"]:
+    by_question = {}
+    for fact in facts:
+        if first["family"] not in ARITHMETIC and fact["family"] == first["family"]:
+            same = fact["entity"] == first["entity"]
+            if same != (fact["relation"] == first["relation"]):
+                question = f"and its {fact['relation']}" if same else f"and of {fact['entity']}"
+                by_question[question] = fact
+        elif {first["family"], fact["family"]} <= ARITHMETIC.keys():
+            sign = ARITHMETIC[fact["family"]]
+            for wording in fact["wordings"]:
                 left, _, right = wording.rpartition(f" {sign} ")
                 if left.split()[-1] == first["answer"]:
-                    found[f"and {sign} {right}"] = other
-    return found
+                    by_question[f"and {sign} {right}"] = fact
+    return by_question
 
 
 def dialogues(job: Dialogues, facts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A third of each split is about countries, about animals and about numbers."""
     rng = random.Random(job.seed)
-    heard = [fact for fact in facts if fact["split"] == "train"]
-    by_family: dict[str, list[tuple[dict, str, dict]]] = {}
-    for first in heard:
-        for asked, second in follow_ups(first, facts).items():
-            family = "number" if first["family"] in ARITHMETIC else first["family"]
-            by_family.setdefault(family, []).append((first, asked, second))
+    by_family: dict[str, list[tuple[dict, str, dict]]] = {}  # first fact, second question, its fact
+    for first in (fact for fact in facts if fact["split"] == "train"):
+        family = "number" if first["family"] in ARITHMETIC else first["family"]
+        pairs = [(first, *item) for item in follow_ups(first, facts).items()]
+        by_family.setdefault(family, []).extend(pairs)
     rows = []
     for pairs in by_family.values():
         rng.shuffle(pairs)
         seen = [pair for pair in pairs if pair[2]["split"] == "train"]
         tested = job.seen_facts // len(by_family)
-        count = job.train // len(by_family)
+        trained = seen[tested:]
         rows += [_row(*pair, "seen_facts", rng) for pair in seen[:tested]]
-        rest = seen[tested:]
-        rows += [_row(*rest[i % len(rest)], "train", rng) for i in range(count)]
+        count = job.train // len(by_family)
+        rows += [_row(*trained[i % len(trained)], "train", rng) for i in range(count)]
         for split, name in (("validation", "validation"), ("test", "unseen_facts")):
-            times: dict[str, int] = {}
+            times: Counter[str] = Counter()
             for pair in pairs:
                 fact = pair[2]
-                if fact["split"] == split and times.get(fact["id"], 0) < job.asked:
-                    times[fact["id"]] = times.get(fact["id"], 0) + 1
+                if fact["split"] == split and times[fact["id"]] < job.asked:
+                    times[fact["id"]] += 1
                     rows.append(_row(*pair, name, rng))
     return rows
 
 
 def _row(
-    first: dict[str, Any], asked: str, second: dict[str, Any], split: str, rng: random.Random
+    first: dict[str, Any], question: str, second: dict[str, Any], split: str, rng: random.Random
 ) -> dict[str, Any]:
-    said = [rng.choice(first["wordings"]), first["answer"], asked, second["answer"]]
+    texts = [rng.choice(first["wordings"]), first["answer"], question, second["answer"]]
     roles = ["user", "assistant"] * 2
-    return {
-        "messages": [{"role": r, "content": text} for r, text in zip(roles, said, strict=True)],
-        "first": first["id"],
-        "fact": second["id"],
-        "split": split,
-    }
+    messages = [{"role": r, "content": text} for r, text in zip(roles, texts, strict=True)]
+    return {"messages": messages, "first": first["id"], "fact": second["id"], "split": split}
 
 
 def main(job: Dialogues) -> None:
     out, world = Path(job.out), Path(job.world)
-    work = artifact.Artifact(
-        out, "dialogues", 1, vars(job), {"world": artifact.fingerprint_of(world)}
-    )
+    inputs = {"world": artifact.fingerprint_of(world)}
+    work = artifact.Artifact(out, "dialogues", 1, vars(job), inputs)
     if not work.begin(fresh=job.fresh):
         return
     facts = [json.loads(line) for line in (world / "facts.jsonl").read_text().splitlines()]

@@ -2,17 +2,19 @@
 
     python recipes/demo/world.py recipes/demo/world.yaml
 
-Out, one artifact: conversations (Parquet; the text training of the base model and the text replay
-of stage 2), speak.jsonl (every line that is to be spoken: text, answer, fact, split, voices) and
-text_mmlu/ (4-choice questions in the file layout of cais/mmlu). A fact is a value in one of five
-tables; each has at least two wordings. Facts of the splits `test` and `validation` are never spoken
-in training, in any wording: no line spoken in training holds all the content words of one.
+In: countries.csv and animals.csv beside this file. Out, one artifact: conversations (Parquet; the
+text training of the base model and the text replay of stage 2), speak.jsonl (every line that is to
+be spoken: text, answer, fact, split, voices), text_mmlu/ (4-choice questions in the file layout of
+cais/mmlu) and facts.jsonl. A fact is a sum, difference or product, or a value of a table; each has
+at least two wordings. Facts of the splits `test` and `validation` are never spoken in training, in
+any wording: no line spoken in training holds all the content words of one.
 """
 
+import csv
 import json
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,50 +27,7 @@ NUMBERS = (
     "sixteen seventeen eighteen nineteen"
 ).split()
 TENS = "x x twenty thirty forty fifty sixty seventy eighty ninety".split()
-COUNTRIES = {  # capital, language, money, continent
-    "france": ("paris", "french", "euro", "europe"),
-    "spain": ("madrid", "spanish", "euro", "europe"),
-    "germany": ("berlin", "german", "euro", "europe"),
-    "greece": ("athens", "greek", "euro", "europe"),
-    "japan": ("tokyo", "japanese", "yen", "asia"),
-    "china": ("beijing", "chinese", "yuan", "asia"),
-    "india": ("delhi", "hindi", "rupee", "asia"),
-    "russia": ("moscow", "russian", "ruble", "europe"),
-    "mexico": ("mexico city", "spanish", "peso", "north america"),
-    "brazil": ("brasilia", "portuguese", "real", "south america"),
-    "egypt": ("cairo", "arabic", "pound", "africa"),
-    "turkey": ("ankara", "turkish", "lira", "asia"),
-    "poland": ("warsaw", "polish", "zloty", "europe"),
-    "sweden": ("stockholm", "swedish", "krona", "europe"),
-    "thailand": ("bangkok", "thai", "baht", "asia"),
-    "korea": ("seoul", "korean", "won", "asia"),
-    "vietnam": ("hanoi", "vietnamese", "dong", "asia"),
-    "kenya": ("nairobi", "swahili", "shilling", "africa"),
-    "hungary": ("budapest", "hungarian", "forint", "europe"),
-    "peru": ("lima", "spanish", "sol", "south america"),
-}
-ANIMALS = {  # sound, baby, home, food
-    "dog": ("woof", "puppy", "kennel", "bones"),
-    "cat": ("meow", "kitten", "house", "fish"),
-    "cow": ("moo", "calf", "barn", "grass"),
-    "horse": ("neigh", "foal", "stable", "hay"),
-    "sheep": ("baa", "lamb", "meadow", "clover"),
-    "pig": ("oink", "piglet", "sty", "corn"),
-    "duck": ("quack", "duckling", "pond", "bread"),
-    "goat": ("bleat", "kid", "mountain", "leaves"),
-    "lion": ("roar", "cub", "savanna", "zebras"),
-    "bear": ("growl", "cub", "cave", "honey"),
-    "frog": ("croak", "tadpole", "swamp", "flies"),
-    "bee": ("buzz", "larva", "hive", "nectar"),
-    "hen": ("cluck", "chick", "coop", "seeds"),
-    "wolf": ("howl", "pup", "forest", "deer"),
-    "hawk": ("screech", "chick", "cliff", "mice"),
-    "mouse": ("squeak", "pup", "hole", "cheese"),
-    "goose": ("honk", "gosling", "lake", "grain"),
-    "donkey": ("bray", "foal", "farm", "straw"),
-    "monkey": ("chatter", "infant", "jungle", "bananas"),
-    "snake": ("hiss", "hatchling", "desert", "eggs"),
-}
+TABLES = {"country": "countries.csv", "animal": "animals.csv"}  # by family of facts
 WORDINGS = {
     "add": ("what is {a} plus {b}", "how much is {a} plus {b}"),
     "subtract": ("what is {a} minus {b}", "how much is {a} minus {b}"),
@@ -109,7 +68,8 @@ class World:
 
 @dataclass(frozen=True)
 class Fact:
-    """`wordings` all ask for `answer`; `family` is the table, `relation` the column."""
+    """`wordings` all ask for `answer`; `family` is the table, or the operation; `relation` the
+    column, or the operation. `replayed`: whether text replay may show it."""
 
     id: str
     family: str
@@ -117,6 +77,8 @@ class Fact:
     wordings: tuple[str, ...]
     answer: str
     entity: str
+    split: str = "train"
+    replayed: bool = False
 
     def content_words(self) -> list[Counter[str]]:
         """For each wording the words that make it this fact, counted: `three plus three` needs
@@ -151,14 +113,14 @@ def make_facts() -> list[Fact]:
             arithmetic("subtract", a, b, a - b, swap=False)
             if b >= 2 and a <= 10:
                 arithmetic("multiply", a, b, a * b, swap=True)
-    for family, table, relations in (
-        ("country", COUNTRIES, ("capital", "language", "money", "continent")),
-        ("animal", ANIMALS, ("sound", "baby", "home", "food")),
-    ):
-        for entity, values in table.items():
-            for relation, answer in zip(relations, values, strict=True):
-                texts = tuple(wording.format(a=entity) for wording in WORDINGS[relation])
-                facts.append(Fact(f"{relation}-{entity}", family, relation, texts, answer, entity))
+    for family, name in TABLES.items():
+        with open(Path(__file__).parent / name, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                entity = row.pop(family)
+                for relation, answer in row.items():
+                    texts = tuple(wording.format(a=entity) for wording in WORDINGS[relation])
+                    id = f"{relation}-{entity}"
+                    facts.append(Fact(id, family, relation, texts, answer, entity))
     return facts
 
 
@@ -195,18 +157,18 @@ class Phrases:
         for fact in unheard:
             for counted in fact.content_words():
                 self.forbidden.setdefault(min(counted), []).append(counted)
-        self.made: set[str] = set()
+        self.drawn: set[str] = set()
 
     def draw(self) -> str:
         """A word list that was not drawn before (single words may come again)."""
         while True:
             words = self.rng.choices(self.words, k=self.rng.randint(1, 6))
             text, counted = " ".join(words), Counter(words)
-            if text in self.made and len(words) > 1:
+            if text in self.drawn and len(words) > 1:
                 continue
             if any(f <= counted for word in counted for f in self.forbidden.get(word, ())):
                 continue
-            self.made.add(text)
+            self.drawn.add(text)
             return text
 
 
@@ -235,121 +197,82 @@ def conversation(id: str, user: str, assistant: str, **extra: Any) -> dict[str, 
     return {"id": id, "turns": turns, "extra": json.dumps(extra, sort_keys=True)}
 
 
-def text_rows(
-    facts: list[Fact], replayed: dict[str, str], phrases: Phrases, count: int
-) -> list[dict]:
-    """Conversations in text: answer; repeat; repeat and answer; ask and answer a question oneself,
-    so that an answer can follow from a question that only the assistant has written, as it must
-    after speech. A row that shows a fact says whether it is replayed."""
+def text_rows(facts: list[Fact], phrases: Phrases, count: int) -> list[dict[str, Any]]:
+    """Conversations in text: answer; repeat and answer; ask and answer a question oneself, so that
+    an answer can follow from a question that only the assistant has written, as it must after
+    speech; and `count` times repeat. A row that shows a fact says whether it is replayed."""
     rows = []
+
+    def add(kind: str, name: str, user: str, assistant: str, **extra: Any) -> None:
+        rows.append(conversation(f"{kind}-{name}", user, assistant, kind=kind, **extra))
+
     for fact in facts:
+        about = {"fact": fact.id, "replayed": fact.replayed}
         for i, text in enumerate(fact.wordings):
-            about = {"fact": fact.id, "replayed": replayed[fact.id] == "replayed"}
-            rows.append(
-                conversation(f"answer-{fact.id}-{i}", text, fact.answer, kind="answer", **about)
-            )
-            both = SPOKEN_ANSWER.format(transcript=text, answer=fact.answer)
-            ask = f"repeat and answer: {text}"
-            rows.append(conversation(f"both-{fact.id}-{i}", ask, both, kind="both", **about))
-            rows.append(conversation(f"quiz-{fact.id}-{i}", "quiz", both, kind="quiz", **about))
+            name, both = f"{fact.id}-{i}", SPOKEN_ANSWER.format(transcript=text, answer=fact.answer)
+            add("answer", name, text, fact.answer, **about)
+            add("both", name, f"repeat and answer: {text}", both, **about)
+            add("quiz", name, "quiz", both, **about)
     for i in range(count):
         text = phrases.draw()
-        rows.append(
-            conversation(f"repeat-{i}", f"repeat: {text}", text, kind="repeat", replayed=True)
-        )
+        add("repeat", str(i), f"repeat: {text}", text, replayed=True)
     return rows
 
 
 def spoken_lines(
-    facts: list[Fact],
-    split: dict[str, str],
-    replayed: dict[str, str],
-    phrases: Phrases,
-    job: World,
-    rng: random.Random,
-) -> list[dict]:
+    facts: list[Fact], phrases: Phrases, job: World, rng: random.Random
+) -> list[dict[str, Any]]:
     """Everything that is spoken. `voices` names a group of voices of the corpus configuration."""
     lines: list[dict[str, Any]] = []
 
-    def question(fact: Fact, name: str, voices: str) -> None:
-        lines.append(
-            {
-                "id": f"{name}-{voices}-{len(lines)}",
-                "text": rng.choice(fact.wordings),
-                "answer": fact.answer,
-                "fact": fact.id,
-                "replayed": replayed[fact.id] == "replayed",
-                "kind": "question",
-                "split": name,
-                "voices": voices,
-            }
-        )
+    def add(split: str, voices: str, about: dict[str, Any], name: str | None = None) -> None:
+        id = f"{split}-{name or f'{voices}-{len(lines)}'}"
+        lines.append({"id": id, "split": split, "voices": voices, **about})
 
-    def phrase(name: str, voices: str) -> None:
-        lines.append(
-            {
-                "id": f"{name}-{voices}-{len(lines)}",
-                "text": phrases.draw(),
-                "kind": "phrase",
-                "split": name,
-                "voices": voices,
-            }
-        )
+    def phrase(text: str) -> dict[str, Any]:
+        return {"kind": "phrase", "text": text}
 
-    of = {
-        name: [f for f in facts if split[f.id] == name] for name in ("train", "validation", "test")
-    }
+    def question(fact: Fact) -> dict[str, Any]:
+        text, about = rng.choice(fact.wordings), {"fact": fact.id, "replayed": fact.replayed}
+        return {"kind": "question", "text": text, "answer": fact.answer, **about}
+
+    train, validation, test = (
+        [fact for fact in facts if fact.split == split] for split in ("train", "validation", "test")
+    )
     for i in range(job.spoken_questions):
-        question(of["train"][i % len(of["train"])], "train", "train")
+        add("train", "train", question(train[i % len(train)]))
     for _ in range(job.spoken_phrases):
-        phrase("train", "train")
+        add("train", "train", phrase(phrases.draw()))
     for i in range(job.quantizer_lines):
-        name, voices = ("quantizer", "train") if i % 20 else ("quantizer_validation", "unseen")
-        text = (pseudo_words(rng), phrases.draw(), rng.choice(rng.choice(of["train"]).wordings))[
-            i % 3
-        ]
-        lines.append(
-            {"id": f"{name}-{i}", "text": text, "kind": "phrase", "split": name, "voices": voices}
-        )
-    for fact in of["validation"] * job.test_voices:
-        question(fact, "validation", "validation")
-    for fact in of["test"] * job.test_voices:
-        question(fact, "unseen_facts", "unseen")
-        question(fact, "unseen_facts", "train")
-        question(fact, "unseen_facts", "flite")
-    for fact in rng.sample(of["train"], len(of["train"])) * 2:
-        question(fact, "seen_facts", "unseen")
+        split, voices = ("quantizer", "train") if i % 20 else ("quantizer_validation", "unseen")
+        # all three are drawn for each line
+        texts = (pseudo_words(rng), phrases.draw(), rng.choice(rng.choice(train).wordings))
+        add(split, voices, phrase(texts[i % 3]), str(i))
+    for fact in validation * job.test_voices:
+        add("validation", "validation", question(fact))
+    for fact in test * job.test_voices:
+        for voices in ("unseen", "train", "flite"):
+            add("unseen_facts", voices, question(fact))
+    for fact in rng.sample(train, len(train)) * 2:
+        add("seen_facts", "unseen", question(fact))
     for _ in range(job.test_phrases):
-        phrase("phrases", "unseen")
-        phrase("phrases", "train")
+        for voices in ("unseen", "train"):
+            add("phrases", voices, phrase(phrases.draw()))
     return lines
 
 
-def multiple_choice(
-    facts: list[Fact], replayed: dict[str, str], rng: random.Random
-) -> dict[str, list[dict]]:
+def multiple_choice(facts: list[Fact], rng: random.Random) -> dict[str, list[dict[str, Any]]]:
     """Rows of cais/mmlu's columns by subject; the wrong choices are other answers to the same kind
     of question."""
-    subjects: dict[str, list[dict]] = {"replayed": [], "not_replayed": []}
+    subjects: dict[str, list[dict[str, Any]]] = {"replayed": [], "not_replayed": []}
     for fact in facts:
         others = sorted({f.answer for f in facts if f.relation == fact.relation} - {fact.answer})
         choices = [*rng.sample(others, 3), fact.answer]
         rng.shuffle(choices)
-        subjects[replayed[fact.id]].append(
-            {
-                "question": fact.wordings[0],
-                "subject": replayed[fact.id],
-                "choices": choices,
-                "answer": choices.index(fact.answer),
-                "fact": fact.id,
-            }
-        )
+        subject = "replayed" if fact.replayed else "not_replayed"
+        row = {"question": fact.wordings[0], "choices": choices, "subject": subject}
+        subjects[subject].append({**row, "answer": choices.index(fact.answer), "fact": fact.id})
     return subjects
-
-
-def write_lines(path: Path, rows: list[dict]) -> Path:
-    artifact.write_atomic(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
-    return path
 
 
 def main(job: World) -> None:
@@ -362,24 +285,23 @@ def main(job: World) -> None:
     shares = {"test": job.test_share, "validation": job.validation_share}
     split = assign(facts, shares, "train", rng)
     replayed = assign(facts, {"replayed": job.replayed_share}, "not_replayed", rng)
-    unheard = [fact for fact in facts if split[fact.id] != "train"]
-    phrases = Phrases(facts, unheard, rng)
-    outputs = [
-        write_lines(out / "speak.jsonl", spoken_lines(facts, split, replayed, phrases, job, rng))
-    ]
-    subjects = multiple_choice(facts, replayed, rng)
-    for subject, rows in subjects.items():
-        outputs.append(write_lines(out / "text_mmlu" / f"{subject}.jsonl", rows))
-    about = [
-        {**vars(fact), "split": split[fact.id], "replayed": replayed[fact.id] == "replayed"}
+    facts = [
+        replace(fact, split=split[fact.id], replayed=replayed[fact.id] == "replayed")
         for fact in facts
     ]
-    outputs.append(write_lines(out / "facts.jsonl", about))
-    rows = text_rows(facts, replayed, phrases, job.repeat_rows)
-    path = out / shards.shard_name(0)
-    shards.write_shard(path, rows, shards.CONVERSATIONS)
-    totals = Counter(split.values()) | {"facts": len(facts), "rows": len(rows)}
-    work.finish(dict(totals), [*outputs, path])
+    phrases = Phrases(facts, [fact for fact in facts if fact.split != "train"], rng)
+    files = {"speak.jsonl": spoken_lines(facts, phrases, job, rng)}
+    for subject, questions in multiple_choice(facts, rng).items():
+        files[f"text_mmlu/{subject}.jsonl"] = questions
+    files["facts.jsonl"] = [vars(fact) for fact in facts]
+    for name, lines in files.items():
+        text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+        artifact.write_atomic(out / name, text)
+    rows = text_rows(facts, phrases, job.repeat_rows)
+    shard = out / shards.shard_name(0)
+    shards.write_shard(shard, rows, shards.CONVERSATIONS)
+    totals = Counter(fact.split for fact in facts) | {"facts": len(facts), "rows": len(rows)}
+    work.finish(dict(totals), [*(out / name for name in files), shard])
     print(f"{out}: {dict(totals)}")
 
 
