@@ -11,6 +11,8 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import partial
+from itertools import zip_longest
 
 from speechfuse.texts.curation.quantities import fractions, money, numbers
 
@@ -18,25 +20,15 @@ EMOJI = (
     "\U0001f000-\U0001faff\U000e0020-\U000e007f\u2600-\u27bf\u2b00-\u2bff\u231a\u231b\u23e9-\u23fa"
     "\u200d\u20e3\ufe0f"
 )
-_CHARACTERS = {  # quotes, dashes and spaces that mean what ASCII has, and letters that are marks
-    **dict.fromkeys("‘’‚‛`´ʼ", "'"),
-    **dict.fromkeys("“”„‟«»", '"'),
-    "‐": "-",
-    "‑": "-",
-    "−": "-",
-    "…": "...",
-    **dict.fromkeys("®™©\u00ad\u200b\u2060\ufeff\u200e\u200f", ""),
-    "⁄": "/",
-    "\u2028": "\n",
-    "\u2029": "\n",
-    "\u0085": "\n",
-    "⋅": "·",
-    "✕": "×",
-    "✖": "×",
-    "➗": "÷",
-}
-_CHARACTERS_TABLE = str.maketrans(_CHARACTERS)
-_TAGS = "b|big|br|center|em|i|p|small|strong|u"  # without attributes they only colour a text
+Rewrites = list[tuple[str, str]]  # pattern and replacement, applied in this order
+Rule = tuple[str, Callable[[str], str]]  # kind, as it is counted, and the rewriting
+
+# quotes, dashes and spaces that mean what ASCII has, and letters that are marks
+_CHARACTERS = str.maketrans(
+    "‘’‚‛`´ʼ" + "“”„‟«»" + "‐‑−" + "⁄" + "\u2028\u2029\u0085" + "⋅✕✖➗",
+    "'" * 7 + '"' * 6 + "---" + "/" + "\n\n\n" + "·××÷",
+    "®™©\u00ad\u200b\u2060\ufeff\u200e\u200f",
+)
 _UNITS = (
     "km|mi|miles?|m|MB|GB|L|ml|gallons?|feet|ft|dollars?|cents?|pounds?|kg|g|mg|words?|pages?"
     "|calories|units?"
@@ -54,7 +46,7 @@ _MATHS = re.compile(
     r"what(?: is|'s) -?\d+|how much is -?\d+)\b|=",
     re.I,
 )
-_ENGLISH: list[tuple[str, str]] = [  # in order; each has one reading where it matches
+_SYMBOLS: Rewrites = [  #  each has one reading where it matches
     (r"\bC\+\+", "C plus plus"),
     (r"\bC#", "C sharp"),
     (rf"{_LEFT}\s*\+\s*{_RIGHT}", " plus "),
@@ -108,109 +100,127 @@ _ENGLISH: list[tuple[str, str]] = [  # in order; each has one reading where it m
     (r"¼", "one quarter"),
     (r"¾", "three quarters"),
 ]
-_SYMBOLS = {"en": [(re.compile(pattern), words) for pattern, words in _ENGLISH]}
 _MARKS = re.compile(r"[+*/=×·÷^²³√#%&°~_½¼¾:(Ω]|\d x \d")  # without one nothing above matches
 # not 555-2671: that is a telephone
 _HYPHEN = re.compile(
     r"(?<![\w.,/)-])(?!\d{3}-\d{3}[1-9])(\d{1,4})\s?-\s?(\d{1,4})(?![\w/]|[-.,]\d|-[A-Z])"
 )
 _MINUS = re.compile(rf"{_LEFT}\s+-\s+{_RIGHT}")
-_DOT = {"en": "dot"}
 _DOMAIN = re.compile(
     r"(?<![\w@/.:-])((?:[A-Za-z][A-Za-z-]+\.){1,2})(com|org|net|gov|edu|io)\b(?![\w/.:@?]\w|/)"
 )
 
 
+_TAGS = "b|big|br|center|em|i|p|small|strong|u"  # without attributes they only colour a text
+_AROUND_WORDS: Rewrites = [
+    (rf"(?i)</?(?:{_TAGS})\s?/?>", " "),
+    (r"!?\[([^\[\]\n]+)\]\((?:https?://|www\.|/|#)[^\s()]*\)", r"\1"),  # link
+    (r"`([A-Za-z][A-Za-z' -]*)`", r"\1"),
+    (r"(?<![\w$\\])\$([A-Za-z]|-?\d{1,4})\$(?![\w$])", r"\1"),
+]
+_MARKUP: Rewrites = [
+    (r"(?m)^#{1,6}\s+(.*?)#*\s*$", r"\1"),  # heading
+    (r"(?m)^\s*(?:[-*_]\s*){3,}$", ""),  # rule
+    (r"(?m)^>\s?", ""),  # quotation
+    (r"(\*\*\*|\*\*|__|~~)(?=\S)(.+?)(?<=\S)\1", r"\2"),  # bold
+    (r"(?<![\w*])\*(?=[^\s*])([^*\n]+?)(?<=[^\s*])\*(?![\w*])", r"\1"),  # italic
+    (r"(?<![\w_])_(?=[^\s_])([^_\n]+?)(?<=[^\s_])_(?![\w_])", r"\1"),
+]
+_SMILEY = rf"(?:[{EMOJI}]|(?<![\w])[:;=]-?[)(DPp](?!\w))"
+_SMILEYS = rf"\s*{_SMILEY}(?:\s*{_SMILEY})*"
+_ORNAMENTS: Rewrites = [
+    (rf"(?<=[.!?,\w)\"']){_SMILEYS}\s*(?=$|\n)", ""),
+    (rf"(?<=[.!?]){_SMILEYS}\s+(?=[A-Z\"'])", " "),
+    (rf"(?<=\w){_SMILEYS}\s*(?=[.!?](?:\s|$))", ""),
+    (rf"^{_SMILEYS}\s+(?=\w)", ""),
+]
+_LABELS = (
+    r"^\s*(?:Q|Question|Human|User|Prompt|Instruction)\s*:\s+"
+    r"|\s+(?:A|Answer|Assistant|Response)\s*:\s*$"
+)
+_PUNCTUATION: Rewrites = [
+    (r"([!?,])(?:\s?\1)+", r"\1"),
+    (r"(?:[!?]){2,}", "?"),
+    (r"\.{4,}", "..."),
+    (r"\s+([,.!?;:])(?=\s|$)", r"\1"),
+    (r",\s*(?=[.!?,;:])", ""),
+]
+_LETTER = re.compile(r"(?<![\u0370-\u03ff\w])[\u0391-\u03c9](?![\u0370-\u03ff\w])")  # Greek
+_ITEM = re.compile(r"^\s*(?:[-*•●▪‣·+]\s+|(?:\(?(\d{1,2}|[A-Za-z])[.)])\s+)")  # of a list
+
+
 def normalize(text: str, language: str = "en") -> tuple[str, list[str]]:
-    """(text, kinds of rewriting in order). Symbols are put into words in English; in another
-    language only numbers are."""
+    """Return (text, kinds of rewriting in order). Symbols are put into words in English; in another
+    language only numbers and Greek letters are."""
     kinds = []
-    for kind, rewrite in RULES:
-        after = rewrite(text, language)
+    english = _ENGLISH if language == "en" else []
+    words: Rule = ("number", partial(numbers, language=language))
+    for kind, rewrite in (*_WRITING, *english, _GREEK, words, _SPACES):
+        after = rewrite(text)
         if after != text:
             text = after
             kinds.append(kind)
     return " ".join(text.split()), kinds
 
 
-def _characters(text: str, _: str) -> str:
+def _apply(rewrites: Rewrites, text: str) -> str:
+    for pattern, replacement in rewrites:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def _characters(text: str) -> str:
     if text.isascii():
         return text
-    text = text.translate(_CHARACTERS_TABLE)
+    text = text.translate(_CHARACTERS).replace("…", "...")
     text = re.sub(r"\s*[—–]\s*(?=\D|$)|(?<=\D)\s*[—–]\s*", ", ", text).replace("–", "-")
     return "".join(c if _of_its_own(c) else unicodedata.normalize("NFKC", c) for c in text)
 
 
 def _of_its_own(character: str) -> bool:
-    """Whether it is not what NFKC makes of it: ⁶ of 10⁶ is no 6, ½ no three characters."""
+    """Return True if NFKC would change the meaning: ⁶ of 10⁶ is no 6, ½ no three characters."""
     return character in "½¼¾" or unicodedata.decomposition(character).startswith("<super>")
 
 
-def bare(text: str, _: str = "en") -> str:
-    """Without what stands around words only: character references, <b>, links, `words`, $x$."""
-    text = html.unescape(text)
-    text = re.sub(rf"</?(?:{_TAGS})\s?/?>", " ", text, flags=re.I)
-    text = re.sub(r"!?\[([^\[\]\n]+)\]\((?:https?://|www\.|/|#)[^\s()]*\)", r"\1", text)  # link
-    text = re.sub(r"`([A-Za-z][A-Za-z' -]*)`", r"\1", text)
-    return re.sub(r"(?<![\w$\\])\$([A-Za-z]|-?\d{1,4})\$(?![\w$])", r"\1", text)
+def bare(text: str) -> str:
+    """Return the text without what stands around words only: character references, <b>, links,
+    `words`, $x$."""
+    return _apply(_AROUND_WORDS, html.unescape(text))
 
 
-def _markup(text: str, _: str) -> str:
-    text = re.sub(r"^#{1,6}\s+(.*?)#*\s*$", r"\1", text, flags=re.M)  # heading
-    text = re.sub(r"^\s*(?:[-*_]\s*){3,}$", "", text, flags=re.M)  # rule
-    text = re.sub(r"^>\s?", "", text, flags=re.M)  # quotation
-    text = re.sub(r"(\*\*\*|\*\*|__|~~)(?=\S)(.+?)(?<=\S)\1", r"\2", text)  # bold
-    text = re.sub(r"(?<![\w*])\*(?=[^\s*])([^*\n]+?)(?<=[^\s*])\*(?![\w*])", r"\1", text)  # italic
-    text = re.sub(r"(?<![\w_])_(?=[^\s_])([^_\n]+?)(?<=[^\s_])_(?![\w_])", r"\1", text)
-    return text
+def _labels(text: str) -> str:
+    """Remove the Q: and A: around a single question."""
+    question = re.sub(_LABELS, "", text)
+    several = re.search(r"\b(?:Q|A|Question|Answer|Human|Assistant)\s*:", question)
+    return text if several else question
 
 
-def _labels(text: str, _: str) -> str:
-    """Q: ... A: around a single question."""
-    bare = re.sub(r"^\s*(?:Q|Question|Human|User|Prompt|Instruction)\s*:\s+", "", text)
-    bare = re.sub(r"\s+(?:A|Answer|Assistant|Response)\s*:\s*$", "", bare)
-    return text if re.search(r"\b(?:Q|A|Question|Answer|Human|Assistant)\s*:", bare) else bare
+def _emoji(text: str) -> str:
+    """Remove emoji at the end of a sentence or of the text, where they only colour what is said.
+    Between words, or where the text is about them, they are part of what is meant."""
+    meant = re.search(r"(?i)\b(?:emojis?|emoticons?|smileys?|symbols?|icons?)\b", text)
+    return text if meant or not re.search(rf"[{EMOJI}:;=]", text) else _apply(_ORNAMENTS, text)
 
 
-def _emoji(text: str, _: str) -> str:
-    """Without emoji that only colour what is said: at the end of a sentence or of the text. Between
-    words, or where the text is about them, they are part of what is meant."""
-    if not re.search(rf"[{EMOJI}:;=]", text):
-        return text
-    if re.search(r"\b(?:emojis?|emoticons?|smileys?|symbols?|icons?)\b", text, re.I):
-        return text
-    run = rf"(?:[{EMOJI}]|(?<![\w])[:;=]-?[)(DPp](?!\w))"
-    text = re.sub(rf"(?<=[.!?,\w)\"'])\s*{run}(?:\s*{run})*\s*(?=$|\n)", "", text)
-    text = re.sub(rf"(?<=[.!?])\s*{run}(?:\s*{run})*\s+(?=[A-Z\"'])", " ", text)
-    text = re.sub(rf"(?<=\w)\s*{run}(?:\s*{run})*\s*(?=[.!?](?:\s|$))", "", text)
-    return re.sub(rf"^\s*{run}(?:\s*{run})*\s+(?=\w)", "", text)
-
-
-def _lines(text: str, _: str) -> str:
-    """One line: a list is read with commas, other lines as sentences."""
-    item = re.compile(r"^\s*(?:[-*•●▪‣·+]\s+|(?:\(?(\d{1,2}|[A-Za-z])[.)])\s+)")
+def _lines(text: str) -> str:
+    """Join lines to one: a list is read with commas, other lines as sentences."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = ""
-    for i, line in enumerate(lines):
-        match = item.match(line)
-        body = line[match.end() :] if match and line[match.end() :] else line
-        if match and match[1] and body != line:
+    joined = ""
+    for line, following in zip_longest(lines, lines[1:]):
+        match = _ITEM.match(line)
+        body = line[match.end() :] if match else ""
+        if match and match[1] and body:
             body = f"{match[1]}, {body}"
-        said += body
-        if i + 1 < len(lines):
-            in_list = match and item.match(lines[i + 1])
-            ends = said[-1] in '.!?:;,"' or said.endswith(".)")
-            said += " " if ends else ", " if in_list else ". "
-    return said if len(lines) > 1 or item.match(text) else text
+        joined += body or line
+        if following is not None:
+            in_list = match and _ITEM.match(following)
+            ends = joined[-1] in '.!?:;,"' or joined.endswith(".)")
+            joined += " " if ends else ", " if in_list else ". "
+    return joined if len(lines) > 1 or _ITEM.match(text) else text
 
 
-def _domains(text: str, language: str) -> str:
-    dot = _DOT.get(language)
-    if not dot:
-        return text
-    return _DOMAIN.sub(
-        lambda m: f"{m[1].removeprefix('www.').replace('.', f' {dot} ')}{m[2]}".strip(), text
-    )
+def _domains(text: str) -> str:
+    return _DOMAIN.sub(lambda m: f"{m[1].removeprefix('www.').replace('.', ' dot ')}{m[2]}", text)
 
 
 def _hyphen(match: re.Match[str], maths: bool) -> str:
@@ -221,39 +231,25 @@ def _hyphen(match: re.Match[str], maths: bool) -> str:
     return f"{match[1]} {'to' if rises else 'minus'} {match[2]}"
 
 
-def _symbols(text: str, language: str) -> str:
-    if language == "en":
-        maths = bool(_MATHS.search(text))
-        text = _HYPHEN.sub(lambda m: _hyphen(m, maths), text) if "-" in text else text
-        text = _MINUS.sub(" minus ", text) if maths else text
-    for pattern, words in _SYMBOLS.get(language, ()) if _MARKS.search(text) else ():
-        text = pattern.sub(words, text)
-    text = fractions(text, language)
-    return re.sub(
-        r"(?<![\u0370-\u03ff\w])[\u0391-\u03c9](?![\u0370-\u03ff\w])",
-        lambda m: unicodedata.name(m[0]).rsplit(" ", 1)[-1].lower(),
-        text,
-    )
+def _symbols(text: str) -> str:
+    maths = bool(_MATHS.search(text))
+    text = _HYPHEN.sub(lambda m: _hyphen(m, maths), text) if "-" in text else text
+    text = _MINUS.sub(" minus ", text) if maths else text
+    return fractions(_apply(_SYMBOLS, text) if _MARKS.search(text) else text)
 
 
-def _punctuation(text: str, _: str) -> str:
-    text = re.sub(r"([!?,])(?:\s?\1)+", r"\1", text)
-    text = re.sub(r"(?:[!?]){2,}", "?", text)
-    text = re.sub(r"\.{4,}", "...", text)
-    text = re.sub(r"\s+([,.!?;:])(?=\s|$)", r"\1", text)
-    return re.sub(r",\s*(?=[.!?,;:])", "", text)
+def _greek(text: str) -> str:
+    return _LETTER.sub(lambda m: unicodedata.name(m[0]).rsplit(" ", 1)[-1].lower(), text)
 
 
-RULES: list[tuple[str, Callable[[str, str], str]]] = [
+_WRITING: list[Rule] = [
     ("markup", bare),
     ("characters", _characters),
-    ("markup", _markup),
+    ("markup", partial(_apply, _MARKUP)),
     ("markup", _labels),
     ("emoji", _emoji),
     ("lines", _lines),
-    ("url", _domains),
-    ("number", money),
-    ("symbol", _symbols),
-    ("number", numbers),
-    ("punctuation", _punctuation),
 ]
+_ENGLISH: list[Rule] = [("url", _domains), ("number", money), ("symbol", _symbols)]
+_GREEK: Rule = ("symbol", _greek)
+_SPACES: Rule = ("punctuation", partial(_apply, _PUNCTUATION))

@@ -12,18 +12,12 @@ from num2words import num2words
 # atomic: what is left of a number is no number
 _AMOUNT = r"((?>\d+(?:,\d{3})*+(?:\.\d+)?|\.\d+))(?![.,]?\d)"
 _SIZES = {
-    "k": "thousand",
-    "K": "thousand",
-    "m": "million",
-    "mn": "million",
-    "M": "million",
-    "b": "billion",
-    "bn": "billion",
-    "B": "billion",
-    "tn": "trillion",
-    "T": "trillion",
+    **dict.fromkeys(("k", "K"), "thousand"),
+    **dict.fromkeys(("m", "mn", "M"), "million"),
+    **dict.fromkeys(("b", "bn", "B"), "billion"),
+    **dict.fromkeys(("tn", "T"), "trillion"),
 }
-_CURRENCIES = {"en": {"$": "dollars", "€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees"}}
+_CURRENCIES = {"$": "dollars", "€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees"}
 
 # 9/11, 24/7 and the day in 5/30 are none
 _PART = r"(\d{1,2})/([2-9]|10|12|16|20|100)(?![\w/:-]|[.,]\d)"
@@ -64,18 +58,19 @@ _COUNTED = re.compile(  # a number of things, or one that is reckoned with
 )
 
 
-def money(text: str, language: str) -> str:
-    for sign, word in _CURRENCIES.get(language, {}).items():
+def money(text: str) -> str:
+    """Put sums of money into English words."""
+    for sign, word in _CURRENCIES.items():
         if sign in text:
             text = _money(text, re.escape(sign), word)
     return text
 
 
 def _money(text: str, sign: str, word: str) -> str:
-    """$5, 5$, $5-$10, $2.5 million, $40k, $1.5bn; a $5 bill is a 5 dollar bill."""
+    """Rewrite $5, 5$, $5-$10, $2.5 million, $40k, $1.5bn; a $5 bill is a 5 dollar bill."""
     unit = word.removesuffix("s")
 
-    def said(match: re.Match[str]) -> str:
+    def amount_in_words(match: re.Match[str]) -> str:
         article, first, second, size, compound = match.groups()
         first, second = (f"0{n}" if n and n[0] == "." else n for n in (first, second))
         noun = re.match(r" [a-z]", match.string[match.end() :])
@@ -90,19 +85,19 @@ def _money(text: str, sign: str, word: str) -> str:
         rf"(\b(?:an?|another|extra) )?(?<![\w$€£¥₹.,]){sign}\s?{_AMOUNT}"
         rf"(?:\s?-\s?{sign}?{_AMOUNT})?(?:\s?(hundred|thousand|million|billion|trillion|{sizes})\b)?"
         rf"(?:(-)(?:{unit}s?[ -])?(?=[a-z])|(?:\s{unit}s?\b)?(?![\w$€£¥₹]))",
-        said,
+        amount_in_words,
         text,
     )
 
 
-def fractions(text: str, language: str) -> str:
-    """1/4 as one quarter, 2 1/2 as 2 and one half, where it can be nothing else."""
-    if "/" not in text or language != "en":
+def fractions(text: str) -> str:
+    """Put 1/4 as one quarter, 2 1/2 as 2 and one half, where it can be nothing else."""
+    if "/" not in text:
         return text
     several = len({match[3] for match in _FRACTION.finditer(text)}) > 1  # scores have one scale
     arithmetic = several or bool(_ARITHMETIC.search(text))
 
-    def said(match: re.Match[str]) -> str:
+    def in_words(match: re.Match[str]) -> str:
         whole, over, under = match[1], int(match[2]), int(match[3])
         before, after = text[: match.start()], text[match.end() :]
         sure = whole or arithmetic or _OPERATOR.search(before) or _FRACTION_OF.match(after)
@@ -113,32 +108,30 @@ def fractions(text: str, language: str) -> str:
         part = f"{num2words(over)} {name}{'s' if over > 1 else ''}"
         return f"{whole} and {part}" if whole else part
 
-    return _FRACTION.sub(said, text)
+    return _FRACTION.sub(in_words, text)
 
 
 def numbers(text: str, language: str) -> str:
-    """Whole numbers over 4 digits in words, where they count something; with a zero in front digit
-    by digit."""
+    """Put whole numbers over 4 digits into words where they count something; with a zero in front
+    digit by digit."""
 
-    def words(match: re.Match[str]) -> str:
+    def in_words(match: re.Match[str]) -> str:
         digits, decimals = match[1].replace(",", ""), match[2] or ""
         if len(digits) <= 4 and "," not in match[1]:
             return match[0]
         if digits[0] == "0" or len(digits) > 12 or len(decimals) > 3:
             zip_code = digits[0] == "0" and len(digits) <= 6 and not decimals
-            return _digits(digits, language, " ") if zip_code else match[0]
-        if "," not in match[1] and not decimals and not _counts(match, language):
+            return _digits(digits, language) if zip_code else match[0]
+        if language != "en" if decimals else "," not in match[1] and not _counts(match, language):
             return match[0]
-        if decimals and language != "en":
-            return match[0]
-        said = num2words(int(digits), lang=language).replace(",", "")
-        return f"{said} point {_digits(decimals[1:], language, ' ')}" if decimals else said
+        whole = num2words(int(digits), lang=language).replace(",", "")
+        return f"{whole} point {_digits(decimals[1:], language)}" if decimals else whole
 
-    return _NUMBER.sub(words, text)
+    return _NUMBER.sub(in_words, text)
 
 
 def _counts(match: re.Match[str], language: str) -> bool:
-    """Whether a bare run of digits is how many, and no code of digits."""
+    """Return True if a bare run of digits is a count, not a code."""
     before, after = match.string[: match.start()], match.string[match.end() :]
     if _CODE.search(before):
         return False
@@ -148,5 +141,5 @@ def _counts(match: re.Match[str], language: str) -> bool:
     return match[1].endswith("000") or bool(operated) or bool(_ARITHMETIC.search(match.string))
 
 
-def _digits(digits: str, language: str, between: str) -> str:
-    return between.join(num2words(int(digit), lang=language) for digit in digits)
+def _digits(digits: str, language: str) -> str:
+    return " ".join(num2words(int(digit), lang=language) for digit in digits)
