@@ -1,6 +1,6 @@
-"""Whether an answer is worth learning: it does not speak of being a text model, does not go in
-circles, and is more than the question again. It may hold code, links and tables: it is read, not
-heard."""
+"""Answers that are not worth learning: those of a model that says it cannot hear or is an AI, that
+repeat themselves, or that repeat the question. Code, links and tables are allowed: an answer is
+read, not heard."""
 
 import re
 from collections import Counter
@@ -42,7 +42,7 @@ _DEAF = (
     r"|access to (?:any )?(?:audio|sound|microphone)s?)\b",
     r"\bI can(?:not|'t)? only (?:process|read|understand|respond to|use) (?:\w+ )?text\b",
 )
-FAULTS = {  # what such answers say
+FAULTS = {  # kind of fault: how such answers word it
     "deaf": re.compile("|".join(_DEAF), re.I),
     "as an AI": re.compile(_IS_AI, re.I),
 }
@@ -50,9 +50,9 @@ FAULTS = {  # what such answers say
 
 @dataclass
 class Answers:
-    """Drops conversations of which an answer says that it cannot hear, or (`as_an_ai`) that it
-    comes from an AI; repeats itself: over `max_repeated` of its 5-word sequences came before in it;
-    or is its question again."""
+    """Drops a conversation when one of its answers says that it cannot hear or (`as_an_ai`) that it
+    comes from an AI, when more than `max_repeated` of the answer's 5-word sequences came before in
+    it, or when it is its question again."""
 
     as_an_ai: bool = True
     max_repeated: float = 0.3
@@ -63,20 +63,20 @@ class Answers:
             raise ValueError(f"answers: max_repeated={self.max_repeated} is not in 0 to 1")
 
     def __call__(self, conversation: Conversation) -> Conversation | Dropped:
-        asked = ""
+        question = ""
         for turn in conversation.turns:
-            if turn.role == "assistant" and (fault := self._fault(asked, turn.text)):
+            if turn.role == "assistant" and (fault := self._fault(question, turn.text)):
                 return Dropped(fault)
-            asked = turn.text
+            question = turn.text
         return conversation
 
-    def _fault(self, asked: str, text: str) -> str | None:
+    def _fault(self, question: str, text: str) -> str | None:
         text = text.replace("\u2019", "'")
         for kind, pattern in FAULTS.items():
             if (kind == "deaf" or self.as_an_ai) and (match := pattern.search(text)):
                 return f"{kind}: {match[0][:60]!r}"
         words = re.findall(r"\w+", text.lower())
-        if len(words) > 4 and words == re.findall(r"\w+", asked.lower()):
+        if len(words) > 4 and words == re.findall(r"\w+", question.lower()):
             return "echo: the answer is the question"
         grams = Counter(tuple(words[i : i + 5]) for i in range(len(words) - 4))
         repeated = 1 - len(grams) / max(1, grams.total())

@@ -1,7 +1,7 @@
-"""Near-duplicates: of prompts that say almost the same, the first is kept.
+"""Near-duplicates: of prompts that are almost the same, the first is kept.
 
-MinHash and its index, both datasketch's, find the few earlier prompts that may be alike; how alike
-they are is then counted. The process that plans holds about 6 kB of every row.
+datasketch's MinHash and its index find the few earlier prompts that may be alike; their Jaccard
+similarity is then counted exactly. The planning process holds about 6 kB of every row.
 """
 
 import re
@@ -20,12 +20,12 @@ Sketch = tuple[np.ndarray, np.ndarray]
 
 @dataclass
 class Duplicates:
-    """Drops a conversation whose prompts are like those of an earlier one that was kept: of the
-    `shingle`-word sequences that either has, both have at least the share `threshold` (Jaccard).
+    """Drops a conversation whose prompts are like those of an earlier one that was kept: the
+    Jaccard similarity of their sets of `shingle`-word sequences is at least `threshold`.
 
     Prompts with other numbers are not alike, however long: problems differ in nothing else.
-    Upper case, punctuation and the answer make no difference. At 0.85 one other word in less than
-    about 35 makes another prompt.
+    Upper case, punctuation and the answer are ignored. At 0.85, prompts of under about 35 words
+    that differ in one word are not alike.
     """
 
     threshold: float = 0.85
@@ -44,32 +44,34 @@ class Duplicates:
         self._empty = MinHash(self.permutations, scheme="affine32")
 
     def sketch(self, conversation: Conversation) -> Sketch:
-        """MinHash values (permutations,) and sorted hashes of all sequences (n,)."""
+        """Return MinHash values (permutations,) and the sorted hashes of all sequences (n,)."""
         words = re.findall(r"\w+", " | ".join(conversation.prompts).lower())
         numbers = " ".join(word for word in words if word.isdigit())
         padded = ["^", *words, "$"]
         size = min(self.shingle, len(padded))
         parts = {" ".join(padded[i : i + size]) for i in range(len(padded) - size + 1)}
-        known = [f"{part}\t{numbers}" for part in parts]
-        made = self._empty.copy()
-        made.update_batch([each.encode() for each in known])
-        return made.hashvalues, np.sort(np.array([artifact.id_digest(k) for k in known], np.uint64))
+        shingles = [f"{part}\t{numbers}" for part in parts]
+        minhash = self._empty.copy()
+        minhash.update_batch([shingle.encode() for shingle in shingles])
+        return minhash.hashvalues, np.sort(
+            np.array([artifact.id_digest(shingle) for shingle in shingles], np.uint64)
+        )
 
     def decide(self, sketches: Iterable[tuple[str, Sketch]]) -> dict[str, str]:
-        """{id: "near-duplicate: how like which"} of those that are dropped."""
-        # an index for a lower threshold: it gives what it was asked for, and misses less of it
+        """Return {id: "near-duplicate: how like which"} of those that are dropped."""
+        # the index is approximate: for a lower threshold it misses fewer of those above ours
         index = MinHashLSH(self.threshold - 0.15, self.permutations)
         kept: dict[str, np.ndarray] = {}
         dropped = {}
-        made = self._empty.copy()
-        for id, (made.hashvalues, parts) in tqdm(sketches, desc=self.name, unit="row"):
-            found = [(_jaccard(parts, kept[other]), other) for other in index.query(made)]
-            like, first = min(found, key=lambda pair: (-pair[0], pair[1]), default=(0.0, ""))
-            if like >= self.threshold:
-                dropped[id] = f"near-duplicate: {like:.0%} like {first}"
+        minhash = self._empty.copy()
+        for id, (minhash.hashvalues, shingles) in tqdm(sketches, desc=self.name, unit="row"):
+            alike = [(_jaccard(shingles, kept[other]), other) for other in index.query(minhash)]
+            similarity, first = min(alike, key=lambda pair: (-pair[0], pair[1]), default=(0.0, ""))
+            if similarity >= self.threshold:
+                dropped[id] = f"near-duplicate: {similarity:.0%} like {first}"
             else:
-                kept[id] = parts
-                index.insert(id, made)
+                kept[id] = shingles
+                index.insert(id, minhash)
         return dropped
 
 

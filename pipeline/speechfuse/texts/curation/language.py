@@ -1,5 +1,5 @@
-"""Which language the prompts are in, told by py3langid: a model of 139 languages in its wheel, so
-nothing is fetched when it runs."""
+"""The language of the prompts, by py3langid: its wheel holds the model of 139 languages, so nothing
+is downloaded."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,18 +12,19 @@ from speechfuse.texts.curation.step import Dropped
 
 @cache
 def _identifier() -> LanguageIdentifier:
-    found = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-    found.set_languages(set(found.labels) - {"pcm"})  # Nigerian Pidgin: short English looks like it
-    return found
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    # without Nigerian Pidgin: short English looks like it
+    identifier.set_languages(set(identifier.labels) - {"pcm"})
+    return identifier
 
 
 @dataclass
 class Language:
-    """Keep what is in one of `languages` (ISO 639-1).
+    """Keeps conversations in one of `languages` (ISO 639-1).
 
-    A conversation goes when another language is more likely by `margin`, in probability; a short
-    prompt looks like many languages, so under `min_characters` its answer is read with it, and what
-    is short all the same is kept.
+    A conversation is dropped when another language is more probable by `margin`. Short prompts look
+    like many languages: under `min_characters` the answer is added, and a conversation that is
+    short all the same is kept.
     """
 
     languages: list[str] = field(default_factory=lambda: ["en"])
@@ -50,8 +51,9 @@ class Language:
         if len(text) < self.min_characters:
             return conversation
         ranked = _identifier().rank(text)
-        likely, most = ranked[0]
-        wanted = sum(share for language, share in ranked if language in self.languages)
-        if most - wanted > self.margin:
-            return Dropped(f"{likely}: {most:.0%} likely, {'/'.join(self.languages)} {wanted:.0%}")
+        likely, highest = ranked[0]
+        ours = sum(share for language, share in ranked if language in self.languages)
+        if highest - ours > self.margin:
+            names = "/".join(self.languages)
+            return Dropped(f"{likely}: {highest:.0%} likely, {names} {ours:.0%}")
         return conversation

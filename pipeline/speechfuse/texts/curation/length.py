@@ -1,5 +1,5 @@
-"""How long a conversation may be: prompts in words and in expected seconds of speech, answers in
-words."""
+"""Limits on the length of a conversation: prompts in words and in expected seconds of speech,
+answers in words."""
 
 from dataclasses import dataclass, field
 
@@ -9,12 +9,12 @@ from speechfuse.texts.curation.step import Dropped
 
 @dataclass
 class Length:
-    """Of every prompt `min_words` to `max_words` and at most `max_seconds`, of every answer
-    `min_answer_words` to `max_answer_words`; of the conversation at most `max_turns`.
+    """Keeps conversations whose prompts have `min_words` to `max_words` and at most `max_seconds`,
+    whose answers have `min_answer_words` to `max_answer_words`, and that have at most `max_turns`.
 
-    Seconds are characters over `characters_per_second`: 15 is what the original's synthesis was set
-    to. `max_seconds` belongs below the quantizer's window (30 s for published WhisperVQ), for the
-    slowest voice.
+    Seconds are characters over `characters_per_second`: the original's synthesis used 15. Choose
+    `max_seconds` below the quantizer's window (30 s for published WhisperVQ), for the slowest
+    voice.
     """
 
     min_words: int = 1
@@ -40,19 +40,20 @@ class Length:
         if self.max_turns and len(conversation.turns) > self.max_turns:
             return Dropped(f"turns: {len(conversation.turns)} are over {self.max_turns}")
         for text in conversation.prompts:
-            words, seconds = len(text.split()), len(text) / self.characters_per_second
-            if words < self.min_words:
-                return Dropped(f"prompt short: {words} words are under {self.min_words}")
-            if words > self.max_words:
-                return Dropped(f"prompt long: {words} words are over {self.max_words}")
-            if seconds > self.max_seconds:
-                return Dropped(
-                    f"prompt long: {seconds:.1f} s expected are over {self.max_seconds:g}"
-                )
+            if fault := _fault("prompt", text, self.min_words, self.max_words):
+                return Dropped(fault)
+            seconds, limit = len(text) / self.characters_per_second, self.max_seconds
+            if seconds > limit:
+                return Dropped(f"prompt long: {seconds:.1f} s expected are over {limit:g}")
         for text in conversation.answers:
-            words = len(text.split())
-            if words < self.min_answer_words:
-                return Dropped(f"answer short: {words} words are under {self.min_answer_words}")
-            if words > self.max_answer_words:
-                return Dropped(f"answer long: {words} words are over {self.max_answer_words}")
+            if fault := _fault("answer", text, self.min_answer_words, self.max_answer_words):
+                return Dropped(fault)
         return conversation
+
+
+def _fault(what: str, text: str, low: int, high: int) -> str | None:
+    words = len(text.split())
+    if low <= words <= high:
+        return None
+    size, limit = ("short", f"under {low}") if words < low else ("long", f"over {high}")
+    return f"{what} {size}: {words} words are {limit}"

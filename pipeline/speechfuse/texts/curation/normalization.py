@@ -1,8 +1,8 @@
 """Text normalisation: written text to text that a voice reads as it is meant.
 
 In: a prompt as people write it. Out: the same in letters, short numbers and plain punctuation, and
-which kinds of rewriting it took. Only what has one reading is rewritten; what has none, or several,
-is left as it is, for speakable.py to refuse.
+the kinds of rewriting that were applied. Only what has one reading is rewritten; what has none, or
+several, is left as it is, for speakable.py to refuse.
 """
 
 # ruff: noqa: RUF001 -- the characters that are rewritten here are meant
@@ -46,7 +46,7 @@ _MATHS = re.compile(
     r"what(?: is|'s) -?\d+|how much is -?\d+)\b|=",
     re.I,
 )
-_SYMBOLS: Rewrites = [  #  each has one reading where it matches
+_SYMBOLS: Rewrites = [  # each has one reading where it matches
     (r"\bC\+\+", "C plus plus"),
     (r"\bC#", "C sharp"),
     (rf"{_LEFT}\s*\+\s*{_RIGHT}", " plus "),
@@ -224,7 +224,7 @@ def _domains(text: str) -> str:
 
 
 def _hyphen(match: re.Match[str], maths: bool) -> str:
-    """12-15 is a range, in maths 15-12 is a difference; the others may be either."""
+    """Rewrite 12-15, a range, and in maths 15-12, a difference; the others may be either."""
     rises = int(match[1]) < int(match[2])
     if rises == maths:
         return match[0]

@@ -1,9 +1,9 @@
-"""What can be spoken: prompts are put into words where that is safe, else dropped.
+"""Speakable prompts: what has one reading is put into words, what has none drops the conversation.
 
-In: a conversation. Out: the same with its prompts as they are to be read aloud, or why not. Code,
-tables and formulas are looked for first; what is left after normalisation may hold letters of the
-voice's script, numbers of few digits and plain punctuation, and nothing else. Answers are not
-touched: nobody speaks them.
+In: a conversation. Out: the same with its prompts as they are to be read aloud, or why it is
+dropped. Code, tables and formulas are looked for first; after normalisation a prompt may hold
+letters of the voice's script, numbers of few digits and plain punctuation, and nothing else.
+Answers are not touched: nobody speaks them.
 """
 
 import re
@@ -49,22 +49,29 @@ _URL = re.compile(
     re.I,
 )
 _EMOJI = re.compile(rf"[{EMOJI}]|(?<!\w)(?:[:;=]-?[)(DPp/|\\]|<3|\^_\^|xD)(?!\w)")
-_SIGNS = re.compile(r"(?:[.-]+ ){3,}|-{3,}")
 _LONG_NUMBER = re.compile(
     r"\d{5,}|\(\d{3}\) ?\d|\d[\d.,]*\d,\d|\d(?:[ -]?\d){6,}|\d+\.\d{4,}"
     r"|\d+(?:\.\d+){2,}|\d+(?:-\d+)+|\d+(?:/\d+)+"
     r"|(?=\w*\d\w*[A-Za-z]\w*\d|\w*[A-Za-z]\w*\d\w*[A-Za-z])\w{9,}|\b0[xX][0-9a-fA-F]+|\b\d+(?:\.\d+)?[eE][-+]?\d+\b"
 )
 _PLACEHOLDER = re.compile(r"\[[A-Za-z][^\[\]]*\]|<[A-Za-z][^<>]*>|\{\{?\w+\}?\}")
+_STRUCTURES = {"latex": _LATEX, "table": _TABLE, "code": _CODE}
+_UNSPEAKABLE = {
+    "url": _URL,
+    "emoji": _EMOJI,
+    "placeholder": _PLACEHOLDER,
+    "number": _LONG_NUMBER,
+    "symbol": re.compile(r"(?:[.-]+ ){3,}|-{3,}"),
+}
 _PUNCTUATION = frozenset(" .,;:!?'\"()-¿¡。、।؟،")
 LONGEST_WORD = 45  # characters, enough for German numbers; longer ones are keys or noise
 
 
 @dataclass
 class Speakable:
-    """Prompts a voice can read. `language`: of numbers and symbols in words; `scripts`: of letters,
-    as Unicode names them (LATIN, CYRILLIC, CJK, ...); `rewrite: false` drops what it would rewrite.
-    """
+    """Keeps conversations whose prompts a voice can read. `language`: of numbers and symbols in
+    words; `scripts`: of letters, as Unicode names them (LATIN, CYRILLIC, CJK, ...); `rewrite:
+    false` drops what would have to be rewritten."""
 
     language: str = "en"
     scripts: list[str] = field(default_factory=lambda: ["LATIN"])
@@ -85,38 +92,27 @@ class Speakable:
                 continue
             if fault := structure(turn.text):
                 return Dropped(fault)
-            text, how = normalize(turn.text, self.language)
+            text, rewrites = normalize(turn.text, self.language)
             if fault := unspeakable(text, tuple(self.scripts)):
                 return Dropped(fault)
-            if how:
+            if rewrites:
                 changed[number] = text
-                kinds += how
+                kinds += rewrites
         if changed and not self.rewrite:
             return Dropped(f"{kinds[0]}: it would have to be rewritten")
         return rewritten(conversation, changed, [f"{self.name} {kind}" for kind in kinds])
 
 
 def structure(text: str) -> str | None:
-    """Which structure, not to be put into words, a written text has: "code: ...", "table: ...",
-    "latex: ..."; None for none."""
-    text = bare(text)
-    for kind, pattern in (("latex", _LATEX), ("table", _TABLE), ("code", _CODE)):
-        if match := pattern.search(text):
-            return f"{kind}: {_shown(match[0])}"
-    return None
+    """Return the structure of a written text that cannot be put into words ("code: ...", "table:
+    ...", "latex: ..."), or None."""
+    return _first_match(_STRUCTURES, bare(text))
 
 
 def unspeakable(text: str, scripts: tuple[str, ...] = ("LATIN",)) -> str | None:
-    """Why a voice cannot read a text: "kind: what was found"; None when it can."""
-    for kind, pattern in (
-        ("url", _URL),
-        ("emoji", _EMOJI),
-        ("placeholder", _PLACEHOLDER),
-        ("number", _LONG_NUMBER),
-        ("symbol", _SIGNS),
-    ):
-        if match := pattern.search(text):
-            return f"{kind}: {_shown(match[0])}"
+    """Return why a voice cannot read a text, "kind: the part that it cannot read", or None."""
+    if fault := _first_match(_UNSPEAKABLE, text):
+        return fault
     if not any(map(str.isalpha, text)):
         return f"empty: {_shown(text)}"
     for character in text:
@@ -125,6 +121,13 @@ def unspeakable(text: str, scripts: tuple[str, ...] = ("LATIN",)) -> str | None:
             return f"{kind}: {_shown(character)} ({unicodedata.name(character, 'no name')})"
     if long := next((w for w in re.split(r"[\s-]+", text) if len(w) > LONGEST_WORD), None):
         return f"symbol: a word of {len(long)} characters, {_shown(long)}"
+    return None
+
+
+def _first_match(patterns: dict[str, re.Pattern[str]], text: str) -> str | None:
+    for kind, pattern in patterns.items():
+        if match := pattern.search(text):
+            return f"{kind}: {_shown(match[0])}"
     return None
 
 

@@ -1,17 +1,18 @@
-"""What every step of curation is: a conversation in, the conversation or why it is dropped out.
+"""The interface of a curation step: a conversation in; the same, or a reason to drop it, out.
 
 A step is a class named by dotted path in a job's YAML; its keyword arguments are the keys beside
 `_component_`. It has
 
-    name      for counting, e.g. "speakable"
-    inputs    {what: fingerprint} of data that it reads besides (evaluation sets), else absent;
-              with it `at(inputs) -> arguments` that read just these, for the workers
-    facts     JSON-able, for its line in the manifest, else absent; ValueError, when the work is
-              planned, where it could do nothing
+    name      under which rows are counted, e.g. "speakable"
+    inputs    optional: {name: fingerprint} of other data that it reads (evaluation sets); with it
+              `at(inputs) -> arguments` that read exactly these, for the workers
+    facts     optional: JSON-able, for the step's line in the manifest; raises ValueError at
+              planning for a step that would do nothing
 
-and is one of two kinds: local, `step(conversation) -> Conversation | Dropped`, or global, which has
-to see all that reach it: `sketch(conversation)` is called in the workers and gives something small,
-and `decide` is given the (id, sketch) of all, in order, and returns {id: why it is dropped}.
+and is one of two kinds. Local: `step(conversation) -> Conversation | Dropped`. Global, where the
+decision needs all conversations that reach the step: `sketch(conversation)` runs in the workers and
+returns something small; `decide` takes the (id, sketch) of all, in order, and returns {id: reason
+for dropping it}.
 """
 
 from collections.abc import Iterable
@@ -45,8 +46,8 @@ class GlobalStep(Protocol):
 def rewritten(
     conversation: Conversation, changed: dict[int, str], kinds: Iterable[str]
 ) -> Conversation:
-    """With the texts of some turns `changed` (by number), and a record of it in `extra`: what they
-    were when they were first changed, and by which `kinds` of rewriting."""
+    """Return the conversation with the texts `changed` (by number of the turn) and, in `extra`,
+    `original`, the texts before their first change, and `rewrites`, the kinds of rewriting."""
     if not changed:
         return conversation
     turns = [Turn(t.role, changed.get(i, t.text)) for i, t in enumerate(conversation.turns)]

@@ -1,4 +1,4 @@
-"""Whether a conversation is one: the user asks, the assistant answers, in turn."""
+"""The order of a conversation: the user asks, the assistant answers, in turn."""
 
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -9,12 +9,12 @@ from speechfuse.texts.curation.step import Dropped
 
 @dataclass
 class Turns:
-    """User and assistant take turns, the user first, and every turn says something. A last question
-    without an answer is cut off, unless it is all there is; `answered: false` keeps it (prompts
-    that are only to be transcribed have no answer).
+    """Keeps conversations in which user and assistant take turns, the user first, and no turn is
+    empty. A last question without an answer is cut off, unless it is the only turn; `answered:
+    false` keeps it (prompts that are only to be transcribed have no answer).
 
-    A system message may change what the right answer is, and training renders none:
-    such conversations are dropped, or with `remove_system` go on without it.
+    A system message may change what the right answer is, and training renders none: it drops the
+    conversation, or with `remove_system` is removed.
     """
 
     answered: bool = True
