@@ -16,7 +16,6 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from speechfuse import config
-from speechfuse.texts import conversations
 from speechfuse.texts.conversations import Conversation
 from speechfuse.texts.curation.step import Dropped
 from stages import curate_texts
@@ -47,7 +46,7 @@ def main() -> None:
         (folder / "job.yaml").write_text(OmegaConf.to_yaml(dirty_texts.job(folder)))
         job = config.load(curate_texts.CurateTexts, folder / "job.yaml", [])
         curate_texts.main(job)
-        table, wrong = dirty_texts.outcomes(labels, list(conversations.read(Path(job.out))))
+        table, wrong = dirty_texts.outcomes(labels, dirty_texts.curated(Path(job.out)))
         speed(job)
     columns = ("kind", "planted", "kept", "rewritten", "dropped", "lost", "should go", "misread")
     print("\n| " + " | ".join(columns) + " |\n|---" + "|---:" * (len(columns) - 1) + "|")

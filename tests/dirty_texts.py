@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from speechfuse.rows import shards
+from speechfuse.texts.conversations import Conversation, conversation_of
+
 TOPICS = (
     "coral reefs;wooden bridges;honey bees;solar panels;old castles;jazz music;"
     "river otters;paper maps;winter storms;sourdough bread;mountain goats;city parks;"
@@ -401,6 +404,11 @@ def write(folder: Path, seed: int = 0) -> list[Planted]:
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text, "utf-8")
     return labels
+
+
+def curated(folder: Path) -> list[Conversation]:
+    """Conversations of a finished artifact."""
+    return [conversation_of(row) for row in shards.read_rows(folder)]
 
 
 def here(function: Any, tasks: list[tuple], workers: int, device: str) -> Any:

@@ -42,7 +42,7 @@ DOORS = {  # third party: the files that may import it, tests apart
     "requests": ["pipeline/speechfuse/openai_server.py"],
     "datasketch": ["pipeline/speechfuse/texts/curation/duplicates.py"],
     "py3langid": ["pipeline/speechfuse/texts/curation/language.py"],
-    "num2words": ["pipeline/speechfuse/texts/curation/*"],
+    "num2words": ["pipeline/speechfuse/texts/curation/*", "recipes/demo/world.py"],
     "espeakng_loader": ["pipeline/speechfuse/audio/espeak_ng.py"],
     "ray": ["pipeline/speechfuse/ray_cluster.py"],
     "huggingface_hub": ["pipeline/speechfuse/hub/*"],

@@ -77,7 +77,7 @@ def test_transcripts_lie_beside_as_a_file_or_a_line_of_the_chapter(tmp_path):
 
 def test_required_transcripts_that_are_missing_reject_their_clip_alone(tmp_path):
     write(tmp_path, {"a.wav": WAV, "a.txt": "said", "b.wav": WAV, "c.wav": WAV, "c.txt": ""})
-    none = "no transcript: nothing beside it says what is said"
+    none = "no transcript: no .txt sidecar and no line in a .trans.txt"
     assert texts(Folder(str(tmp_path), require_text=True)) == {"a": "said", "b": none, "c": none}
     assert texts(Folder(str(tmp_path))) == {"a": "said", "b": None, "c": None}
 

@@ -17,6 +17,7 @@ from speechfuse.corpora.mls import Mls
 from speechfuse.corpora.nemo import Nemo
 from speechfuse.corpora.planning import LINE_LIMIT
 from speechfuse.rows.rejects import Reject
+from tests.corpus_clips import everything, same
 
 RATE = 16_000
 
@@ -54,24 +55,6 @@ def tar_of(path: Path, **contents: bytes) -> Path:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return path
-
-
-def everything(corpus, shard_size: int = 100) -> list[Clip | Reject]:
-    """All clips, through a plan that has been JSON; each shard gives what the plan counted."""
-    items = []
-    for shard in json.loads(json.dumps(corpus.plan(shard_size))):
-        assert 0 < shard["count"] <= shard_size
-        part = list(corpus.clips(shard))
-        assert len(part) == shard["count"]
-        items += part
-    return items
-
-
-def same(clip: Clip, samples: np.ndarray) -> bool:
-    """Whether exactly these 16-bit samples are what is decoded of a clip."""
-    assert not isinstance(clip.audio, np.ndarray)
-    waveform = decoding.decode(clip.audio, clip.offset, clip.seconds).waveform
-    return np.array_equal(waveform * 32768, samples.astype(np.float32))
 
 
 @pytest.fixture

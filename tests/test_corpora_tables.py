@@ -1,7 +1,6 @@
 """Parquet tables of audio, as pyarrow and `datasets` write them, on the disk and as on the Hub."""
 
 import io
-import json
 import tracemalloc
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from speechfuse.audio import decoding
 from speechfuse.corpora.clip import Clip
 from speechfuse.corpora.parquet import Parquet
 from speechfuse.rows.rejects import Reject
+from tests.corpus_clips import everything, same
 
 RATE = 16_000
 
@@ -49,22 +49,6 @@ def table(path: Path, content: list[dict], **how) -> Path:
     schema = how.pop("schema", None)
     pq.write_table(pa.Table.from_pylist(content, schema), path, **how)
     return path
-
-
-def everything(corpus, shard_size: int = 100) -> list[Clip | Reject]:
-    """All clips, through a plan that has been JSON; each shard gives what the plan counted."""
-    items = []
-    for shard in json.loads(json.dumps(corpus.plan(shard_size))):
-        assert 0 < shard["count"] <= shard_size
-        part = list(corpus.clips(shard))
-        assert len(part) == shard["count"]
-        items += part
-    return items
-
-
-def same(clip: Clip, samples: np.ndarray) -> bool:
-    assert not isinstance(clip.audio, np.ndarray)
-    return np.array_equal(decoding.decode(clip.audio).waveform * 32768, samples.astype(np.float32))
 
 
 def test_columns_named_in_the_configuration_make_clips(tmp_path):

@@ -15,6 +15,7 @@ from speechfuse.audio import decoding
 from speechfuse.corpora.clip import Clip
 from speechfuse.corpora.webdataset import WebDataset
 from speechfuse.rows.rejects import Reject
+from tests.corpus_clips import everything
 
 RATE = 16_000
 
@@ -46,17 +47,6 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target
     return info
-
-
-def everything(corpus, shard_size: int = 100) -> list[Clip | Reject]:
-    """All clips, through a plan that has been JSON; each shard gives what the plan counted."""
-    items = []
-    for shard in json.loads(json.dumps(corpus.plan(shard_size))):
-        assert 0 < shard["count"] <= shard_size
-        part = list(corpus.clips(shard))
-        assert len(part) == shard["count"]
-        items += part
-    return items
 
 
 def same(clip: Clip, samples: np.ndarray) -> bool:

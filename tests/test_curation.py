@@ -13,7 +13,6 @@ from speechfuse import artifact
 from speechfuse.config import main
 from speechfuse.hub import data as hub_data
 from speechfuse.rows import rejects, shards
-from speechfuse.texts import conversations
 from speechfuse.texts.conversations import Conversation, Turn
 from speechfuse.texts.curation.answers import Answers
 from speechfuse.texts.curation.duplicates import Duplicates
@@ -111,7 +110,7 @@ def test_the_set_is_large_and_has_every_kind(dirty):
 
 def test_nothing_unspeakable_is_spoken_and_nothing_good_is_lost(dirty):
     labels, folder = dirty
-    curated = list(conversations.read(folder / "curated"))
+    curated = dirty_texts.curated(folder / "curated")
     table, wrong = dirty_texts.outcomes(labels, curated)
     assert not any(outcome.unspeakable or outcome.misread for outcome in table.values()), wrong
     good = sum(label.expect != "drop" for label in labels)
@@ -135,7 +134,7 @@ def test_what_was_rewritten_keeps_its_first_text(dirty):
     labels, folder = dirty
     lines = (folder / "texts.jsonl").read_text("utf-8").split("\n")
     rewritten = 0
-    for conversation in conversations.read(folder / "curated"):
+    for conversation in dirty_texts.curated(folder / "curated"):
         messages = json.loads(lines[int(conversation.id.rpartition("/")[2])])["messages"]
         original = conversation.extra.get("original", {})
         for number, turn in enumerate(conversation.turns):
@@ -153,7 +152,7 @@ def test_totals_add_up(dirty):
     assert totals["rows_in"] == len(labels)
     assert (
         totals["rows"]
-        == len(list(conversations.read(folder / "curated")))
+        == len(dirty_texts.curated(folder / "curated"))
         == totals["steps"][-1]["kept"]
     )
     left = len(labels)
@@ -194,7 +193,7 @@ def test_what_is_made_again_has_the_same_bytes_and_shards_make_no_difference(
     assert hashes(out) == before and artifact.manifest_of(out)["totals"] == totals
     other = {**job, "out": str(tmp_path / "other"), "shard_size": 10_000}
     assert run(monkeypatch, tmp_path, other) == 0
-    assert list(conversations.read(tmp_path / "other")) == list(conversations.read(out))
+    assert dirty_texts.curated(tmp_path / "other") == dirty_texts.curated(out)
 
 
 @pytest.mark.parametrize(
@@ -600,5 +599,5 @@ def test_a_dry_run_and_workers_of_their_own(tmp_path, monkeypatch, capsys):
     assert "2 rows in 2 shards; not started" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert run(monkeypatch, tmp_path, job) == 0
-    assert [c.prompts for c in conversations.read(tmp_path / "out")] == [["Hi there"]]
+    assert [c.prompts for c in dirty_texts.curated(tmp_path / "out")] == [["Hi there"]]
     assert rejects_of(tmp_path / "out")["a/1"].startswith("filter speakable url: 'https:'")

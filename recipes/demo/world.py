@@ -18,15 +18,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from num2words import num2words
+
 from speechfuse import artifact, config
 from speechfuse.rows import shards
 from speechfuse.tokens.prompts import SPOKEN_ANSWER
 
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
-TENS = "x x twenty thirty forty fifty sixty seventy eighty ninety".split()
 TABLES = {"country": "countries.csv", "animal": "animals.csv"}  # by family of facts
 WORDINGS = {
     "add": ("what is {a} plus {b}", "how much is {a} plus {b}"),
@@ -52,15 +49,11 @@ class World:
     seed: int = field(default=0, metadata={"help": "of every choice below"})
     test_share: float = field(default=0.28, metadata={"help": "share of the facts never spoken"})
     validation_share: float = field(default=0.09, metadata={"help": "likewise, to pick an epoch"})
-    replayed_share: float = field(
-        default=0.6, metadata={"help": "share of the facts that text replay may show"}
-    )
+    replayed_share: float = field(default=0.6, metadata={"help": "share of facts in text replay"})
     spoken_questions: int = field(default=10000, metadata={"help": "training questions spoken"})
     spoken_phrases: int = field(default=5000, metadata={"help": "training word lists spoken"})
     quantizer_lines: int = field(default=6000, metadata={"help": "lines to train a quantizer on"})
-    test_voices: int = field(
-        default=3, metadata={"help": "times each test fact is asked, per split"}
-    )
+    test_voices: int = field(default=3, metadata={"help": "times a test fact is asked, per split"})
     test_phrases: int = field(default=150, metadata={"help": "word lists to transcribe, per split"})
     repeat_rows: int = field(default=12000, metadata={"help": "text rows that ask for repetition"})
     fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
@@ -87,10 +80,7 @@ class Fact:
 
 
 def number_name(n: int) -> str:
-    if n < 20:
-        return NUMBERS[n]
-    tens, ones = divmod(n, 10)
-    return "one hundred" if n == 100 else TENS[tens] + (f" {NUMBERS[ones]}" if ones else "")
+    return num2words(n).replace("-", " ")
 
 
 def make_facts() -> list[Fact]:
@@ -100,7 +90,7 @@ def make_facts() -> list[Fact]:
     def arithmetic(relation: str, a: int, b: int, result: int, swap: bool) -> None:
         orders = [(a, b), (b, a)] if swap and a != b else [(a, b)]
         texts = [
-            wording.format(a=NUMBERS[x], b=NUMBERS[y])
+            wording.format(a=number_name(x), b=number_name(y))
             for x, y in orders
             for wording in WORDINGS[relation]
         ]

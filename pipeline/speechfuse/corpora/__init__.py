@@ -1,6 +1,6 @@
-"""Where recordings come from; speechfuse.corpora.clip says what a corpus must have."""
+"""Corpora: where recordings come from. clip.py describes the interface of a corpus."""
 
-COMPONENTS = {  # name in YAML, below speechfuse.corpora: where it stands
+COMPONENTS = {  # name in YAML, below speechfuse.corpora: module and class
     "folder": "folder.Folder",
     "hub": "hub_dataset.Hub",
     "mls": "mls.Mls",

@@ -1,13 +1,14 @@
-"""What every corpus gives: clips that are not decoded yet, and rejects.
+"""The interface of a corpus: it yields clips, not yet decoded, and rejects.
 
 A corpus is any class with
 
-    fingerprint   what makes it this corpus: a declared revision, or sorted relative paths and sizes
+    fingerprint   identifies the data: a revision, or a hash of relative paths and sizes
     source_name   for the data card
     licence       for the data card; None where it is not stated
-    plan(shard_size)  -> one dict a shard: {"count": clips, ...what `clips` needs}; frozen in the
+    plan(shard_size)  -> one dict a shard: {"count": clips, ...arguments of `clips`}; frozen in the
                   artifact's plan.json
     clips(shard)  -> Clip or Reject for each, in order
+    ignored       optional: Counter of files and members that are no clips, by kind
 
 `clips` is a pure function of the configuration and the shard, so that a shard made again is the
 same shard; it opens and slices but does not decode, so it is cheap and holds one clip at a time.
@@ -24,8 +25,9 @@ import numpy as np
 class Clip:
     """One recording. `audio`: an audio file, the bytes of one, or mono float32 samples at 16 kHz.
 
-    `offset` and `seconds` say which part of it is the clip (None: to its end). `uri` is relative to
-    the corpus, or a Hub path. `phonemes`: (start second, name), synthetic speech only.
+    `offset` and `seconds` are the part of it that is the clip (`seconds` None: to the end). `uri`
+    is relative to the corpus, or a Hub path. `phonemes`: (start in seconds, name), of synthetic
+    speech only.
     """
 
     id: str
@@ -38,3 +40,36 @@ class Clip:
     language: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     phonemes: list[tuple[float, str]] = field(default_factory=list)
+
+
+def clip_fields(entry: dict[str, Any], text_keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return {text, speaker, language, extra} of a clip from a JSON object: the first of
+    `text_keys` that it has, `speaker`, `lang` or `language`, and all other keys.
+
+    Raises ValueError for a value of the wrong type.
+    """
+    rest = dict(entry)
+
+    def take(keys: tuple[str, ...], kinds: type | tuple[type, ...]) -> str | None:
+        for key in keys:
+            if (value := rest.pop(key, None)) is not None:
+                if isinstance(value, bool) or not isinstance(value, kinds):
+                    raise ValueError(f"{key} is {value!r:.40}, not text")
+                return utf8(str(value)).strip() or None
+        return None
+
+    return {
+        "text": take(text_keys, str),
+        "speaker": take(("speaker",), (str, int)),
+        "language": take(("lang", "language"), str),
+        "extra": rest,
+    }
+
+
+def utf8(text: str) -> str:
+    r"""Return `text`. Raises ValueError if it cannot be written as UTF-8 (JSON's "\ud800")."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!r:.40} holds half a character") from None
+    return text

@@ -1,6 +1,7 @@
 """A folder of audio files.
 
-In: a folder. Out: a clip for each audio file below it, with its transcript where one lies beside.
+In: a folder. Out: a clip for each audio file below it, with the transcript of its .txt sidecar or
+its line in a .trans.txt.
 """
 
 import os
@@ -21,14 +22,15 @@ CHAPTER = ".trans.txt"  # LibriSpeech's
 
 
 class Folder:
-    """Every audio file below `path`, told by its suffix.
+    """Every file below `path` with a suffix of audio.
 
     A clip's id is its path below `path` without the suffix; of two files with one id the second is
     rejected, under its whole name. The transcript of a/x-1.wav is a/x-1.txt, a/x-1.normalized.txt,
-    or the line "x-1 ..." of a/x.trans.txt; `require_text` rejects what has none.
-    Links to files are followed wherever they lead, links to folders are not. These, hidden files
-    and folders (.git, macOS's ._x.wav) and files of other suffixes are counted in `ignored` by
-    `plan`. `licence` goes into the data card. ValueError when `path` holds no file.
+    or the line "x-1 ..." of a/x.trans.txt; `require_text` rejects clips without one.
+    Links to files are followed wherever they lead, links to folders are not. Links to folders,
+    hidden files and folders (.git, macOS's ._x.wav) and files of other suffixes are counted in
+    `ignored` by `plan`. `licence` goes into the data card. Raises ValueError when `path` holds no
+    file.
     """
 
     def __init__(
@@ -64,12 +66,12 @@ class Folder:
         return [_shard(rows[at : at + shard_size]) for at in range(0, len(rows), shard_size)]
 
     def _items(self) -> Iterator[tuple[str, str, str]]:
-        """(id, name, fault) of everything that is named like audio."""
-        unread: list[OSError] = []
-        for folder, folders, files in os.walk(self.path, onerror=unread.append):
+        """Yield (id, name, fault) of every file and folder with a suffix of audio."""
+        unreadable: list[OSError] = []
+        for folder, folders, files in os.walk(self.path, onerror=unreadable.append):
             inside = Path(folder).relative_to(self.path)
             ids = {_id(name) for name in files if _is_audio(name)}
-            self.ignored.update(what for name in files if (what := _ignored(name, ids)))
+            self.ignored.update(kind for name in files if (kind := _ignored(name, ids)))
             for name in folders[:]:
                 if name.startswith("."):
                     self.ignored["hidden folder"] += 1
@@ -78,15 +80,15 @@ class Folder:
                     self.ignored["link to a folder"] += 1
             for name in filter(_is_audio, folders + files):
                 path = (inside / name).as_posix()
-                if (shown := planning.printable(path)) != path:
-                    yield _id(shown), shown, "bad name: it is not UTF-8"
+                if (printable := planning.printable(path)) != path:
+                    yield _id(printable), printable, "bad name: it is not UTF-8"
                     continue
                 try:
                     decoding.check_file(self.path / path)
                     yield _id(path), path, ""
                 except ValueError as fault:
                     yield _id(path), path, str(fault)
-        for error in unread:
+        for error in unreadable:
             name = planning.printable(Path(error.filename).relative_to(self.path).as_posix())
             yield name, name, f"unreadable: {error.strerror}"
 
@@ -101,7 +103,8 @@ class Folder:
                 yield Reject(_id(name), f"bad transcript: {error}")
                 continue
             if text is None and self.require_text:
-                yield Reject(_id(name), "no transcript: nothing beside it says what is said")
+                reason = "no transcript: no .txt sidecar and no line in a .trans.txt"
+                yield Reject(_id(name), reason)
                 continue
             yield Clip(_id(name), path, name, text=text, language=self.language)
 
@@ -123,18 +126,19 @@ def _is_audio(name: str) -> bool:
 
 
 def _ignored(name: str, ids: set[str]) -> str | None:
-    """As what a file is counted that is neither audio nor the transcript of one of `ids`."""
+    """Return the kind under which an ignored file is counted; None for audio and for a transcript
+    of one of `ids`."""
     if name.startswith("."):
         return "hidden file"
-    beside = any(name.endswith(s) and name.removesuffix(s) in ids for s in SIDECARS)
-    if beside or name.endswith(CHAPTER) or _is_audio(name):
+    sidecar = any(name.endswith(s) and name.removesuffix(s) in ids for s in SIDECARS)
+    if sidecar or name.endswith(CHAPTER) or _is_audio(name):
         return None
     return planning.printable(Path(name).suffix.lower()) or "no suffix"
 
 
 def _transcript_text(path: Path) -> str | None:
-    """The transcript of an audio file; None when there is none or it is empty. ValueError when it
-    cannot be read."""
+    """Return the transcript of an audio file; None if there is none or it is empty. Raises
+    ValueError if it cannot be read."""
     for suffix in SIDECARS:
         sidecar = path.with_suffix(suffix)
         if os.path.isfile(sidecar):

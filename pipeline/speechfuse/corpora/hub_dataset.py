@@ -1,7 +1,7 @@
-"""Corpora: a Parquet dataset with an audio column on the Hub, streamed at a commit.
+"""A Parquet dataset on the Hub with an audio column, streamed at one commit.
 
-In: owner/name and a revision. Out: clips; of the files only the ranges that a shard needs are
-read.
+In: owner/name and a revision. Out: clips; of the files only the byte ranges that a shard needs are
+fetched.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Any
 
 from speechfuse.corpora.clip import Clip
 from speechfuse.corpora.parquet import AudioColumns, clips_of, plan_of
-from speechfuse.corpora.webdataset import leaves
+from speechfuse.corpora.planning import leads_out
 from speechfuse.hub import data as hub_data
 from speechfuse.rows.rejects import Reject
 
@@ -20,9 +20,9 @@ class Hub:
     """Parquet files of a dataset on the Hub, at one commit.
 
     `data_files`: a glob in the repository, or several, e.g. german/train-*.parquet. `revision`: a
-    commit, or a branch or tag, which is resolved when the work is planned. Columns as in Parquet.
-    Repeated ids are only seen within a shard: to know them all at once would be to fetch them all.
-    A dataset that is a loading script is refused; its Parquet form may be at refs/convert/parquet.
+    commit, or a branch or tag, which is resolved to its commit at planning. Columns as in Parquet.
+    Repeated ids are detected within a shard only: finding all would mean fetching the dataset.
+    A loading script is refused; the dataset's Parquet form may be at refs/convert/parquet.
     """
 
     def __init__(
@@ -41,13 +41,9 @@ class Hub:
     ) -> None:
         self.repo, self.revision = repo, revision
         self.patterns = [data_files] if isinstance(data_files, str) else data_files
+        extra = tuple(extra_columns or ())
         self.columns = AudioColumns(
-            audio_column,
-            text_column,
-            id_column,
-            speaker_column,
-            language_column,
-            tuple(extra_columns or ()),
+            audio_column, text_column, id_column, speaker_column, language_column, extra
         )
         self.language, self.licence = language, licence
         self.source_name = repo
@@ -93,7 +89,7 @@ class Hub:
 
 
 def _repository_file(filesystem: Any, root: str, path: str) -> tuple[bytes, str]:
-    if leaves(path):
+    if leads_out(path):
         raise ValueError("unsafe path: the name is absolute or has .. in it")
     try:
         return filesystem.cat_file(f"{root}/{path}"), path

@@ -1,7 +1,7 @@
-"""Multilingual LibriSpeech (MLS), one language as OpenSLR has it.
+"""Multilingual LibriSpeech (MLS), one language in OpenSLR's layout.
 
 In: transcripts.txt and segments.txt, read a line at a time and side by side, and audio/. Out:
-clips. A plan holds byte ranges: the English part has eleven million lines.
+clips. A plan holds byte offsets: the English part has eleven million lines.
 """
 
 import json
@@ -19,26 +19,18 @@ from speechfuse.corpora import planning
 from speechfuse.corpora.clip import Clip
 from speechfuse.rows.rejects import Reject
 
-_LANGUAGES = {
-    "dutch": "nl",
-    "english": "en",
-    "french": "fr",
-    "german": "de",
-    "italian": "it",
-    "polish": "pl",
-    "portuguese": "pt",
-    "spanish": "es",
-}
+_NAMES = "dutch english french german italian polish portuguese spanish".split()
+_LANGUAGES = dict(zip(_NAMES, "nl en fr de it pl pt es".split(), strict=True))
 
 
 class Mls:
-    """Multilingual LibriSpeech as OpenSLR has it (resource 94): `path` is one language's folder,
-    with SPLIT/transcripts.txt, SPLIT/segments.txt and SPLIT/audio/SPEAKER/BOOK/ID.flac (or .opus).
+    """Multilingual LibriSpeech from OpenSLR (resource 94): `path` is one language's folder, with
+    SPLIT/transcripts.txt, SPLIT/segments.txt and SPLIT/audio/SPEAKER/BOOK/ID.flac (or .opus).
 
-    `subset`: the limited supervision of the training split: 9hr, 1hr, 1hr/0 ... 1hr/5 (10 minutes
-    each), or 10hr for both. The language is known from the folder's name, mls_german. `extra` has
-    url, start and end (seconds) of the recording that a clip was cut from. As a Hub dataset MLS
-    goes through `hub`:
+    `subset`: a limited-supervision part of the training split: 9hr, 1hr, 1hr/0 ... 1hr/5 (10
+    minutes each), or 10hr for 9hr and 1hr. The language is read from the folder's name, mls_german.
+    `extra` has url, start and end (seconds) of the recording that a clip was cut from. MLS as a Hub
+    dataset is read by `hub`:
 
         corpus:
           _component_: speechfuse.corpora.hub
@@ -86,8 +78,8 @@ class Mls:
     @cached_property
     def fingerprint(self) -> str:
         size = self.segments.stat().st_size if self.segments.is_file() else None
-        known = [sha256_of(self.transcripts), size, sorted(self.handles or ())]
-        return sha256(json.dumps(known).encode()).hexdigest()
+        parts = [sha256_of(self.transcripts), size, sorted(self.handles or ())]
+        return sha256(json.dumps(parts).encode()).hexdigest()
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
         self.ignored.clear()
@@ -105,15 +97,16 @@ class Mls:
             yield id, place
 
     def _listed(self, at: dict[str, int]) -> Iterator[tuple[str, dict[str, int], bytes, bytes]]:
-        """(id, place, transcript, line of segments.txt) of the wanted lines from a place on.
+        """Yield (id, place, transcript, line of segments.txt) of the lines of the subset from a
+        place on.
 
         The two files have the same ids in the same order, so they are read side by side.
         """
-        segments = self.segments.is_file()
-        beside = planning.lines(self.segments, at["segment"]) if segments else iter(())
-        filled = chain(beside, repeat((0, 0, b"")))
-        listed = planning.lines(self.transcripts, at["start"], at["line"])
-        for (start, number, line), (other, _, segment) in zip(listed, filled, strict=False):
+        has_segments = self.segments.is_file()
+        segments = planning.lines(self.segments, at["segment"]) if has_segments else iter(())
+        endless = chain(segments, repeat((0, 0, b"")))
+        transcripts = planning.lines(self.transcripts, at["start"], at["line"])
+        for (start, number, line), (other, _, segment) in zip(transcripts, endless, strict=False):
             name, _, transcript = line.partition(b"\t")
             id = name.strip().decode("utf-8", "backslashreplace")[:80]
             if self.handles is None or id in self.handles:
@@ -155,7 +148,8 @@ class Mls:
 
 
 def _origin(id: str, segment: bytes) -> dict[str, Any]:
-    """url, start and end (seconds) from a line of segments.txt; {} when it is another clip's."""
+    """Return url, start and end (seconds) from a line of segments.txt; {} if it is another
+    clip's."""
     try:
         name, url, start, end = segment.decode().strip().split("\t")
         return {"url": url, "start": float(start), "end": float(end)} if name == id else {}

@@ -1,6 +1,6 @@
 """NeMo manifests: JSON lines that name audio files, or members of tars.
 
-In: manifests, read a line at a time, and their audio. Out: clips. A plan holds byte ranges, so it
+In: manifests, read a line at a time, and their audio. Out: clips. A plan holds byte offsets, so it
 is small and a shard is read from its place, whatever the size of the manifest.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 
 from speechfuse.artifact import sha256_of
 from speechfuse.corpora import planning
-from speechfuse.corpora.clip import Clip
-from speechfuse.corpora.webdataset import described, find, leaves, read, utf8
+from speechfuse.corpora.clip import Clip, clip_fields, utf8
+from speechfuse.corpora.tar_members import find, read
 from speechfuse.rows.rejects import Reject
 
 
@@ -27,15 +27,15 @@ class Nemo:
 
     `manifest`: a path, a glob or a range (manifest_{0..3}.json, manifest__OP_0..3_CL_.json), or a
     list of such. Relative audio paths start at the manifest's folder, or at `audio_dir` if that is
-    given; then nothing outside of it is read. Ids and uris are relative to the same, or, where a
-    line leads elsewhere, to the folder that holds all audio.
+    given; then nothing outside of it is read. Ids and uris are relative to the same folder, or to
+    the folder that holds all audio where a line names audio outside of it.
 
     `tars`: the tar files of a tarred set, as many as manifests and in their order; or for a single
-    manifest any number, chosen by a line's `shard_id`, the last number in a tar's name.
+    manifest any number: a line's `shard_id` is then the last number in its tar's name.
 
     The text is `text`, or where a line has none `answer`; `text_key` chooses another. `lang` and
-    `speaker` are used, `offset` (seconds) and `duration` (null: to the end) say which part is the
-    clip, all other keys are kept in `extra`. Lines with `_skipme` are dropped, as NeMo does.
+    `speaker` are read; `offset` and `duration` (seconds; null: to the end) are the part that is the
+    clip; all other keys are kept in `extra`. Lines with `_skipme` are filtered, as in NeMo.
     A clip's id is its path without the suffix, with @offset+duration where an offset is given;
     or the value of `id_key`, for a manifest that has several lines for one recording.
     """
@@ -50,19 +50,17 @@ class Nemo:
         language: str | None = None,
         licence: str | None = None,
     ) -> None:
-        paths = planning.files(manifest, ".jsonl")
-        self.folder = planning.folder_of(paths)
-        self.manifests = [p.absolute().relative_to(self.folder).as_posix() for p in paths]
+        self.folder, self.manifests = planning.files(manifest, ".jsonl")
         self.audio_dir = audio_dir
         self.root = os.path.abspath(audio_dir or self.folder)
         self.text_keys = (text_key,) if text_key else ("text", "answer")
         self.id_key, self.language, self.licence = id_key, language, licence
-        self.source_name = paths[0].stem if len(paths) == 1 else self.folder.name
+        alone = len(self.manifests) == 1
+        self.source_name = Path(self.manifests[0]).stem if alone else self.folder.name
         self.tars: dict[str, Path] = {}  # by manifest, or by the shard_id of a single manifest
         if tars:
-            found = planning.files(tars, ".tar")
-            self.tar_folder = planning.folder_of(found)
-            self.tars = self._paired([path.absolute() for path in found])
+            self.tar_folder, names = planning.files(tars, ".tar")
+            self.tars = self._paired([self.tar_folder / name for name in names])
 
     def _paired(self, tars: list[Path]) -> dict[str, Path]:
         if len(tars) == len(self.manifests):
@@ -79,9 +77,9 @@ class Nemo:
 
     @cached_property
     def fingerprint(self) -> str:
-        read = [(name, sha256_of(self.folder / name)) for name in self.manifests]
-        sizes = [(self._tar_name(tar), tar.stat().st_size) for tar in self.tars.values()]
-        return sha256(json.dumps([read, sizes]).encode()).hexdigest()
+        manifests = [(name, sha256_of(self.folder / name)) for name in self.manifests]
+        tars = [(self._tar_name(tar), tar.stat().st_size) for tar in self.tars.values()]
+        return sha256(json.dumps([manifests, tars]).encode()).hexdigest()
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
         for path in [*(self.folder / name for name in self.manifests), *self.tars.values()]:
@@ -106,8 +104,8 @@ class Nemo:
 
     def clips(self, shard: dict[str, Any]) -> Iterator[Clip | Reject]:
         manifest, again = shard["manifest"], set(shard.get("again", ()))
-        listed = planning.lines(self.folder / manifest, shard["start"], shard["line"])
-        for position, (_, number, line) in enumerate(islice(listed, shard["count"])):
+        lines = planning.lines(self.folder / manifest, shard["start"], shard["line"])
+        for position, (_, number, line) in enumerate(islice(lines, shard["count"])):
             clip = self._clip(manifest, number, line, shard.get("base", ""))
             if position in again and isinstance(clip, Clip):
                 why = f"duplicate id: line {number} of {manifest}; name a key of its own by id_key"
@@ -115,7 +113,7 @@ class Nemo:
             yield self._loaded(clip) if self.tars and isinstance(clip, Clip) else clip
 
     def _clip(self, manifest: str, number: int, line: bytes, base: str = "") -> Clip | Reject:
-        """The clip of a line; in a tarred set its audio is the tar, not yet the member."""
+        """Return the clip of a line; in a tarred set its audio is the tar, not yet the member."""
         name = f"{manifest}:{number}"
         try:
             entry = _object(line)
@@ -124,7 +122,7 @@ class Nemo:
             if seconds == 0:
                 raise ValueError("duration is 0")
             skipped, answer = entry.pop("_skipme", False), entry.get("answer")
-            said = described(entry, self.text_keys)
+            fields = clip_fields(entry, self.text_keys)
             audio, uri, id = self._place(manifest, path, entry.get("shard_id"), base)
             if offset is not None:
                 id += f"@{offset}" + (f"+{seconds}" if seconds else "")
@@ -134,15 +132,15 @@ class Nemo:
             return Reject(name, f"bad manifest line: line {number}: {error}")
         if skipped:
             return Reject(name, "filter skipme: the line has _skipme")
-        if self.audio_dir and not self.tars and leaves(uri):
+        if self.audio_dir and not self.tars and planning.leads_out(uri):
             return Reject(id, "unsafe path: it leads out of audio_dir")
         if answer is not None:
-            said["extra"]["answer"] = answer  # kept even where it is the text
-        said["language"] = said["language"] or self.language
-        return Clip(id, audio, uri, offset or 0.0, seconds, **said)
+            fields["extra"]["answer"] = answer  # kept even where it is the text
+        fields["language"] = fields["language"] or self.language
+        return Clip(id, audio, uri, offset or 0.0, seconds, **fields)
 
     def _place(self, manifest: str, name: str, shard_id: Any, base: str) -> tuple[Path, str, str]:
-        """(file, uri, id) of an audio_filepath."""
+        """Return (file, uri, id) of an audio_filepath."""
         if not self.tars:
             start = "" if self.audio_dir else os.path.dirname(manifest)
             uri = os.path.normpath(os.path.join(start, name))
@@ -176,14 +174,11 @@ def _refuse(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-_JSON = json.JSONDecoder(parse_constant=_refuse)
-
-
 def _object(line: bytes) -> dict[str, Any]:
     if len(line) >= planning.LINE_LIMIT:
         raise ValueError("longer than 1 MiB")
     try:
-        entry = _JSON.decode(line.decode("utf-8-sig").strip())
+        entry = json.loads(line.decode("utf-8-sig").strip(), parse_constant=_refuse)
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
     except json.JSONDecodeError as error:

@@ -1,17 +1,15 @@
-"""Tables with a column of audio: local Parquet files, or a Hub dataset at a pinned revision.
+"""Parquet files with a column of audio: local ones, and for hub_dataset.py those on the Hub.
 
-In: Parquet files, see speechfuse.corpora.parquet. Out: clips. Of a Hub dataset only the ranges that
-are used are fetched, and none is kept. No code of a dataset is run.
+In: Parquet files of any fsspec filesystem. Out: clips. Of a Hub dataset only the byte ranges that
+are needed are fetched, and none is kept. No code of a dataset is run.
 """
 
-import json
 import os
 from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,16 +21,16 @@ from fsspec.implementations.local import LocalFileSystem
 from speechfuse import artifact
 from speechfuse.corpora import planning
 from speechfuse.corpora.clip import Clip
-from speechfuse.corpora.webdataset import leaves
 from speechfuse.rows.rejects import Reject
+from speechfuse.rows.selection import json_value
 
 
 class Parquet:
     """Local Parquet files. `path`: a file, a folder, a glob or a range ({000..127}), or a list.
 
-    A row whose audio is a path and no bytes is looked for below `audio_dir` (by default the folder
-    of the files), and nothing outside of it is read. A clip's id is file/row, or what `id_column`
-    has; `extra_columns` are kept in `extra`.
+    Audio that a row gives as a path, without bytes, is read below `audio_dir` (by default the
+    folder of the files), and nothing outside of it is read. A clip's id is file/row, or the value
+    of `id_column`; `extra_columns` are kept in `extra`.
     """
 
     def __init__(
@@ -48,26 +46,20 @@ class Parquet:
         language: str | None = None,
         licence: str | None = None,
     ) -> None:
-        paths = planning.files(path, ".parquet")
-        self.folder = planning.folder_of(paths)
-        self.names = [p.absolute().relative_to(self.folder).as_posix() for p in paths]
+        self.folder, self.names = planning.files(path, ".parquet")
+        extra = tuple(extra_columns or ())
         self.columns = AudioColumns(
-            audio_column,
-            text_column,
-            id_column,
-            speaker_column,
-            language_column,
-            tuple(extra_columns or ()),
+            audio_column, text_column, id_column, speaker_column, language_column, extra
         )
         self.audio_dir = Path(audio_dir).absolute() if audio_dir else self.folder
         self.language, self.licence = language, licence
-        self.source_name = paths[0].stem if len(paths) == 1 else self.folder.name
+        alone = len(self.names) == 1
+        self.source_name = Path(self.names[0]).stem if alone else self.folder.name
         self.filesystem = LocalFileSystem()
 
     @cached_property
     def fingerprint(self) -> str:
-        sizes = [(name, (self.folder / name).stat().st_size) for name in self.names]
-        return sha256(json.dumps(sizes).encode()).hexdigest()
+        return planning.digest_of_sizes(self.folder, self.names)
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
         root = str(self.folder)
@@ -78,7 +70,7 @@ class Parquet:
         return plan
 
     def _ids(self, plan: list[dict[str, Any]]) -> array:
-        """Digests of all ids, in the order of the plan."""
+        """Return the digests of all ids, in the order of the plan."""
         ids = array("Q")
         for name in dict.fromkeys(shard["file"] for shard in plan):
             with opened(self.filesystem, str(self.folder), name) as file:
@@ -101,22 +93,18 @@ class Parquet:
 
     def _audio_at(self, path: str) -> tuple[Path, str]:
         uri = os.path.relpath(self.audio_dir / path, self.audio_dir)
-        if leaves(uri) or "\0" in path:
+        if planning.leads_out(uri) or "\0" in path:
             raise ValueError("unsafe path: it leads out of audio_dir")
         return self.audio_dir / uri, uri
 
 
 ROWS_AT_ONCE = 8
-
-
-BUFFER = 4 << 20  # bytes that are read at once of a column, and of a Hub file beyond them
-
-
+BUFFER = 4 << 20  # bytes read at once of a column, and of a Hub file beyond the range needed
 FOOTERS_AT_ONCE = 8  # threads; a Hub dataset has thousands of files
 
 
 class AudioColumns(NamedTuple):
-    """Names of the columns that are used; None for what the table does not have."""
+    """Names of the columns to read; None for what the table does not have."""
 
     audio: str
     text: str | None
@@ -132,11 +120,12 @@ class AudioColumns(NamedTuple):
 def plan_of(
     filesystem: Any, root: str, names: list[str], columns: AudioColumns, shard_size: int
 ) -> list[dict[str, Any]]:
-    """Shards {file, row, count} of the Parquet files `names` below `root` of an fsspec filesystem.
+    """Return shards {file, row, count} of the Parquet files `names` below `root` of an fsspec
+    filesystem.
 
     Shards end where row groups end; only a row group over `shard_size` is sliced. A file that
-    cannot be read is one shard with one reject. ValueError for a column that a file lacks, or of a
-    type that cannot be used.
+    cannot be read is one shard with one reject. Raises ValueError for a column that a file lacks,
+    or of a type that cannot be used.
     """
     read = partial(_row_groups, filesystem, root, columns)
     plan: list[dict[str, Any]] = []
@@ -151,7 +140,7 @@ def plan_of(
 
 
 def _row_groups(filesystem: Any, root: str, columns: AudioColumns, name: str) -> list[int] | str:
-    """Rows of each row group, or why the file cannot be read."""
+    """Return the number of rows of each row group, or why the file cannot be read."""
     try:
         with opened(filesystem, root, name) as file:
             schema, metadata = file.schema_arrow, file.metadata
@@ -192,7 +181,7 @@ def opened(filesystem: Any, root: str, name: str) -> Iterator[pq.ParquetFile]:
 
 
 def _cuts(groups: list[int], shard_size: int) -> Iterator[tuple[int, int]]:
-    """(first row, rows) of each shard."""
+    """Yield (first row, number of rows) of each shard."""
     start = row = 0
     for rows in groups:
         if row > start and row + rows - start > shard_size:
@@ -214,10 +203,10 @@ def clips_of(
     language: str | None,
     audio_at: Callable[[str], tuple[Path | bytes, str]],
 ) -> Iterator[Clip | Reject]:
-    """Clips of a shard of `plan_of`, in order; their uri is FILE#ROW.
+    """Yield the clips of a shard of `plan_of`, in order; their uri is FILE#ROW.
 
-    `audio_at` gives the audio and the uri for a path that a row has in place of bytes. A row group
-    that is damaged is so many rejects; errors of the network are raised.
+    `audio_at` returns the audio and the uri for a path that a row has in place of bytes. Every row
+    of a damaged row group is a reject; errors of the network are raised.
     """
     name, again = shard["file"], set(shard.get("again", ()))
     stem = name.removesuffix(".parquet")
@@ -225,12 +214,12 @@ def clips_of(
         yield Reject(stem, shard["fault"])
         return
     seen: set[str] = set()
-    for row, found in _rows(filesystem, root, shard, columns):
+    for row, batch in _rows(filesystem, root, shard, columns):
         id = f"{stem}/{row}"
         try:
-            if isinstance(found, str):
-                raise ValueError(found)
-            record = _values(found)
+            if isinstance(batch, str):
+                raise ValueError(batch)
+            record = _values(batch)
             if columns.id:
                 if record[columns.id] is None:
                     raise ValueError("bad name: its id is null")
@@ -249,10 +238,10 @@ def clips_of(
                 id,
                 audio,
                 uri,
-                text=_column_text(record, columns.text),
-                speaker=_column_text(record, columns.speaker),
-                language=_column_text(record, columns.language) or language,
-                extra={key: _json_value(record[key]) for key in columns.extra},
+                text=_text_or_none(record, columns.text),
+                speaker=_text_or_none(record, columns.speaker),
+                language=_text_or_none(record, columns.language) or language,
+                extra={key: json_value(record[key]) for key in columns.extra},
             )
         except ValueError as error:
             yield Reject(id, str(error))
@@ -261,7 +250,8 @@ def clips_of(
 def _rows(
     filesystem: Any, root: str, shard: dict[str, Any], columns: AudioColumns
 ) -> Iterator[tuple[int, pa.RecordBatch | str]]:
-    """(row in the file, the row, or why it cannot be read) for each of a shard."""
+    """Yield (number in the file, the row as a batch or why it cannot be read) for each row of a
+    shard."""
     row, last = 0, shard["row"] + shard["count"]
     with opened(filesystem, root, shard["file"]) as file:
         for group in range(file.num_row_groups):
@@ -297,10 +287,6 @@ def _values(row: pa.RecordBatch) -> dict[str, Any]:
         raise ValueError(f"unreadable: {error!s:.120}") from None
 
 
-def _column_text(record: dict[str, Any], column: str | None) -> str | None:
+def _text_or_none(record: dict[str, Any], column: str | None) -> str | None:
     value = record[column] if column else None
     return None if value is None else str(value).strip() or None
-
-
-def _json_value(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))

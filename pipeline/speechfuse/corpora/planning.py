@@ -1,15 +1,17 @@
-"""What corpora of large files need to plan: the files that a pattern names, lines and where they
-are, shards of neighbouring items, and the ids that come twice.
+"""Planning of corpora: files by pattern, lines with their byte offsets, shards of neighbouring
+items, ids that come twice.
 
 In: patterns from configuration; items with their ids and places. Out: paths; dicts for plan.json.
 """
 
 import glob
+import json
 import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,25 +23,35 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, b
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 
-def files(patterns: str | list[str], suffix: str) -> list[Path]:
-    """Files that one pattern or several name, in that order, each once.
+def files(patterns: str | list[str], suffix: str) -> tuple[Path, list[str]]:
+    """Return the files that one pattern or several name, in that order, each once: the folder that
+    holds them all, and their names relative to it.
 
     A pattern is a path, a folder (all files below whose name ends in `suffix`), a glob, or holds
-    ranges: {000..127}, {a,b}, or NeMo's _OP_0..127_CL_. FileNotFoundError when one names nothing.
+    ranges: {000..127}, {a,b}, or NeMo's _OP_0..127_CL_. Raises FileNotFoundError for one that names
+    nothing.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for name in _braces(pattern.replace("_OP_", "{").replace("_CL_", "}")):
             path = Path(name)
             if path.is_dir():
-                named = sorted(path.rglob(f"*{suffix}"))
+                matches = sorted(path.rglob(f"*{suffix}"))
+            elif path.exists():
+                matches = [path]
             else:
-                matches = glob.glob(name, recursive=True)
-                named = [path] if path.exists() else sorted(map(Path, matches))
-            if not named:
-                raise FileNotFoundError(f"no file at {name} ({suffix} is what is looked for)")
-            found.update(dict.fromkeys(p for p in named if p.is_file()))
-    return list(found)
+                matches = sorted(map(Path, glob.glob(name, recursive=True)))
+            if not (there := [match.absolute() for match in matches if match.is_file()]):
+                raise FileNotFoundError(f"no file at {name}; a {suffix} file is needed")
+            paths.update(dict.fromkeys(there))
+    folder = Path(os.path.commonpath([path.parent for path in paths]))
+    return folder, [path.relative_to(folder).as_posix() for path in paths]
+
+
+def digest_of_sizes(folder: Path, names: list[str]) -> str:
+    """Return a hash of the names and sizes of files below `folder`."""
+    sizes = [(name, (folder / name).stat().st_size) for name in names]
+    return sha256(json.dumps(sizes).encode()).hexdigest()
 
 
 def _braces(pattern: str) -> list[str]:
@@ -57,13 +69,8 @@ def _range(first: str, last: str) -> list[str]:
     return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
 
 
-def folder_of(paths: list[Path]) -> Path:
-    """The folder that all `paths` are below; corpora name their files relative to it."""
-    return Path(os.path.commonpath([path.parent.absolute() for path in paths]))
-
-
 def refuse_compressed(path: Path) -> None:
-    """ValueError for a file that holds a gzip, bzip2, xz or zstandard stream."""
+    """Raise ValueError for a file that holds a gzip, bzip2, xz or zstandard stream."""
     with open(path, "rb") as file:
         if file.read(8).startswith(_COMPRESSED):
             raise ValueError(
@@ -73,8 +80,8 @@ def refuse_compressed(path: Path) -> None:
 
 
 def lines(path: Path, start: int = 0, number: int = 1) -> Iterator[tuple[int, int, bytes]]:
-    """(byte offset, line number, line) of every line that is not blank, from byte `start` on, where
-    line `number` begins. A line over the limit is cut to it."""
+    """Yield (byte offset, line number, line) of every line that is not blank, from byte `start` on,
+    where line `number` begins. A line over the limit is cut to it."""
     with open(path, "rb") as file:
         file.seek(start)
         while line := file.readline(LINE_LIMIT):
@@ -93,7 +100,7 @@ def shards(
 ) -> list[dict[str, Any]]:
     """Cut each part (the items of one file, in order) into shards of at most `shard_size` items.
 
-    An item is (id, place). A shard is the place of its first item with `count`, and `again`: the
+    An item is (id, place). A shard is the place of its first item with `count` and `again`: the
     positions in it of items whose id an earlier item of the corpus has.
     """
     plan: list[dict[str, Any]] = []
@@ -112,7 +119,8 @@ def shards(
 
 
 def mark_repeated(plan: list[dict[str, Any]], ids: array) -> None:
-    """Add `again` to the shards that hold an item whose id came before; `ids`: their digests."""
+    """Add `again` to the shards that hold an item whose id came before. `ids`: digests of the ids
+    of all items, in the order of the plan."""
     values = np.frombuffer(ids, np.uint64)
     order = np.argsort(values, kind="stable")
     values = values[order]
@@ -126,5 +134,11 @@ def mark_repeated(plan: list[dict[str, Any]], ids: array) -> None:
 
 
 def printable(name: str) -> str:
-    """A name as text that can be written: bytes that are no UTF-8 as \\xff."""
+    """Return a file name as text that can be written: bytes that are no UTF-8 as \\xff."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def leads_out(name: str) -> bool:
+    """Return True if a path is absolute or has `..`, so that it may lead out of its folder."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts

@@ -1,6 +1,13 @@
-"""Which rows a recipe's `select` keeps: one rule for texts, datasets, kinds and splits."""
+"""`select`: which rows a recipe keeps, by one rule for texts, datasets, kinds and splits; and the
+values of `extra`, the JSON object with a source's other columns."""
 
+import json
 from typing import Any
+
+
+def json_value(value: Any) -> Any:
+    """Return a value of a table as `extra` can hold it, as JSON: a date, say, as text."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def matches(row: dict[str, Any], select: dict[str, Any]) -> bool:

@@ -1,6 +1,6 @@
-"""Where the text of instructions comes from, and what of it is kept (curation/)."""
+"""Instruction text: where it comes from, and its curation."""
 
-COMPONENTS = {  # name in YAML, below speechfuse.texts: where it stands
+COMPONENTS = {  # name in YAML, below speechfuse.texts: module and class
     "Alpaca": "sources.Alpaca",
     "Columns": "sources.Columns",
     "Messages": "sources.Messages",

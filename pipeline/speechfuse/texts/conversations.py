@@ -1,12 +1,8 @@
-"""Conversations of plain text: turns, and the rows that curated texts are kept in."""
+"""Conversations of plain text, and their form as rows of a curated dataset."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-from speechfuse.rows import shards
 
 
 @dataclass(frozen=True)
@@ -19,8 +15,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """`source`: name of the dataset. `extra`: JSON-able; `licence`, what curation did (`rewrites`,
-    `original`: texts by number of turn as they were before) and what the source has besides."""
+    """`source`: name of the dataset. `extra`: JSON-able; `licence`, the source's `extra_columns`,
+    and what curation changed (`rewrites`: kinds; `original`: former texts by number of the turn).
+    """
 
     id: str
     turns: list[Turn]
@@ -29,7 +26,7 @@ class Conversation:
 
     @property
     def prompts(self) -> list[str]:
-        """What the user says, turn by turn: what will be spoken."""
+        """Texts of the user's turns, which are to be spoken."""
         return [turn.text for turn in self.turns if turn.role == "user"]
 
     @property
@@ -38,7 +35,7 @@ class Conversation:
 
 
 def row_of(conversation: Conversation) -> dict[str, Any]:
-    """A conversation as a row of shards.CONVERSATIONS."""
+    """Return a conversation as a row of shards.CONVERSATIONS."""
     turns = [{"role": t.role, "segments": [{"text": t.text}]} for t in conversation.turns]
     extra = {**conversation.extra, "source": conversation.source}
     return {
@@ -49,7 +46,7 @@ def row_of(conversation: Conversation) -> dict[str, Any]:
 
 
 def conversation_of(row: dict[str, Any]) -> Conversation:
-    """Undo `row_of`; ValueError for a row that holds speech."""
+    """Return the conversation of a row (undo `row_of`). Raises ValueError for a row with speech."""
     extra = json.loads(row["extra"] or "{}")
     turns = []
     for turn in row["turns"]:
@@ -57,8 +54,3 @@ def conversation_of(row: dict[str, Any]) -> Conversation:
             raise ValueError(f"row {row['id']} holds speech: it is not text to be curated")
         turns.append(Turn(turn["role"], "".join(segment["text"] for segment in turn["segments"])))
     return Conversation(row["id"], turns, extra.pop("source", ""), extra)
-
-
-def read(folder: Path) -> Iterator[Conversation]:
-    """The conversations of a finished artifact of text, one row group in memory at a time."""
-    yield from map(conversation_of, shards.read_rows(folder))

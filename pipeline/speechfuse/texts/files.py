@@ -1,8 +1,8 @@
 """Rows of JSON, JSON-lines and Parquet files, on this disk or in a dataset on the Hub.
 
-In: a path and, below a folder or in a repository, the files that are meant. Out: a plan that says
-which rows make a shard, and the rows of a shard, read from their place in the file. Of a Hub
-dataset one commit is read, and no code of it is run.
+In: a path and, for a folder or a repository, patterns of its files. Out: a plan of shards, and the
+rows of a shard, read from their place in the file. A Hub dataset is read at one commit, and no code
+of it is run.
 """
 
 import codecs
@@ -26,7 +26,7 @@ from speechfuse.hub import data as hub_data
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 CHUNK = 1 << 20  # bytes of a JSON array that are read at once
-LOOKED_AT = 1000  # rows of a JSON file in which columns are looked for
+SAMPLED_ROWS = 1000  # of a JSON file, whose keys are its columns
 _SKIPPED = re.compile(r"[ \t\r\n,]*")
 _NESTING = re.compile(r'"(?:[^"\\]|\\.?)*+"?|[\[\]{}]', re.S)
 Row = tuple[int, dict[str, Any] | str]  # number in its file; the row, or why it cannot be read
@@ -37,7 +37,7 @@ class Documents:
 
     `path`: a file, a folder, or owner/name@revision on the Hub; `data_files`: globs in the last
     two, e.g. data/train-*.parquet. A revision is resolved to its commit when the work is planned. A
-    .json file is an array of objects, or lines of them. ValueError or FileNotFoundError where
+    .json file is an array of objects, or lines of them. Raises ValueError or FileNotFoundError if
     there is no such file.
     """
 
@@ -83,10 +83,10 @@ class Documents:
             names = [Path(self.path).name]
         else:
             filesystem = self._filesystem(self.root)
-            with self._told():
+            with self._hub_errors():
                 globs = [sorted(filesystem.glob(f"{self.root}/{each}")) for each in self.patterns]
-            found = [path for paths in globs for path in paths]
-            names = list(dict.fromkeys(str(p).removeprefix(f"{self.root}/") for p in found))
+            paths = [path for matches in globs for path in matches]
+            names = list(dict.fromkeys(str(p).removeprefix(f"{self.root}/") for p in paths))
         if not names:
             raise FileNotFoundError(
                 f"{self.path} has no file that matches {', '.join(self.patterns)}"
@@ -95,12 +95,12 @@ class Documents:
             raise ValueError(f"{self.path}: {other[0]} is none of {', '.join(SUFFIXES)}")
         return names
 
-    def _told(self) -> AbstractContextManager[None]:
+    def _hub_errors(self) -> AbstractContextManager[None]:
         return hub_data.hub_errors(self.path) if self.repo else nullcontext()
 
     @contextmanager
     def _open(self, root: str, name: str) -> Iterator[Any]:
-        with self._told(), self._filesystem(root).open(f"{root}/{name}", "rb") as file:
+        with self._hub_errors(), self._filesystem(root).open(f"{root}/{name}", "rb") as file:
             try:
                 yield file
             except (pa.ArrowException, ValueError) as error:
@@ -112,11 +112,11 @@ class Documents:
         return hub_data.filesystem(self.repo, root.rpartition("@")[2])
 
     def licence(self) -> str | None:
-        """What the card of a Hub dataset states."""
+        """Return the licence on the card of a Hub dataset, or None."""
         if not self.repo:
             return None
         filesystem = self._filesystem(self.root)
-        with self._told():
+        with self._hub_errors():
             if not filesystem.exists(f"{self.root}/README.md"):
                 return None
             card = filesystem.cat_file(f"{self.root}/README.md")
@@ -128,8 +128,8 @@ class Documents:
         return stated if isinstance(stated, str) else None
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
-        """Shards {root, file, row, start, count}: `count` rows of a file from number `row`, which
-        in JSON begins at byte `start`. ValueError for a file that cannot be read at all."""
+        """Return shards {root, file, row, start, count}: `count` rows of a file from number `row`,
+        which in JSON begins at byte `start`. Raises ValueError for a file that cannot be read."""
         plan: list[dict[str, Any]] = []
         for name in self.files:
             room = 0
@@ -144,7 +144,7 @@ class Documents:
         return plan
 
     def _places(self, name: str) -> Iterator[tuple[int, int]]:
-        """(number, first byte) of every row of a file."""
+        """Yield (number, first byte) of every row of a file."""
         with self._open(self.root, name) as file:
             if name.endswith(".parquet"):
                 yield from ((row, 0) for row in range(pq.ParquetFile(file).metadata.num_rows))
@@ -154,17 +154,17 @@ class Documents:
                 yield from ((row, at) for row, at, _ in _lines(file, 0, 0))
 
     def columns(self, name: str) -> list[str]:
-        """Of a Parquet file; of a JSON file the keys of its first thousand objects."""
+        """Return the columns of a Parquet file, or the keys of the first thousand JSON objects."""
         with self._open(self.root, name) as file:
             if name.endswith(".parquet"):
                 return pq.ParquetFile(file).schema_arrow.names
-        first = {"root": self.root, "file": name, "row": 0, "count": LOOKED_AT}
+        first = {"root": self.root, "file": name, "row": 0, "count": SAMPLED_ROWS}
         start = next((start for _, start in self._places(name)), 0)
         rows = (row for _, row in self.rows({**first, "start": start}) if isinstance(row, dict))
         return list(dict.fromkeys(key for row in rows for key in row))
 
     def rows(self, shard: dict[str, Any], columns: list[str] | None = None) -> Iterator[Row]:
-        """The rows of one shard of `plan`, in order; of Parquet only `columns` are read."""
+        """Yield the rows of one shard of `plan`, in order; of Parquet only `columns` are read."""
         row, count, start = shard["row"], shard["count"], shard["start"]
         with self._open(shard["root"], shard["file"]) as file:
             if shard["file"].endswith(".parquet"):
@@ -191,7 +191,7 @@ def _row(value: Any) -> dict[str, Any] | str:
 
 
 def _lines(file: Any, start: int, number: int) -> Iterator[tuple[int, int, bytes]]:
-    """(number, first byte, line) of the lines that are not blank."""
+    """Yield (number, first byte, line) of the lines that are not blank."""
     file.seek(start)
     while line := file.readline():
         if line.strip():
@@ -201,7 +201,7 @@ def _lines(file: Any, start: int, number: int) -> Iterator[tuple[int, int, bytes
 
 
 def _array(file: Any) -> int | None:
-    """Where the first element of a JSON array begins; None for a file that is no array."""
+    """Return the byte of the first element of a JSON array; None for a file that is no array."""
     file.seek(0)
     head = file.read(CHUNK)
     body = head.removeprefix(codecs.BOM_UTF8).lstrip()
@@ -209,9 +209,9 @@ def _array(file: Any) -> int | None:
 
 
 def _elements(file: Any, start: int) -> Iterator[tuple[int, Any]]:
-    """(first byte, value) of the elements of a JSON array from byte `start` on, a chunk in memory
-    at a time. In place of one that Python cannot hold (nested too deeply, an endless number) stands
-    the exception."""
+    """Yield (first byte, value) of the elements of a JSON array from byte `start` on, one chunk in
+    memory at a time. The value of an element that Python cannot hold (nested too deeply, an endless
+    number) is the exception."""
     file.seek(start)
     decode, parse = codecs.getincrementaldecoder("utf-8")().decode, json.JSONDecoder().raw_decode
     text, more = "", True
@@ -239,7 +239,7 @@ def _elements(file: Any, start: int) -> Iterator[tuple[int, Any]]:
 
 
 def _end(text: str, at: int) -> int:
-    """Where the object or array that begins at `at` ends; 0 where it does not."""
+    """Return the end of the object or array that begins at `at`; 0 if it has none."""
     depth = 0
     for match in _NESTING.finditer(text, at):
         depth += (match[0] in "[{") - (match[0] in "]}")
@@ -266,7 +266,7 @@ def _parquet(
 
 
 def _values(table: pa.Table) -> Iterator[dict[str, Any] | str]:
-    """The rows of a table, one by one where one of them is no UTF-8."""
+    """Yield the rows of a table, read one by one if one of them is not UTF-8."""
     try:
         yield from table.to_pylist()
     except UnicodeDecodeError as error:

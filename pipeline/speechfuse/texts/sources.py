@@ -1,7 +1,7 @@
-"""Instruction text: where it comes from, and its way to and from rows of conversations.
+"""Sources of instruction text, by the layout of their rows.
 
 In: rows of any chat or instruction dataset (speechfuse.texts.files), in the layout that the chosen
-class knows. Out: `Conversation`s of plain text. Named in a job's YAML:
+class reads. Out: `Conversation`s of plain text. Named in a job's YAML:
 
     texts:
       - {_component_: speechfuse.texts.Alpaca, path: data/alpaca.json, licence: cc-by-nc-4.0}
@@ -9,14 +9,13 @@ class knows. Out: `Conversation`s of plain text. Named in a job's YAML:
       - {_component_: speechfuse.texts.Columns, path: faq.jsonl, prompt: question, response: reply}
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from speechfuse.rows.rejects import Reject
-from speechfuse.rows.selection import matches
+from speechfuse.rows.selection import json_value, matches
 from speechfuse.texts.conversations import Conversation, Turn
 from speechfuse.texts.files import Documents
 
@@ -30,18 +29,18 @@ ROLES = {
     "model": "assistant",
     "system": "system",
 }
-RESERVED = ("source", "licence", "original", "rewrites")  # what curation itself writes into `extra`
+RESERVED = ("source", "licence", "original", "rewrites")  # keys that curation writes into `extra`
 
 
 @dataclass
 class Texts:
-    """What all layouts share. A layout gives the columns that it reads, `required` and
-    `optional`, and `turns`.
+    """Base of all layouts. A layout defines the columns that it reads, `required` and `optional`,
+    and `turns`.
 
     `path`, `data_files`: see Documents. `name`: of the source, in ids (name/file/row) and on the
-    card. `licence`: by default what the card of a Hub dataset states. `select`: columns and the
-    value, or the list of values, that a row has to have. `extra_columns` are kept in `extra`.
-    ValueError for a column that curation would overwrite there.
+    card. `licence`: by default that on the card of a Hub dataset. `select`: {column: value, or a
+    list of values} of the rows to read (rows.selection). `extra_columns` are kept in `extra`;
+    raises ValueError for one that curation would overwrite there.
     """
 
     path: str
@@ -73,12 +72,12 @@ class Texts:
         return self.documents.fingerprint
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
-        """Of one row; ValueError("kind: detail") where it has none."""
+        """Return the turns of one row. Raises ValueError("kind: detail") if it has none."""
         raise NotImplementedError
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
-        """Shards of rows (see Documents) and their `licence`; ValueError for a column that a file
-        lacks, and for two files whose rows would have the same ids."""
+        """Return shards of rows (see Documents) with their `licence`. Raises ValueError for a
+        column that a file lacks, and for two files whose rows would have the same ids."""
         stems: dict[str, str] = {}
         for name in self.documents.files:
             if (other := stems.setdefault(_stem(name), name)) != name:
@@ -88,39 +87,32 @@ class Texts:
                 )
         plan = self.documents.plan(shard_size)
         for name in dict.fromkeys(shard["file"] for shard in plan):
-            there = self.documents.columns(name)
-            lost = [
-                c for c in (*self.required, *self.select, *self.extra_columns) if c not in there
-            ]
-            if there and lost:
+            columns = self.documents.columns(name)
+            needed = [*self.required, *self.select, *self.extra_columns]
+            absent = [column for column in needed if column not in columns]
+            if columns and absent:
                 raise ValueError(
-                    f"{self.documents.path}: {name} has no column {lost[0]!r}; it has "
-                    f"{', '.join(there)}: name another, or choose the layout that it has (Alpaca, "
-                    "Messages or Columns of speechfuse.texts.sources)"
+                    f"{self.documents.path}: {name} has no column {absent[0]!r}; it has "
+                    f"{', '.join(columns)}: name another, or choose the layout that it has "
+                    "(speechfuse.texts.Alpaca, .Messages or .Columns)"
                 )
         licence = self.licence or self.documents.licence()
         return [{**shard, "licence": licence} for shard in plan]
 
     def conversations(self, shard: dict[str, Any]) -> Iterator[Conversation | Reject]:
-        """Of one shard of `plan`, in order; rows that `select` leaves out are not there."""
+        """Yield the selected rows of one shard of `plan`, in order."""
         stem = _stem(shard["file"])
         prefix = self.source_name if stem == self.source_name else f"{self.source_name}/{stem}"
-        used = list(
-            dict.fromkeys([*self.required, *self.optional, *self.select, *self.extra_columns])
-        )
-        for number, row in self.documents.rows(shard, used):
+        columns = [*self.required, *self.optional, *self.select, *self.extra_columns]
+        for number, row in self.documents.rows(shard, list(dict.fromkeys(columns))):
             id = f"{prefix}/{number}"
             try:
                 if isinstance(row, str):
                     raise ValueError(row)
                 if matches(row, self.select):
-                    extra = {key: _json_value(row.get(key)) for key in self.extra_columns}
-                    yield Conversation(
-                        id,
-                        self.turns(row),
-                        self.source_name,
-                        {**extra, "licence": shard["licence"]},
-                    )
+                    extra = {key: json_value(row.get(key)) for key in self.extra_columns}
+                    extra["licence"] = shard["licence"]
+                    yield Conversation(id, self.turns(row), self.source_name, extra)
             except ValueError as error:
                 yield Reject(id, str(error))
 
@@ -133,9 +125,9 @@ class Alpaca(Texts):
     optional = ("input",)
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
-        given = _column_text(row, "input") if row.get("input") is not None else ""
-        prompt = "\n\n".join(part for part in (_column_text(row, "instruction"), given) if part)
-        return [Turn("user", prompt), Turn("assistant", _column_text(row, "output"))]
+        columns = ["instruction"] if row.get("input") is None else ["instruction", "input"]
+        prompt = "\n\n".join(text for column in columns if (text := _text(row, column)))
+        return [Turn("user", prompt), Turn("assistant", _text(row, "output"))]
 
 
 @dataclass
@@ -157,17 +149,17 @@ class Messages(Texts):
     def _turn(self, message: Any) -> Turn:
         if not isinstance(message, dict):
             raise ValueError(f"no messages: {message!r:.40} is no object")
-        role, key = ("from", "value") if "from" in message else ("role", "content")
-        named = str(message.get(role)).lower()
-        if named not in ROLES:
-            raise ValueError(f"unknown role: {named!r:.40}")
-        content = message.get(key)
+        role_key, text_key = ("from", "value") if "from" in message else ("role", "content")
+        role = str(message.get(role_key)).lower()
+        if role not in ROLES:
+            raise ValueError(f"unknown role: {role!r:.40}")
+        content = message.get(text_key)
         if isinstance(content, list):  # OpenAI's parts
             kinds = {str(p.get("type")) if isinstance(p, dict) else "no object" for p in content}
             if kinds != {"text"}:
                 raise ValueError(f"not text: parts of {', '.join(sorted(kinds))}")
-            return Turn(ROLES[named], "\n".join(_column_text(part, "text") for part in content))
-        return Turn(ROLES[named], _column_text(message, key))
+            return Turn(ROLES[role], "\n".join(_text(part, "text") for part in content))
+        return Turn(ROLES[role], _text(message, text_key))
 
 
 @dataclass
@@ -184,21 +176,17 @@ class Columns(Texts):
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         roles = ("user", "assistant")
-        return [Turn(r, _column_text(row, c)) for r, c in zip(roles, self.required, strict=False)]
+        return [Turn(r, _text(row, c)) for r, c in zip(roles, self.required, strict=False)]
 
 
 def _stem(name: str) -> str:
     return Path(name).with_suffix("").as_posix()
 
 
-def _column_text(row: dict[str, Any], column: str) -> str:
+def _text(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
         raise ValueError(f"no text: {column} holds {value!r:.40}")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"no text: {column} holds half a character (a surrogate)")
     return value.strip()
-
-
-def _json_value(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))

@@ -32,9 +32,7 @@ class Overlap:
 
     def __post_init__(self) -> None:
         if not self.evaluations:
-            raise ValueError(
-                "overlap: evaluations is empty; name sources of speechfuse.texts.sources"
-            )
+            raise ValueError("overlap: evaluations is empty; name sources of speechfuse.texts")
         if self.words < 1 or self.exact_under < 0:
             raise ValueError(
                 f"overlap: words={self.words} and exact_under={self.exact_under}: the first is at "

@@ -15,52 +15,49 @@ from speechfuse.texts.conversations import Conversation
 from speechfuse.texts.curation.normalization import EMOJI, bare, normalize
 from speechfuse.texts.curation.step import Dropped, rewritten
 
-_CODE = re.compile(
-    r"```|~~~"
-    r"|^\s*(?:def|class)\s+\w+.*:\s*$|^\s*from\s+[\w.]+\s+import\s"
-    r"|^\s*import\s+(?:[\w.]+\s+as\s+\w+|\w+(?:\.[\w*]+)+|os|sys|re|json|math|time|random|csv)\s*$"
-    r"|^\s*import\s+[\w.*]+;\s*$|^[^\n]*(?:[=\[\]{}<>]|\w\(|\+\+|->)[^\n]*;\s*$"
-    r"|^\s*(?:return\b[^\n]{0,20}|break|continue|(?:int|float|double|char|string|bool)\s\w+);\s*$"
-    r"|^\s*#include\b|\bpublic\s+(?:static|class|void)\b|\bconsole\.log\b|\bprintf?\s*\("
-    r"|\bSELECT\b[\s\S]{1,200}\bFROM\b|\bINSERT INTO\b|\bCREATE TABLE\b|\bUPDATE \w+ SET\b"
-    r"|^\s*(?:for|while|if|elif|else)\b[^\n]*:\s*\n[ \t]+\S"
-    r"|^\s*(?:let|const|var|int|float|double|char|string|bool)\s+\w+\s*="
-    r"|=>|\(\)|[{}]\s*$|&&|\|\||[=!]=|:=|\+=|</\w+>|<\?\w+|\$\(|^\s*\$\s+\w+"
-    r"|^\s*(?:sudo|pip|npm|git|docker) \w"
-    r"|\b[a-z]+_[a-z_]+\b|\b[a-z]+[A-Z]\w*\(|\b\w+\[[^\]]*\]|\blambda \w+:"
-    r"|\w\((?!s\)|es\)|k\))[^()\s]*(?:,\s?[^()\s]*)*\)"
-    r"|(?:^|\s)(?:~?/[\w.-]+){2,}|\b[A-Z]:\\|\\[nt]\b"
-    r"|\b\w+\.(?:py|js|ts|cpp|java|sh|exe|json|yaml|yml|csv|txt|md|html|css|pdf|xml)\b",
-    re.M,
-)
-_TABLE = re.compile(
-    r"^[^\n|]*\|[^\n|]*\|[^\n]*$|^\s*\|?\s*:?-{3,}|\+-{2,}\+|^[^\n\t]+\t[^\n]+\n[^\n\t]+\t"
-    r"|(?:^[^\n,\s][^\n]*(?:,\S[^\n,]*){2,}\n){2}|(?:^\S[^\n]*\S {3,}\S[^\n]*\n){2}",
-    re.M,
-)
-_LATEX = re.compile(
-    r"\\[a-zA-Z]{2,}|\\[()\[\]]|\$\$|\$[^$\n]*[\\^_={}][^$\n]*\$|\{[^{}\n]*\}\^|\^\{|_\{|\w_\d\b"
-)
-_URL = re.compile(
-    r"\bhttps?:|\bftp:|\bwww\.|\S@\S+\.\w"
-    r"|\b[\w-]+\.(?:com|org|net|gov|edu|io|co|uk|de|info)\b(?:/|\?)?"
-    r"|\b\d{1,3}(?:\.\d{1,3}){3}\b|[a-z]\.[a-z]{2,}/[\w~?-]"
-    r"|\b(?:localhost|[\w-]*[a-z][\w-]*\.[\w.-]+):\d|[a-z]:(?:[38]\d{3}|\d{5})\b",
-    re.I,
-)
-_EMOJI = re.compile(rf"[{EMOJI}]|(?<!\w)(?:[:;=]-?[)(DPp/|\\]|<3|\^_\^|xD)(?!\w)")
-_LONG_NUMBER = re.compile(
-    r"\d{5,}|\(\d{3}\) ?\d|\d[\d.,]*\d,\d|\d(?:[ -]?\d){6,}|\d+\.\d{4,}"
-    r"|\d+(?:\.\d+){2,}|\d+(?:-\d+)+|\d+(?:/\d+)+"
-    r"|(?=\w*\d\w*[A-Za-z]\w*\d|\w*[A-Za-z]\w*\d\w*[A-Za-z])\w{9,}|\b0[xX][0-9a-fA-F]+|\b\d+(?:\.\d+)?[eE][-+]?\d+\b"
-)
-_PLACEHOLDER = re.compile(r"\[[A-Za-z][^\[\]]*\]|<[A-Za-z][^<>]*>|\{\{?\w+\}?\}")
-_STRUCTURES = {"latex": _LATEX, "table": _TABLE, "code": _CODE}
+_STRUCTURES = {
+    "latex": re.compile(
+        r"\\[a-zA-Z]{2,}|\\[()\[\]]|\$\$|\$[^$\n]*[\\^_={}][^$\n]*\$|\{[^{}\n]*\}\^|\^\{|_\{|\w_\d\b"
+    ),
+    "table": re.compile(
+        r"^[^\n|]*\|[^\n|]*\|[^\n]*$|^\s*\|?\s*:?-{3,}|\+-{2,}\+|^[^\n\t]+\t[^\n]+\n[^\n\t]+\t"
+        r"|(?:^[^\n,\s][^\n]*(?:,\S[^\n,]*){2,}\n){2}|(?:^\S[^\n]*\S {3,}\S[^\n]*\n){2}",
+        re.M,
+    ),
+    "code": re.compile(
+        r"```|~~~"
+        r"|^\s*(?:def|class)\s+\w+.*:\s*$|^\s*from\s+[\w.]+\s+import\s"
+        r"|^\s*import\s+(?:[\w.]+\s+as\s+\w+|\w+(?:\.[\w*]+)+|os|sys|re|json|math|time|random|csv)\s*$"
+        r"|^\s*import\s+[\w.*]+;\s*$|^[^\n]*(?:[=\[\]{}<>]|\w\(|\+\+|->)[^\n]*;\s*$"
+        r"|^\s*(?:return\b[^\n]{0,20}|break|continue|(?:int|float|double|char|string|bool)\s\w+);\s*$"
+        r"|^\s*#include\b|\bpublic\s+(?:static|class|void)\b|\bconsole\.log\b|\bprintf?\s*\("
+        r"|\bSELECT\b[\s\S]{1,200}\bFROM\b|\bINSERT INTO\b|\bCREATE TABLE\b|\bUPDATE \w+ SET\b"
+        r"|^\s*(?:for|while|if|elif|else)\b[^\n]*:\s*\n[ \t]+\S"
+        r"|^\s*(?:let|const|var|int|float|double|char|string|bool)\s+\w+\s*="
+        r"|=>|\(\)|[{}]\s*$|&&|\|\||[=!]=|:=|\+=|</\w+>|<\?\w+|\$\(|^\s*\$\s+\w+"
+        r"|^\s*(?:sudo|pip|npm|git|docker) \w"
+        r"|\b[a-z]+_[a-z_]+\b|\b[a-z]+[A-Z]\w*\(|\b\w+\[[^\]]*\]|\blambda \w+:"
+        r"|\w\((?!s\)|es\)|k\))[^()\s]*(?:,\s?[^()\s]*)*\)"
+        r"|(?:^|\s)(?:~?/[\w.-]+){2,}|\b[A-Z]:\\|\\[nt]\b"
+        r"|\b\w+\.(?:py|js|ts|cpp|java|sh|exe|json|yaml|yml|csv|txt|md|html|css|pdf|xml)\b",
+        re.M,
+    ),
+}
 _UNSPEAKABLE = {
-    "url": _URL,
-    "emoji": _EMOJI,
-    "placeholder": _PLACEHOLDER,
-    "number": _LONG_NUMBER,
+    "url": re.compile(
+        r"\bhttps?:|\bftp:|\bwww\.|\S@\S+\.\w"
+        r"|\b[\w-]+\.(?:com|org|net|gov|edu|io|co|uk|de|info)\b(?:/|\?)?"
+        r"|\b\d{1,3}(?:\.\d{1,3}){3}\b|[a-z]\.[a-z]{2,}/[\w~?-]"
+        r"|\b(?:localhost|[\w-]*[a-z][\w-]*\.[\w.-]+):\d|[a-z]:(?:[38]\d{3}|\d{5})\b",
+        re.I,
+    ),
+    "emoji": re.compile(rf"[{EMOJI}]|(?<!\w)(?:[:;=]-?[)(DPp/|\\]|<3|\^_\^|xD)(?!\w)"),
+    "placeholder": re.compile(r"\[[A-Za-z][^\[\]]*\]|<[A-Za-z][^<>]*>|\{\{?\w+\}?\}"),
+    "number": re.compile(
+        r"\d{5,}|\(\d{3}\) ?\d|\d[\d.,]*\d,\d|\d(?:[ -]?\d){6,}|\d+\.\d{4,}"
+        r"|\d+(?:\.\d+){2,}|\d+(?:-\d+)+|\d+(?:/\d+)+"
+        r"|(?=\w*\d\w*[A-Za-z]\w*\d|\w*[A-Za-z]\w*\d\w*[A-Za-z])\w{9,}|\b0[xX][0-9a-fA-F]+|\b\d+(?:\.\d+)?[eE][-+]?\d+\b"
+    ),
     "symbol": re.compile(r"(?:[.-]+ ){3,}|-{3,}"),
 }
 _PUNCTUATION = frozenset(" .,;:!?'\"()-¿¡。、।؟،")

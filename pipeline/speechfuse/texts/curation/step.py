@@ -17,7 +17,6 @@ for dropping it}.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 from speechfuse.texts.conversations import Conversation, Turn
 
@@ -27,20 +26,6 @@ class Dropped:
     """`reason` is "kind: detail"; kinds are counted."""
 
     reason: str
-
-
-class Step(Protocol):
-    name: str
-
-    def __call__(self, conversation: Conversation) -> Conversation | Dropped: ...
-
-
-class GlobalStep(Protocol):
-    name: str
-
-    def sketch(self, conversation: Conversation) -> Any: ...
-
-    def decide(self, sketches: Iterable[tuple[str, Any]]) -> dict[str, str]: ...
 
 
 def rewritten(
