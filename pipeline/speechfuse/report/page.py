@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --line: #d5d8dc; --bad: #fff0ee }
+:root { color-scheme: light dark; --ink: #1c1e21; --paper: #fff; --line: #d5d8dc; --mark: #eef4ff;
+  --bad: #fff0ee }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e6e9; --paper: #16181b; --line: #3a3f45; --bad: #46211d } }
+  :root { --ink: #e4e6e9; --paper: #16181b; --line: #3a3f45; --mark: #1d2b45;
+    --bad: #46211d } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
   max-width: 72rem; margin: 0 auto; padding: 1rem }
 h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line) }
@@ -34,6 +36,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .9rem .3rem 0; text-align: left;
   vertical-align: top; overflow-wrap: break-word; max-width: 28rem }
 th { vertical-align: bottom }
+tr:has(strong) { background: var(--mark) }
 .short { white-space: nowrap }
 blockquote { background: var(--bad); border-left: 4px solid #c0392b; margin: 1rem 0;
   padding: .25rem 1rem }
@@ -57,8 +60,9 @@ def escape(text: str) -> str:
     Only characters that Markdown or HTML would read as markup become entities: `some_name [0.1]`
     stays readable in the Markdown file.
     """
-    markup = r"[&<>|*`~\\]|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(:]"
-    return re.sub(markup, lambda match: f"&#{ord(match[0])};", " ".join(text.split()))
+    markup = r"[|*`~\\]|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(:]"
+    line = escape_html(" ".join(text.split()), quote=False)
+    return re.sub(markup, lambda match: f"&#{ord(match[0])};", line)
 
 
 def table(

@@ -1,0 +1,80 @@
+"""Plots, recordings and long tables of a report, each once for Markdown and once for the page.
+
+In: figures, and the audio that items name. Out: Markdown that links to files beside it, and the
+HTML that holds the same in its place.
+"""
+
+import base64
+from io import BytesIO
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from speechfuse.report import page
+from speechfuse.report.page import Trusted
+
+BUDGET = 3_000_000  # characters of all recordings on a page
+
+
+class Media:
+    """`files` are the .png files beside the Markdown, by name; `inline` maps Markdown to the HTML
+    in its place; `left_out` counts recordings over the budget. Paths of audio start at `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.budget, self.left_out = folder, BUDGET, 0
+        self.files: dict[str, bytes] = {}
+        self.inline: dict[str, str] = {}
+
+    def plot(self, name: str, figure: Figure, alt: str) -> str:
+        figure.draw_without_rendering()  # laid out once, not again for each format
+        figure.set_layout_engine("none")
+        png = BytesIO()
+        figure.savefig(png, format="png", dpi=120)
+        self.files[f"{name}.png"] = png.getvalue()
+        link = f"![{alt}]({name}.png)"
+        self.inline[link] = page.image(figure, alt)
+        return link
+
+    def folded(self, head: list[str], rows: list[list[str]]) -> str:
+        """Return a remark, in whose place the page has a table to be unfolded."""
+        remark = f"<!-- {len(rows):,} more in report.html, table {len(self.inline)} -->"
+        summary = f"<details><summary>{len(rows):,} more</summary>"
+        self.inline[remark] = f"{summary}\n\n{page.table(head, rows)}\n\n</details>"
+        return remark
+
+    def recording(self, name: str) -> Trusted:
+        """Return a link to the audio that an item names: a data: URI, base64 of a wav or flac, or a
+        path below `folder`; empty where it is none of these, or the budget is spent."""
+        uri, link = self._load(name), f"[audio]({name})"
+        if len(uri) > self.budget:
+            self.left_out += 1
+            return Trusted()
+        self.budget -= len(uri)
+        if not self._is_path(name):
+            link = f"<!-- audio {len(self.inline)} -->"
+        if uri:
+            self.inline[link] = page.audio(uri)
+        return Trusted(link if uri else "")
+
+    def _is_path(self, name: str) -> bool:
+        if not 0 < len(name) < 256:  # no path is longer, base64 of audio is
+            return False
+        path = self.folder / name
+        return path.is_file() and path.resolve().is_relative_to(self.folder.resolve())
+
+    def _load(self, name: str) -> str:
+        if name.startswith("data:audio/"):
+            return name
+        try:
+            path = self.folder / name if self._is_path(name) else None
+            data = path.read_bytes() if path else base64.b64decode(name, validate=True)
+        except ValueError:
+            return ""
+        kind = {b"RIFF": "wav", b"fLaC": "flac"}.get(data[:4])
+        return f"data:audio/{kind};base64,{base64.b64encode(data).decode()}" if kind else ""
+
+    def page(self, title: str, markdown: str) -> str:
+        """Return the HTML page of the report."""
+        for link, html in self.inline.items():
+            markdown = markdown.replace(link, html)
+        return page.html(title, markdown)
