@@ -47,7 +47,7 @@ audio { width: 13rem; height: 2rem; display: block }
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 SHORT = 36  # characters; a cell whose lines are all shorter is not wrapped
-SVG_STYLE = "svg{color-scheme:light dark;color:CanvasText}text{fill:currentColor}"
+SVG_STYLE = "svg{color-scheme:light dark;color:CanvasText;fill:currentColor}"
 
 
 class Trusted(str):
@@ -96,7 +96,7 @@ def image(figure: "Figure", alt: str) -> Trusted:
     from matplotlib import rc_context
 
     file = StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "speechfuse"}):
+    with rc_context({"svg.hashsalt": "speechfuse"}):  # same ids each time
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue().replace("#000000", "currentColor").replace("#ffffff", "Canvas")
     svg = svg.replace("<defs>", f"<style>{SVG_STYLE}</style><defs>", 1)

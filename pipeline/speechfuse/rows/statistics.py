@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 BATCH_ROWS = 8192
 
@@ -54,6 +55,10 @@ class Histogram:
     def quantile(self, share: float) -> float:
         """Lower edge of the bin in which `share` of the values is reached."""
         return float(np.searchsorted(np.cumsum(self.bins), share * self.count)) * self.width
+
+    def summary(self) -> str:
+        low, middle, high = (self.quantile(share) for share in (0.05, 0.5, 0.95))
+        return f"mean {self.mean:.2f}, median {middle:.1f}, 90 % are {low:.1f} to {high:.1f}"
 
 
 class Statistics:
@@ -195,6 +200,18 @@ class Statistics:
                 f"{self.token_rate:g}: seconds or codes are wrong"
             )
         return found
+
+
+def count(paths: list[Path], stream: dict[str, Any]) -> Statistics:
+    """Count all rows of the shards `paths`, whose stream is `stream`."""
+    statistics = Statistics(stream)
+    rows = sum(pq.read_metadata(path).num_rows for path in paths)
+    with tqdm(total=rows, desc="rows", unit="row", unit_scale=True, delay=2) as bar:
+        for path in paths:
+            for batch in batches(path):
+                statistics.add(batch)
+                bar.update(len(batch))
+    return statistics
 
 
 def batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
