@@ -130,7 +130,10 @@ def test_what_the_job_leaves_verifies_and_every_group_says_how_much(whole, capsy
     lines = capsys.readouterr().out.splitlines()
     said = {line.split()[0]: line for line in lines}
     assert list(said) == ["manifest", "files", "shards", "rows", "verified:"]
-    assert "6 of 6 present" in said["files"] and "3 of 3 open: speech, 256 codes" in said["shards"]
+    assert (
+        said["files"].endswith(" 6 files of the manifest")
+        and "3 of 3 open: speech, 256 codes" in said["shards"]
+    )
     assert f"7 rows, {totals['codes']:,} codes, 0.0" in said["rows"]
     assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before
 

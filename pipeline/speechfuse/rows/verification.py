@@ -22,6 +22,7 @@ from speechfuse.rows import shards, statistics
 
 STREAM = {"codebook_size": int, "codebooks": int, "quantizer": str, "token_rate": float}
 KINDS = {"speech": shards.SPEECH, "conversations": shards.CONVERSATIONS}
+UNREADABLE = (pa.ArrowException, OSError, ValueError, AttributeError)
 Check = tuple[str, str, list[str]]  # name of the group, what was checked, faults
 
 
@@ -33,12 +34,12 @@ def checks(folder: Path) -> Iterator[Check]:
     manifest = artifact.manifest_of(folder)
     yield check_manifest(folder, manifest)
     outputs = manifest["outputs"]
-    present = {name for name in outputs if not outside(folder, name) and (folder / name).is_file()}
-    yield check_files(folder, outputs, present)
+    yield check_files(folder, outputs)
     names = sorted(name for name in outputs if Path(name).match("shard-*.parquet"))
     if names:
-        dataset = DatasetCheck([folder / name for name in names if name in present])
-        yield dataset.check_shards()
+        dataset = DatasetCheck()
+        inside = [folder / name for name in names if not outside(folder, name)]
+        yield dataset.check_shards([path for path in inside if path.is_file()])
         yield dataset.check_rows()
 
 
@@ -56,28 +57,28 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> Check:
     return "manifest", f"{job}, version {version}, fingerprint {stated.fingerprint[:12]}", faults
 
 
-def check_files(folder: Path, outputs: dict[str, str], present: set[str]) -> Check:
+def check_files(folder: Path, outputs: dict[str, str]) -> Check:
     """Check that every output is a file in the folder with its sha256, and that there is no shard
     which is no output."""
-    sizes, faults = {name: (folder / name).stat().st_size for name in present}, []
-    with tqdm(total=sum(sizes.values()), desc="files", unit="B", unit_scale=True, delay=2) as bar:
-        for name, sha256 in outputs.items():
-            if outside(folder, name):
-                faults.append(f"{name}: it leads out of the folder, so it was not read")
-            elif name not in present:
-                lacking = "it is no file" if (folder / name).exists() else "it is missing"
-                faults.append(f"{name}: {lacking}")
-            else:
-                try:
-                    if artifact.sha256_of(folder / name) != sha256:
-                        faults.append(f"{name}: its bytes do not have the sha256 of the manifest")
-                except OSError as error:
-                    faults.append(f"{name}: it cannot be read: {error.strerror}")
-                bar.update(sizes[name])
+    faults = []
+    for name, sha256 in tqdm(outputs.items(), "files", unit="file", delay=2):
+        if fault := fault_of_file(folder, name, sha256):
+            faults.append(f"{name}: {fault}")
     strays = sorted(path.name for path in folder.glob("shard-*") if path.name not in outputs)
     faults += [f"{name}: the manifest does not list this shard file" for name in strays]
-    size = sum(sizes.values())
-    return "files", f"{len(present):,} of {len(outputs):,} present, {size:,} bytes hashed", faults
+    return "files", f"{len(outputs):,} files of the manifest", faults
+
+
+def fault_of_file(folder: Path, name: str, sha256: str) -> str | None:
+    if outside(folder, name):
+        return "it leads out of the folder, so it was not read"
+    if not (folder / name).is_file():
+        return "it is no file" if (folder / name).exists() else "it is missing"
+    try:
+        same = artifact.sha256_of(folder / name) == sha256
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return None if same else "its bytes do not have the sha256 of the manifest"
 
 
 def outside(folder: Path, name: str) -> bool:
@@ -92,93 +93,84 @@ def outside(folder: Path, name: str) -> bool:
 
 
 class DatasetCheck:
-    """Check of the shards `paths`: one kind of rows and one stream in all of them, every id once,
-    and codes of the codebook. The rows are read in batches; of each 8 bytes stay in memory."""
+    """Check that all shards have one kind of rows and one stream, that every id is there once, and
+    that codes are of the codebook. Rows are read in batches; of each 8 bytes stay in memory."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths, self.opened = paths, list[Path]()
-        self.stream: dict[str, Any] = {}
+    def __init__(self) -> None:
+        self.opened = list[Path]()
+        self.kind, self.stream = "", dict[str, Any]()
 
-    def check_shards(self) -> Check:
-        kind, faults = "", []
-        for path in self.paths:
+    def check_shards(self, paths: list[Path]) -> Check:
+        faults = []
+        for path in paths:
             try:
-                its_kind, stream = kind_and_stream(pq.read_schema(path))
-            except (pa.ArrowException, OSError, ValueError, AttributeError) as error:
+                kind, stream = kind_and_stream(pq.read_schema(path))
+            except UNREADABLE as error:
                 faults.append(f"{path.name}: it does not open: {_first_line(error)}")
                 continue
             if not self.opened:
-                kind, self.stream = its_kind, stream
-            if its_kind != kind:
-                faults.append(f"{path.name}: it holds {its_kind} among shards of {kind}")
+                self.kind, self.stream = kind, stream
+            if kind != self.kind:
+                faults.append(f"{path.name}: it holds {kind} among shards of {self.kind}")
             if stream != self.stream:
-                faults.append(
-                    f"{path.name}: its stream {stream} is not {self.stream} of the others"
-                )
+                others = f"{self.stream} of the others"
+                faults.append(f"{path.name}: its stream {stream} is not {others}")
             self.opened.append(path)
         codes = self.stream.get("codebook_size", "no")
-        opened = f"{len(self.opened):,} of {len(self.paths):,} open"
-        return "shards", f"{opened}: {kind}, {codes} codes", faults
+        opened = f"{len(self.opened):,} of {len(paths):,} open"
+        return "shards", f"{opened}: {self.kind}, {codes} codes", faults
 
     def check_rows(self) -> Check:
         rows, codes, seconds, faults = 0, 0, 0.0, []
-        ids_of_shards, readable = list[np.ndarray](), list[Path]()
-        total = sum(pq.read_metadata(path).num_rows for path in self.opened)
-        with tqdm(total=total, desc="rows", unit="row", unit_scale=True, delay=2) as bar:
-            for path in self.opened:
-                wrong: dict[str, list[Any]] = defaultdict(list)  # fault: ids of its rows
-                try:
-                    for batch in statistics.batches(path):
-                        ids = batch["id"].to_pylist()
-                        wrong["no id"] += [id for id in ids if not id]
-                        ids_of_shards.append(statistics.hashes(id for id in ids if id))
-                        speech = statistics.speech_of(batch)
-                        self.check_codes(speech, wrong)
-                        rows += len(batch)
-                        codes += len(pc.list_flatten(speech["codes"]))
-                        seconds += pc.sum(speech["seconds"].cast(pa.float64())).as_py() or 0.0
-                        bar.update(len(batch))
-                    readable.append(path)
-                except (pa.ArrowException, OSError, ValueError) as error:
-                    faults.append(f"{path.name}: its rows cannot be read: {_first_line(error)}")
-                for fault, ids in wrong.items():
-                    if ids:
-                        among = f"{len(ids):,} row{'s' if len(ids) > 1 else ''}, first {ids[0]!r}"
-                        faults.append(f"{path.name}: {fault} in {among}")
-        faults += duplicates(readable, ids_of_shards)
-        speech_hours = f"{seconds / 3600:.2f} h of speech"
-        return "rows", f"{rows:,} rows, {codes:,} codes, {speech_hours}", faults
+        hashes_of_ids, readable = [np.zeros(0, np.int64)], list[Path]()
+        for path in tqdm(self.opened, "rows", unit="shard", delay=2):
+            ids_of = defaultdict[str, list[Any]](list)  # fault: ids of its rows
+            try:
+                for batch in statistics.batches(path):
+                    ids, speech = batch["id"].to_pylist(), statistics.speech_of(batch)
+                    ids_of["no id"] += [id for id in ids if not id]
+                    hashes_of_ids.append(statistics.hashes(id for id in ids if id))
+                    self.check_codes(speech, ids_of)
+                    rows += len(batch)
+                    codes += len(pc.list_flatten(speech["codes"]))
+                    seconds += pc.sum(speech["seconds"].cast(pa.float64())).as_py() or 0.0
+                readable.append(path)
+            except UNREADABLE as error:
+                faults.append(f"{path.name}: its rows cannot be read: {_first_line(error)}")
+            for fault, ids in ids_of.items():
+                if ids:
+                    among = f"{len(ids):,} row{'s' if len(ids) > 1 else ''}, first {ids[0]!r}"
+                    faults.append(f"{path.name}: {fault} in {among}")
+        faults += fault_of_ids(readable, np.concatenate(hashes_of_ids))
+        hours = f"{seconds / 3600:.2f} h of speech"
+        return "rows", f"{rows:,} rows, {codes:,} codes, {hours}", faults
 
-    def check_codes(self, speech: pa.RecordBatch, wrong: dict[str, list[Any]]) -> None:
-        """Add ids of rows whose codes are over the mask code, which follows the last of the
+    def check_codes(self, speech: pa.RecordBatch, ids_of: dict[str, list[Any]]) -> None:
+        """Add the ids of rows whose codes are over the mask code, which follows the last of the
         codebook and which published quantizers occasionally emit."""
+        highest = self.stream.get("codebook_size", -1)
+        fault = f"codes over {highest}" if self.stream else "codes of no stated quantizer"
         lengths = pc.list_value_length(speech["codes"]).fill_null(0).to_numpy()
-        highest, fault = -1, "codes of no stated quantizer"
-        if self.stream:
-            highest = self.stream["codebook_size"]
-            fault = f"codes over {highest}"
         values = pc.list_flatten(speech["codes"]).fill_null(0xFFFF).to_numpy()
         rows = np.unique(np.repeat(np.arange(len(lengths)), lengths)[values > highest])
-        wrong[fault] += speech["id"].take(rows).to_pylist()
+        ids_of[fault] += speech["id"].take(rows).to_pylist()
 
 
-def duplicates(paths: list[Path], ids_of_shards: list[np.ndarray]) -> list[str]:
-    """Return the fault of ids that occur more than once. `ids_of_shards` are the hashes of those
-    in `paths`: where two are equal, the ids are read again and compared."""
-    hashes, counts = np.unique(
-        np.concatenate([np.zeros(0, np.int64), *ids_of_shards]), return_counts=True
-    )
-    repeated = set(hashes[counts > 1].tolist())
-    places: dict[str, list[str]] = defaultdict(list)
+def fault_of_ids(paths: list[Path], hashes: np.ndarray) -> list[str]:
+    """Return the fault of ids that occur more than once. `hashes` are those of the ids in `paths`:
+    where two are equal, the ids are read again and compared."""
+    values, counts = np.unique(hashes, return_counts=True)
+    repeated = set(values[counts > 1].tolist())
+    shards_of = defaultdict[str, list[str]](list)
     for path in paths if repeated else []:
         for batch in statistics.batches(path, ["id"]):
             for id in batch["id"].to_pylist():
                 if id and hash(id) in repeated:
-                    places[id].append(path.name)
-    twice = {id: names for id, names in places.items() if len(names) > 1}
+                    shards_of[id].append(path.name)
+    twice = [(id, names) for id, names in shards_of.items() if len(names) > 1]
     return [
         f"ids: {len(twice):,} stand more than once, first {id!r} in {' and '.join(names[:3])}"
-        for id, names in [*twice.items()][:1]
+        for id, names in twice[:1]
     ]
 
 
