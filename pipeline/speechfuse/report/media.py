@@ -43,35 +43,20 @@ class Media:
         return remark
 
     def recording(self, name: str) -> Trusted:
-        """Return a link to the audio that an item names: a data: URI, base64 of a wav or flac, or a
-        path below `folder`; empty where it is none of these, or the budget is spent."""
-        uri, link = self._load(name), f"[audio]({name})"
+        """Return a link to a wav or flac file at the path `name` below `folder`; empty where there
+        is none, or the budget is spent."""
+        path = self.folder / name
+        inside = 0 < len(name) < 256 and path.resolve().is_relative_to(self.folder.resolve())
+        data = path.read_bytes() if inside and path.is_file() else b""
+        kind = {b"RIFF": "wav", b"fLaC": "flac"}.get(data[:4])
+        uri = f"data:audio/{kind};base64,{base64.b64encode(data).decode()}" if kind else ""
         if len(uri) > self.budget:
             self.left_out += 1
             return Trusted()
         self.budget -= len(uri)
-        if not self._is_path(name):
-            link = f"<!-- audio {len(self.inline)} -->"
-        if uri:
-            self.inline[link] = page.audio(uri)
-        return Trusted(link if uri else "")
-
-    def _is_path(self, name: str) -> bool:
-        if not 0 < len(name) < 256:  # no path is longer, base64 of audio is
-            return False
-        path = self.folder / name
-        return path.is_file() and path.resolve().is_relative_to(self.folder.resolve())
-
-    def _load(self, name: str) -> str:
-        if name.startswith("data:audio/"):
-            return name
-        try:
-            path = self.folder / name if self._is_path(name) else None
-            data = path.read_bytes() if path else base64.b64decode(name, validate=True)
-        except ValueError:
-            return ""
-        kind = {b"RIFF": "wav", b"fLaC": "flac"}.get(data[:4])
-        return f"data:audio/{kind};base64,{base64.b64encode(data).decode()}" if kind else ""
+        link = Trusted(f"[audio]({name})" if uri else "")
+        self.inline |= {link: page.audio(uri)} if uri else {}
+        return link
 
     def page(self, title: str, markdown: str) -> str:
         """Return the HTML page of the report."""

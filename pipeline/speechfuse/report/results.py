@@ -159,9 +159,8 @@ def read(evals: Path, base: str, runs: list[Run], baselines: Iterable[Baseline] 
 
 def _failure(path: Path) -> Failure:
     try:
-        content = json.loads(path.read_text("utf-8"))
-        return Failure(content["checkpoint"], content["task"], content["error"])
-    except (ValueError, TypeError, KeyError) as error:
+        return Failure(**json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no record of a failure ({error}): remove it") from error
 
 
@@ -170,10 +169,10 @@ def _result_file(path: Path, folder: str) -> ResultFile:
         content = json.loads(path.read_text("utf-8"))
         if "fingerprint" in content and "protocol" not in content:
             raise ValueError("it is of an older form, without a protocol")
-        scores = {key(score): score for score in (Score(**score) for score in content["scores"])}
-        names = ("items", "fingerprints", "details")
-        rest = [content[name] for name in names]
-        file = ResultFile(content["checkpoint"], path.stem, content["protocol"], scores, *rest)
+        scores = [Score(**score) for score in content["scores"]]
+        names = ("checkpoint", "protocol", "items", "fingerprints", "details")
+        rest = {name: content[name] for name in names}
+        file = ResultFile(name=path.stem, scores={key(score): score for score in scores}, **rest)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is no result file ({error}): move it and run stages.evaluate again"
