@@ -70,42 +70,42 @@ def rejects_by_kind(paths: list[Path]) -> tuple[Counter[str], Table]:
 
 
 def figures(
-    found: Statistics, totals: dict[str, Any], rejects: Counter[str], size: int
+    counts: Statistics, totals: dict[str, Any], rejects: Counter[str], size: int
 ) -> list[tuple[str, str]]:
     """Return (name, value) of all figures; `size` is the bytes of the codes on disk."""
-    lines = [("rows", f"{found.rows:,}")]
-    if found.utterances != found.rows:
-        lines.append(("pieces of speech in them", f"{found.utterances:,}"))
-    if found.utterances:
-        longest = f"longest {found.seconds.most:.1f}"
+    lines = [("rows", f"{counts.rows:,}")]
+    if counts.utterances != counts.rows:
+        lines.append(("pieces of speech in them", f"{counts.utterances:,}"))
+    if counts.utterances:
+        longest = f"longest {counts.seconds.most:.1f}"
         lines += [
-            ("speech", f"{found.seconds.sum / 3600:,.3f} h"),
-            ("seconds of a row", f"{found.seconds.summary()}, {longest}"),
+            ("speech", f"{counts.seconds.sum / 3600:,.3f} h"),
+            ("seconds of a row", f"{counts.seconds.summary()}, {longest}"),
         ]
-    if found.codes:
-        top, share = found.top(1)[0]
-        use = f"{found.used:,} of {found.size:,} codes are in use"
-        bits = f"{found.entropy:.2f} bits of {found.possible_entropy:.2f} possible"
-        runs = f"mean {found.runs.mean:.2f}, longest {found.runs.most:.0f}"
+    if counts.codes:
+        top, share = counts.top(1)[0]
+        use = f"{counts.used:,} of {counts.size:,} codes are in use"
+        bits = f"{counts.entropy:.2f} bits of {counts.possible_entropy:.2f} possible"
+        runs = f"mean {counts.runs.mean:.2f}, longest {counts.runs.most:.0f}"
         lines += [
-            ("codes", f"{found.codes:,}, {found.rate:.2f} a second"),
-            ("codebook", f"{use}; the mask code {found.mask:,} times"),
-            ("entropy", f"{bits}; perplexity {2**found.entropy:.0f}"),
+            ("codes", f"{counts.codes:,}, {counts.rate:.2f} a second"),
+            ("codebook", f"{use}; the mask code {counts.mask:,} times"),
+            ("entropy", f"{bits}; perplexity {2**counts.entropy:.0f}"),
             ("most frequent", f"code {top}, {share:.1%}"),
-            ("runs of one code", f"{runs}; {found.repeated:.1%} of codes repeat the one before"),
-            ("equal rows", f"{found.copies:,} have the very codes of an earlier one"),
-            ("on disk", f"{8 * size / found.codes:.2f} bits a code"),
+            ("runs of one code", f"{runs}; {counts.repeated:.1%} of codes repeat the one before"),
+            ("equal rows", f"{counts.copies:,} have the very codes of an earlier one"),
+            ("on disk", f"{8 * size / counts.codes:.2f} bits a code"),
         ]
-    if found.utterances:
-        lines.append(("with a text", f"{found.with_text:,}"))
-    if found.pace.count:
-        lines.append(("characters a second", found.pace.summary()))
-    if found.languages:
-        lines.append(("languages", listed(found.languages)))
-    if found.speakers:
-        lines.append(("speakers", f"{found.speakers:,}"))
-    if found.pieces:
-        lines.append(("split", f"{found.split:,} recordings into {found.pieces:,} rows"))
+    if counts.utterances:
+        lines.append(("with a text", f"{counts.with_text:,}"))
+    if counts.pace.count:
+        lines.append(("characters a second", counts.pace.summary()))
+    if counts.languages:
+        lines.append(("languages", listed(counts.languages)))
+    if counts.speakers:
+        lines.append(("speakers", f"{counts.speakers:,}"))
+    if counts.pieces:
+        lines.append(("split", f"{counts.split:,} recordings into {counts.pieces:,} rows"))
     for name, words in (("resampled", "resampled"), ("mixed_down", "mixed down to mono")):
         if name in totals:
             lines.append((words, f"{totals[name]:,}"))
@@ -120,20 +120,20 @@ def listed(counts: Counter[str]) -> str:
     return ", ".join([*names, *(["..."] if len(counts) > MOST_LISTED else [])])
 
 
-def plots(found: Statistics) -> list[tuple[str, Figure]]:
+def plots(counts: Statistics) -> list[tuple[str, Figure]]:
     """Return (alt text, plot) of codes by rank, run lengths, seconds and characters a second."""
     drawn = []
-    if found.codes:
-        shares = np.sort(found.frequency)[::-1][: found.size] / found.codes
-        figure = bars(shares, np.arange(found.size + 1), "rank of the code", "codes", log=True)
-        figure.axes[0].axhline(1 / found.size, color="0.3", linestyle="--", label="all used alike")
+    if counts.codes:
+        shares = np.sort(counts.frequency)[::-1][: counts.size] / counts.codes
+        figure = bars(shares, np.arange(counts.size + 1), "rank of the code", "codes", log=True)
+        figure.axes[0].axhline(1 / counts.size, color="0.3", linestyle="--", label="all used alike")
         figure.axes[0].legend()
         drawn.append(("codes by frequency", figure))
-        shares = found.runs.bins[1:] / found.runs.count
+        shares = counts.runs.bins[1:] / counts.runs.count
         edges = np.arange(len(shares) + 1) + 0.5
         figure = bars(shares, edges, "codes in a run of one code", "runs", log=True)
         drawn.append(("run lengths", figure))
-    for name, of in (("seconds of a row", found.seconds), ("characters a second", found.pace)):
+    for name, of in (("seconds of a row", counts.seconds), ("characters a second", counts.pace)):
         if of.count:
             edges = np.arange(len(of.bins) + 1) * of.width
             figure = bars(of.bins / of.count, edges, name, "rows")
@@ -194,11 +194,11 @@ def main(job: InspectDataset) -> None:
     manifest, paths = artifact.manifest_of(folder), shards.shard_paths(folder)
     stream, totals = shards.read_stream(folder), manifest.get("totals", {})
     decoder = decoder_of(job, stream) if job.decoder else None
-    found = statistics.count(paths, stream)
+    counts = statistics.count(paths, stream)
     rejects, reject_table = rejects_by_kind(paths)
     samples = sample_table(job, paths, decoder)
-    lines = figures(found, totals, rejects, sum(map(statistics.bytes_of_codes, paths)))
-    warnings = found.warnings()
+    lines = figures(counts, totals, rejects, sum(map(statistics.bytes_of_codes, paths)))
+    warnings = counts.warnings()
     provenance = {
         "source": totals.get("source"),
         "licence": totals.get("licence"),
@@ -206,13 +206,13 @@ def main(job: InspectDataset) -> None:
         "quantizer": stream.get("quantizer"),
     }
     about = [(name, value) for name, value in provenance.items() if value]
-    top = [[str(code), f"{share:.2%}"] for code, share in found.top(TOP)] if found.codes else []
+    top = [[str(code), f"{share:.2%}"] for code, share in counts.top(TOP)] if counts.codes else []
     title = Path(job.path).absolute().name
     blocks = [
         f"# {page.escape(title)}",
         *["\n>\n".join(f"> {page.escape(warning)}" for warning in warnings)],
         f"## Figures\n\n{page.table(['', ''], [*lines, *about])}",
-        *(page.image(figure, name) for name, figure in plots(found)),
+        *(page.image(figure, name) for name, figure in plots(counts)),
     ]
     for heading, (head, *rows) in (
         ("Rows, at equal distances", samples),

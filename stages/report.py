@@ -70,8 +70,8 @@ def metrics_of(run: Run) -> list[dict[str, Any]]:
 
 
 def main(job: Report) -> None:
-    found = results.read(Path(job.evals), job.base, job.runs, job.baselines)
-    checkpoints, out, rule = found.of(job.rule.protocol), Path(job.out), job.rule
+    protocols = results.read(Path(job.evals), job.base, job.runs, job.baselines)
+    checkpoints, out, rule = protocols.of(job.rule.protocol), Path(job.out), job.rule
     if sections.partial(checkpoints, job.partial):  # a few items need not be of every split
         scored = {of for checkpoint in checkpoints.values() for of in checkpoint.scores}
         job = replace(job, table=[column for column in job.table if key(column) in scored])
@@ -85,27 +85,27 @@ def main(job: Report) -> None:
             f"table: {rule.task} {rule.split} is what the epoch is chosen by, so it says "
             "nothing about the chosen one; take another split"
         )
-    chosen = choice.choose(checkpoints, rule, job.base, found.failures)
-    judged = [choice.judge(floor, checkpoints, chosen.checkpoint, job.base) for floor in job.floors]
-    media = Media(out)
-    markdown = "\n\n".join(body(job, found, chosen, [line for _, line in judged], media)) + "\n"
+    chosen = choice.choose(checkpoints, rule, job.base, protocols.failures)
+    verdicts = [choice.judge(of, checkpoints, chosen.checkpoint, job.base) for of in job.floors]
+    floors, media = "\n".join(line for _, line in verdicts), Media(out)
+    markdown = "\n\n".join(filter(None, body(job, protocols, chosen, floors, media))) + "\n"
     for name, data in media.files.items():
         artifact.write_atomic(out / name, data)
     artifact.write_json(out / "report.json", rows(checkpoints, chosen.checkpoint))
     artifact.write_atomic(out / "report.md", markdown)
     artifact.write_atomic(out / "report.html", media.page(out.name, markdown))
     if job.check:
-        print("\n".join(line for _, line in judged))
+        print(floors)
     scores = checkpoints[chosen.checkpoint].scores
     headline = [
         f"{' '.join(of)} {tables.shown(scores[of])}" for of in map(key, job.table) if of in scores
     ]
     print("\n".join(chosen.reasons))
     print(f"{out / 'report.md'}: chosen {chosen.checkpoint}; {', '.join(headline)}")
-    missed = [line for within, line in judged if not within]
+    missed = [line for within, line in verdicts if not within]
     if job.check and missed:
-        floors = f"{len(missed)} of {len(judged)} floors: {'; '.join(missed)}"
-        raise ValueError(f"{chosen.checkpoint} misses {floors}")
+        count = f"{len(missed)} of {len(verdicts)} floors"
+        raise ValueError(f"{chosen.checkpoint} misses {count}: {'; '.join(missed)}")
 
 
 def rows(checkpoints: ResultsByCheckpoint, chosen: str) -> list[dict[str, Any]]:
@@ -116,53 +116,48 @@ def rows(checkpoints: ResultsByCheckpoint, chosen: str) -> list[dict[str, Any]]:
     ]
 
 
-def body(job: Report, found: Results, choice: Choice, floors: list[str], media: Media) -> list[str]:
-    """Return the report from top to bottom, in blocks of Markdown."""
-    checkpoints, rule, chosen = found.of(job.rule.protocol), job.rule, choice.checkpoint
+def body(job: Report, protocols: Results, choice: Choice, floors: str, media: Media) -> list[str]:
+    """Return the report from top to bottom, in blocks of Markdown, of which some may be empty."""
+    checkpoints, rule, chosen = protocols.of(job.rule.protocol), job.rule, choice.checkpoint
     epochs = results.of_run(checkpoints, rule.choose_from)
-    columns, all_names = [key(column) for column in job.table], list(checkpoints)
+    columns = [key(column) for column in job.table]
     measures = list(dict.fromkeys(map(key, (rule, *rule.then, *rule.under))))
+    compared = list(dict.fromkeys([*columns, *measures]))
     metrics = {run.name: metrics_of(run) for run in job.runs}
     ties = sections.tie_labels(checkpoints, epochs, columns)
-    compared = list(dict.fromkeys([*columns, *measures]))
     text = plots.text(checkpoints, job.text, columns, job.base)
-    speech = plots.speech(checkpoints, epochs, [*columns, *measures], job.text)
+    speech = plots.speech(checkpoints, epochs, compared, job.text)
     part = sections.partial(checkpoints, job.partial)
-    failed = [
-        f"> failed: {page.escape(f'{f.checkpoint} {f.task}: {f.error}')}  " for f in found.failures
-    ]
-    reasons = page.escape(f"{rule.stated()} {' '.join(choice.reasons)}")
-    fence = "\n".join(["```", *floors, "```"])
+    failures = [page.escape(f"{f.checkpoint} {f.task}: {f.error}") for f in protocols.failures]
+    whole = not (failures or part)
     blocks = [
         f"# {page.escape(media.folder.name)}",
-        *(["\n".join(failed)] if failed else []),
-        *([part] if part else []),
-        f"Chosen: **{page.escape(chosen)}**. {reasons}",
+        "\n".join(f"> failed: {failure}  " for failure in failures),
+        part,
+        f"Chosen: **{page.escape(chosen)}**. "
+        + page.escape(f"{rule.stated()} {' '.join(choice.reasons)}"),
         tables.results(checkpoints, epochs, [Column(*of) for of in measures], job.base, chosen),
-        *section(
-            "Results",
-            LEGEND,
-            *(f"**{page.escape(n)}**: {page.escape(line)}" for n, line in job.legend.items()),
-            tables.results(checkpoints, all_names, job.table, job.base, chosen, ties),
-        ),
-        *section("Floors", fence if floors else None),
+        "## Results",
+        LEGEND,
+        *(f"**{page.escape(n)}**: {page.escape(line)}" for n, line in job.legend.items()),
+        tables.results(checkpoints, list(checkpoints), job.table, job.base, chosen, ties),
+        *section("Floors", f"```\n{floors}\n```" if floors else None),
         *section(
             "Differences between epochs", differences.table(checkpoints, epochs, compared, chosen)
         ),
-        *section(
-            "Training",
-            media.plot("loss", plots.loss(metrics), "loss by step"),
-            tables.training(metrics),
-        ),
-        *section("Text knowledge", media.plot(job.text, text, "text score by training")),
+        "## Training",
+        media.plot("loss", plots.loss(metrics), "loss by step"),
+        tables.training(metrics),
+        "## Text knowledge",
+        media.plot(job.text, text, "text score by training"),
         *section("Speech", media.plot("speech", speech, "scores by epoch") if speech else None),
-        *sections.curves(checkpoints, job.curves, chosen, not (failed or part), media),
+        *sections.curves(checkpoints, job.curves, chosen, whole, media),
         *sections.replies(checkpoints[chosen], key(rule), job.samples, media),
         *section("Every score", *sections.every_score(checkpoints, job.base, chosen)),
         *sections.appendix_sections(checkpoints, media),
-        *([f"Results and report are made by `{job.command}`."] if job.command else []),
+        f"Results and report are made by `{job.command}`." if job.command else "",
     ]
-    for protocol, others in found.protocols.items():
+    for protocol, others in protocols.protocols.items():
         if protocol != rule.protocol:
             scores = sections.every_score(others, job.base, None)
             blocks += section(f"Protocol {protocol}", OTHER_PROTOCOL, *scores)
