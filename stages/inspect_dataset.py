@@ -77,11 +77,9 @@ def figures(
     if counts.utterances != counts.rows:
         lines.append(("pieces of speech in them", f"{counts.utterances:,}"))
     if counts.utterances:
-        longest = f"longest {counts.seconds.most:.1f}"
-        lines += [
-            ("speech", f"{counts.seconds.sum / 3600:,.3f} h"),
-            ("seconds of a row", f"{counts.seconds.summary()}, {longest}"),
-        ]
+        seconds = counts.seconds
+        lines.append(("speech", f"{seconds.sum / 3600:,.3f} h"))
+        lines.append(("seconds of a row", f"{seconds.summary()}, longest {seconds.most:.1f}"))
     if counts.codes:
         top, share = counts.top(1)[0]
         use = f"{counts.used:,} of {counts.size:,} codes are in use"
@@ -96,19 +94,16 @@ def figures(
             ("equal rows", f"{counts.copies:,} have the very codes of an earlier one"),
             ("on disk", f"{8 * size / counts.codes:.2f} bits a code"),
         ]
-    if counts.utterances:
-        lines.append(("with a text", f"{counts.with_text:,}"))
-    if counts.pace.count:
-        lines.append(("characters a second", counts.pace.summary()))
-    if counts.languages:
-        lines.append(("languages", listed(counts.languages)))
-    if counts.speakers:
-        lines.append(("speakers", f"{counts.speakers:,}"))
-    if counts.pieces:
-        lines.append(("split", f"{counts.split:,} recordings into {counts.pieces:,} rows"))
-    for name, words in (("resampled", "resampled"), ("mixed_down", "mixed down to mono")):
-        if name in totals:
-            lines.append((words, f"{totals[name]:,}"))
+    optional = [
+        (counts.utterances, "with a text", f"{counts.with_text:,}"),
+        (counts.pace.count, "characters a second", counts.pace.summary()),
+        (counts.languages, "languages", listed(counts.languages)),
+        (counts.speakers, "speakers", f"{counts.speakers:,}"),
+        (counts.pieces, "split", f"{counts.split:,} recordings into {counts.pieces:,} rows"),
+        ("resampled" in totals, "resampled", f"{totals.get('resampled', 0):,}"),
+        ("mixed_down" in totals, "mixed down to mono", f"{totals.get('mixed_down', 0):,}"),
+    ]
+    lines += [(name, value) for present, name, value in optional if present]
     for name, filtered in (("rejected", False), ("filtered out", True)):
         of = Counter({k: n for k, n in rejects.items() if k.startswith(FILTERED) == filtered})
         lines.append((name, f"{of.total():,}" + (f": {listed(of)}" if of else "")))

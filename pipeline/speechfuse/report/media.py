@@ -46,8 +46,9 @@ class Media:
         """Return a link to a wav or flac file at the path `name` below `folder`; empty where there
         is none, or the budget is spent."""
         path = self.folder / name
-        inside = 0 < len(name) < 256 and path.resolve().is_relative_to(self.folder.resolve())
-        data = path.read_bytes() if inside and path.is_file() else b""
+        there = len(name.encode()) < 256 and path.is_file()  # no path is longer
+        inside = there and path.resolve().is_relative_to(self.folder.resolve())
+        data = path.read_bytes() if inside else b""
         kind = {b"RIFF": "wav", b"fLaC": "flac"}.get(data[:4])
         uri = f"data:audio/{kind};base64,{base64.b64encode(data).decode()}" if kind else ""
         if len(uri) > self.budget:
