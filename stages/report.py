@@ -1,9 +1,9 @@
-"""Tables, plots and the chosen epoch, from the result files of an evaluation.
+"""Write tables and plots, and select an epoch, from the result files of an evaluation.
 
     python -m stages.report recipes/demo/report.yaml check=true
 
 In: <evals>/<checkpoint>/<task>.json as stages.evaluate writes them, and metrics.jsonl of each run.
-Out, made anew each time: report.json (every score, and which checkpoint is chosen), report.md with
+Out, rewritten each time: report.json (every score, and which checkpoint is chosen), report.md with
 its plots, and report.html, which needs no other file. With check=true the job fails when the chosen
 epoch misses a floor.
 """

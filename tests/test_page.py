@@ -278,6 +278,14 @@ def test_recordings_beyond_the_budget_are_left_out_and_counted(tmp_path, monkeyp
     assert made.left_out == 2
 
 
+@pytest.mark.parametrize("name", ["", "\0", "\u00e9" * 200, "a" * 300, ".", "../other.wav"])
+def test_what_is_no_recording_below_the_folder_is_no_link(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "other.wav").write_bytes(tone())
+    made = report_media.Media(tmp_path / "run")
+    assert made.recording(name) == "" and not made.inline and not made.left_out
+
+
 def browse(html: Path, profile: Path, *more: str) -> tuple[str, str, dict]:
     """(DOM, what the console said, log of the network) of a page in a browser without a network."""
     log = profile / "net.json"

@@ -29,7 +29,7 @@ def splits(results: ResultsByCheckpoint) -> Iterator[tuple[str, str, dict[str, A
 
 
 def diagnostics(results: ResultsByCheckpoint) -> str | None:
-    """Replies that are no answers: a rise here moves scores for reasons other than knowledge."""
+    """Return counts of replies that are no answers, which move scores without any knowledge."""
     rows = [
         [
             name,
@@ -50,7 +50,7 @@ def diagnostics(results: ResultsByCheckpoint) -> str | None:
 
 
 def word_errors(results: ResultsByCheckpoint) -> str | None:
-    """Substitutions, deletions, insertions, and the share of utterances worse than all wrong."""
+    """Return substitutions, deletions, insertions, and the share of utterances over 100 % WER."""
     rows = []
     for name, task, of in splits(results):
         if all(kind in of for kind in ERRORS) and of["words"]:
@@ -63,7 +63,7 @@ def word_errors(results: ResultsByCheckpoint) -> str | None:
 
 
 def by_duration(results: ResultsByCheckpoint) -> str | None:
-    """Error rate by length of the audio: what is longer than the training's audio fails first."""
+    """Return the error rate by length of the audio: longer audio than in training fails first."""
     rows = [
         (name, task, {label: f"{rate:.3f}\nn = {n}" for label, rate, n in of["by_duration"]})
         for name, task, of in splits(results)
@@ -76,8 +76,8 @@ def by_duration(results: ResultsByCheckpoint) -> str | None:
 
 
 def contamination(results: ResultsByCheckpoint, media: Media) -> list[str]:
-    """Items that are in the training data, each once, for all checkpoints and tasks that have it;
-    the first few of each task are in the table, the others folded."""
+    """Return the items that are in the training data, each once, with all tasks that have it: the
+    first few of each task in a table, the others folded."""
     tasks_of: dict[tuple[str, ...], dict[str, None]] = {}
     for _, file in files(results):
         for hit in file.details.get("contamination", {}).get("hits", []):
@@ -102,7 +102,7 @@ def contamination(results: ResultsByCheckpoint, media: Media) -> list[str]:
 
 
 def provenance(results: ResultsByCheckpoint) -> str:
-    """What each number was made from."""
+    """Return, for each result file, its protocol, fingerprints, versions, minutes and verdicts."""
     kinds = dict.fromkeys(kind for _, file in files(results) for kind in file.fingerprints)
     rows = [
         [

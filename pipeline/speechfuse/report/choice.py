@@ -1,7 +1,7 @@
-"""Which epoch to take, by a rule stated beforehand, and bounds on scores.
+"""Select an epoch by a rule that was stated beforehand, and check bounds on its scores.
 
-In: the results of one protocol, in order of training. Out: the chosen checkpoint with the reason in
-sentences, and of each bound whether it is kept. Used by stages.report and stages.gate.
+In: the results of one protocol, in order of training. Out: the chosen checkpoint with the reasons
+in sentences, and for each bound whether it holds. Used by stages.report and stages.gate.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -22,7 +22,7 @@ BOUNDS = ("at_least", "at_most", "of_base_at_least")
 
 @dataclass
 class Floor(Measure):
-    """A bound on one score: exactly one of these keys."""
+    """A bound on one score: exactly one of the three keys is given."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -34,9 +34,8 @@ class Floor(Measure):
 
 @dataclass
 class Rule:
-    """Of the epochs of run `choose_from` that keep the bounds `under`, the one with the best value.
-    Of those that tie with it the best by each measure of `then` in turn, and of those that are left
-    the earliest."""
+    """Select, among the epochs of run `choose_from` that keep the bounds `under`, the best value.
+    Ties go to the best by each measure of `then` in turn, then to the earliest epoch."""
 
     choose_from: str = field(metadata={"help": "run whose epochs compete"})
     task: str = field(metadata={"help": "task of the value"})

@@ -1,4 +1,4 @@
-"""Differences between epochs, paired by item: is the later one better, or is it noise?
+"""Test differences between epochs, paired by item: is the later one better, or is it noise?
 
 In: the results of one protocol. Out: the difference of two checkpoints with a 95 % interval, and a
 Markdown table of every epoch against the one before it and against the chosen one.

@@ -1,7 +1,7 @@
-"""The only writer of HTML: Markdown to one self-contained page, for report, inspect and listen.
+"""Render Markdown as one self-contained HTML page. The only writer of HTML in the project.
 
 In: a title and Markdown, made with `escape`, `table`, `image` and `audio`. Out: one HTML file with
-the only style sheet of the project, which requests nothing: its policy forbids it.
+one style for report, inspect and listen. It requests no other file: its policy forbids that.
 
 HTML in the Markdown passes unchanged, so text that others wrote (a dataset, a model, a config) must
 have passed `escape`, which `table` does for every cell that is not `Trusted`.

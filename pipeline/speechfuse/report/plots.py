@@ -1,4 +1,4 @@
-"""Plots of a report: the loss of each run, and scores by training with their intervals.
+"""Draw the plots of a report: the loss of each run, and scores by training with intervals.
 
 In: lines of metrics.jsonl, or the results of one protocol. Out: matplotlib figures.
 """

@@ -1,7 +1,7 @@
-"""Result files of an evaluation, read: scores, the items behind them, and cells that failed.
+"""Read the result files of an evaluation: scores, their items, and tasks that failed.
 
 In: <evals>/<checkpoint>/<task>.json and <task>.failed.json, as stages.evaluate writes them. Out:
-the checkpoints of each protocol in order of training, and the failures. Nothing here knows a model.
+the checkpoints of each protocol in order of training, and the failures. No model is loaded.
 """
 
 import json
@@ -38,7 +38,7 @@ class Measure:
 
 @dataclass
 class Baseline:
-    """A row of its own for a cell that is no epoch's: a cascade, transcripts instead of speech."""
+    """A row for a result file that belongs to no epoch: a cascade, or text instead of speech."""
 
     name: str = field(metadata={"help": "what the row is called"})
     checkpoint: str = field(metadata={"help": "checkpoint of the result file"})
@@ -48,7 +48,7 @@ class Baseline:
 
 @dataclass
 class Curve:
-    """Scores side by side: how one measure goes with the strength of something."""
+    """How one measure depends on a condition, such as the SNR: a score for each value of it."""
 
     title: str
     x: str = field(metadata={"help": "what changes from point to point, with its unit"})

@@ -1,4 +1,4 @@
-"""Sections of a report: each a heading with its tables, or nothing where there is nothing to say.
+"""Write the sections of a report: each a heading with its tables, or nothing where they are empty.
 
 In: the results of one protocol. Out: blocks of Markdown, in order.
 """
@@ -95,9 +95,11 @@ def verdict(item: dict[str, Any]) -> str:
 def curves(
     results: ResultsByCheckpoint, curves: list[Curve], chosen: str, whole: bool, media: Media
 ) -> list[str]:
-    """Return each curve as a table and a plot: of every run the last epoch, of the chosen one's run
-    that one. Where no checkpoint has all of its points this is said; Raises ValueError for it if
-    the results are `whole`."""
+    """Return each curve as a table and a plot, with a line for each run: its last epoch, or the
+    chosen one. A curve of which no checkpoint has all points is a sentence.
+
+    Raises ValueError for such a curve if the results are `whole`.
+    """
     blocks: list[str] = []
     for number, curve in enumerate(curves):
         keys = list(curve.keys.values())
