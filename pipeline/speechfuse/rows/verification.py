@@ -37,10 +37,10 @@ def checks(folder: Path) -> Iterator[Check]:
     yield check_files(folder, outputs)
     names = sorted(name for name in outputs if Path(name).match("shard-*.parquet"))
     if names:
-        dataset = DatasetCheck()
         inside = [folder / name for name in names if not outside(folder, name)]
-        yield dataset.check_shards([path for path in inside if path.is_file()])
-        yield dataset.check_rows()
+        check, opened, stream = check_shards([path for path in inside if path.is_file()])
+        yield check
+        yield check_rows(opened, stream)
 
 
 def check_manifest(folder: Path, manifest: dict[str, Any]) -> Check:
@@ -92,68 +92,64 @@ def outside(folder: Path, name: str) -> bool:
     return not inside or Path(name).is_absolute() or ".." in Path(name).parts
 
 
-class DatasetCheck:
-    """Check that all shards have one kind of rows and one stream, that every id is there once, and
-    that codes are of the codebook. Rows are read in batches; of each 8 bytes stay in memory."""
+def check_shards(paths: list[Path]) -> tuple[Check, list[Path], dict[str, Any]]:
+    """Check that all shards have one kind of rows and one stream. Returns also those that open, and
+    the stream ({} without codes)."""
+    faults, streams = [], dict[Path, tuple[str, dict[str, Any]]]()
+    for path in paths:
+        try:
+            streams[path] = kind_and_stream(pq.read_schema(path))
+        except UNREADABLE as error:
+            faults.append(f"{path.name}: it does not open: {_first_line(error)}")
+    first_kind, first_stream = next(iter(streams.values()), ("", {}))
+    for path, (kind, stream) in streams.items():
+        if kind != first_kind:
+            faults.append(f"{path.name}: it holds {kind} among shards of {first_kind}")
+        if stream != first_stream:
+            faults.append(f"{path.name}: its stream {stream} is not {first_stream} of the others")
+    codes = first_stream.get("codebook_size", "no")
+    checked = f"{len(streams):,} of {len(paths):,} open: {first_kind}, {codes} codes"
+    return ("shards", checked, faults), list(streams), first_stream
 
-    def __init__(self) -> None:
-        self.opened = list[Path]()
-        self.kind, self.stream = "", dict[str, Any]()
 
-    def check_shards(self, paths: list[Path]) -> Check:
-        faults = []
-        for path in paths:
-            try:
-                kind, stream = kind_and_stream(pq.read_schema(path))
-            except UNREADABLE as error:
-                faults.append(f"{path.name}: it does not open: {_first_line(error)}")
-                continue
-            if not self.opened:
-                self.kind, self.stream = kind, stream
-            if kind != self.kind:
-                faults.append(f"{path.name}: it holds {kind} among shards of {self.kind}")
-            if stream != self.stream:
-                others = f"{self.stream} of the others"
-                faults.append(f"{path.name}: its stream {stream} is not {others}")
-            self.opened.append(path)
-        codes = self.stream.get("codebook_size", "no")
-        opened = f"{len(self.opened):,} of {len(paths):,} open"
-        return "shards", f"{opened}: {self.kind}, {codes} codes", faults
+def check_rows(paths: list[Path], stream: dict[str, Any]) -> Check:
+    """Check that every id is there once, and that codes are of the codebook of `stream`. Rows are
+    read in batches; of each 8 bytes stay in memory."""
+    rows, codes, seconds, faults = 0, 0, 0.0, []
+    hashes_of_ids, readable = [np.zeros(0, np.int64)], list[Path]()
+    for path in tqdm(paths, "rows", unit="shard", delay=2):
+        ids_of = defaultdict[str, list[Any]](list)  # fault: ids of its rows
+        try:
+            for batch in statistics.batches(path):
+                ids, speech = batch["id"].to_pylist(), statistics.speech_of(batch)
+                ids_of["no id"] += [id for id in ids if not id]
+                hashes_of_ids.append(statistics.hashes(id for id in ids if id))
+                fault, wrong_ids = wrong_codes(speech, stream)
+                ids_of[fault] += wrong_ids
+                rows += len(batch)
+                codes += len(pc.list_flatten(speech["codes"]))
+                seconds += pc.sum(speech["seconds"].cast(pa.float64())).as_py() or 0.0
+            readable.append(path)
+        except UNREADABLE as error:
+            faults.append(f"{path.name}: its rows cannot be read: {_first_line(error)}")
+        for fault, ids in ids_of.items():
+            if ids:
+                among = f"{len(ids):,} row{'s' if len(ids) > 1 else ''}, first {ids[0]!r}"
+                faults.append(f"{path.name}: {fault} in {among}")
+    faults += fault_of_ids(readable, np.concatenate(hashes_of_ids))
+    hours = f"{seconds / 3600:.2f} h of speech"
+    return "rows", f"{rows:,} rows, {codes:,} codes, {hours}", faults
 
-    def check_rows(self) -> Check:
-        rows, codes, seconds, faults = 0, 0, 0.0, []
-        hashes_of_ids, readable = [np.zeros(0, np.int64)], list[Path]()
-        for path in tqdm(self.opened, "rows", unit="shard", delay=2):
-            ids_of = defaultdict[str, list[Any]](list)  # fault: ids of its rows
-            try:
-                for batch in statistics.batches(path):
-                    ids, speech = batch["id"].to_pylist(), statistics.speech_of(batch)
-                    ids_of["no id"] += [id for id in ids if not id]
-                    hashes_of_ids.append(statistics.hashes(id for id in ids if id))
-                    self.check_codes(speech, ids_of)
-                    rows += len(batch)
-                    codes += len(pc.list_flatten(speech["codes"]))
-                    seconds += pc.sum(speech["seconds"].cast(pa.float64())).as_py() or 0.0
-                readable.append(path)
-            except UNREADABLE as error:
-                faults.append(f"{path.name}: its rows cannot be read: {_first_line(error)}")
-            for fault, ids in ids_of.items():
-                if ids:
-                    among = f"{len(ids):,} row{'s' if len(ids) > 1 else ''}, first {ids[0]!r}"
-                    faults.append(f"{path.name}: {fault} in {among}")
-        faults += fault_of_ids(readable, np.concatenate(hashes_of_ids))
-        hours = f"{seconds / 3600:.2f} h of speech"
-        return "rows", f"{rows:,} rows, {codes:,} codes, {hours}", faults
 
-    def check_codes(self, speech: pa.RecordBatch, ids_of: dict[str, list[Any]]) -> None:
-        """Add the ids of rows whose codes are over the mask code, which follows the last of the
-        codebook and which published quantizers occasionally emit."""
-        highest = self.stream.get("codebook_size", -1)
-        fault = f"codes over {highest}" if self.stream else "codes of no stated quantizer"
-        lengths = pc.list_value_length(speech["codes"]).fill_null(0).to_numpy()
-        values = pc.list_flatten(speech["codes"]).fill_null(0xFFFF).to_numpy()
-        rows = np.unique(np.repeat(np.arange(len(lengths)), lengths)[values > highest])
-        ids_of[fault] += speech["id"].take(rows).to_pylist()
+def wrong_codes(speech: pa.RecordBatch, stream: dict[str, Any]) -> tuple[str, list[Any]]:
+    """Return a fault and the ids of rows that have it: codes over the mask code, which follows the
+    last of the codebook and which published quantizers occasionally emit."""
+    highest = stream.get("codebook_size", -1)
+    fault = f"codes over {highest}" if stream else "codes of no stated quantizer"
+    lengths = pc.list_value_length(speech["codes"]).fill_null(0).to_numpy()
+    values = pc.list_flatten(speech["codes"]).fill_null(0xFFFF).to_numpy()
+    rows = np.unique(np.repeat(np.arange(len(lengths)), lengths)[values > highest])
+    return fault, speech["id"].take(rows).to_pylist()
 
 
 def fault_of_ids(paths: list[Path], hashes: np.ndarray) -> list[str]:
