@@ -250,6 +250,14 @@ def test_a_stream_that_is_none_is_refused(changed, capsys, stream, said):
     assert fault.startswith(f"{SECOND}: it does not open: its stream is ") and said in fault
 
 
+def test_a_stream_that_is_no_mapping_is_a_fault(changed, capsys):
+    table = pq.read_table(changed.folder / SECOND)
+    metadata = {**table.schema.metadata, b"speechfuse.stream": b"[]"}
+    pq.write_table(table.replace_schema_metadata(metadata), changed.folder / SECOND)
+    changed.sign(SECOND)
+    assert found(changed.folder, capsys) == [f"{SECOND}: it does not open: its stream is []"]
+
+
 def test_a_shard_of_other_columns_is_no_dataset(changed, capsys):
     pq.write_table(pa.table({"id": ["a"], "tokens": [[1, 2]]}), changed.folder / THIRD)
     changed.sign(THIRD)

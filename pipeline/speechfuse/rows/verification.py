@@ -8,6 +8,7 @@ every file proves that it is the one the job wrote, and of a dataset every row i
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from speechfuse.rows import shards, statistics
 
 STREAM = {"codebook_size": int, "codebooks": int, "quantizer": str, "token_rate": float}
 KINDS = {"speech": shards.SPEECH, "conversations": shards.CONVERSATIONS}
-UNREADABLE = (pa.ArrowException, OSError, ValueError, AttributeError)
+UNREADABLE = (pa.ArrowException, OSError, ValueError)
 Check = tuple[str, str, list[str]]  # name of the group, what was checked, faults
 
 
@@ -35,10 +36,10 @@ def checks(folder: Path) -> Iterator[Check]:
     yield check_manifest(folder, manifest)
     outputs = manifest["outputs"]
     yield check_files(folder, outputs)
-    names = sorted(name for name in outputs if Path(name).match("shard-*.parquet"))
+    names = sorted(name for name in outputs if fnmatch(name, "shard-*.parquet") and "/" not in name)
     if names:
-        inside = [folder / name for name in names if not outside(folder, name)]
-        check, opened, stream = check_shards([path for path in inside if path.is_file()])
+        paths = [folder / name for name in names if not outside(folder, name)]
+        check, opened, stream = check_shards([path for path in paths if path.is_file()])
         yield check
         yield check_rows(opened, stream)
 
@@ -179,8 +180,9 @@ def kind_and_stream(schema: pa.Schema) -> tuple[str, dict[str, Any]]:
     if kind is None:
         raise ValueError("its columns are those of neither speech nor conversations")
     stream = json.loads((schema.metadata or {}).get(b"speechfuse.stream", b"{}"))
-    types = {key: type(value) for key, value in stream.items()}
-    if stream and (types != STREAM or stream["codebook_size"] < 1 or stream["token_rate"] <= 0):
+    types = isinstance(stream, dict) and {key: type(value) for key, value in stream.items()}
+    valid = types == STREAM and stream["codebook_size"] >= 1 and stream["token_rate"] > 0
+    if stream != {} and not valid:
         raise ValueError(f"its stream is {stream}")
     return kind, stream
 
