@@ -52,7 +52,7 @@ class Report:
         default_factory=list, metadata={"help": "{title, x, points} to be plotted"}
     )
     legend: dict[str, str] = field(
-        default_factory=dict, metadata={"help": "what names in the tables mean, a line each"}
+        default_factory=dict, metadata={"help": "what names in the tables mean, in Markdown"}
     )
     partial: str = field(
         default="", metadata={"help": "what the sweep was limited to, e.g. limit=20; said on top"}
@@ -139,7 +139,7 @@ def body(job: Report, protocols: Results, choice: Choice, floors: str, media: Me
         tables.results(checkpoints, epochs, [Column(*of) for of in measures], job.base, chosen),
         "## Results",
         LEGEND,
-        *(f"**{page.escape(n)}**: {page.escape(line)}" for n, line in job.legend.items()),
+        *(f"**{page.escape(name)}**: {meaning}" for name, meaning in job.legend.items()),
         tables.results(checkpoints, list(checkpoints), job.table, job.base, chosen, ties),
         *section("Floors", f"```\n{floors}\n```" if floors else None),
         *section(
