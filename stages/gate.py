@@ -49,9 +49,9 @@ def complete(job: Gate) -> ResultsByCheckpoint:
                 raise ValueError(f"{what}{why(read, name)}; {cure}")
     if job.path:
         now = cells.fingerprint(Path(job.path), Path(job.evals))
-        used = {found[job.checkpoint].cell(key(floor)).name for floor in job.floors}
+        used = {found[job.checkpoint].file(key(floor)).name for floor in job.floors}
         for name in used:
-            if found[job.checkpoint].cells[name].fingerprints["checkpoint"] != now:
+            if found[job.checkpoint].files[name].fingerprints["checkpoint"] != now:
                 raise ValueError(
                     f"the result {name} of {job.checkpoint} is of other weights than {job.path} "
                     f"holds now; {cure}"
@@ -68,7 +68,7 @@ def table(job: Gate, found: ResultsByCheckpoint) -> tuple[list[list[str]], int]:
     """What each threshold asks for and finds, a head first, and how many are missed."""
     rows, missed = [], 0
     for floor in job.floors:
-        of, cell = key(floor), found[job.checkpoint].cell(key(floor))
+        of, cell = key(floor), found[job.checkpoint].file(key(floor))
         good, line = choice.judge(floor, found, job.checkpoint, job.base)
         missed += not good
         base, share = found.get(job.base), choice.of_base(found, job.checkpoint, of, job.base)

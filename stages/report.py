@@ -1,9 +1,9 @@
-"""Tables, plots and the chosen epoch, from the result files of an evaluation.
+"""Write tables and plots, and select an epoch, from the result files of an evaluation.
 
     python -m stages.report recipes/demo/report.yaml check=true
 
 In: <evals>/<checkpoint>/<task>.json as stages.evaluate writes them, and metrics.jsonl of each run.
-Out, made anew each time: report.json (every score, and which checkpoint is chosen), report.md with
+Out, rewritten each time: report.json (every score, and which checkpoint is chosen), report.md with
 its plots, and report.html, which needs no other file. With check=true the job fails when the chosen
 epoch misses a floor.
 """
@@ -15,17 +15,17 @@ from typing import Any
 
 from speechfuse import artifact, config
 from speechfuse.report import choice, differences, page, plots, results, sections, tables
-from speechfuse.report.choice import Floor, Rule
-from speechfuse.report.page import Block, Code, Failed, Heading, Markdown, Plot
-from speechfuse.report.results import Baseline, Curve, Run, key
+from speechfuse.report.choice import Choice, Floor, Rule
+from speechfuse.report.media import Media
+from speechfuse.report.results import Baseline, Curve, Results, ResultsByCheckpoint, Run, key
 from speechfuse.report.sections import section
 from speechfuse.report.tables import Column
 
-HALF = (
+LEGEND = (
     "\u00b1: half of a 95 % bootstrap interval. wer: a fraction of words, lower is better. n: "
     "items, a range where checkpoints differ in how many."
 )
-APART = "Measured in another way: these numbers compare with none above."
+OTHER_PROTOCOL = "Measured in another way: these numbers compare with none above."
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Report:
         default_factory=list, metadata={"help": "{title, x, points} to be plotted"}
     )
     legend: dict[str, str] = field(
-        default_factory=dict, metadata={"help": "what names in the tables mean, a line each"}
+        default_factory=dict, metadata={"help": "what names in the tables mean, in Markdown"}
     )
     partial: str = field(
         default="", metadata={"help": "what the sweep was limited to, e.g. limit=20; said on top"}
@@ -70,13 +70,14 @@ def metrics_of(run: Run) -> list[dict[str, Any]]:
 
 
 def main(job: Report) -> None:
-    read = results.read(Path(job.evals), job.base, job.runs, job.baselines)
-    found, out, rule = read.of(job.rule.protocol), Path(job.out), job.rule
-    if sections.partial(found, job.partial):  # a few items need not be of every split
-        scored = {of for checkpoint in found.values() for of in checkpoint.scores}
+    protocols = results.read(Path(job.evals), job.base, job.runs, job.baselines)
+    checkpoints, out, rule = protocols.of(job.rule.protocol), Path(job.out), job.rule
+    if sections.partial(checkpoints, job.partial):  # a few items need not be of every split
+        scored = {of for checkpoint in checkpoints.values() for of in checkpoint.scores}
         job = replace(job, table=[column for column in job.table if key(column) in scored])
-    if job.base not in found:
-        raise ValueError(f"base={job.base} has no results; there are: {', '.join(sorted(found))}")
+    if job.base not in checkpoints:
+        names = ", ".join(sorted(checkpoints))
+        raise ValueError(f"base={job.base} has no results; there are: {names}")
     if job.check and not job.floors:
         raise ValueError("check=true without floors checks nothing: add floors")
     if any(key(column)[:2] == key(rule)[:2] for column in job.table):
@@ -84,83 +85,84 @@ def main(job: Report) -> None:
             f"table: {rule.task} {rule.split} is what the epoch is chosen by, so it says "
             "nothing about the chosen one; take another split"
         )
-    chose = choice.choose(found, rule, job.base, read.failures)
-    judged = [choice.judge(floor, found, chose.checkpoint, job.base) for floor in job.floors]
-    blocks = body(job, read, chose, [line for _, line in judged])
-    for name, data in page.pictures(blocks).items():
+    chosen = choice.choose(checkpoints, rule, job.base, protocols.failures)
+    verdicts = [choice.judge(of, checkpoints, chosen.checkpoint, job.base) for of in job.floors]
+    floors, media = "\n".join(line for _, line in verdicts), Media(out)
+    markdown = "\n\n".join(filter(None, body(job, protocols, chosen, floors, media))) + "\n"
+    for name, data in media.files.items():
         artifact.write_atomic(out / name, data)
-    artifact.write_json(out / "report.json", rows(found, chose.checkpoint))
-    artifact.write_atomic(out / "report.md", page.markdown(blocks))
-    artifact.write_atomic(out / "report.html", page.document(out.name, blocks))
+    artifact.write_json(out / "report.json", rows(checkpoints, chosen.checkpoint))
+    artifact.write_atomic(out / "report.md", markdown)
+    artifact.write_atomic(out / "report.html", media.page(out.name, markdown))
     if job.check:
-        print("\n".join(line for _, line in judged))
-    scores = found[chose.checkpoint].scores
+        print(floors)
+    scores = checkpoints[chosen.checkpoint].scores
     headline = [
         f"{' '.join(of)} {tables.shown(scores[of])}" for of in map(key, job.table) if of in scores
     ]
-    print("\n".join(chose.reasons))
-    print(f"{out / 'report.md'}: chosen {chose.checkpoint}; {', '.join(headline)}")
-    missed = [line for good, line in judged if not good]
+    print("\n".join(chosen.reasons))
+    print(f"{out / 'report.md'}: chosen {chosen.checkpoint}; {', '.join(headline)}")
+    missed = [line for within, line in verdicts if not within]
     if job.check and missed:
-        raise ValueError(
-            f"{chose.checkpoint} misses {len(missed)} of {len(judged)} floors: {'; '.join(missed)}"
-        )
+        count = f"{len(missed)} of {len(verdicts)} floors"
+        raise ValueError(f"{chosen.checkpoint} misses {count}: {'; '.join(missed)}")
 
 
-def rows(found: results.ResultsByCheckpoint, chosen: str) -> list[dict[str, Any]]:
+def rows(checkpoints: ResultsByCheckpoint, chosen: str) -> list[dict[str, Any]]:
     return [
         {"checkpoint": name, "chosen": name == chosen, **asdict(score)}
-        for name, checkpoint in found.items()
+        for name, checkpoint in checkpoints.items()
         for score in checkpoint.scores.values()
     ]
 
 
-def body(
-    job: Report, read: results.Results, chose: choice.Choice, floors: list[str]
-) -> list[Block]:
-    """The report, from top to bottom."""
-    found, chosen, out = read.of(job.rule.protocol), chose.checkpoint, Path(job.out)
-    epochs = results.of_run(found, job.rule.choose_from)
-    measures = (job.rule, *job.rule.then, *job.rule.under)
-    by = {key(entry): Column(*key(entry)) for entry in measures}
+def body(job: Report, protocols: Results, choice: Choice, floors: str, media: Media) -> list[str]:
+    """Return the report from top to bottom, in blocks of Markdown, of which some may be empty."""
+    checkpoints, rule, chosen = protocols.of(job.rule.protocol), job.rule, choice.checkpoint
+    epochs = results.of_run(checkpoints, rule.choose_from)
+    columns = [key(column) for column in job.table]
+    measures = list(dict.fromkeys(map(key, (rule, *rule.then, *rule.under))))
+    compared = list(dict.fromkeys([*columns, *measures]))
     metrics = {run.name: metrics_of(run) for run in job.runs}
-    wanted = [key(column) for column in job.table]
-    marks = sections.tie_labels(found, epochs, wanted)
-    failed = [f"failed: {f.checkpoint} {f.task}: {f.error}" for f in read.failures]
-    compared = differences.table(found, epochs, list(dict.fromkeys([*wanted, *by])), chosen)
-    text = plots.text(found, job.text, wanted, job.base)
-    speech = plots.speech(found, epochs, [*wanted, *by], job.text)
-    lines: list[Block] = [
-        Heading(out.name, 1),
-        *([Failed(failed)] if failed else []),
-        *([Markdown(part)] if (part := sections.partial(found, job.partial)) else []),
-        Markdown(f"Chosen: **{chosen}**. {job.rule.stated()} {' '.join(chose.reasons)}"),
-        tables.results(found, epochs, list(by.values()), job.base, chosen),
+    ties = sections.tie_labels(checkpoints, epochs, columns)
+    text = plots.text(checkpoints, job.text, columns, job.base)
+    speech = plots.speech(checkpoints, epochs, compared, job.text)
+    part = sections.partial(checkpoints, job.partial)
+    failures = [page.escape(f"{f.checkpoint} {f.task}: {f.error}") for f in protocols.failures]
+    whole = not (failures or part)
+    blocks = [
+        f"# {page.escape(media.folder.name)}",
+        "\n".join(f"> failed: {failure}  " for failure in failures),
+        part,
+        f"Chosen: **{page.escape(chosen)}**. "
+        + page.escape(f"{rule.stated()} {' '.join(choice.reasons)}"),
+        tables.results(checkpoints, epochs, [Column(*of) for of in measures], job.base, chosen),
+        "## Results",
+        LEGEND,
+        *(f"**{page.escape(name)}**: {meaning}" for name, meaning in job.legend.items()),
+        tables.results(checkpoints, list(checkpoints), job.table, job.base, chosen, ties),
+        *section("Floors", f"```\n{floors}\n```" if floors else None),
         *section(
-            "Results",
-            Markdown(HALF),
-            *(Markdown(f"**{name}**: {text}") for name, text in job.legend.items()),
-            tables.results(found, list(found), job.table, job.base, chosen, marks),
+            "Differences between epochs", differences.table(checkpoints, epochs, compared, chosen)
         ),
-        *section("Floors", Code(floors) if floors else None),
-        *section("Differences between epochs", compared),
-        *section(
-            "Training", Plot("loss", plots.loss(metrics), "loss by step"), tables.training(metrics)
-        ),
-        *section("Text knowledge", Plot(job.text, text, "text score by training")),
-        *section("Speech", Plot("speech", speech, "scores by epoch") if speech else None),
-        *sections.curves(found, job.curves, chosen, not (failed or part)),
-        *sections.said(found[chosen], key(job.rule), job.samples, out),
-        *section("Every score", *sections.every_score(found, job.base, chosen)),
-        *sections.appendix_sections(found),
-        *([Markdown(f"Results and report are made by `{job.command}`.")] if job.command else []),
+        "## Training",
+        media.plot("loss", plots.loss(metrics), "loss by step"),
+        tables.training(metrics),
+        "## Text knowledge",
+        media.plot(job.text, text, "text score by training"),
+        *section("Speech", media.plot("speech", speech, "scores by epoch") if speech else None),
+        *sections.curves(checkpoints, job.curves, chosen, whole, media),
+        *sections.replies(checkpoints[chosen], key(rule), job.samples, media),
+        *section("Every score", *sections.every_score(checkpoints, job.base, chosen)),
+        *sections.appendix_sections(checkpoints, media),
+        f"Results and report are made by `{job.command}`." if job.command else "",
     ]
-    for protocol, other in read.protocols.items():
-        if protocol != job.rule.protocol:
-            scores = sections.every_score(other, job.base, None)
-            lines += section(f"Protocol {protocol}", Markdown(APART), *scores)
-            lines += sections.appendix_sections(other, f", protocol {protocol}")
-    return lines
+    for protocol, others in protocols.protocols.items():
+        if protocol != rule.protocol:
+            scores = sections.every_score(others, job.base, None)
+            blocks += section(f"Protocol {protocol}", OTHER_PROTOCOL, *scores)
+            blocks += sections.appendix_sections(others, media, f", protocol {protocol}")
+    return blocks
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_the_published_table_is_printed_and_its_epoch_chosen(tmp_path, capsys):
         [],
     )
     table = tables.results(found, list(found), columns, "base", made.checkpoint)
-    print(table.markdown())
+    print(table)
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip("* ") for cell in line.split("|")[1:-1]] for line in lines[2:]]
     worse = [row[-1] for row in cells]
@@ -151,7 +151,7 @@ def test_items_that_do_not_give_the_score_are_no_evidence_for_it(tmp_path):
         other = score("qa", "validation", value, "exact", n=200)
         write(tmp_path, f"stage2/epoch_{number}", "qa", [qa, other], items)
     found = read(tmp_path).of("clean")
-    cell = found["stage2/epoch_0"].cells["qa"]
+    cell = found["stage2/epoch_0"].files["qa"]
     assert len(results.numbers(cell, ("qa", "validation", "acc"))) == 200
     assert results.numbers(cell, ("qa", "validation", "exact")) is None
     assert chosen(tmp_path, metric="exact").checkpoint == "stage2/epoch_1"
@@ -165,7 +165,7 @@ def test_a_missing_verdict_is_paired_with_nothing(tmp_path):
         judged = score("alpaca", "test", sum(known) / 3, "judge", n=3)
         write(tmp_path, f"stage2/epoch_{number}", "alpaca", [judged], items)
     first, second = read(tmp_path).of("clean").values()
-    cells = first.cells["alpaca"], second.cells["alpaca"]
+    cells = first.files["alpaca"], second.files["alpaca"]
     assert difference(*cells, ("alpaca", "test", "judge")) == (0.0, 0.0, 0.0)
 
 

@@ -1,9 +1,9 @@
-"""How much the demo's numbers move from seed to seed.
+"""How much the demo's scores vary between seeds.
 
     python recipes/demo/seed_variance.py recipes/demo/seed_variance.yaml
 
-In: report.json of several seeds. Out, as a Markdown table on the screen and in `out`: each score of
-the chosen epochs, its mean and its range over the seeds.
+In: report.json of several seeds. Out: for each score of the chosen epochs its mean, lowest and
+highest value over the seeds, as a Markdown table on the screen and in `out`.
 """
 
 import json
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from speechfuse import artifact, config
+from speechfuse.report import page
 
 
 @dataclass
@@ -20,7 +21,10 @@ class SeedVariance:
 
 
 def chosen_scores(report: Path) -> dict[tuple[str, str, str], float]:
-    """(task, split, metric) -> value of the chosen checkpoint."""
+    """Return {(task, split, metric): value} of the chosen checkpoint.
+
+    Raises FileNotFoundError if the report is not there.
+    """
     if not report.is_file():
         raise FileNotFoundError(f"no report at {report}: run that seed first")
     rows = [row for row in json.loads(report.read_text()) if row["chosen"]]
@@ -31,14 +35,13 @@ def main(job: SeedVariance) -> None:
     scores = [chosen_scores(Path(path)) for path in job.reports]
     if not scores:
         raise ValueError("reports is empty: name the report.json of each seed")
-    lines = [f"| score of the chosen epoch, {len(scores)} seeds | mean | lowest | highest |"]
-    lines.append("|---|---|---|---|")
+    head = [f"score of the chosen epoch, {len(scores)} seeds", "mean", "lowest", "highest"]
+    rows = []
     for key in sorted(set.intersection(*map(set, scores))):
-        values = [each[key] for each in scores]
-        mean = sum(values) / len(values)
-        name = " ".join(key)
-        lines.append(f"| {name} | {mean:.3f} | {min(values):.3f} | {max(values):.3f} |")
-    text = "\n".join(lines) + "\n"
+        values = [of_seed[key] for of_seed in scores]
+        figures = sum(values) / len(values), min(values), max(values)
+        rows.append([" ".join(key), *(f"{figure:.3f}" for figure in figures)])
+    text = page.table(head, rows) + "\n"
     artifact.write_atomic(Path(job.out), text)
     print(text, end="")
 

@@ -1,136 +1,133 @@
-"""What stands behind the numbers of a report: errors, diagnostics, contamination, provenance.
+"""Appendix of a report: word errors, diagnostics, contamination, provenance.
 
-In: the results of one protocol. Out: page.Table for each, or None where no result says anything.
+In: the results of one protocol. Out: a Markdown table for each, or None where no result has any.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
-from speechfuse.report.page import Table, TableCell
-from speechfuse.report.results import ResultFile as Result
-from speechfuse.report.results import ResultsByCheckpoint
+from speechfuse.report import page
+from speechfuse.report.media import Media
+from speechfuse.report.results import ResultFile, ResultsByCheckpoint
 
-HITS, FOLDED = 3, 1000  # shown of each task, and of all on the page
+HITS, FOLDED = 3, 1000  # of each task in the report, and of all tasks folded on its page
 ERRORS = ("substitutions", "deletions", "insertions", "words")
+DIAGNOSTICS = ("empty", "loops", "refusals", "mean_words")
 
 
-def cells(found: ResultsByCheckpoint) -> list[tuple[str, Result]]:
-    """Every result with the name of its row, in order."""
-    return [(name, cell) for name, of in found.items() for cell in of.cells.values()]
+def files(results: ResultsByCheckpoint) -> list[tuple[str, ResultFile]]:
+    """Return every result file with the name of its row, in order."""
+    return [(name, file) for name, of in results.items() for file in of.files.values()]
 
 
-def diagnostics(found: ResultsByCheckpoint) -> Table | None:
-    """Replies that are no answers: a rise here moves scores for reasons other than knowledge."""
-    shown = ("empty", "loops", "refusals", "mean_words")
-    rows: list[list[TableCell]] = [
+def splits(results: ResultsByCheckpoint) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (checkpoint, task and split, details) of every split that has details of its own."""
+    for name, file in files(results):
+        for split, details in file.details.get("by_split", {}).items():
+            yield name, f"{file.name} {split}", details
+
+
+def diagnostics(results: ResultsByCheckpoint) -> str | None:
+    """Return counts of replies that are no answers, which move scores without any knowledge."""
+    rows = [
         [
             name,
-            cell.name,
-            str(len(cell.items)),
-            *(number(cell.details.get(key)) for key in shown),
-            f"{cell.details['coverage']:.1%}" if "coverage" in cell.details else "",
+            file.name,
+            str(len(file.items)),
+            *(number(file.details.get(diagnostic)) for diagnostic in DIAGNOSTICS),
+            f"{file.details['coverage']:.1%}" if "coverage" in file.details else "",
         ]
-        for name, cell in cells(found)
-        if any(key in cell.details for key in shown)
+        for name, file in files(results)
+        if not file.details.keys().isdisjoint(DIAGNOSTICS)
     ]
     head = ["checkpoint", "task", "items", "empty", "loops", "refusals", "mean words", "coverage"]
     caption = (
         "Of the replies: how many are empty, loop or never end, refuse; how long they are; and the "
         "share that has a verdict."
     )
-    return Table(head, rows, caption=caption) if rows else None
+    return page.table(head, rows, caption=caption) if rows else None
 
 
-def word_errors(found: ResultsByCheckpoint) -> Table | None:
-    """Substitutions, deletions, insertions, and the share of utterances worse than all wrong."""
-    rows: list[list[TableCell]] = []
-    for name, cell, split, about in by_split(found):
-        if all(kind in about for kind in ERRORS) and about["words"]:
-            shares = [f"{about[kind]:,}\n{about[kind] / about['words']:.1%}" for kind in ERRORS[:3]]
-            above = f"{about['above_one']:.1%}" if "above_one" in about else ""
-            rows.append([name, f"{cell.name} {split}", *shares, f"{about['words']:,}", above])
+def word_errors(results: ResultsByCheckpoint) -> str | None:
+    """Return substitutions, deletions, insertions, and the share of utterances over 100 % WER."""
+    rows = []
+    for name, task, of in splits(results):
+        if all(kind in of for kind in ERRORS) and of["words"]:
+            shares = [f"{of[kind]:,}\n{of[kind] / of['words']:.1%}" for kind in ERRORS[:3]]
+            above = f"{of['above_one']:.1%}" if "above_one" in of else ""
+            rows.append([name, task, *shares, f"{of['words']:,}", above])
     head = ["checkpoint", "task", *ERRORS, "utterances above 100 %"]
     caption = "Loops show as insertions and as utterances above 100 %."
-    return Table(head, rows, caption=caption) if rows else None
+    return page.table(head, rows, caption=caption) if rows else None
 
 
-def by_duration(found: ResultsByCheckpoint) -> Table | None:
-    """Error rate by length of the audio: what is longer than the training's audio fails first."""
-    told, labels = [], set[str]()
-    for name, cell, split, about in by_split(found):
-        bins = {label: f"{rate:.3f}\nn = {n}" for label, rate, n in about.get("by_duration", [])}
-        told += [(name, f"{cell.name} {split}", bins)] if bins else []
-        labels |= bins.keys()
+def by_duration(results: ResultsByCheckpoint) -> str | None:
+    """Return the error rate by length of the audio: longer audio than in training fails first."""
+    rows = [
+        (name, task, {label: f"{rate:.3f}\nn = {n}" for label, rate, n in of["by_duration"]})
+        for name, task, of in splits(results)
+        if of.get("by_duration")
+    ]
+    labels = {label for _, _, bins in rows for label in bins}
     order = sorted(labels, key=lambda label: int(re.findall(r"\d+", label)[0]))  # where it starts
-    rows: list[list[TableCell]] = [
-        [name, task, *(bins.get(label, "") for label in order)] for name, task, bins in told
-    ]
-    return Table(["checkpoint", "task", *order], rows) if rows else None
+    cells = [[name, task, *(bins.get(label, "") for label in order)] for name, task, bins in rows]
+    return page.table(["checkpoint", "task", *order], cells) if rows else None
 
 
-def by_split(found: ResultsByCheckpoint) -> list[tuple[str, Result, str, dict[str, Any]]]:
-    return [
-        (name, cell, split, about)
-        for name, cell in cells(found)
-        for split, about in cell.details.get("by_split", {}).items()
-    ]
-
-
-def contamination(found: ResultsByCheckpoint) -> Table | None:
-    """Items that the training has seen, each once, whatever checkpoint and task asked; the first
-    few of each task are shown, the others folded."""
-    tasks: dict[tuple[str, str, str, str], dict[str, None]] = {}
-    for _, cell in cells(found):
-        for hit in cell.details.get("contamination", {}).get("hits", []):
+def contamination(results: ResultsByCheckpoint, media: Media) -> list[str]:
+    """Return the items that are in the training data, each once, with all tasks that have it: the
+    first few of each task in a table, the others folded."""
+    tasks_of: dict[tuple[str, ...], dict[str, None]] = {}
+    for _, file in files(results):
+        for hit in file.details.get("contamination", {}).get("hits", []):
             shared = " ".join(str(hit.get("shared", "")).split())[:300]
-            of = str(hit["id"]), hit["kind"], str(hit["training_id"]), shared
-            tasks.setdefault(of, {})[cell.name] = None
-    of_task: dict[str, list[list[TableCell]]] = {}
-    for of, names in tasks.items():
-        of_task.setdefault("\n".join(names), []).append(["\n".join(names), *of])
-    rows = [row for every in of_task.values() for row in every[:HITS]]
-    folded = [row for every in of_task.values() for row in every[HITS:]]
-    counted = "; ".join(f"{len(e):,} of {n.replace(chr(10), ', ')}" for n, e in of_task.items())
+            item = str(hit["id"]), hit["kind"], str(hit["training_id"]), shared
+            tasks_of.setdefault(item, {})[file.name] = None
+    rows_of: dict[str, list[list[str]]] = {}
+    for hit_row, tasks in tasks_of.items():
+        names = "\n".join(tasks)
+        rows_of.setdefault(names, []).append([names, *hit_row])
+    counts = "; ".join(f"{len(r):,} of {t.replace(chr(10), ', ')}" for t, r in rows_of.items())
     caption = (
-        f"Evaluation items that training rows hold: all of it, a long n-gram, or codes: {counted}. "
-        f"The first {HITS} of each; all are in the result files under details.contamination."
+        "Evaluation items that training rows hold: all of it, a long n-gram, or codes: "
+        f"{page.escape(counts)}. The first {HITS} of each; all are in the result files under "
+        "details.contamination."
     )
     head = ["task", "item", "kind", "training row", "shared"]
-    return Table(head, rows, caption=caption, folded=folded[:FOLDED]) if rows else None
+    rows = [row for of_task in rows_of.values() for row in of_task[:HITS]]
+    more = [row for of_task in rows_of.values() for row in of_task[HITS:]][:FOLDED]
+    tables = [page.table(head, rows, caption=caption)] if rows else []
+    return tables + ([media.folded(head, more)] if more else [])
 
 
-def provenance(found: ResultsByCheckpoint) -> Table:
-    """What each number was made from."""
-    kinds = dict.fromkeys(kind for _, cell in cells(found) for kind in cell.fingerprints)
-    rows: list[list[TableCell]] = []
-    for name, cell in cells(found):
-        prints = [cell.fingerprints.get(kind, "")[:12] for kind in kinds]
-        versions = cell.details.get("versions", {})
-        minutes = cell.details.get("minutes")
-        rows.append(
-            [
-                name,
-                cell.name,
-                "\n".join(filter(None, [cell.protocol, cell.details.get("protocol")])),
-                *prints,
-                ", ".join(f"{library} {v}" for library, v in versions.items()),
-                "" if minutes is None else f"{minutes:.1f}",
-                price(cell.details.get("judging", {})),
-            ]
-        )
-    named = ["weights" if kind == "checkpoint" else kind for kind in kinds]
-    head = ["checkpoint", "task", "protocol", *named, "versions", "minutes", "verdicts"]
-    return Table(head, rows, caption="Fingerprints are of content, cut to 12 digits.")
+def provenance(results: ResultsByCheckpoint) -> str:
+    """Return, for each result file, its protocol, fingerprints, versions, minutes and verdicts."""
+    kinds = dict.fromkeys(kind for _, file in files(results) for kind in file.fingerprints)
+    rows = [
+        [
+            name,
+            file.name,
+            "\n".join(filter(None, [file.protocol, file.details.get("protocol")])),
+            *(file.fingerprints.get(kind, "")[:12] for kind in kinds),
+            ", ".join(f"{library} {v}" for library, v in file.details.get("versions", {}).items()),
+            f"{file.details['minutes']:.1f}" if file.details.get("minutes") is not None else "",
+            judging(file.details.get("judging", {})),
+        ]
+        for name, file in files(results)
+    ]
+    fingerprints = ["weights" if kind == "checkpoint" else kind for kind in kinds]
+    head = ["checkpoint", "task", "protocol", *fingerprints, "versions", "minutes", "verdicts"]
+    return page.table(head, rows, caption="Fingerprints are of content, cut to 12 digits.")
 
 
-def price(judging: dict[str, Any]) -> str:
-    """What the verdicts took."""
-    if not judging:
+def judging(details: dict[str, Any]) -> str:
+    """Return what the verdicts of a judge took."""
+    if not details:
         return ""
-    cost = judging.get("price")
-    told = [f"{judging.get('calls', 0)} calls", f"{judging.get('cached', 0)} votes from cache"]
-    told += [] if cost is None else [f"${cost:.2f}"]
-    return ", ".join(told + [f"{n} {why}" for why, n in judging.get("failures", {}).items()])
+    parts = [f"{details.get('calls', 0)} calls", f"{details.get('cached', 0)} votes from cache"]
+    parts += [] if details.get("price") is None else [f"${details['price']:.2f}"]
+    return ", ".join(parts + [f"{n} {why}" for why, n in details.get("failures", {}).items()])
 
 
 def number(value: float | None) -> str:

@@ -1,7 +1,7 @@
-"""Which epoch to take, by a rule stated beforehand, and bounds on scores.
+"""Select an epoch by a rule that was stated beforehand, and check bounds on its scores.
 
-In: the results of one protocol, in order of training. Out: the chosen checkpoint with the reason in
-sentences, and of each bound whether it is kept. Used by stages.report and stages.gate.
+In: the results of one protocol, in order of training. Out: the chosen checkpoint with the reasons
+in sentences, and for each bound whether it holds. Used by stages.report and stages.gate.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -10,6 +10,7 @@ from speechfuse.report.differences import difference
 from speechfuse.report.results import (
     Failure,
     Key,
+    Measure,
     ResultsByCheckpoint,
     key,
     lower_is_better,
@@ -20,29 +21,21 @@ BOUNDS = ("at_least", "at_most", "of_base_at_least")
 
 
 @dataclass
-class Floor:
-    """A bound on one score: exactly one of the last three keys."""
+class Floor(Measure):
+    """A bound on one score: exactly one of the three keys is given."""
 
-    task: str
-    split: str
-    metric: str
     at_least: float | None = None
     at_most: float | None = None
     of_base_at_least: float | None = None
 
-
-@dataclass
-class Measure:
-    task: str
-    split: str
-    metric: str
+    def bounds(self) -> dict[str, float]:
+        return {n: limit for n, limit in asdict(self).items() if n in BOUNDS and limit is not None}
 
 
 @dataclass
 class Rule:
-    """Of the epochs of run `choose_from` that keep the bounds `under`, the one with the best value.
-    Of those that tie with it the best by each measure of `then` in turn, and of those that are left
-    the earliest."""
+    """Select, among the epochs of run `choose_from` that keep the bounds `under`, the best value.
+    Ties go to the best by each measure of `then` in turn, then to the earliest epoch."""
 
     choose_from: str = field(metadata={"help": "run whose epochs compete"})
     task: str = field(metadata={"help": "task of the value"})
@@ -65,20 +58,19 @@ class Rule:
     )
 
     def stated(self) -> str:
-        """The rule in a sentence."""
+        """Return the rule in a sentence."""
         extreme = "lowest" if lower_is_better(self.metric) else "highest"
         bounds = [
             f"{' '.join(key(floor))} {name} {limit}"
             for floor in self.under
-            for name, limit in asdict(floor).items()
-            if name in BOUNDS and limit is not None
+            for name, limit in floor.bounds().items()
         ]
-        kept = f" that keep {' and '.join(bounds)}" if bounds else ""
+        within = f" that keep {' and '.join(bounds)}" if bounds else ""
         ties = "those not significantly worse" if self.paired else "equals"
         untested = "" if self.paired else " Differences are not tested: a small one decides."
         then = "".join(f" the best {' '.join(key(measure))}, then" for measure in self.then)
         return (
-            f"The rule: among the epochs of {self.choose_from}{kept} the one with the {extreme} "
+            f"The rule: among the epochs of {self.choose_from}{within} the one with the {extreme} "
             f"{self.metric} on {self.task}, split {self.split}; of {ties}{then} the earliest."
             f"{untested} No column under Results is of that split."
         )
@@ -90,38 +82,39 @@ class Choice:
     reasons: list[str]
 
 
-def choose(found: ResultsByCheckpoint, rule: Rule, base: str, failures: list[Failure]) -> Choice:
-    """The epoch that `rule` picks, and why.
+def choose(results: ResultsByCheckpoint, rule: Rule, base: str, failures: list[Failure]) -> Choice:
+    """Return the epoch that `rule` picks, and why.
 
-    An epoch without a score that the rule needs is left out when one of its cells failed; else it
-    is a ValueError, as are no epochs at all, and none that keeps the bounds.
+    An epoch that lacks a score of the rule is left out if one of its tasks failed. Raises
+    ValueError if none failed, if there are no epochs, and if none keeps the bounds.
     """
-    epochs, failed = of_run(found, rule.choose_from), {failure.checkpoint for failure in failures}
-    lost = [n for n in sorted(failed - found.keys()) if n.startswith(f"{rule.choose_from}/")]
+    epochs, failed = of_run(results, rule.choose_from), {f.checkpoint for f in failures}
+    lost = [n for n in sorted(failed - results.keys()) if n.startswith(f"{rule.choose_from}/")]
     reasons = [f"{name} is left out: none of its cells succeeded." for name in lost]
     if not epochs and not lost:
         raise ValueError(f"no results of rule.choose_from={rule.choose_from}: run stages.evaluate")
     for of in dict.fromkeys(map(key, [rule, *rule.under, *rule.then])):
-        without = [name for name in epochs if of not in found[name].scores]
-        if known := [name for name in without if name not in failed]:
+        without = [name for name in epochs if of not in results[name].scores]
+        if unevaluated := [name for name in without if name not in failed]:
             raise ValueError(
-                f"rule: no {' '.join(of)} of {', '.join(known)}: run stages.evaluate on it"
+                f"rule: no {' '.join(of)} of {', '.join(unevaluated)}: run stages.evaluate on it"
             )
         for name in without:
             reasons.append(f"{name} is left out: its {' '.join(of)} is missing, as a cell failed.")
-        epochs = [name for name in epochs if name not in without]
+            epochs.remove(name)
     for floor in rule.under:
-        judged = {name: judge(floor, found, name, base) for name in epochs}
-        for name, (good, line) in judged.items():
-            reasons += [] if good else [f"{name} is left out: {' '.join(line.split())}."]
-        epochs = [name for name, (good, _) in judged.items() if good]
+        for name in list(epochs):
+            within, line = judge(floor, results, name, base)
+            if not within:
+                reasons.append(f"{name} is left out: {' '.join(line.split())}.")
+                epochs.remove(name)
     if not epochs:
         raise ValueError(
             f"no epoch of {rule.choose_from} may be chosen: {' '.join(reasons)} Evaluate again, or "
             "change rule.under"
         )
     for measure in (rule, *rule.then):
-        epochs, reason, _ = best(found, epochs, key(measure), rule.paired)
+        epochs, reason, _ = best(results, epochs, key(measure), rule.paired)
         reasons.append(reason)
         if len(epochs) == 1:
             break
@@ -131,32 +124,33 @@ def choose(found: ResultsByCheckpoint, rule: Rule, base: str, failures: list[Fai
 
 
 def best(
-    found: ResultsByCheckpoint, epochs: list[str], of: Key, test: bool
+    results: ResultsByCheckpoint, epochs: list[str], of: Key, test: bool
 ) -> tuple[list[str], str, bool]:
-    """The epochs that tie for the best value, in order, a sentence about them, and whether every
-    epoch was tested against the best."""
-    sign, top = -1 if lower_is_better(of[2]) else 1, first(found, epochs, of)
-    values = {name: found[name].scores[of].value for name in epochs}
-    ties, told, untested = [], [], False
+    """Return the epochs that tie for the best value, in order, a sentence about them, and whether
+    every epoch was tested against the best. Without `test` only equal values tie."""
+    sign, top = -1 if lower_is_better(of[2]) else 1, first(results, epochs, of)
+    best_value = results[top].scores[of].value
+    ties, others, untested = [], [], False
     for name in epochs:
-        cells = found[top].cell(of), found[name].cell(of)
-        between = difference(*cells, of) if test and name != top else None
-        if between:
-            value, low, high = between
-            if (high if sign > 0 else -low) >= 0:
-                ties.append(name)
-                told.append(f"{name} ({value:+.3f} [{low:+.3f}, {high:+.3f}])")
+        tested = test and name != top
+        interval = difference(results[top].file(of), results[name].file(of), of) if tested else None
+        untested |= tested and interval is None
+        if interval:
+            value, low, high = interval
+            tie, text = (
+                (high if sign > 0 else -low) >= 0,
+                f" ({value:+.3f} [{low:+.3f}, {high:+.3f}])",
+            )
         else:
-            untested |= test and name != top
-            if values[name] == values[top]:
-                ties.append(name)
-                told += [name] if name != top else []
-    extreme = "lowest" if sign < 0 else "highest"
-    reason = f"{top} has the {extreme} {' '.join(of)}, {values[top]:.3f}"
+            tie, text = results[name].scores[of].value == best_value, ""
+        if tie:
+            ties.append(name)
+            others += [name + text] if name != top else []
+    reason = f"{top} has the {'lowest' if sign < 0 else 'highest'} {' '.join(of)}, {best_value:.3f}"
     if len(epochs) == 1:
-        reason = f"Only {top} competes, {' '.join(of)} {values[top]:.3f}"
-    elif told:
-        reason += f"; {'not significantly worse' if test else 'equal'}: {', '.join(told)}"
+        reason = f"Only {top} competes, {' '.join(of)} {best_value:.3f}"
+    elif others:
+        reason += f"; {'not significantly worse' if test else 'equal'}: {', '.join(others)}"
     elif not untested:
         reason += f"; {'every other is significantly worse' if test else 'no other is equal'}"
     if untested:
@@ -164,34 +158,36 @@ def best(
     return ties, f"{reason}.", test and not untested
 
 
-def first(found: ResultsByCheckpoint, epochs: list[str], of: Key) -> str:
-    """The epoch of the best value, of equals the earliest."""
+def first(results: ResultsByCheckpoint, epochs: list[str], of: Key) -> str:
+    """Return the epoch of the best value; of equals the earliest."""
     sign = -1 if lower_is_better(of[2]) else 1
-    return max(epochs, key=lambda name: sign * found[name].scores[of].value)
+    return max(epochs, key=lambda name: sign * results[name].scores[of].value)
 
 
-def of_base(found: ResultsByCheckpoint, name: str, of: Key, base: str) -> float | None:
-    """Value over the base's value; None where the base has none, or zero."""
-    whole = found[base].scores[of].value if base in found and of in found[base].scores else 0.0
-    return found[name].scores[of].value / whole if whole else None
+def of_base(results: ResultsByCheckpoint, name: str, of: Key, base: str) -> float | None:
+    """Return the value over the base's value; None where the base has none, or zero."""
+    scores = results[base].scores if base in results else {}
+    whole = scores[of].value if of in scores else 0.0
+    return results[name].scores[of].value / whole if whole else None
 
 
-def judge(floor: Floor, found: ResultsByCheckpoint, name: str, base: str) -> tuple[bool, str]:
-    """Whether checkpoint `name` keeps `floor`, and a line that says so; no score is a miss."""
-    of = key(floor)
+def judge(floor: Floor, results: ResultsByCheckpoint, name: str, base: str) -> tuple[bool, str]:
+    """Return whether checkpoint `name` keeps `floor`, and a line that says so; no score is a
+    miss. Raises ValueError for a floor without exactly one bound."""
+    of, bounds = key(floor), floor.bounds()
     what = " ".join(of)
-    bounds = {b: limit for b, limit in asdict(floor).items() if b in BOUNDS and limit is not None}
     if len(bounds) != 1:
         raise ValueError(
             f"floors: {what} needs exactly one of {', '.join(BOUNDS)}; it has "
             f"{', '.join(bounds) or 'none'}"
         )
     [(bound, limit)] = bounds.items()
-    value = found[name].scores[of].value if of in found[name].scores else None
+    scores = results[name].scores
+    value = scores[of].value if of in scores else None
     if value is not None and bound == "of_base_at_least":
-        value = of_base(found, name, of, base)
+        value = of_base(results, name, of, base)
     if value is None:
         return False, f"MISSING  {what}: no such score, {bound} {limit}"
-    good = value <= limit if bound == "at_most" else value >= limit
-    verdict = "ok" if good else "ABOVE" if bound == "at_most" else "BELOW"
-    return good, f"{verdict:8} {what}: {value:.3f}, {bound} {limit}"
+    within = value <= limit if bound == "at_most" else value >= limit
+    verdict = "ok" if within else "ABOVE" if bound == "at_most" else "BELOW"
+    return within, f"{verdict:8} {what}: {value:.3f}, {bound} {limit}"

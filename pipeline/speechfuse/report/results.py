@@ -1,13 +1,13 @@
-"""Result files of an evaluation, read: scores, the items behind them, and cells that failed.
+"""Read the result files of an evaluation: scores, their items, and tasks that failed.
 
 In: <evals>/<checkpoint>/<task>.json and <task>.failed.json, as stages.evaluate writes them. Out:
-the checkpoints of each protocol in order of training, and the failures. Nothing here knows a model.
+the checkpoints of each protocol in order of training, and the failures. No model is loaded.
 """
 
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,14 +20,7 @@ Items = list[dict[str, Any]]
 CELLS = "cells"  # predictions, which are no results
 LOWER_IS_BETTER = {"wer", "cer"}
 
-# What a metric may be made of, {field of an item: ...}: the part above the line and the one below.
-PARTS: list[Callable[[dict[str, Any]], dict[str, Any]]] = [
-    lambda item: {"errors": item["errors"], "words": item["words"]},
-    lambda item: {"correct": item["correct"]},
-    lambda item: {"value": item["value"]},
-]
-
-ABOVE = ("errors", "correct", "value")
+PARTS = (("errors", "words"), ("correct",), ("value",))  # fields of an item: numerator, denominator
 
 
 @dataclass
@@ -37,8 +30,15 @@ class Run:
 
 
 @dataclass
+class Measure:
+    task: str
+    split: str
+    metric: str
+
+
+@dataclass
 class Baseline:
-    """A row of its own for a cell that is no epoch's: a cascade, transcripts instead of speech."""
+    """A row for a result file that belongs to no epoch: a cascade, or text instead of speech."""
 
     name: str = field(metadata={"help": "what the row is called"})
     checkpoint: str = field(metadata={"help": "checkpoint of the result file"})
@@ -48,7 +48,7 @@ class Baseline:
 
 @dataclass
 class Curve:
-    """Scores side by side: how one measure goes with the strength of something."""
+    """How one measure depends on a condition, such as the SNR: a score for each value of it."""
 
     title: str
     x: str = field(metadata={"help": "what changes from point to point, with its unit"})
@@ -63,7 +63,7 @@ class Curve:
 
 @dataclass(eq=False)
 class ResultFile:
-    """One result file; equal to itself alone, so that what is computed of it can be kept."""
+    """One result file; equal only to itself, so that what is computed of it can be cached."""
 
     checkpoint: str
     name: str
@@ -76,16 +76,16 @@ class ResultFile:
 
 @dataclass
 class Checkpoint:
-    """Cells by the name of their file, and where each score comes from."""
+    """The result files of one checkpoint by name, and the file that each score comes from."""
 
-    cells: dict[str, ResultFile] = field(default_factory=dict)
+    files: dict[str, ResultFile] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[Key, Score]:
-        return {key: score for cell in self.cells.values() for key, score in cell.scores.items()}
+        return {key: score for file in self.files.values() for key, score in file.scores.items()}
 
-    def cell(self, key: Key) -> ResultFile:
-        return next(cell for cell in self.cells.values() if key in cell.scores)
+    def file(self, key: Key) -> ResultFile:
+        return next(file for file in self.files.values() if key in file.scores)
 
 
 ResultsByCheckpoint = dict[str, Checkpoint]
@@ -100,20 +100,20 @@ class Failure:
 
 @dataclass
 class Results:
-    """By protocol the checkpoints in order, and every cell that failed."""
+    """The checkpoints of each protocol in order of training, and the tasks that failed."""
 
     protocols: dict[str, ResultsByCheckpoint]
     failures: list[Failure]
 
     def of(self, protocol: str) -> ResultsByCheckpoint:
         if protocol not in self.protocols:
-            known = ", ".join(self.protocols) or "none"
-            raise ValueError(f"no results of protocol={protocol}; there are: {known}")
+            protocols = ", ".join(self.protocols) or "none"
+            raise ValueError(f"no results of protocol={protocol}; there are: {protocols}")
         return self.protocols[protocol]
 
 
 def key(entry: Any) -> Key:
-    """(task, split, metric) of whatever has them: a score, a column, a floor."""
+    """Return (task, split, metric) of a score, a column or a floor."""
     return entry.task, entry.split, entry.metric
 
 
@@ -122,88 +122,78 @@ def lower_is_better(metric: str) -> bool:
 
 
 def read(evals: Path, base: str, runs: list[Run], baselines: Iterable[Baseline] = ()) -> Results:
-    """All result files. ValueError when there is none, or one is of another form or place.
+    """Read all result files. One whose last evaluation failed is left out: it may be of other data
+    or weights.
 
-    A result whose last evaluation failed is not read: it may be of other data or weights.
+    Raises ValueError when there is none, and when one is malformed or in the wrong folder.
     """
     results = Results({}, [])
-    every = sorted(evals.rglob("*.json"))
-    paths = [path for path in every if path.relative_to(evals).parts[0] != CELLS]
+    paths = [p for p in sorted(evals.rglob("*.json")) if p.relative_to(evals).parts[0] != CELLS]
     for path in paths:
         if path.name.endswith(".failed.json"):
             results.failures.append(_failure(path))
         elif path.with_suffix(".failed.json") not in paths:
-            cell = _cell(path, path.parent.relative_to(evals).as_posix())
-            found = results.protocols.setdefault(cell.protocol, {})
-            checkpoint = found.setdefault(cell.checkpoint, Checkpoint())
-            if twice := sorted(cell.scores.keys() & checkpoint.scores.keys()):
+            file = _result_file(path, path.parent.relative_to(evals).as_posix())
+            checkpoints = results.protocols.setdefault(file.protocol, {})
+            checkpoint = checkpoints.setdefault(file.checkpoint, Checkpoint())
+            if twice := sorted(file.scores.keys() & checkpoint.scores.keys()):
                 raise ValueError(
-                    f"{path} and {checkpoint.cell(twice[0]).name}.json both hold "
+                    f"{path} and {checkpoint.file(twice[0]).name}.json both hold "
                     f"{' '.join(twice[0])}: name the task of one of them differently"
                 )
-            checkpoint.cells[cell.name] = cell
+            checkpoint.files[file.name] = file
     if not results.protocols:
-        failed = "; ".join(f"{f.checkpoint} {f.task}: {f.error}" for f in results.failures)
-        failed = f" (failed: {failed})" if failed else ""
+        failures = "; ".join(f"{f.checkpoint} {f.task}: {f.error}" for f in results.failures)
+        failed = f" (failed: {failures})" if failures else ""
         raise ValueError(
             f"evals={evals} holds no <checkpoint>/<task>.json: run stages.evaluate{failed}"
         )
     for baseline in baselines:
-        _stand(results, baseline)
+        add_baseline_row(results, baseline)
     results.protocols = {
-        protocol: {name: found[name] for name in ordered(found, base, runs)}
-        for protocol, found in sorted(results.protocols.items())
+        protocol: {name: checkpoints[name] for name in ordered(checkpoints, base, runs)}
+        for protocol, checkpoints in sorted(results.protocols.items())
     }
     return results
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8"))
-
-
 def _failure(path: Path) -> Failure:
     try:
-        told = _read(path)
-        return Failure(told["checkpoint"], told["task"], told["error"])
-    except (ValueError, TypeError, KeyError) as error:
+        return Failure(**json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no record of a failure ({error}): remove it") from error
 
 
-def _cell(path: Path, place: str) -> ResultFile:
+def _result_file(path: Path, folder: str) -> ResultFile:
     try:
-        told = _read(path)
-        if "fingerprint" in told and "protocol" not in told:
+        content = json.loads(path.read_text("utf-8"))
+        if "fingerprint" in content and "protocol" not in content:
             raise ValueError("it is of an older form, without a protocol")
-        scores = [Score(**score) for score in told["scores"]]
-        cell = ResultFile(
-            told["checkpoint"],
-            path.stem,
-            told["protocol"],
-            {key(s): s for s in scores},
-            told["items"],
-            told["fingerprints"],
-            told["details"],
-        )
+        scores = [Score(**score) for score in content["scores"]]
+        names = ("checkpoint", "protocol", "items", "fingerprints", "details")
+        rest = {name: content[name] for name in names}
+        file = ResultFile(name=path.stem, scores={key(score): score for score in scores}, **rest)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is no result file ({error}): move it and run stages.evaluate again"
         ) from error
-    if cell.checkpoint != place:
-        its = path.parents[len(Path(place).parts)] / cell.checkpoint
-        raise ValueError(f"{path} holds scores of {cell.checkpoint}: its place is {its}")
-    return cell
+    if file.checkpoint != folder:
+        its = path.parents[len(Path(folder).parts)] / file.checkpoint
+        raise ValueError(f"{path} holds scores of {file.checkpoint}: its place is {its}")
+    return file
 
 
-def _stand(results: Results, baseline: Baseline) -> None:
-    """Give a baseline its row. One that failed has none, and is among the failures."""
+def add_baseline_row(results: Results, baseline: Baseline) -> None:
+    """Add the result file of `baseline` as a checkpoint of its own. One that failed is among the
+    failures and adds none."""
     if (baseline.checkpoint, baseline.task) in {(f.checkpoint, f.task) for f in results.failures}:
         return
-    for found in results.protocols.values():
-        cell = found.get(baseline.checkpoint, Checkpoint()).cells.get(baseline.task)
-        if cell:
-            moved = [replace(score, task=baseline.as_task) for score in cell.scores.values()]
-            cell = replace(cell, checkpoint=baseline.name, scores={key(s): s for s in moved})
-            found.setdefault(baseline.name, Checkpoint()).cells[baseline.task] = cell
+    for checkpoints in results.protocols.values():
+        file = checkpoints.get(baseline.checkpoint, Checkpoint()).files.get(baseline.task)
+        if file:
+            scores = [replace(score, task=baseline.as_task) for score in file.scores.values()]
+            file = replace(file, checkpoint=baseline.name, scores={key(s): s for s in scores})
+            checkpoints.setdefault(baseline.name, Checkpoint()).files[baseline.task] = file
             return
     raise ValueError(
         f"baselines: there is no {baseline.checkpoint}/{baseline.task}.json for {baseline.name}: "
@@ -212,45 +202,42 @@ def _stand(results: Results, baseline: Baseline) -> None:
 
 
 def ordered(names: Iterable[str], base: str, runs: list[Run]) -> list[str]:
-    """`base`, then what belongs to no run, then the runs in order; epoch_10 after epoch_9."""
+    """Return `base`, what belongs to no run, then the runs in order; epoch_10 after epoch_9."""
 
     def place(name: str) -> tuple[int, list[str | int]]:
-        of = [i for i, run in enumerate(runs) if f"{name}/".startswith(f"{run.name}/")]
+        run = [i for i, run in enumerate(runs) if f"{name}/".startswith(f"{run.name}/")]
         parts = re.split(r"(\d+)", name)  # text and numbers take turns, so any two names compare
         natural = [int(part) if i % 2 else part for i, part in enumerate(parts)]
-        return (-2 if name == base else of[0] if of else -1), natural
+        return (-2 if name == base else run[0] if run else -1), natural
 
     return sorted(names, key=place)
 
 
-def of_run(found: ResultsByCheckpoint, run: str) -> list[str]:
-    return [name for name in found if name.startswith(f"{run}/")]
+def of_run(results: ResultsByCheckpoint, run: str) -> list[str]:
+    return [name for name in results if name.startswith(f"{run}/")]
 
 
 @lru_cache(maxsize=4096)
-def numbers(cell: ResultFile, of: Key) -> Items | None:
-    """The items behind a score, {id, cluster?, and its number}; None where the file has none.
+def numbers(file: ResultFile, of: Key) -> Items | None:
+    """Return the items behind a score: {id, cluster, and its number}; None where there are none.
 
-    A file may hold several scores. Items are those of the score's split, or all of them, and they
-    count only when they give its very value over its very n.
+    A file may hold several scores. Items are those of the score's split, or all of them, and only
+    if they reproduce the score and its n.
     """
-    score = cell.scores[of]
-    mine = [item for item in cell.items if item.get("split") == score.split]
-    for items in (mine, cell.items):
-        for part in PARTS:
-            try:
-                found = [{**_about(item), **part(item)} for item in items]
-            except KeyError:
+    score = file.scores[of]
+    for items in ([i for i in file.items if i.get("split") == score.split], file.items):
+        for fields in PARTS:
+            if not all(name in item for item in items for name in ("id", *fields)):
                 continue
-            told = [item for item in found if None not in item.values()]  # the rest: no verdict
-            above = sum(next(item[name] for name in ABOVE if name in item) for item in told)
-            below = sum(item.get("words", 1) for item in told)
+            parts = [
+                {"id": item["id"], "cluster": item.get("cluster", item["id"])}
+                | {name: item[name] for name in fields}
+                for item in items
+            ]
+            valid = [item for item in parts if None not in item.values()]  # the rest: no verdict
+            above = sum(item[fields[0]] for item in valid)
+            below = sum(item.get("words", 1) for item in valid)
             same = below and math.isclose(above / below, score.value, rel_tol=1e-6, abs_tol=1e-9)
-            once = len({item["id"] for item in found}) == len(found)
-            if same and once and len(told) == score.n:
-                return found
+            if same and len({item["id"] for item in parts}) == len(parts) and len(valid) == score.n:
+                return parts
     return None
-
-
-def _about(item: dict[str, Any]) -> dict[str, Any]:
-    return {"id": item["id"], "cluster": item.get("cluster", item["id"])}

@@ -1,13 +1,14 @@
 """What a dataset of codes looks like, counted in one pass.
 
 In: the shards of speech or of conversations, a batch of rows at a time. Out: Statistics: how codes
-are distributed, how long rows are, how fast people speak, and warnings where it looks wrong. A
+are distributed, how long rows are, how fast people speak, and warnings where that is implausible. A
 batch of rows is in memory at a time, and 8 bytes for each row and each speaker.
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 BATCH_ROWS = 8192
 
-# What no dataset of speech should show. Silence alone may be a fifth of a corpus, so one code may
-# have that much; 10 codes for each entry are enough to meet nearly all that are in use.
+# Thresholds of the warnings. Silence alone may be a fifth of a corpus, so one code may have that
+# much; 10 codes for each entry of the codebook are enough to meet nearly all that are in use.
 DOMINANT, LEAST_ENTROPY, LEAST_USE, JUDGED_FROM = 0.3, 0.6, 0.25, 10
 MOST_REPEATED, MOST_COPIES = 0.9, 0.5
 
@@ -39,9 +41,9 @@ class Histogram:
             return
         self.sum, self.most = self.sum + float(values.sum()), max(self.most, float(values.max()))
         places = np.minimum(values / self.width, self.MOST_BINS).astype(np.int64)
-        found = np.bincount(places, minlength=len(self.bins))
-        found[: len(self.bins)] += self.bins
-        self.bins = found
+        counts = np.bincount(places, minlength=len(self.bins))
+        counts[: len(self.bins)] += self.bins
+        self.bins = counts
 
     @property
     def count(self) -> int:
@@ -52,8 +54,12 @@ class Histogram:
         return self.sum / max(1, self.count)
 
     def quantile(self, share: float) -> float:
-        """Lower edge of the bin in which `share` of the values is reached."""
+        """Return the lower edge of the bin in which `share` of the values is reached."""
         return float(np.searchsorted(np.cumsum(self.bins), share * self.count)) * self.width
+
+    def summary(self) -> str:
+        low, middle, high = (self.quantile(share) for share in (0.05, 0.5, 0.95))
+        return f"mean {self.mean:.2f}, median {middle:.1f}, 90 % are {low:.1f} to {high:.1f}"
 
 
 class Statistics:
@@ -119,28 +125,28 @@ class Statistics:
 
     @property
     def rate(self) -> float:
-        """Codes a second: a little under the quantizer's, which makes no incomplete last one."""
+        """Codes a second; a little under the quantizer's rate, as an incomplete last one is cut."""
         return self.codes / self.coded_seconds if self.coded_seconds else 0.0
 
     @property
     def used(self) -> int:
-        """Entries of the codebook that occur; the mask code is none."""
+        """How many entries of the codebook occur; the mask code is none of them."""
         return int(np.count_nonzero(self.frequency[: self.size]))
 
     @property
     def mask(self) -> int:
-        """How often the mask code occurs, which is the code after the last."""
+        """How often the mask code occurs: the code after the last entry of the codebook."""
         return int(self.frequency[self.size]) if self.size else 0
 
     @property
     def entropy(self) -> float:
-        """Of the distribution of codes, in bits; its perplexity is 2 ** entropy."""
+        """Entropy of the distribution of codes in bits; its perplexity is 2 ** entropy."""
         shares = self.frequency[self.frequency > 0] / max(1, self.codes)
         return float(np.sum(shares * -np.log2(shares))) + 0.0  # never -0.0
 
     @property
     def possible_entropy(self) -> float:
-        """What it would be if all codes were used alike, as far as so many codes can."""
+        """Entropy in bits if all entries, or all codes where there are fewer, were used equally."""
         return math.log2(max(1, min(self.size, self.codes)))
 
     @property
@@ -154,57 +160,62 @@ class Statistics:
 
     @property
     def copies(self) -> int:
-        """Utterances whose codes equal, all of them, those of an earlier one."""
+        """How many utterances have exactly the codes of an earlier one."""
         every = np.concatenate([np.zeros(0, np.int64), *self._rows_of_codes])
         return len(every) - len(np.unique(every))
 
     def top(self, many: int) -> list[tuple[int, float]]:
-        """(code, share of all codes) of the most frequent."""
+        """Return (code, share of all codes) of the `many` most frequent."""
         order = np.argsort(-self.frequency, kind="stable")[:many]
         return [(int(i), self.frequency[i] / self.codes) for i in order if self.frequency[i]]
 
     def warnings(self) -> list[str]:
-        """What looks as if the quantizer heard nothing, one sentence each."""
+        """Return a sentence for each sign that the codes hardly depend on the sound."""
         if not self.codes:
             return []
-        found = []
         code, share = self.top(1)[0]
-        if share > DOMINANT:
-            found.append(f"code {code} is {share:.0%} of all codes: one sound, or silence, alone")
-        if self.entropy < LEAST_ENTROPY * self.possible_entropy or self.entropy == 0:
-            found.append(
-                f"the codes have {self.entropy:.2f} bits of entropy where "
-                f"{self.possible_entropy:.2f} are possible: they say little about the sound"
-            )
-        if self.used < LEAST_USE * self.size and self.codes >= JUDGED_FROM * self.size:
-            found.append(
-                f"{self.used} of {self.size} codes are in use: the quantizer does not fit this "
-                "audio, or its codebook has collapsed"
-            )
-        if self.repeated > MOST_REPEATED:
-            found.append(
-                f"{self.repeated:.0%} of codes repeat the one before: they hardly follow the sound"
-            )
-        if self.copies > MOST_COPIES * self.utterances:
-            found.append(
-                f"{self.copies:,} of {self.utterances:,} rows have the very codes of an earlier row"
-            )
-        if abs(self.codes - self.token_rate * self.coded_seconds) > self.utterances:
-            found.append(
-                f"there are {self.rate:.2f} codes a second where the quantizer makes "
-                f"{self.token_rate:g}: seconds or codes are wrong"
-            )
-        return found
+        signs = [
+            share > DOMINANT,
+            self.entropy < LEAST_ENTROPY * self.possible_entropy or self.entropy == 0,
+            self.used < LEAST_USE * self.size and self.codes >= JUDGED_FROM * self.size,
+            self.repeated > MOST_REPEATED,
+            self.copies > MOST_COPIES * self.utterances,
+            abs(self.codes - self.token_rate * self.coded_seconds) > self.utterances,
+        ]
+        sentences = [
+            f"code {code} is {share:.0%} of all codes: one sound, or silence, alone",
+            f"the codes have {self.entropy:.2f} bits of entropy where {self.possible_entropy:.2f} "
+            "are possible: they say little about the sound",
+            f"{self.used} of {self.size} codes are in use: the quantizer does not fit this audio, "
+            "or its codebook has collapsed",
+            f"{self.repeated:.0%} of codes repeat the one before: they hardly follow the sound",
+            f"{self.copies:,} of {self.utterances:,} rows have the very codes of an earlier row",
+            f"there are {self.rate:.2f} codes a second where the quantizer makes "
+            f"{self.token_rate:g}: seconds or codes are wrong",
+        ]
+        return list(compress(sentences, signs))
+
+
+def count(paths: list[Path], stream: dict[str, Any]) -> Statistics:
+    """Count all rows of the shards `paths`, whose stream is `stream`."""
+    statistics = Statistics(stream)
+    rows = sum(pq.read_metadata(path).num_rows for path in paths)
+    with tqdm(total=rows, desc="rows", unit="row", unit_scale=True, delay=2) as bar:
+        for path in paths:
+            for batch in batches(path):
+                statistics.add(batch)
+                bar.update(len(batch))
+    return statistics
 
 
 def batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of one shard, `BATCH_ROWS` at most at a time."""
+    """Yield the rows of one shard, at most `BATCH_ROWS` at a time."""
     with pq.ParquetFile(path) as file:
         yield from file.iter_batches(BATCH_ROWS, columns=columns)
 
 
 def speech_of(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The speech in a batch of either schema, as speech rows."""
+    """Return the speech in a batch of either schema, as speech rows."""
     if "turns" not in batch.schema.names:
         return batch
     segments = pc.struct_field(pc.list_flatten(batch["turns"]), "segments")
@@ -213,17 +224,16 @@ def speech_of(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def sample_rows(paths: list[Path], many: int) -> list[dict[str, Any]]:
-    """About `many` pieces of speech that have codes, from rows at equal distances, so that nobody
-    chose them."""
+    """Return at most `many` pieces of speech that have codes, from rows at equal distances."""
     rows = sum(pq.read_metadata(path).num_rows for path in paths)
-    wanted = sorted({i * rows // many for i in range(many)}) if rows else []
+    numbers = sorted({i * rows // many for i in range(many)}) if rows else []
     picked: list[dict[str, Any]] = []
     start = 0
     for path in paths:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
-                if inside := [row - start for row in wanted if start <= row < end]:
+                if inside := [number - start for number in numbers if start <= number < end]:
                     table = file.read_row_group(group).take(inside).combine_chunks()
                     picked += speech_of(table.to_batches()[0]).to_pylist()
                 start = end
@@ -231,7 +241,7 @@ def sample_rows(paths: list[Path], many: int) -> list[dict[str, Any]]:
 
 
 def bytes_of_codes(path: Path) -> int:
-    """What the codes of a shard take on disk."""
+    """Return how many bytes the codes of a shard take on disk."""
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     columns = [group.column(i) for group in groups for i in range(group.num_columns)]
@@ -239,7 +249,7 @@ def bytes_of_codes(path: Path) -> int:
 
 
 def hashes(values: Iterable[str | bytes]) -> np.ndarray:
-    """8 bytes for each value (n,), good within this process only."""
+    """Return int64 hashes (n,) of `values`, the same within this process only."""
     return np.fromiter(map(hash, values), np.int64)
 
 
