@@ -61,16 +61,17 @@ class Duplicates:
         """Return {id: "near-duplicate: how like which"} of those that are dropped."""
         # the index is approximate: for a lower threshold it misses fewer of those above ours
         index = MinHashLSH(self.threshold - 0.15, self.permutations)
-        kept: dict[str, np.ndarray] = {}
+        shingles_by_id: dict[str, np.ndarray] = {}  # of those that are kept
         dropped = {}
         minhash = self._empty.copy()
         for id, (minhash.hashvalues, shingles) in tqdm(sketches, desc=self.name, unit="row"):
-            alike = [(_jaccard(shingles, kept[other]), other) for other in index.query(minhash)]
+            others = index.query(minhash)
+            alike = [(_jaccard(shingles, shingles_by_id[other]), other) for other in others]
             similarity, first = min(alike, key=lambda pair: (-pair[0], pair[1]), default=(0.0, ""))
             if similarity >= self.threshold:
                 dropped[id] = f"near-duplicate: {similarity:.0%} like {first}"
             else:
-                kept[id] = shingles
+                shingles_by_id[id] = shingles
                 index.insert(id, minhash)
         return dropped
 
