@@ -177,6 +177,14 @@ def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
     yield from rows
 
 
+def matches(values: dict[str, Any], select: dict[str, Any]) -> bool:
+    """Whether `values` has what `select` asks for: under each key the value, or one of a list."""
+    return all(
+        values.get(key) in wanted if isinstance(wanted, list) else values.get(key) == wanted
+        for key, wanted in select.items()
+    )
+
+
 def _table(rows: list[dict[str, Any]], schema: pa.Schema, path: Path) -> pa.Table:
     try:
         return pa.Table.from_pylist(rows, schema)

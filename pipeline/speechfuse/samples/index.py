@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -25,36 +25,13 @@ from tqdm import tqdm
 
 from speechfuse import artifact, config, workers
 from speechfuse.rows import shards
+from speechfuse.samples.view import Sample, View
 from speechfuse.tokens import prompts, vocabulary
 from speechfuse.tokens.vocabulary import Vocabulary
 
 VERSION = 1
 BATCH = 256  # rows of an Arrow batch; one of them is read to get at a row
 SHARDS_A_WORKER = 16  # fewer are read sooner than another process has started
-
-
-@dataclass(frozen=True)
-class Sample:
-    """`tokens` int32 (n,); `targets` bool (n,): which tokens the model is to predict."""
-
-    name: str
-    tokens: np.ndarray
-    targets: np.ndarray
-
-
-@dataclass(frozen=True)
-class View:
-    """Which rows of the dataset at `path` are wanted, `select` {key of extra: value}, and what
-    makes a sample of one: None for a row that is left out, ValueError for one that is broken."""
-
-    path: Path
-    select: dict[str, Any]
-    render: Callable[[dict[str, Any]], Sample | None]
-
-    def wants(self, row: dict[str, Any]) -> bool:
-        """Whether `select` keeps a row, whose `extra` is read on the way."""
-        row["extra"] = json.loads(row["extra"] or "{}")
-        return all(row["extra"].get(key) == value for key, value in self.select.items())
 
 
 class Index:
@@ -75,7 +52,7 @@ class Index:
 
     def __getitem__(self, number: int) -> Sample:
         row = self.row(number)
-        sample = self.view.render(row) if self.view.wants(row) else None
+        sample = self.view.render(row) if self.view.selects(row) else None
         assert sample is not None and len(sample.tokens) == self.lengths[number]
         return sample
 
@@ -154,7 +131,7 @@ def read_shard(spec: dict[str, Any], checkpoint: Path, path: Path, arrow: Path) 
         for number in range(reader.num_record_batches):
             table = pa.Table.from_batches([reader.get_batch(number)])
             for place, row in enumerate(shards.rows_of(table), number * BATCH):
-                if not view.wants(row):
+                if not view.selects(row):
                     continue
                 try:
                     sample = view.render(row)

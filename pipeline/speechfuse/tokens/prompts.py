@@ -6,6 +6,7 @@ shards.CONVERSATIONS. Out: token ids in Llama-3's chat format, with a mask of th
 targets. Codes become sound tokens here and nowhere earlier.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from speechfuse.tokens.vocabulary import Vocabulary
@@ -14,21 +15,26 @@ SPOKEN_ANSWER = "{transcript}\n{answer}"  # the target that first repeats what w
 
 
 def render(
-    vocabulary: Vocabulary, turns: list[dict[str, Any]], add_generation_prompt: bool = False
+    vocabulary: Vocabulary,
+    turns: list[dict[str, Any]],
+    add_generation_prompt: bool = False,
+    speech_ids: Callable[[dict[str, Any]], list[int]] | None = None,
 ) -> tuple[list[int], list[bool]]:
-    """Turns -> (token ids, target mask), both of one length; a target is what an assistant says,
-    its end included.
+    """Turns -> (token ids, target mask), both of one length. Targets are an assistant's text and
+    its end-of-turn token.
 
-    Text and speech keep their order inside a turn. With `add_generation_prompt` the ids end where
-    the assistant is to go on. The layout is Llama-3's without a system message, which no training
-    sample has.
+    `speech_ids` makes the ids of a speech segment {codes, ...}; by default sound tokens, as
+    Vocabulary.sound. Text and speech keep their order inside a turn. With `add_generation_prompt`
+    the ids end with the header of an assistant's turn. The layout is Llama-3's without a system
+    message, which no training sample has.
     """
+    to_ids = speech_ids or (lambda speech: vocabulary.sound(speech["codes"]))
     ids, targets = [vocabulary.begin], [False]
     for turn in turns:
         body = []
         for segment in turn["segments"]:
             if segment.get("speech") is not None:
-                body += vocabulary.sound(segment["speech"]["codes"])
+                body += to_ids(segment["speech"])
             else:
                 body += vocabulary.text(segment["text"])
         header = vocabulary.header(turn["role"])
