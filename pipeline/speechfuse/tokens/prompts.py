@@ -1,5 +1,4 @@
-"""The one prompt builder: training, evaluation and serving all render conversations through
-`render`.
+"""The one prompt builder, for training, evaluation and serving.
 
 In: turns, each {role, segments: [{text} | {speech: {codes}}]}, in the schema of
 shards.CONVERSATIONS. Out: token ids in Llama-3's chat format, with a mask of the ids that are
@@ -11,7 +10,7 @@ from typing import Any
 
 from speechfuse.tokens.vocabulary import Vocabulary
 
-SPOKEN_ANSWER = "{transcript}\n{answer}"  # the target that first repeats what was heard
+SPOKEN_ANSWER = "{transcript}\n{answer}"  # a target that repeats the question first
 
 
 def render(
@@ -59,7 +58,7 @@ def render_sound(vocabulary: Vocabulary, codes: list[int]) -> tuple[list[int], l
 
 
 def read_spoken_answer(text: str) -> tuple[str, str]:
-    """Undo SPOKEN_ANSWER: a model's reply -> (transcript, answer). A reply of one line is an answer
-    without a transcript."""
+    """Split a model's reply in the form of SPOKEN_ANSWER into (transcript, answer). A reply of one
+    line is an answer without a transcript."""
     transcript, line, answer = text.strip().rpartition("\n")
     return (transcript.strip(), answer.strip()) if line else ("", answer.strip())
