@@ -337,7 +337,7 @@ def test_the_index_is_made_once_for_each_use_of_a_dataset(parts, tmp_path, monke
     specs = speech(parts), texts(parts)
     first = read(load(parts, *specs, cache=tmp_path))
     made = {path.name for path in tmp_path.iterdir()}
-    monkeypatch.setattr(index, "read_shard", None)
+    monkeypatch.setattr(index, "index_shard", None)
     again = read(load(parts, *specs, cache=tmp_path))
     assert [s.tokens.tolist() for s in first[0]] == [s.tokens.tolist() for s in again[0]]
     assert {path.name for path in tmp_path.iterdir()} == made

@@ -1,8 +1,8 @@
-"""Samples and batches: from rows on disk to what every optimizer step is given.
+"""Datasets of a recipe: from rows on disk to the batch of every optimizer step.
 
 In: a recipe's `datasets`, each with a share, and the plan that packs them. Out: for any step the
-same batch {tokens, labels, input_pos, document, sound} whatever the number of ranks. Here codes
-become vocabulary ids, when the step needs them and not before.
+same batch, whatever the number of ranks. Codes become vocabulary ids here, when a step needs them.
+`sound`, `speech` and `conversations` are the views that a dataset entry can name.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def _view(
 
 
 def sound(vocabulary: Vocabulary, path: str, select: dict[str, Any] | None = None) -> View:
-    """Stage 1: every row's codes alone, all of them targets."""
+    """Stage 1: the codes of speech rows alone, all of them targets."""
     return _view(
         path,
         select,
@@ -84,7 +84,8 @@ def conversations(
     select: dict[str, Any] | None = None,
     train_on: str = "answers",
 ) -> View:
-    """Rows that are conversations already: text replay, and the text training of a base model."""
+    """Rows of conversations: text replay, spoken instructions, the text training of a base model.
+    `train_on`: answers, or all tokens."""
     return _view(
         path, select, train_on, "turns", lambda row: prompts.render(vocabulary, row["turns"])
     )
