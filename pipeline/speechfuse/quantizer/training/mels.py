@@ -1,14 +1,13 @@
-"""What a quantizer is trained on: the log-mels of a corpus, on disk, with texts and phonemes.
+"""Training data of a quantizer: the log-mels of a corpus, on disk, with texts and phonemes.
 
 In: a corpus and its plan. Out: for each shard <folder>/00007.npy (float16, 58 MB an hour of speech
-with 80 mels) and 00007.json, which is written last. Made in worker processes; a shard that is there
-is not made again. Mels are mapped, so that they take the memory that is free; texts are held.
+with 80 mels) and 00007.json, which is written last. Made in worker processes; a shard that exists
+is not made again. Mels are memory-mapped; texts and phonemes are in memory.
 """
 
 import json
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from speechfuse import artifact, config, workers
+from speechfuse import artifact, workers
 from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.corpora.clip import Clip
 from speechfuse.quantizer import tokenize
 from speechfuse.quantizer.model import log_mel
+from speechfuse.rows.making import component
 from speechfuse.rows.rejects import Reject
 
 MEL_RATE = 100  # frames a second
@@ -30,7 +30,8 @@ SHORTEST = 0.04  # seconds: one code
 
 @dataclass(frozen=True)
 class Example:
-    """`stored`: the mel as it is on disk, flat."""
+    """A clip to train on. `stored`: its mel, float16 (n_mels * frames,), mapped from disk;
+    `phonemes`: (start in seconds, name) of each."""
 
     stored: np.ndarray
     n_mels: int
@@ -49,7 +50,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Window:
-    """What a method trains on: clips of at most `seconds` that have `needs` (text or phonemes)."""
+    """The clips that a method trains on: at most `seconds` long, with `needs`, text or phonemes."""
 
     n_mels: int
     seconds: float
@@ -63,9 +64,10 @@ def make(
     window: Window,
     processes: int,
 ) -> None:
-    """Make the shards of corpora by name, each in <folder>/<name>, that are not there yet."""
+    """Make the missing shards of the corpora `specs` {name: {_component_, ...}}, each in
+    <folder>/<name>."""
     tasks = [
-        (json.dumps(specs[name]), shard, folder / name / f"{i:05d}.json", window)
+        (specs[name], shard, folder / name / f"{i:05d}.json", window)
         for name, plan in plans.items()
         for i, shard in enumerate(plan)
     ]
@@ -79,9 +81,9 @@ def make(
 def load(
     folder: Path, window: Window, max_reject_rate: float
 ) -> tuple[list[Example], dict[str, Any]]:
-    """All examples of a corpus that was made, in order, and {hours, clips, rejected: {kind: n}}.
+    """All examples of a corpus in order, and {hours, clips, rejected: {kind: n}}.
 
-    ValueError when more than `max_reject_rate` of the clips are rejected, or no clip is left.
+    Raises ValueError when more than `max_reject_rate` of the clips are rejected, or none is left.
     """
     examples: list[Example] = []
     rejects: list[dict[str, str]] = []
@@ -108,22 +110,17 @@ def load(
     return examples, {"hours": hours, "clips": clips, "rejected": dict(sorted(kinds.items()))}
 
 
-@cache
-def _corpus(spec: str) -> Any:
-    return config.instantiate(json.loads(spec))
-
-
-def _store(spec: str, shard: dict[str, Any], path: Path, window: Window) -> None:
+def _store(corpus: dict[str, Any], shard: dict[str, Any], path: Path, window: Window) -> None:
     """One shard, in a worker process."""
     torch.set_num_threads(1)
     rows, rejects, mels = [], [], [np.zeros(0, np.float16)]
-    for clip in _corpus(spec).clips(shard):
-        found = _mel_of(clip, window)
-        if isinstance(found, Reject):
-            rejects.append({"id": found.id, "reason": found.reason})
+    for clip in component(corpus).clips(shard):
+        mel = _mel_of(clip, window)
+        if isinstance(mel, Reject):
+            rejects.append({"id": mel.id, "reason": mel.reason})
         else:
-            rows.append({"frames": found.shape[1], "text": clip.text, "phonemes": clip.phonemes})
-            mels.append(found.ravel())
+            rows.append({"frames": mel.shape[1], "text": clip.text, "phonemes": clip.phonemes})
+            mels.append(mel.ravel())
     with artifact.replacing(path.with_suffix(".npy")) as temporary, open(temporary, "wb") as file:
         np.save(file, np.concatenate(mels))
     artifact.write_json(path, {"rows": rows, "rejects": rejects})
