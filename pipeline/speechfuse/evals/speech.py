@@ -19,7 +19,6 @@ from speechfuse.evals.contamination import check_training, contamination, seen_i
 from speechfuse.evals.generation import Generator
 from speechfuse.evals.tasks import Scored, json_digest, take_evenly
 from speechfuse.rows import shards
-from speechfuse.rows.selection import matches
 from speechfuse.scores import audiobench_wer
 from speechfuse.scores.intervals import Score, mean
 from speechfuse.scores.judge import BlogJudge, Judge
@@ -39,7 +38,7 @@ class Speech:
     a `judge` beside it. `prompt`: the user's turn; {speech} stands for the audio and {column} for a
     column of the row or a key of its `extra`. `reference` and `question` (what the judge reads) are
     such columns; `cluster` is one whose values belong together in the interval. `splits`: name ->
-    `select` of its rows; without them all rows are the split "all".
+    `extra` values of its rows; without them all rows are the split "all".
     `input`: transcript shows the text instead of the audio (an upper bound), that of `transcripts`
     ({id, text} a line, of any recognizer) if given (a cascade); shuffled gives each item the audio
     of another (a floor). `contamination`: training datasets to be searched for the items.
@@ -67,7 +66,7 @@ class Speech:
         every = {}
         for row in shards.read_rows(Path(self.data)):
             row["extra"] = json.loads(row["extra"] or "{}")
-            if any(matches(row, select) for select in self.splits.values()):
+            if any(wanted.items() <= row["extra"].items() for wanted in self.splits.values()):
                 every[row["id"]] = row
         if not every:
             raise ValueError(f"data={self.data} has no row of the splits {', '.join(self.splits)}")
@@ -226,8 +225,8 @@ class Speech:
                 items[id]["value"] = rating
             details |= {"coverage": self.rater.usage.coverage, "judging": asdict(self.rater.usage)}
         scores: list[Score] = []
-        for split, select in self.splits.items():
-            rows = [row for row in self.rows.values() if matches(row, select)]
+        for split, wanted in self.splits.items():
+            rows = [row for row in self.rows.values() if wanted.items() <= row["extra"].items()]
             if rows:
                 scores += self._scores(split, [items[row["id"]] for row in rows], details)
         if self.contamination:
@@ -236,7 +235,7 @@ class Speech:
         return Scored(scores, list(items.values()), details)
 
     def _item(self, row: dict[str, Any], reply: str) -> dict[str, Any]:
-        match = (name for name, select in self.splits.items() if matches(row, select))
+        match = (name for name, of in self.splits.items() if of.items() <= row["extra"].items())
         cluster = {"cluster": self.column(row, self.cluster)} if self.cluster else {}
         return {
             "id": row["id"],
@@ -272,10 +271,10 @@ class Speech:
 
     def _without_hits(self, items: dict[str, dict[str, Any]], head: Score) -> float | None:
         """The headline of the items that the training data does not hold."""
-        hit, select = {found["id"] for found in self.hits}, self.splits[head.split]
+        hit, wanted = {found["id"] for found in self.hits}, self.splits[head.split]
         rest = [
             dict(item)
             for id, item in items.items()
-            if id not in hit and matches(self.rows[id], select)
+            if id not in hit and wanted.items() <= self.rows[id]["extra"].items()
         ]
         return self._scores(head.split, rest, {})[0].value if rest else None

@@ -19,7 +19,6 @@ from speechfuse.evals.contamination import check_training, contamination, seen_i
 from speechfuse.evals.generation import Generator
 from speechfuse.evals.tasks import Scored, json_digest, take_evenly
 from speechfuse.rows import shards
-from speechfuse.rows.selection import matches
 from speechfuse.samples import instructions
 from speechfuse.scores.intervals import Score, mean
 from speechfuse.scores.word_errors import errors, whisper_english, word_error_rate
@@ -42,10 +41,10 @@ def read_kind(path: str, kind: str) -> Rows:
 
 
 def groups(rows: Rows, splits: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    """Split name -> ids of the rows that its `select` keeps; a split without rows is left out."""
+    """Split name -> ids of the rows whose `extra` matches; a split without rows is left out."""
     found = {
-        name: [id for id, row in rows.items() if matches(row, select)]
-        for name, select in splits.items()
+        name: [id for id, row in rows.items() if wanted.items() <= row["extra"].items()]
+        for name, wanted in splits.items()
     }
     return {name: ids for name, ids in found.items() if ids}
 

@@ -1,4 +1,4 @@
-"""Overlap with evaluation sets: conversations whose prompts stand there are dropped."""
+"""Prompts that stand in the evaluation sets do not become training data."""
 
 import re
 from collections import defaultdict
@@ -16,13 +16,13 @@ PLAN = 100_000  # rows of an evaluation set that are planned at once
 
 @dataclass
 class Overlap:
-    """Drops a conversation when one of its prompts, before or after rewriting, shares `words`
-    successive words with a prompt of the evaluation sets (13 as for GPT-3: arXiv:2005.14165,
-    appendix C). An evaluation prompt of fewer words has to be contained whole; one of fewer than
-    `exact_under` words has to be the whole prompt.
+    """Drops conversations of which a prompt, as it is or was before it was rewritten, shares
+    `words` successive words with a prompt of the evaluation sets (13 as for GPT-3:
+    arXiv:2005.14165, appendix C). An evaluation prompt of fewer words has to be there whole, one of
+    fewer than `exact_under` has to be all there is.
 
-    `evaluations`: sources of texts, as in the job; their fingerprints are inputs of the step.
-    Raises ValueError for one without prompts, which would never match.
+    `evaluations`: sources of texts, as in the job. Their fingerprints are inputs of it; ValueError
+    for one that gives no prompt, of which nothing would ever be found.
     """
 
     evaluations: list[dict[str, Any]]
@@ -32,7 +32,9 @@ class Overlap:
 
     def __post_init__(self) -> None:
         if not self.evaluations:
-            raise ValueError("overlap: evaluations is empty; name sources of speechfuse.texts")
+            raise ValueError(
+                "overlap: evaluations is empty; name sources of speechfuse.texts.sources"
+            )
         if self.words < 1 or self.exact_under < 0:
             raise ValueError(
                 f"overlap: words={self.words} and exact_under={self.exact_under}: the first is at "
@@ -50,7 +52,7 @@ class Overlap:
         return {source.source_name: source.fingerprint for source in self._sources}
 
     def at(self, inputs: dict[str, str]) -> dict[str, Any]:
-        """Return the step's arguments with Hub datasets at the commits in `inputs`."""
+        """Arguments that name the same, what is on the Hub at the commits that `inputs` has."""
         pairs = zip(self.evaluations, self._sources, strict=True)
         return {
             "evaluations": [
@@ -65,12 +67,12 @@ class Overlap:
 
     @cached_property
     def _read(self) -> tuple[dict[int, dict[int, str]], dict[str, int]]:
-        """({length in words: {hash of a word sequence: id of its prompt}}, length 0 for short
-        prompts as a whole; {source: number of prompts})."""
-        sequences: dict[int, dict[int, str]] = defaultdict(dict)
+        """Of sequences by their length in words, and of whole short texts (length 0): a hash and
+        whose it is. And how many prompts each source has."""
+        known: dict[int, dict[int, str]] = defaultdict(dict)
         prompts: dict[str, int] = {}
         for source in self._sources:
-            rejects, count = [], 0
+            rejects, found = [], 0
             for shard in source.plan(PLAN):
                 for item in source.conversations(shard):
                     if isinstance(item, Reject):
@@ -79,25 +81,25 @@ class Overlap:
                     for words in filter(None, map(_words, item.prompts)):
                         size = min(len(words), self.words) if len(words) >= self.exact_under else 0
                         for gram in _grams(words, size):
-                            sequences[size].setdefault(gram, item.id)
-                        count += 1
-            if not count:
+                            known[size].setdefault(gram, item.id)
+                        found += 1
+            if not found:
                 first = f", the first {rejects[0].id}: {rejects[0].reason}" if rejects else ""
                 raise ValueError(
                     f"overlap: evaluation {source.source_name!r} gives no prompt to look for "
                     f"(select={source.select}, rejected: {len(rejects)}{first}): correct its "
                     "select or the columns that it reads"
                 )
-            prompts[source.source_name] = count
-        return dict(sequences), prompts
+            prompts[source.source_name] = found
+        return dict(known), prompts
 
     def __call__(self, conversation: Conversation) -> Conversation | Dropped:
         texts = [*conversation.prompts, *conversation.extra.get("original", {}).values()]
         for words in map(_words, texts):
-            for size, ids in self._read[0].items():
+            for size, known in self._read[0].items():
                 for gram in _grams(words, size):
-                    if gram in ids:
-                        return Dropped(f"evaluation: it shares words with {ids[gram]}")
+                    if gram in known:
+                        return Dropped(f"evaluation: it shares words with {known[gram]}")
         return conversation
 
 
@@ -106,7 +108,6 @@ def _words(text: str) -> list[str]:
 
 
 def _grams(words: list[str], size: int) -> list[int]:
-    """Return the hashes (valid in this process) of all sequences of `size` words; 0: of all words
-    as one."""
+    """Hashes, good within this process, of all sequences of `size` words; 0: of the whole."""
     size = size or len(words)
     return [hash(tuple(words[i : i + size])) for i in range(len(words) - size + 1)] if size else []
