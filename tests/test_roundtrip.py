@@ -104,8 +104,7 @@ def spoken(server, text: str) -> SynthesizedClip:
     return SynthesizedClip(text, np.zeros(1, np.uint16), samples)
 
 
-def test_a_transcriber_hears_the_waveform_and_is_asked_once(server, monkeypatch, tmp_path):
-    monkeypatch.setattr(openai_server, "sleep", lambda _: None)
+def test_a_transcriber_hears_the_waveform_and_is_asked_once(server, tmp_path):
     listener = {
         "_component_": "speechfuse.synthesis.TranscriptionEndpoint",
         "url": server.url,

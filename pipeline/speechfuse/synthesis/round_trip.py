@@ -107,12 +107,13 @@ class TranscriptionEndpoint:
         cache: str | None = None,
     ) -> None:
         self.server = Server(url, key_variable, timeout, tries, cache)
+        self.model = model
         self.form = {"model": model, "language": language, "response_format": "json"}
         self.form |= body or {}
 
     def check(self, codec: str) -> None:
         """Have it hear half a second of nothing: ValueError without key, server or model."""
-        self.server.check()
+        self.server.key()
         self._hear(SynthesizedClip("", np.zeros(0, np.uint16), np.zeros(8000, np.float32)))
 
     def identity(self) -> dict[str, Any]:
@@ -139,10 +140,15 @@ class TranscriptionEndpoint:
         file = io.BytesIO()
         soundfile.write(file, made.waveform, decoding.SAMPLE_RATE, format="WAV", subtype="PCM_16")
         wav = file.getvalue()
-        key = [self.form, wav.hex()]
-        files = {"file": ("speech.wav", wav, "audio/wav")}
         return self.server.post(
-            "/audio/transcriptions", _transcription_text, key, data=self.form, files=files
+            "/audio/transcriptions",
+            lambda client: (
+                client.audio.transcriptions.with_raw_response.create(
+                    file=("speech.wav", wav, "audio/wav"), model=self.model, extra_body=self.form
+                ).content
+            ),
+            [self.form, wav.hex()],
+            _transcription_text,
         )
 
 

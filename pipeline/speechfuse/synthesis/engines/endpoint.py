@@ -49,7 +49,7 @@ class Endpoint:
     def check(self) -> None:
         """Ask for one word in every voice. ValueError: no key, no server, no such model or voice,
         or an answer that is no audio."""
-        self.server.check()
+        self.server.key()
         for voice in self.names:
             try:
                 self.speak("Yes.", voice, 0)
@@ -63,21 +63,22 @@ class Endpoint:
         return {"engine": "endpoint", "url": self.server.url, "model": self.model}
 
     def speak(self, text: str, voice: str, seed: int) -> Spoken:
-        request = {
-            "model": self.model,
-            "input": text,
-            "voice": voice,
-            "response_format": self.format,
-            **self.body,
-        }
         about: dict[str, Any] = {}
         if self.speed:
             about["speed"] = round(random.Random(seed).uniform(*self.speed), 2)
         if self.send_seed:
             about["seed"] = seed
-        request |= about
-        key = [seed, request]
-        return Spoken(self.server.post("/audio/speech", _sound, key, json=request), about=about)
+        fields: dict[str, Any] = {"model": self.model, "input": text, "voice": voice}
+        more = {"response_format": self.format, **self.body, **about}
+        waveform = self.server.post(
+            "/audio/speech",
+            lambda client: (
+                client.audio.speech.with_raw_response.create(**fields, extra_body=more).content
+            ),
+            [seed, {**fields, **more}],
+            _waveform,
+        )
+        return Spoken(waveform, about=about)
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +87,7 @@ class Endpoint:
         pass
 
 
-def _sound(content: bytes) -> np.ndarray:
+def _waveform(content: bytes) -> np.ndarray:
     waveform = decoding.decode(content).waveform
     if not waveform.any():
         raise ValueError("no sound: the server sent silence")
