@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config
-from speechfuse.report import choice, differences, page, plots, results, sections, tables
+from speechfuse.report import blocks as page
+from speechfuse.report import choice, differences, plots, results, sections, tables
+from speechfuse.report.blocks import Block, Code, Failed, Heading, Markdown, Plot
 from speechfuse.report.choice import Floor, Rule
-from speechfuse.report.page import Block, Code, Failed, Heading, Markdown, Plot
 from speechfuse.report.results import Baseline, Curve, Run, key
 from speechfuse.report.sections import section
 from speechfuse.report.tables import Column

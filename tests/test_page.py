@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from speechfuse import config
-from speechfuse.report import page
+from speechfuse.report import blocks as page
 from speechfuse.report import sections as report_sections
 from speechfuse.report.sections import Excerpts
 from stages import report

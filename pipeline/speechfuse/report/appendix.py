@@ -6,7 +6,7 @@ In: the results of one protocol. Out: page.Table for each, or None where no resu
 import re
 from typing import Any
 
-from speechfuse.report.page import Table, TableCell
+from speechfuse.report.blocks import Table, TableCell
 from speechfuse.report.results import ResultFile as Result
 from speechfuse.report.results import ResultsByCheckpoint
 

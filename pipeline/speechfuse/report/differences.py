@@ -9,7 +9,7 @@ from math import erfc, sqrt
 
 from tqdm import tqdm
 
-from speechfuse.report.page import Table, TableCell
+from speechfuse.report.blocks import Table, TableCell
 from speechfuse.report.results import Items, Key, ResultsByCheckpoint, numbers
 from speechfuse.report.results import ResultFile as Result
 from speechfuse.scores import intervals

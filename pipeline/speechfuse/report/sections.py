@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse.report import appendix, choice, plots, tables
-from speechfuse.report.page import (
+from speechfuse.report.blocks import (
     Audio,
     Block,
     Heading,

@@ -8,8 +8,8 @@ base, a tie, missing verdicts, a part of the items, items that the training has 
 from dataclasses import dataclass, field
 from typing import Any
 
+from speechfuse.report.blocks import Table, TableCell
 from speechfuse.report.choice import of_base
-from speechfuse.report.page import Table, TableCell
 from speechfuse.report.results import Key, ResultsByCheckpoint, key, lower_is_better
 from speechfuse.report.results import ResultFile as Result
 from speechfuse.scores.intervals import Score
