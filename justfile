@@ -63,7 +63,7 @@ tokenize config *args: setup
 synthesize *args: setup
     @{{python}} recipes/verbs.py synthesize {{r}} {{args}}
 
-# hear a spoken dataset: a page with samples of every kind, their audio and checks: just listen out/data/NAME
+# hear a spoken dataset: a page with samples of every kind and their audio: just listen out/data/NAME
 listen path *args: setup
     {{python}} -m stages.listen path={{quote(path)}} {{args}}
 

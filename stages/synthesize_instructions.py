@@ -24,11 +24,11 @@ from speechfuse import artifact, config, workers
 from speechfuse.audio import augmentation
 from speechfuse.quantizer.model import QuantizerSpec
 from speechfuse.rows import making, shards, statistics
-from speechfuse.rows.rejects import Rejects, by_reason, rejects_of, write_rejects
+from speechfuse.rows.rejects import Rejects, by_reason, write_rejects
 from speechfuse.synthesis import plan as synthesis_plan
 from speechfuse.synthesis.engines import Engine
 from speechfuse.synthesis.plan import Entry
-from speechfuse.synthesis.recording import Studio, engines_of, speakers_of
+from speechfuse.synthesis.recording import Recorder, engines_of, speakers_of
 from speechfuse.synthesis.round_trip import RoundTrip
 from speechfuse.synthesis.shard import synthesize
 
@@ -80,18 +80,21 @@ def _round_trip(spec: str) -> RoundTrip | None:
 def synthesize_shard(job: SynthesizeInstructions, index: int, shard: dict[str, Any]) -> int:
     """Make shard `index` in a worker process; returns its index."""
     quantizer = job.quantizer.load(workers.device())
-    kinds, engines = synthesis_plan.entries(job.kinds, job.texts), engines_of(job.voices)
-    with Studio(kinds, engines, job.augmentation, job.seed, quantizer) as studio:
+    kinds, engines = synthesis_plan.entries_of(job.kinds, job.texts), engines_of(job.voices)
+    with Recorder(kinds, engines, job.augmentation, job.seed, quantizer) as recorder:
         made = synthesize(
             synthesis_plan.with_texts(shard["samples"], kinds),
-            studio,
+            recorder,
             quantizer,
             job.batch_size,
             _round_trip(json.dumps(job.round_trip)),
             job.runtime.prefetch,
+            shard.get("examples", ()),
         )
     path = Path(job.out) / shards.shard_name(index)
     write_rejects(path, made.rejects)
+    for name, content in made.files.items():
+        artifact.write_atomic(path.with_name(f"{path.stem}.{name}"), content)
     shards.write_shard(path, made.rows, shards.CONVERSATIONS, quantizer.stream, made.counts)
     return index
 
@@ -199,7 +202,7 @@ def main(job: SynthesizeInstructions) -> None:
     if low := [f"{key}={n}" for key, n in least.items() if n is not None and n < 1]:
         raise ValueError(f"{', '.join(low)}: at least 1 is needed")
     workers.gpus(job.runtime.device)
-    kinds, engines = synthesis_plan.entries(job.kinds, job.texts), engines_of(job.voices)
+    kinds, engines = synthesis_plan.entries_of(job.kinds, job.texts), engines_of(job.voices)
     quantizer, listener = job.quantizer.load("cpu"), _round_trip(json.dumps(job.round_trip))
     complete = (out / "manifest.json").exists() and not job.fresh
     if not complete and not job.runtime.dry_run:  # else no engine is needed
@@ -254,7 +257,7 @@ def main(job: SynthesizeInstructions) -> None:
         "token_rate": quantizer.token_rate,
     }
     check_made(out, totals["kinds"], rejects)
-    work.finish(totals, [*paths, *rejects_of(paths)])
+    work.finish(totals, sorted(out.glob("shard-*")))
     print(summary(out, totals))
 
 

@@ -215,8 +215,10 @@ def _check(value: Any, kind: pa.DataType, where: str) -> None:
 
 class Shard(NamedTuple):
     """What a shard's files hold: speech rows, {id, reason} of the rest, and how many clips were
-    resampled, mixed down, split (into so many pieces), or came without a text."""
+    resampled, mixed down, split (into so many pieces), or came without a text. `files`: bytes of
+    further files by their name, which stand beside it as shard-00007.NAME."""
 
     rows: list[dict[str, Any]]
     rejects: list[dict[str, str]]
     counts: dict[str, int]
+    files: dict[str, bytes] = {}  # noqa: RUF012

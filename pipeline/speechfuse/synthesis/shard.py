@@ -1,36 +1,49 @@
 """One shard of a spoken dataset: planned samples in, conversations with speech out.
 
-In: samples of synthesis.plan with their texts, a studio that speaks them, a quantizer. Out:
-rows of shards.CONVERSATIONS, rejects and counts. Batches have a fixed shape and order, so the rows
-are a pure function of the plan, whatever the number of threads. A sample is whole or rejected.
+In: samples of synthesis.plan with their texts, a recorder that speaks them, a quantizer. Out: rows
+of shards.CONVERSATIONS, rejects, counts, and the audio of the samples that the plan names as
+examples. Batches have a fixed shape and order, so all of it is a pure function of the plan,
+whatever the number of threads. A sample is whole or rejected.
 """
 
+import io
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from speechfuse import workers
+from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.rows import shards
 from speechfuse.rows.rejects import Reject
-from speechfuse.synthesis.recording import Piece, SpokenSample, Studio
+from speechfuse.synthesis.recording import Piece, Recorder, SpokenSample
 from speechfuse.synthesis.round_trip import RoundTrip, SynthesizedClip
 from speechfuse.texts.conversations import Conversation
+
+EXAMPLES = "examples.json"  # the shard's rows whose audio is kept: [number, ...]
+
+
+def example_name(row: int, piece: int) -> str:
+    """Name of the audio of one piece of speech of a row, behind the shard's own."""
+    return f"{row:05d}-{piece}.flac"
 
 
 def synthesize(
     planned: Iterable[tuple[dict[str, Any], Conversation]],
-    studio: Studio,
+    recorder: Recorder,
     quantizer: Quantizer,
     batch_size: int,
     round_trip: RoundTrip | None,
     depth: int,
+    examples: Collection[str] = (),
 ) -> shards.Shard:
-    """Rows, rejects and counts of one shard's samples."""
-    shard = shards.Shard([], [], Counter())
+    """Rows, rejects, counts and further files of one shard's samples. `examples`: ids of samples
+    whose audio is kept."""
+    shard = shards.Shard([], [], Counter(), {})
     counts: Counter[str] = Counter()
     recorded: list[SpokenSample] = []
     faults: dict[int, str] = {}  # by place in `recorded`
@@ -42,39 +55,55 @@ def synthesize(
         for _, piece in pending:
             piece.codes = next(codes) if piece.waveform is not None else piece.codes
         if round_trip:
-            for place, reason in _judge([x for x in pending if x[1].said], round_trip, counts):
+            for place, reason in _judge([x for x in pending if x[1].text], round_trip, counts):
                 faults.setdefault(place, reason)
-        for _, piece in pending:
-            piece.waveform = None
+        for place, piece in pending:
+            if recorded[place].sample["id"] not in examples:
+                piece.waveform = None
         pending.clear()
 
-    threads = sum(engine.parallel for engine in studio.engines.values()) or 1
-    for item in workers.prefetch(lambda pair: studio.record(*pair), planned, threads, depth):
+    threads = sum(engine.parallel for engine in recorder.engines.values()) or 1
+    for item in workers.prefetch(lambda pair: recorder.record(*pair), planned, threads, depth):
         if isinstance(item, Reject):
             shard.rejects.append({"id": item.id, "reason": item.reason})
             continue
+        recorded.append(item)
         for piece in item.pieces:
-            pending.append((len(recorded), piece))
+            pending.append((len(recorded) - 1, piece))
             if len(pending) == batch_size:
                 finish()
-        recorded.append(item)
     finish()
+    rows_of_examples = []
     for place, item in enumerate(recorded):
         if place in faults:
             shard.rejects.append({"id": item.sample["id"], "reason": faults[place]})
-        else:
-            shard.rows.append(_row(item))
-            counts["split"] += sum(piece.part == 0 for piece in item.pieces)
-            counts["pieces"] += sum(piece.part is not None for piece in item.pieces)
+            continue
+        if item.sample["id"] in examples:
+            rows_of_examples.append(len(shard.rows))
+            for number, piece in enumerate(item.pieces):
+                if piece.waveform is not None:
+                    shard.files[example_name(len(shard.rows), number)] = _flac(piece.waveform)
+        shard.rows.append(_row(item))
+        counts["split"] += sum(piece.part == 0 for piece in item.pieces)
+        counts["pieces"] += sum(piece.part is not None for piece in item.pieces)
+    if rows_of_examples:
+        shard.files[EXAMPLES] = json.dumps(rows_of_examples).encode()
     return shard._replace(counts=counts)
+
+
+def _flac(waveform: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
 
 
 def _judge(
     pending: list[tuple[int, Piece]], round_trip: RoundTrip, counts: Counter[str]
 ) -> Iterable[tuple[int, str]]:
-    """(place, reason) of what is not understood; counts by voice what was heard."""
-    made = [SynthesizedClip(p.said or "", np.asarray(p.codes), p.waveform) for _, p in pending]
-    for (place, piece), verdict in zip(pending, round_trip.judge(made), strict=True):
+    """(place, reason) of pieces whose transcript is too far from their text. Counts by voice what
+    was transcribed, and notes the transcript in the piece."""
+    clips = [SynthesizedClip(p.text or "", np.asarray(p.codes), p.waveform) for _, p in pending]
+    for (place, piece), verdict in zip(pending, round_trip.judge(clips), strict=True):
         piece.about |= {"heard": verdict.heard, "wer": verdict.wer}
         counts[f"heard/{piece.voice}"] += 1
         counts[f"words/{piece.voice}"] += verdict.words
@@ -117,7 +146,7 @@ def _speech(piece: Piece, id: str, offset: float) -> dict[str, Any]:
         "id": id if whole else f"{id}#{piece.part}",
         "codes": codes.astype(np.uint16),
         "seconds": piece.seconds,
-        "text": piece.said,
+        "text": piece.text,
         "speaker": piece.voice,
         "language": piece.language,
         "source": {
