@@ -13,12 +13,11 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from speechfuse import artifact, config, workers
 from speechfuse.audio import augmentation
@@ -123,7 +122,6 @@ def totals_of(paths: list[Path], rejects: Rejects, planned: dict[str, int]) -> d
     """What the finished shards hold, counted from disk, so that a resumed job counts the same."""
     kinds, sources, speakers = Counter[str](), Counter[str](), Counter[str]()
     licences: dict[str, str | None] = {}
-    speech: list[tuple[float, int]] = []
     for path in paths:
         for batch in statistics.batches(path):
             for extra in map(json.loads, batch["extra"].to_pylist()):
@@ -131,13 +129,11 @@ def totals_of(paths: list[Path], rejects: Rejects, planned: dict[str, int]) -> d
                 sources[extra["source"]] += 1
                 licences[extra["source"]] = extra.get("licence")
             rows = statistics.speech_of(batch)
-            lengths = pc.list_value_length(rows["codes"]).to_pylist()
-            speech += zip(rows["seconds"].to_pylist(), lengths, strict=True)
             speakers.update(rows["speaker"].drop_null().to_pylist())
     counts = making.counts_of(paths)
     return {
         "rows": kinds.total(),
-        **making.totals_of(paths, "pieces_of_speech", speech),
+        **making.speech_totals(paths, "pieces_of_speech"),
         "kinds": {name: {"planned": n, "made": kinds[name]} for name, n in planned.items()},
         "voices": dict(sorted(speakers.items())),
         "round_trip": _by_voice(counts),
@@ -243,7 +239,7 @@ def main(job: SynthesizeInstructions) -> None:
     if not work.begin(lambda: plan_of(job, kinds, speakers), fresh=job.fresh):
         return
     plan = work.plan["shards"]
-    paths, rejects = making.make(job, plan, synthesize_shard, "sample")
+    paths, rejects = making.make(job, plan, partial(synthesize_shard, job), "sample")
     folders = sorted({kind.texts for kind in kinds.values()})
     chosen = {f.name: artifact.manifest_of(f)["totals"].get("steps", []) for f in folders}
     totals = totals_of(paths, rejects, planned_of(plan, sorted(kinds))) | {

@@ -55,7 +55,7 @@ def whole(tmp_path_factory) -> Path:
     job = tokenize_speech.TokenizeSpeech(
         out=str(folder / "data"),
         corpus={"_component_": "speechfuse.corpora.folder", "path": str(audio)},
-        quantizer=tokenize_speech.QuantizerOf(str(ROOT / "recipes/demo/models/quantizer")),
+        quantizer=tokenize_speech.QuantizerSpec(str(ROOT / "recipes/demo/models/quantizer")),
         filters=[{"_component_": "speechfuse.audio.level", "min_dbfs": -60}],
         shard_size=3,
         batch_size=4,

@@ -1,4 +1,5 @@
-"""One shard of a corpus: clips in, rows of codes out.
+"""One shard of a corpus: clips in, rows of codes out. What stages.tokenize_speech runs in its
+workers.
 
 Clips are decoded, filtered and split by a few threads ahead of the encoder, in order; batches have
 a fixed shape. So the rows are a pure function of clips and quantizer, whatever the number of
@@ -8,7 +9,7 @@ threads and however far ahead they work.
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from speechfuse import config, workers
 from speechfuse.artifact import sha256_of
 from speechfuse.audio import decoding
+from speechfuse.audio.filters import Filter
 from speechfuse.corpora.clip import Clip
-from speechfuse.quantizer.model import Quantizer
-from speechfuse.rows.rejects import Reject
+from speechfuse.quantizer.model import Quantizer, QuantizerSpec
+from speechfuse.rows.making import component
+from speechfuse.rows.rejects import FILTERED, Reject
 from speechfuse.rows.shards import Shard
-from speechfuse.workers import prefetch
-
-Filter = Callable[[np.ndarray, str | None], str | None]
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,63 @@ def prepare(clip: Clip | Reject, window: float, filters: list[Filter]) -> Decode
         return Reject(clip.id, str(error))
     for keep in filters:
         if reason := keep(decoded.waveform, clip.text):
-            return Reject(clip.id, f"filter {reason}")
+            return Reject(clip.id, f"{FILTERED}{reason}")
     digest = None
     if clip.offset == 0 and clip.seconds is None:  # the clip is the file
         if isinstance(clip.audio, Path):
             digest = sha256_of(clip.audio)
         elif isinstance(clip.audio, bytes):
-            digest = hashlib.sha256(clip.audio).hexdigest()
+            digest = _sha256(clip.audio)
     return DecodedClip(clip, decoded, decoding.split(decoded.waveform, window), digest)
+
+
+def tokenize_shard(
+    planned: dict[str, Any],
+    corpus: dict[str, Any],
+    quantizer: QuantizerSpec,
+    filters: list[dict[str, Any]],
+    batch_size: int,
+    threads: int,
+    depth: int,
+) -> Shard:
+    """The shard `planned` of a corpus, in a worker process: `threads` threads decode up to `depth`
+    clips ahead of the encoder. `corpus` and `filters` are {_component_, ...}."""
+    return tokenize(
+        _without_duplicates(planned, component(corpus).clips(planned)),
+        quantizer.load(workers.device()),
+        batch_size,
+        [config.instantiate(spec) for spec in filters],
+        threads,
+        depth,
+    )
+
+
+def _without_duplicates(
+    planned: dict[str, Any], clips: Iterable[Clip | Reject]
+) -> Iterator[Clip | Reject]:
+    originals = planned.get("same_audio", {})  # {id of a duplicate: id of the first}
+    for clip in clips:
+        if clip.id in originals:
+            reason = f"{FILTERED}duplicate audio: same as {originals[clip.id]}"
+            yield Reject(clip.id, reason)
+        else:
+            yield clip
+
+
+def audio_digests(
+    planned: dict[str, Any], corpus: dict[str, Any], threads: int, depth: int
+) -> list[tuple[str, str]]:
+    """(id, sha256 of the 16 kHz samples) of a shard's clips that decode, in a worker process."""
+
+    def digest(clip: Clip | Reject) -> tuple[str, str] | None:
+        try:
+            waveform = decode(clip).waveform if isinstance(clip, Clip) else None
+        except ValueError:
+            return None
+        return waveform if waveform is None else (clip.id, _sha256(waveform.tobytes()))
+
+    digests = workers.prefetch(digest, component(corpus).clips(planned), threads, depth)
+    return [pair for pair in digests if pair]
 
 
 def tokenize(
@@ -94,7 +144,7 @@ def tokenize(
     def prepared(clip: Clip | Reject) -> DecodedClip | Reject:
         return prepare(clip, quantizer.window, filters)
 
-    for item in prefetch(prepared, clips, threads, depth):
+    for item in workers.prefetch(prepared, clips, threads, depth):
         if isinstance(item, Reject):
             shard.rejects.append({"id": item.id, "reason": item.reason})
             continue
@@ -122,6 +172,10 @@ def tokenize(
     while running:
         collect()
     return shard
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _seconds(waveform: np.ndarray) -> float:

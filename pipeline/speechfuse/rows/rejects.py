@@ -29,7 +29,8 @@ FILTERED = "filter "  # a reject whose reason begins so was asked for by the con
 Rejects = list[dict[str, str]]
 
 
-def _faults(rejects: Rejects) -> Rejects:
+def faults_of(rejects: Rejects) -> Rejects:
+    """Those that were not asked for."""
     return [each for each in rejects if not each["reason"].startswith(FILTERED)]
 
 
