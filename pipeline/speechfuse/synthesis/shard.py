@@ -1,7 +1,7 @@
 """One shard of a spoken dataset: planned samples in, conversations with speech out.
 
-In: samples of synthesis.plan with their texts, a recorder that speaks them, a quantizer. Out: rows
-of shards.CONVERSATIONS, rejects, counts, and the audio of the samples that the plan names as
+In: a shard of synthesis.plan and the settings of stages.synthesize_instructions. Out: rows of
+shards.CONVERSATIONS, rejects, counts, and the audio of the samples that the plan names as
 examples. Batches have a fixed shape and order, so all of it is a pure function of the plan,
 whatever the number of threads. A sample is whole or rejected.
 """
@@ -17,12 +17,15 @@ import soundfile
 
 from speechfuse import workers
 from speechfuse.audio.decoding import SAMPLE_RATE
-from speechfuse.quantizer.model import Quantizer
+from speechfuse.quantizer.model import Quantizer, QuantizerSpec
 from speechfuse.rows import shards
+from speechfuse.rows.making import component
 from speechfuse.rows.rejects import Reject
-from speechfuse.synthesis.recording import Piece, Recorder, SpokenSample
+from speechfuse.synthesis.plan import entries_of, with_texts
+from speechfuse.synthesis.recording import Piece, Recorder, SpokenSample, engines_of
 from speechfuse.synthesis.round_trip import RoundTrip, SynthesizedClip
-from speechfuse.texts.conversations import Conversation
+
+ROUND_TRIP = {"_component_": "speechfuse.synthesis.round_trip.RoundTrip"}
 
 EXAMPLES = "examples.json"  # the shard's rows whose audio is kept: [number, ...]
 
@@ -32,17 +35,36 @@ def example_name(row: int, piece: int) -> str:
     return f"{row:05d}-{piece}.flac"
 
 
-def synthesize(
-    planned: Iterable[tuple[dict[str, Any], Conversation]],
-    recorder: Recorder,
+def synthesize_shard(
+    shard: dict[str, Any],
+    kinds: dict[str, dict[str, Any]],
+    texts: str | None,
+    voices: dict[str, dict[str, Any]],
+    augmentation: list[dict[str, Any]],
+    round_trip: dict[str, Any] | None,
+    quantizer: QuantizerSpec,
+    seed: int,
+    batch_size: int,
+    depth: int,
+) -> shards.Shard:
+    """Rows, rejects, counts and further files of one shard of the plan; the job's settings are its
+    arguments. `depth`: samples recorded ahead of the encoder."""
+    encoder, entries = quantizer.load(workers.device()), entries_of(kinds, texts)
+    trip = component(ROUND_TRIP | round_trip) if round_trip else None
+    with Recorder(entries, engines_of(voices), augmentation, seed, encoder) as recorder:
+        samples = with_texts(shard["samples"], entries)
+        threads = sum(engine.parallel for engine in recorder.engines.values()) or 1
+        recorded = workers.prefetch(lambda pair: recorder.record(*pair), samples, threads, depth)
+        return _encode(recorded, encoder, batch_size, trip, shard.get("examples", ()))
+
+
+def _encode(
+    samples: Iterable[SpokenSample | Reject],
     quantizer: Quantizer,
     batch_size: int,
     round_trip: RoundTrip | None,
-    depth: int,
-    examples: Collection[str] = (),
+    examples: Collection[str],
 ) -> shards.Shard:
-    """Rows, rejects, counts and further files of one shard's samples. `examples`: ids of samples
-    whose audio is kept."""
     shard = shards.Shard([], [], Counter(), {})
     counts: Counter[str] = Counter()
     recorded: list[SpokenSample] = []
@@ -62,8 +84,7 @@ def synthesize(
                 piece.waveform = None
         pending.clear()
 
-    threads = sum(engine.parallel for engine in recorder.engines.values()) or 1
-    for item in workers.prefetch(lambda pair: recorder.record(*pair), planned, threads, depth):
+    for item in samples:
         if isinstance(item, Reject):
             shard.rejects.append({"id": item.id, "reason": item.reason})
             continue
