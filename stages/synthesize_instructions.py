@@ -171,7 +171,7 @@ def settings_of(
     settings["runtime"]["voices"] = {name: rest for name, rest in voices.items() if rest}
     if trip:
         spec = settings["round_trip"]["listener"]
-        settings["runtime"]["listener"] = moved(spec, trip.listener.not_identity)
+        settings["runtime"]["listener"] = moved(spec, trip.transcriber.not_identity)
     return settings
 
 
@@ -189,7 +189,7 @@ def main(job: SynthesizeInstructions) -> None:
         for engine in engines.values():
             engine.check()
         if trip:
-            trip.listener.check(quantizer.identity)
+            trip.transcriber.check(quantizer.identity)
     speakers = speakers_of(job.voices, engines)
     for name, engine in engines.items():
         if engine.codec not in (None, quantizer.identity):
@@ -202,7 +202,7 @@ def main(job: SynthesizeInstructions) -> None:
             print(f"voices.{name} makes codes: augmentation does not reach it")
     identities = {f"voices.{name}": engine.identity() for name, engine in engines.items()}
     if trip:
-        identities["round_trip"] = trip.listener.identity()
+        identities["round_trip"] = trip.transcriber.identity()
     inputs = {
         "quantizer": quantizer.identity,
         **{f"texts.{name}": artifact.fingerprint_of(kind.texts) for name, kind in kinds.items()},

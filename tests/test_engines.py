@@ -226,7 +226,7 @@ def test_voice_key_path_and_server_that_are_not_there_are_said_before_work(serve
 )
 def test_a_url_with_a_key_in_it_is_refused_and_not_shown(url):
     with pytest.raises(ValueError, match=r"url=https://host\.\.\.: write it as") as caught:
-        Endpoint(url, "tts", ["alloy"])
+        Endpoint(url=url, model="tts", names=["alloy"])
     assert "secret" not in str(caught.value)
 
 

@@ -334,9 +334,9 @@ def test_without_a_number_no_text_is_used_twice(many):
 def test_mistakes_in_a_mixture_are_one_sentence(many, tmp_path):
     half = {"_component_": "speechfuse.synthesis.Text", "share": 0.5}
     for changes, says in (
-        ({"text": half}, "1.4 together: give each kind a share above 0, together 1"),
-        ({"text": {**half, "share": 0}}, "share above 0"),
-        ({"text": {**half, "share": "many"}}, "share above 0"),
+        ({"text": half}, "1.4 together: give each one above 0, together 1"),
+        ({"text": {**half, "share": 0}}, "each one above 0"),
+        ({"text": {**half, "share": "many"}}, "each one above 0"),
         ({"text": {**half, "_component_": "speechfuse.synthesis.Texts", "share": 0.1}}, "'Text'"),
         ({"text": {**half, "share": 0.1, "wordings": []}}, "unknown argument 'wordings'"),
         ({"text": {**half, "share": 0.1, "select": {"level": 7}}}, "none of the texts in"),

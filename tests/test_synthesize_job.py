@@ -114,7 +114,7 @@ class Listener:
     def identity(self) -> dict[str, Any]:
         return {"listener": "test"}
 
-    def hear(self, made: list[SynthesizedClip]) -> list[str]:
+    def transcribe(self, made: list[SynthesizedClip]) -> list[str]:
         assert all(len(each.codes) and each.waveform is not None for each in made)
         crossings = [np.mean(np.diff(np.sign(m.waveform)) != 0) * 8000 for m in made]
         return [m.text if pitch < 250 else "" for m, pitch in zip(made, crossings, strict=True)]
@@ -471,7 +471,7 @@ def test_an_engine_of_codes_must_have_the_quantizers_codec(small, monkeypatch, c
     [
         ({"texts": "TMP/absent"}, "does not exist: it is not a finished artifact"),
         ({"texts": "TMP/none"}, "is empty: it holds no conversation"),
-        ({"kinds": {"text": {**KINDS["text"], "share": 0.5}}}, "give each kind a share above 0"),
+        ({"kinds": {"text": {**KINDS["text"], "share": 0.5}}}, "give each one above 0"),
         ({"kinds": {"t": {"_component_": "speechfuse.synthesis.Txt", "share": 1}}}, "'Text'"),
         ({"voices": {"espeak": {**ESPEAK, "variants": ["Nobody"]}}}, "no voice 'en-us+Nobody'"),
         ({"voices": {"espeak": {**ESPEAK, "share": 0.5}}}, "voices: the shares are"),
@@ -549,7 +549,7 @@ TRIP = {"listener": {"_component_": f"{__name__}.Listener"}, "max_wer": 0.5}
 
 
 def test_nothing_of_a_kind_is_no_dataset(small, monkeypatch, capsys):
-    monkeypatch.setattr(Listener, "hear", lambda self, made: ["" for _ in made])  # deaf
+    monkeypatch.setattr(Listener, "transcribe", lambda self, made: ["" for _ in made])  # deaf
     kinds = {"text": {**KINDS["text"], "share": 0.5}, "partly": {**KINDS["partly"], "share": 0.5}}
     job = written(small, kinds=kinds, voices=BEEPS, samples=20, round_trip=TRIP, shard_size=10)
     assert called(monkeypatch, job) == 2

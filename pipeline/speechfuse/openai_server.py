@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from time import sleep
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 from speechfuse.artifact import write_atomic
@@ -28,15 +29,31 @@ class Unavailable(ValueError):
     shards are kept."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Server:
-    """`url` up to and with the version, `http://127.0.0.1:8880/v1`; `key_variable`: the environment
-    variable that holds the key, None where none is needed; `timeout` in seconds, of one silence;
-    `tries` of one request; `cache`: a folder for the answers, None for none."""
+    """`url` up to and with the version, `http://127.0.0.1:8880/v1`; `body`: further fields of every
+    request; `key_variable`: the environment variable that holds the key, None where none is needed;
+    `timeout` in seconds, of one silence; `tries` of one request; `cache`: a folder for answers."""
 
-    def __init__(
-        self, url: str, key_variable: str | None, timeout: float, tries: int, cache: str | None
-    ) -> None:
-        parts = urlsplit(url)
+    url: str
+    model: str
+    language: str = "en"
+    body: dict[str, Any] = field(default_factory=dict)
+    key_variable: str | None = "OPENAI_API_KEY"
+    timeout: float = 120.0
+    tries: int = 6
+    cache: str | None = None
+    # arguments that change nothing of the answers
+    not_identity: ClassVar[tuple[str, ...]] = (
+        "key_variable",
+        "parallel",
+        "timeout",
+        "tries",
+        "cache",
+    )
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
         secret = "@" in parts.netloc or parts.query or parts.fragment
         if parts.scheme not in ("http", "https") or not parts.netloc or secret:
             raise ValueError(  # without the rest of the url: manifests and logs are shared
@@ -44,11 +61,9 @@ class Server:
                 "without ?, # or @; a key goes into the environment variable that key_variable "
                 "names"
             )
-        if tries < 1 or timeout <= 0:
-            raise ValueError(f"tries={tries}, timeout={timeout}: at least 1, and above 0")
-        self.url, self.key_variable = url.rstrip("/"), key_variable
-        self.timeout, self.tries = timeout, tries
-        self.cache = Path(cache) if cache else None
+        if self.tries < 1 or self.timeout <= 0:
+            raise ValueError(f"tries={self.tries}, timeout={self.timeout}: at least 1, and above 0")
+        self.url = self.url.rstrip("/")
 
     def post(
         self, path: str, call: Callable[[Any], bytes], key: Any, read: Callable[[bytes], T]
@@ -62,7 +77,7 @@ class Server:
         """
         where = f"{self.url}{path}"
         name = hashlib.sha256(json.dumps([where, key], sort_keys=True).encode()).hexdigest()
-        cached = self.cache / name[:2] / name if self.cache else None
+        cached = Path(self.cache) / name[:2] / name if self.cache else None
         if cached and cached.is_file():
             return read(cached.read_bytes())
         for attempt in range(self.tries):

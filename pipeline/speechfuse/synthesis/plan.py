@@ -49,16 +49,22 @@ class Entry:
         return self.make(conversation, random.Random(key))
 
 
+def check_shares(key: str, shares: Mapping[Any, Any]) -> None:
+    """Raises ValueError, which names the configuration's `key`, unless there are shares, each above
+    0, and they sum to 1."""
+    numbers = all(isinstance(share, int | float) and share > 0 for share in shares.values())
+    if not shares or not numbers or abs(sum(shares.values()) - 1) > 1e-6:
+        total = f", {sum(shares.values()):g} together" if numbers else ""
+        raise ValueError(
+            f"{key}: the shares are {dict(shares)}{total}: give each one above 0, together 1"
+        )
+
+
 def entries_of(kinds: dict[str, dict[str, Any]], texts: str | None) -> dict[str, Entry]:
     """The kinds of a recipe, {name: {_component_, share, texts, select, ...}}. Raises ValueError
     for one that is unknown or has no texts, and for shares that do not sum to 1."""
     shares = {name: spec.get("share") for name, spec in kinds.items()}
-    fine = all(isinstance(s, int | float) and s > 0 for s in shares.values())
-    if not kinds or not fine or abs(sum(s for s in shares.values() if s) - 1) > 1e-6:
-        total = f", {sum(s for s in shares.values() if s):g} together" if fine else ""
-        raise ValueError(
-            f"kinds: the shares are {shares}{total}: give each kind a share above 0, together 1"
-        )
+    check_shares("kinds", shares)
     entries = {}
     for name, spec in kinds.items():
         arguments = {k: v for k, v in spec.items() if k not in ("share", "texts", "select")}
@@ -221,8 +227,7 @@ def counts(total: int, shares: Mapping[Name, float]) -> dict[Name, int]:
     """How many of `total` each voice gets: its share, rounded so that all together are `total`
     (largest remainders; of equal ones the first). Raises ValueError unless shares are positive and
     sum to 1."""
-    if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise ValueError(f"shares {dict(shares)}: give at least one, each above 0, together 1")
+    check_shares("voices", shares)
     exact = {voice: total * share for voice, share in shares.items()}
     rounded = {voice: int(count) for voice, count in exact.items()}
     by_remainder = sorted(exact, key=lambda voice: rounded[voice] - exact[voice])

@@ -18,7 +18,7 @@ from speechfuse.openai_server import Unavailable
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.rows.rejects import Reject
 from speechfuse.synthesis.engines import Engine, Spoken, sentences
-from speechfuse.synthesis.plan import Entry
+from speechfuse.synthesis.plan import Entry, check_shares
 from speechfuse.texts.conversations import Conversation
 
 
@@ -35,9 +35,8 @@ def speakers_of(voices: dict[str, dict[str, Any]], engines: dict[str, Engine]) -
     """{engine/voice: its share of all samples with speech}. An engine's share is divided evenly
     among its voices. Raises ValueError unless the shares sum to 1."""
     shares = {name: spec.get("share", 1 / len(voices)) for name, spec in voices.items()}
-    numbers = all(isinstance(share, int | float) and share > 0 for share in shares.values())
-    if not numbers or (shares and abs(sum(shares.values()) - 1) > 1e-6):
-        raise ValueError(f"voices: the shares are {shares}: give each one above 0, together 1")
+    if shares:
+        check_shares("voices", shares)
     speakers: dict[str, float] = {}
     for name, engine in engines.items():
         if not (names := engine.voices()):
@@ -77,21 +76,19 @@ class SpokenSample:
         return [piece for segment in segments for piece in segment.get("pieces", [])]
 
 
+@dataclass
 class Recorder:
-    """Kinds, engines by the name in front of a voice, and augmentation of a recipe, to be used in a
-    `with` block. `quantizer`: its window is the most that a piece may last."""
+    """Kinds, engines by the name in front of a voice, and the augmentation `steps` of a recipe, to
+    be used in a `with` block. `quantizer`: its window is the most that a piece may last."""
 
-    def __init__(
-        self,
-        kinds: dict[str, Entry],
-        engines: dict[str, Engine],
-        steps: list[dict[str, Any]],
-        seed: int,
-        quantizer: Quantizer,
-    ) -> None:
-        self.kinds, self.engines, self.steps, self.seed = kinds, engines, steps, seed
-        self.window, self.token_rate = quantizer.window, quantizer.token_rate
-        self._turn = {n: BoundedSemaphore(engine.parallel) for n, engine in engines.items()}
+    kinds: dict[str, Entry]
+    engines: dict[str, Engine]
+    steps: list[dict[str, Any]]
+    seed: int
+    quantizer: Quantizer
+
+    def __post_init__(self) -> None:
+        self._turn = {n: BoundedSemaphore(engine.parallel) for n, engine in self.engines.items()}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -146,14 +143,14 @@ class Recorder:
                 piece.text, piece.voice, piece.language = part, voice, engine.language
                 pieces.append(piece)
             longest = max(pieces, key=lambda piece: piece.seconds)
-            if longest.seconds <= self.window:
+            if longest.seconds <= self.quantizer.window:
                 return pieces
             # again in shorter pieces; `sentences` refuses what one sentence makes too long
             size = len((longest.text or "").encode())
-            limit = min(size - 1, int(0.9 * size * self.window / longest.seconds))
+            limit = min(size - 1, int(0.9 * size * self.quantizer.window / longest.seconds))
 
     def _sound(self, segment: dict[str, Any], seed: int) -> Piece:
-        count = round(min(segment["seconds"], self.window) * decoding.SAMPLE_RATE)
+        count = round(min(segment["seconds"], self.quantizer.window) * decoding.SAMPLE_RATE)
         spec = {"_component_": segment["sound"]}
         sound = config.instantiate(spec, samples=count, rng=np.random.default_rng(seed))
         waveform = sound * 10 ** ((segment["level"] or 0) / 20)
@@ -169,7 +166,7 @@ class Recorder:
             about |= {"augmentation": records} if records else {}
             seconds = len(waveform) / decoding.SAMPLE_RATE
         else:
-            seconds = (0 if codes is None else len(codes)) / self.token_rate
-        if seconds < 1 / self.token_rate:
+            seconds = (0 if codes is None else len(codes)) / self.quantizer.token_rate
+        if seconds < 1 / self.quantizer.token_rate:
             raise ValueError(f"too short: {seconds:.4f} s is less than one token")
         return Piece(seed, waveform, codes, seconds, about)

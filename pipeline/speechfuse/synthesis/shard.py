@@ -125,7 +125,7 @@ def _judge(
     was transcribed, and notes the transcript in the piece."""
     clips = [SynthesizedClip(p.text or "", np.asarray(p.codes), p.waveform) for _, p in pending]
     for (place, piece), verdict in zip(pending, round_trip.judge(clips), strict=True):
-        piece.about |= {"heard": verdict.heard, "wer": verdict.wer}
+        piece.about |= {"heard": verdict.transcript, "wer": verdict.wer}
         counts[f"heard/{piece.voice}"] += 1
         counts[f"words/{piece.voice}"] += verdict.words
         counts[f"wrong/{piece.voice}"] += round(verdict.wer * verdict.words)

@@ -34,7 +34,7 @@ from speechfuse.artifact import sha256_of
 from speechfuse.audio import decoding
 from speechfuse.openai_server import Unavailable
 from speechfuse.quantizer.model import Quantizer, read_torch
-from speechfuse.synthesis.engines import Spoken
+from speechfuse.synthesis.engines import Engine, Spoken
 
 PYTHON = ".venv-whisperspeech/bin/python"
 CODEBOOK = "embeddings.embedding.main.weight"
@@ -45,7 +45,7 @@ MARGIN = 0.9  # of the window: not every text keeps to the pace that it is asked
 
 
 @dataclass(kw_only=True, eq=False)
-class _WhisperSpeech:
+class _WhisperSpeech(Engine):
     """The process, the text-to-codes model `t2s` and its window. `cps`: the pace, a range of
     characters a second; `temperature` of sampling; `dtype` of the models; `python`: the interpreter
     of WhisperSpeech's own environment."""
@@ -56,8 +56,6 @@ class _WhisperSpeech:
     language: str = "en"
     dtype: str = "float32"
     python: str = PYTHON
-    parallel: int = field(default=1, init=False)
-    not_identity: tuple[str, ...] = field(default=(), init=False)
     _process: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -79,7 +77,7 @@ class _WhisperSpeech:
         return read_torch(Path(self.t2s), {"config", "tunables", "state_dict"}, "t2s model")
 
     @cached_property
-    def max_characters(self) -> int:
+    def max_characters(self) -> int:  # type: ignore[override]
         """Bytes of text that the model reads, or can say in its window at the slowest pace."""
         shape = self._spec["config"]
         seconds = shape["stoks_len"] / decoding.TOKEN_RATE
@@ -204,7 +202,7 @@ class TextToCodes(_WhisperSpeech):
         return Quantizer.load(Path(self.quantizer), Path(self.whisper) if self.whisper else None)
 
     @cached_property
-    def codec(self) -> str:
+    def codec(self) -> str:  # type: ignore[override]
         return self._quantizer.identity
 
     def voices(self) -> list[str]:
@@ -245,7 +243,6 @@ class TextToWaveform(_WhisperSpeech):
     s2a: str
     vocoder: str
     speakers: str | None = None
-    codec: None = field(default=None, init=False)
 
     @cached_property
     def _embeddings(self) -> dict[str, list[float] | None]:
