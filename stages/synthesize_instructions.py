@@ -167,8 +167,8 @@ def settings_of(
     def moved(spec: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
         return {key: spec.pop(key) for key in keys if key in spec}
 
-    voices = {n: moved(settings["voices"][n], of.not_identity) for n, of in engines.items()}
-    settings["runtime"]["voices"] = {name: rest for name, rest in voices.items() if rest}
+    voices = {n: moved(settings["voices"][n], e.not_identity) for n, e in engines.items()}
+    settings["runtime"]["voices"] = {name: keys for name, keys in voices.items() if keys}
     if trip:
         spec = settings["round_trip"]["listener"]
         settings["runtime"]["listener"] = moved(spec, trip.transcriber.not_identity)

@@ -34,8 +34,8 @@ _STREAMED = 0x7FFF0000  # sizes from here on are placeholders of writers that st
 
 
 class _Forward(soundfile.SoundFile):
-    """soundfile seeks after every read to where it is, which restarts an mp3's decoder: samples
-    at the seams would depend on the block. Told that it cannot seek, it does not."""
+    """soundfile seeks after every read to its own position, which restarts an mp3's decoder, so
+    that samples would depend on the block size. A file that cannot seek is read straight on."""
 
     def seekable(self) -> bool:
         return False
@@ -111,9 +111,9 @@ def _states_length(fd: int) -> bool:
     name, flags, number of frames, number of bytes), which is not that of one of several mp3s in a
     row."""
     start = _mp3_start(fd)
-    found = _XING.search(os.pread(fd, 4096, start))
-    there = os.fstat(fd).st_size - start - 512  # less a tag behind
-    return found is not None and there < 1.01 * int.from_bytes(found[1])
+    header = _XING.search(os.pread(fd, 4096, start))
+    size = os.fstat(fd).st_size - start - 512  # less a tag behind
+    return header is not None and size < 1.01 * int.from_bytes(header[1])
 
 
 @contextmanager
@@ -158,8 +158,8 @@ def cut_short(file: soundfile.SoundFile, fd: int, end: float, slack: float) -> s
             return "another Ogg stream follows, which libsndfile does not read"
         return None
     if cut := _CUT.search(file.extra_info):
-        whole, there = map(int, cut.groups())
-        stated = 0 if whole >= _STREAMED else end * whole / max(1, there)
+        whole, present = map(int, cut.groups())
+        stated = 0 if whole >= _STREAMED else end * whole / max(1, present)
     elif file.format == "NIST" and (count := re.search(_SAMPLES, os.pread(fd, 1024, 0))):
         stated = int(count[1]) / file.samplerate
     return f"its header says {stated:.2f} s" if stated > end + slack else None

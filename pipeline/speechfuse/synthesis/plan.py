@@ -107,9 +107,9 @@ def plan(
     folders = sorted({kind.texts for kind in kinds.values()})
     usable: dict[str, list[Place]] = {name: [] for name in kinds}
     for folder in folders:
-        mine = [kind for kind in kinds.values() if kind.texts == folder]
+        readers = [kind for kind in kinds.values() if kind.texts == folder]
         for place, conversation in tqdm(conversations(folder), f"{folder.name}: texts", delay=2):
-            for kind in mine:
+            for kind in readers:
                 if kind.usable(conversation):
                     usable[kind.name].append(place)
     for name, places in usable.items():

@@ -41,7 +41,7 @@ _GOES_ON = re.compile(
 class Spoken:
     """Either `waveform` (float32, 16 kHz, mono) or `codes` (uint16, of the codec `Engine.codec`).
 
-    `about`: how it was said, JSON, for the row's extra (rate, pitch, ...).
+    `about`: JSON for the row's extra (rate, pitch, ...).
     """
 
     waveform: np.ndarray | None = None

@@ -1,7 +1,7 @@
 """Speech by espeak-ng, the embedded default: many voices, nothing to download, fast.
 
 In: text. Out: a waveform. A voice is an accent and a variant of espeak-ng, `en-us+Annie`; speaking
-rate and pitch are drawn by the seed, so that one voice is heard in many ways.
+rate and pitch are drawn by the seed, so that one voice speaks in many ways.
 """
 
 import random

@@ -215,18 +215,14 @@ class TextToCodes(_WhisperSpeech):
         size, rows = self._quantizer.codebook_size, self._spec["config"]["stoks_codes"]
         own = self._spec["state_dict"].get(CODEBOOK)
         expected = self._quantizer.codebook[:size]
-        if own is None or own.shape[1] != expected.shape[1] or rows != size + 1:
+        alike = own is not None and own.shape[1] == expected.shape[1] and rows == size + 1
+        if not alike or not torch.allclose(own[:size].float(), expected, atol=1e-3):
             shape = "none" if own is None else f"{rows - 1} codes of {own.shape[1]}"
             raise ValueError(
-                f"t2s={self.t2s}: its codebook ({shape}) is not that of {self.quantizer} ({size} "
-                f"codes of {expected.shape[1]}): take the model that was trained with this codec, "
-                "or the route over a waveform (TextToWaveform)"
-            )
-        if not torch.allclose(own[:size].float(), expected, atol=1e-3):
-            raise ValueError(
-                f"t2s={self.t2s} speaks the codes of another codec than {self.quantizer}: a model "
-                "trained on them would hear nothing; take the one that was trained with this "
-                "codec, or the route over a waveform (TextToWaveform)"
+                f"t2s={self.t2s} speaks the codes of another codec than {self.quantizer}: its "
+                f"codebook ({shape}) is not the quantizer's ({size} codes of {expected.shape[1]}); "
+                "take the model that was trained with this codec, or the route over a waveform "
+                "(TextToWaveform)"
             )
 
     def speak(self, text: str, voice: str, seed: int) -> Spoken:
