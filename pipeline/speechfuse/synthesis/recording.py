@@ -62,13 +62,14 @@ class Piece:
     part: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class SpokenSample:
-    """A sample whose segments are {"text"} or {"pieces"}, in order."""
+    """A sample whose segments are {"text"} or {"pieces"}, in order. `fault`: why it is rejected."""
 
     sample: dict[str, Any]
     conversation: Conversation
     turns: list[dict[str, Any]]
+    fault: str | None = None
 
     @property
     def pieces(self) -> list[Piece]:

@@ -65,11 +65,11 @@ def _encode(
     round_trip: RoundTrip | None,
     examples: Collection[str],
 ) -> shards.Shard:
-    shard = shards.Shard([], [], Counter(), {})
-    counts: Counter[str] = Counter()
+    """Encode the pieces of speech in batches of one shape, and keep the samples without fault."""
+    counts = Counter[str]()
+    shard = shards.Shard([], [], counts, {})
     recorded: list[SpokenSample] = []
-    faults: dict[int, str] = {}  # by place in `recorded`
-    pending: list[tuple[int, Piece]] = []
+    pending: list[tuple[SpokenSample, Piece]] = []
 
     def finish() -> None:
         waves = [p.waveform for _, p in pending if p.waveform is not None]
@@ -77,10 +77,9 @@ def _encode(
         for _, piece in pending:
             piece.codes = next(codes) if piece.waveform is not None else piece.codes
         if round_trip:
-            for place, reason in _judge([x for x in pending if x[1].text], round_trip, counts):
-                faults.setdefault(place, reason)
-        for place, piece in pending:
-            if recorded[place].sample["id"] not in examples:
+            _judge([pair for pair in pending if pair[1].text], round_trip, counts)
+        for item, piece in pending:
+            if item.sample["id"] not in examples:
                 piece.waveform = None
         pending.clear()
 
@@ -90,26 +89,26 @@ def _encode(
             continue
         recorded.append(item)
         for piece in item.pieces:
-            pending.append((len(recorded) - 1, piece))
+            pending.append((item, piece))
             if len(pending) == batch_size:
                 finish()
     finish()
-    rows_of_examples = []
-    for place, item in enumerate(recorded):
-        if place in faults:
-            shard.rejects.append({"id": item.sample["id"], "reason": faults[place]})
+    example_rows = []
+    for item in recorded:
+        if item.fault:
+            shard.rejects.append({"id": item.sample["id"], "reason": item.fault})
             continue
         if item.sample["id"] in examples:
-            rows_of_examples.append(len(shard.rows))
+            example_rows.append(len(shard.rows))
             for number, piece in enumerate(item.pieces):
                 if piece.waveform is not None:
                     shard.files[example_name(len(shard.rows), number)] = _flac(piece.waveform)
         shard.rows.append(_row(item))
         counts["split"] += sum(piece.part == 0 for piece in item.pieces)
         counts["pieces"] += sum(piece.part is not None for piece in item.pieces)
-    if rows_of_examples:
-        shard.files[EXAMPLES] = json.dumps(rows_of_examples).encode()
-    return shard._replace(counts=counts)
+    if example_rows:
+        shard.files[EXAMPLES] = json.dumps(example_rows).encode()
+    return shard
 
 
 def _flac(waveform: np.ndarray) -> bytes:
@@ -119,19 +118,19 @@ def _flac(waveform: np.ndarray) -> bytes:
 
 
 def _judge(
-    pending: list[tuple[int, Piece]], round_trip: RoundTrip, counts: Counter[str]
-) -> Iterable[tuple[int, str]]:
-    """(place, reason) of pieces whose transcript is too far from their text. Counts by voice what
-    was transcribed, and notes the transcript in the piece."""
-    clips = [SynthesizedClip(p.text or "", np.asarray(p.codes), p.waveform) for _, p in pending]
-    for (place, piece), verdict in zip(pending, round_trip.judge(clips), strict=True):
+    spoken: list[tuple[SpokenSample, Piece]], round_trip: RoundTrip, counts: Counter[str]
+) -> None:
+    """Note each piece's transcript, count its errors by voice, and the first reason to reject a
+    sample as its fault."""
+    clips = [SynthesizedClip(p.text or "", np.asarray(p.codes), p.waveform) for _, p in spoken]
+    for (item, piece), verdict in zip(spoken, round_trip.judge(clips), strict=True):
         piece.about |= {"heard": verdict.transcript, "wer": verdict.wer}
+        item.fault = item.fault or verdict.reason
         counts[f"heard/{piece.voice}"] += 1
         counts[f"words/{piece.voice}"] += verdict.words
         counts[f"wrong/{piece.voice}"] += round(verdict.wer * verdict.words)
         if verdict.reason:
             counts[f"refused/{piece.voice}"] += 1
-            yield place, verdict.reason
 
 
 def _row(item: SpokenSample) -> dict[str, Any]:
