@@ -1,24 +1,21 @@
-"""Choose and clean the instruction text that is to be spoken.
+"""Choose and clean instruction text before it is spoken.
 
     python -m stages.curate_texts recipes/demo/curate_texts.yaml
 
 In: instruction or chat datasets (texts.sources) and steps (texts.curation), in order. Out:
-Parquet shards of conversations in text, one reject list per shard that says of every row left out
-which step did it and why, and a manifest that counts what each step kept, rewrote and dropped. What
-a step changed keeps its first text in `extra`. A step that compares all rows (duplicates) decides
+Parquet shards of conversations in text, one reject list per shard that gives the step and the
+reason for every dropped row, and a manifest that counts what each step kept, rewrote and dropped. A
+rewritten row keeps its original text in `extra`. A step that compares all rows (duplicates) decides
 when the work is planned; a shard is then a pure function of plan and configuration.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from speechfuse import artifact, config
 from speechfuse.hub import data as hub_data
@@ -79,13 +76,14 @@ def plan_of(job: CurateTexts, sources: list[Any], steps: list[Any]) -> list[dict
 def totals_of(
     paths: list[Path], rejects: Rejects, steps: list[Any], rows_in: int
 ) -> dict[str, Any]:
-    """What became of the rows, counted from disk."""
+    """Totals of the manifest, counted from disk: rows, words of the prompts, and of each step what
+    it kept, rewrote and dropped. `rows_in`: rows of the plan."""
     kinds = by_reason(rejects)
     rewrites: Counter[str] = Counter()
     kept: Counter[str] = Counter()
     words = 0
     for path in paths:
-        for row in _rows(path):
+        for row in shards.read_shard(path):
             extra = json.loads(row["extra"])
             kept[extra["source"]] += 1
             rewrites.update(extra.get("rewrites", ()))
@@ -99,20 +97,11 @@ def totals_of(
     unselected = rows_in - left - sum(kinds["rejected"].values())
     table = []
     for step in steps:
-        mine = f"{FILTERED}{step.name} "
-        dropped = {
-            k.removeprefix(mine): n for k, n in kinds["filtered"].items() if k.startswith(mine)
-        }
+        dropped = _by_kind(kinds["filtered"], f"{FILTERED}{step.name} ")
+        changed = _by_kind(rewrites, f"{step.name} ")
         left -= sum(dropped.values())
-        changed = {
-            k.removeprefix(f"{step.name} "): n
-            for k, n in sorted(rewrites.items())
-            if k.startswith(f"{step.name} ")
-        }
-        table.append(
-            {"step": step.name, "kept": left, "rewritten": changed, "dropped": dropped}
-            | _facts(step)
-        )
+        line = {"step": step.name, "kept": left, "rewritten": changed, "dropped": dropped}
+        table.append(line | _facts(step))
     return {
         "rows": sum(kept.values()),
         "rows_in": rows_in - unselected,
@@ -124,11 +113,10 @@ def totals_of(
     }
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        yield from shards.read_shard(path)
-    except (pa.ArrowException, OSError) as error:
-        raise shards.damaged(path, error) from None
+def _by_kind(counts: dict[str, int], prefix: str) -> dict[str, int]:
+    """The counts whose names begin with `prefix`, without it, sorted."""
+    named = sorted(counts.items())
+    return {name.removeprefix(prefix): n for name, n in named if name.startswith(prefix)}
 
 
 def main(job: CurateTexts) -> None:
@@ -205,19 +193,19 @@ def nothing_left(out: Path, totals: dict[str, Any]) -> str:
 
 
 def summary(out: Path, totals: dict[str, Any]) -> str:
-    """One line: what is left, and what each step did."""
-    said = [f"{n:,} {kind}" for kind, n in totals["rejected"].items()]
+    """One line: the rows that are left, and what each step did."""
+    phrases = [f"{n:,} {kind}" for kind, n in totals["rejected"].items()]
     for step in totals["steps"]:
         dropped, changed = sum(step["dropped"].values()), sum(step["rewritten"].values())
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in step["dropped"].items())
-        said.append(
+        phrases.append(
             f"{step['step']} dropped {dropped:,}"
             + (f" ({kinds})" if kinds else "")
             + (f" and made {changed:,} rewrites" if changed else "")
         )
     return (
         f"{out}: {totals['rows']:,} of {totals['rows_in']:,} rows are left; "
-        f"{'; '.join(said) or 'no step'}; listed in {out}/shard-*.rejects.jsonl"
+        f"{'; '.join(phrases) or 'no step'}; listed in {out}/shard-*.rejects.jsonl"
     )
 
 

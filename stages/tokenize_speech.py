@@ -5,7 +5,8 @@
 In: a corpus (speechfuse.corpora) and a quantizer. Out: Parquet shards of speech rows, one reject
 list per shard and a manifest. A shard is made whole by one worker process or not at all; after a
 stop only missing shards are made. Audio longer than the quantizer's window is split at quiet
-places; what was split, resampled, mixed down, filtered or rejected is counted and said.
+places. Clips that are split, resampled, mixed down, filtered or rejected are counted in the
+manifest and in the summary line.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -44,27 +45,27 @@ class TokenizeSpeech:
     runtime: Runtime = field(default_factory=Runtime)
 
 
+def clips_of(job: TokenizeSpeech) -> dict[str, Any]:
+    """Where a shard's clips come from, and how they are decoded."""
+    runtime = job.runtime
+    return {"corpus": job.corpus, "threads": runtime.decode_threads, "depth": runtime.prefetch}
+
+
 def mark_duplicates(job: TokenizeSpeech, plan: list[dict[str, Any]]) -> None:
     """Note in each shard of `plan`, as `same_audio` {id: id of the first}, its clips whose samples
     an earlier clip has too."""
-    runtime = job.runtime
-    digests_of = partial(
-        tokenize.audio_digests,
-        corpus=job.corpus,
-        threads=runtime.decode_threads,
-        depth=runtime.prefetch,
-    )
+    function = partial(tokenize.audio_digests, **clips_of(job))
+    digests_by_shard = making.gather(job.runtime, function, plan, "duplicates")
     first: dict[str, str] = {}
-    for shard, digests in zip(
-        plan, making.gather(runtime, digests_of, plan, "duplicates"), strict=True
-    ):
+    for shard, digests in zip(plan, digests_by_shard, strict=True):
         for id, digest in digests:
             if first.setdefault(digest, id) != id:
                 shard.setdefault("same_audio", {})[id] = first[digest]
 
 
 def plan_of(job: TokenizeSpeech, corpus: Any) -> dict[str, Any]:
-    """What plan.json holds: the shards, and how many files of which suffix the corpus ignores."""
+    """Content of plan.json: the shards, and the files that the corpus ignores, by suffix. Raises
+    ValueError for a corpus without audio."""
     plan = corpus.plan(job.shard_size)
     if not plan:
         raise ValueError(
@@ -128,12 +129,10 @@ def main(job: TokenizeSpeech) -> None:
         lambda: plan_of(job, corpus),
         partial(
             tokenize.tokenize_shard,
-            corpus=job.corpus,
             quantizer=job.quantizer,
             filters=job.filters,
             batch_size=job.batch_size,
-            threads=job.runtime.decode_threads,
-            depth=job.runtime.prefetch,
+            **clips_of(job),
         ),
         "clip",
         shards.SPEECH,
@@ -144,8 +143,8 @@ def main(job: TokenizeSpeech) -> None:
 
 
 def summary(out: Path, totals: dict[str, Any]) -> str:
-    """One line: what was made and everything that happened on the way."""
-    happened = [
+    """One line: hours, clips and codes, and the counts of what was changed or left out."""
+    phrases = [
         f"{totals[name]:,} {words}"
         for name, words in (
             ("split", f"split into {totals['pieces']:,}"),
@@ -155,16 +154,16 @@ def summary(out: Path, totals: dict[str, Any]) -> str:
         )
         if totals[name]
     ]
-    happened += making.describe_rejects(out, totals, ("ignored",))
+    phrases += making.describe_rejects(out, totals, ("ignored",))
     if "equal_to_float32" in totals:
         equal, codes = totals["equal_to_float32"]["equal"], totals["equal_to_float32"]["codes"]
-        happened.append(
+        phrases.append(
             f"{totals['dtype']} gave float32's code for {equal / max(1, codes):.2%} of {codes:,}"
         )
     return (
         f"{out}: {totals['hours']:.2f} h of speech from {totals['clips']:,} clips, "
         f"{totals['codes']:,} codes in {totals['rows']:,} rows, {totals['bits_per_code']} bits a "
-        f"code; {'; '.join(happened) or 'nothing split, changed or rejected'}"
+        f"code; {'; '.join(phrases) or 'nothing split, changed or rejected'}"
     )
 
 

@@ -252,7 +252,7 @@ MIXTURE: dict[str, dict[str, Any]] = {
         "_component_": "speechfuse.synthesis.Transcription",
         "share": 0.3,
         "requests": ["repeat:"],
-        "select": {"level": 1},
+        "select": {"level": [1, 2]},
     },
     "turns": {"_component_": "speechfuse.synthesis.MultiTurn", "share": 0.1},
     "refusal": {

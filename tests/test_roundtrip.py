@@ -81,7 +81,11 @@ def test_the_codec_s_decoder_hears_the_codes():
 def test_the_codec_s_decoder_is_on_the_device_of_its_worker(monkeypatch):
     monkeypatch.setattr(workers, "_device", "meta")
     decoder = QuantizerDecoder(MODEL, WHISPER).decoder
-    tensors = [*decoder.half.parameters(), *decoder.half.buffers(), *decoder.whisper.parameters()]
+    tensors = [
+        *decoder.decoder.parameters(),
+        *decoder.decoder.buffers(),
+        *decoder.whisper.parameters(),
+    ]
     assert {each.device.type for each in (*tensors, decoder.codebook)} == {"meta"}
 
 

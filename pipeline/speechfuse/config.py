@@ -14,6 +14,7 @@ dotted.path` plus keyword arguments) are free-form in the schema and are checked
 import dataclasses
 import difflib
 import errno
+import functools
 import importlib
 import inspect
 import re
@@ -97,25 +98,32 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
     be imported, for keywords the component does not take or lacks and, of components here, for
     values that are not of the declared type; its own errors pass through.
     """
+    return bind(spec, *extra)(**extra)
+
+
+def bind(spec: dict[str, Any], *extra: str) -> Callable[..., Any]:
+    """What `instantiate` would call with the keywords `extra`, to be called with them many times:
+    the component with the rest of `spec` as its keywords. Raises ValueError as `instantiate`."""
     arguments = dict(spec)
     dotted = arguments.pop("_component_", None)
     if not isinstance(dotted, str):
         raise ValueError(f"_component_ is missing from {spec}: give the dotted path to call")
     component = resolve(dotted)
-    if both := sorted(arguments.keys() & extra.keys()):
+    if both := sorted(arguments.keys() & set(extra)):
         raise ValueError(f"{dotted}: the job itself sets {', '.join(both)}; remove from the config")
-    arguments.update(extra)
+    bound = functools.partial(component, **arguments)
     try:
         parameters = inspect.signature(component).parameters.values()
     except ValueError:  # some builtins have no signature; then the call itself is the check
-        return component(**arguments)
+        return bound
+    passed = [*arguments, *extra]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = [p.name for p in named]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for name in arguments:
+        for name in passed:
             if name not in names:
                 raise ValueError(f"{dotted}: unknown argument '{name}'{_nearest(name, names)}")
-    required = [p.name for p in named if p.default is p.empty and p.name not in arguments]
+    required = [p.name for p in named if p.default is p.empty and p.name not in passed]
     if required:
         raise ValueError(
             f"{dotted}: no value for required {', '.join(required)}; add it beside _component_"
@@ -128,7 +136,7 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
             if not _fits(spec[name], hints[name]):
                 wanted = inspect.formatannotation(hints[name])
                 raise ValueError(f"{dotted}: {name}={spec[name]!r} is not of the type {wanted}")
-    return component(**arguments)
+    return bound
 
 
 def modules_of(spec: Any) -> set[str]:

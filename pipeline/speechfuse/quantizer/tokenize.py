@@ -9,7 +9,7 @@ threads and however far ahead they work.
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class DecodedClip:
 
 
 def decode(clip: Clip) -> decoding.Decoded:
-    """Audio of a clip; ValueError("kind: detail") when it has none that can be used."""
+    """Audio of a clip. Raises ValueError("kind: detail") when it cannot be used."""
     if isinstance(clip.audio, np.ndarray):
         return decoding.Decoded(clip.audio, decoding.SAMPLE_RATE, 1)
     return decoding.decode(clip.audio, clip.offset, clip.seconds)
@@ -76,26 +76,21 @@ def tokenize_shard(
 ) -> Shard:
     """The shard `planned` of a corpus, in a worker process: `threads` threads decode up to `depth`
     clips ahead of the encoder. `corpus` and `filters` are {_component_, ...}."""
+    originals = planned.get("same_audio", {})  # {id of a duplicate: id of the first}
+    clips = (
+        Reject(clip.id, f"{FILTERED}duplicate audio: same as {originals[clip.id]}")
+        if clip.id in originals
+        else clip
+        for clip in component(corpus).clips(planned)
+    )
     return tokenize(
-        _without_duplicates(planned, component(corpus).clips(planned)),
+        clips,
         quantizer.load(workers.device()),
         batch_size,
         [config.instantiate(spec) for spec in filters],
         threads,
         depth,
     )
-
-
-def _without_duplicates(
-    planned: dict[str, Any], clips: Iterable[Clip | Reject]
-) -> Iterator[Clip | Reject]:
-    originals = planned.get("same_audio", {})  # {id of a duplicate: id of the first}
-    for clip in clips:
-        if clip.id in originals:
-            reason = f"{FILTERED}duplicate audio: same as {originals[clip.id]}"
-            yield Reject(clip.id, reason)
-        else:
-            yield clip
 
 
 def audio_digests(
@@ -130,9 +125,9 @@ def tokenize(
 
     def collect() -> None:
         first, codes, lengths = running.popleft()
-        found = codes.cpu().numpy().astype(np.uint16)
-        for row, each, length in zip(shard.rows[first:], found, lengths, strict=False):
-            row["codes"] = each[:length]
+        batch = codes.cpu().numpy().astype(np.uint16)
+        for row, window, length in zip(shard.rows[first:], batch, lengths, strict=False):
+            row["codes"] = window[:length]
 
     def encode() -> None:
         first = len(shard.rows) - len(pending)
@@ -205,8 +200,8 @@ def _row(item: DecodedClip, part: int, offset: float, seconds: float) -> dict[st
 def exactness(
     clips: Iterable[Clip | Reject], quantizer: Quantizer, batch_size: int, enough: int = 10_000
 ) -> tuple[int, int]:
-    """How many codes of the first pieces are those of float32, and how many there are: `enough`, or
-    all that the clips give."""
+    """(codes equal to those of float32, codes compared) for the first clips: about `enough` codes,
+    or all."""
     pieces: list[np.ndarray] = []
     codes = 0.0
     for clip in clips:

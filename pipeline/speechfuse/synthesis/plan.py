@@ -40,8 +40,7 @@ class Entry:
 
     def usable(self, conversation: Conversation) -> bool:
         columns = {**conversation.extra, "source": conversation.source}
-        chosen = all(columns.get(key) == value for key, value in self.select.items())
-        return chosen and self.turns(conversation, "") is not None
+        return shards.matches(columns, self.select) and self.turns(conversation, "") is not None
 
     def turns(self, conversation: Conversation, key: str) -> Turns | None:
         """The turns of the sample whose random numbers `key` seeds; None where the kind cannot use
