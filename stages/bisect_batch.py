@@ -16,7 +16,6 @@ from typing import Any
 from tqdm import tqdm
 
 from speechfuse import artifact, config
-from speechfuse.samples import datasets
 from speechfuse.train import loop, state
 
 SHOWN = 10
@@ -48,7 +47,7 @@ def main(job: BisectBatch) -> None:
     for dataset, number in tqdm(places, unit="sample"):
         index = mixture.indexes[dataset]
         sample = index[number]
-        part = datasets.collate([[sample]], len(sample.tokens), vocabulary.end, vocabulary.layout)
+        part = mixture.collate([[sample]], len(sample.tokens), vocabulary.end, vocabulary.layout)
         losses, _ = trainer.backward([part])
         targets = sum(count for _, count in losses.values())
         loss = sum(value for value, _ in losses.values()) / max(1, targets)

@@ -46,8 +46,7 @@ def main(job: ExpandVocab) -> None:
     layout = expansion.expand(
         base, out, codes, quantizer.identity, job.seed, job.initialize, quantizer.codebook[:codes]
     )
-    made = (p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
-    outputs = sorted(made)
+    outputs = sorted(p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
     work.finish(asdict(layout), outputs)
     print(
         f"{out}: sound_start {layout.start}, sound_end {layout.end}, codes {layout.first} to "

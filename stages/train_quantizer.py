@@ -103,9 +103,9 @@ def main(job: TrainQuantizer) -> None:
     method = config.instantiate(job.method)
     specs = {"corpus": job.corpus, "validation": job.validation}
     corpora = {name: config.instantiate(spec) for name, spec in specs.items()}
-    begun = None if job.fresh else out
+    started = None if job.fresh else out
     inputs = {
-        name: hub_data.pinned_commit(corpus.fingerprint, name, begun)
+        name: hub_data.pinned_commit(corpus.fingerprint, name, started)
         for name, corpus in corpora.items()
     }
     inputs |= method.inputs
@@ -116,13 +116,11 @@ def main(job: TrainQuantizer) -> None:
         return
     mels = out / "mels"
     make(specs, work.plan, mels, method.window, runtime.workers)
-    found, counts = {}, {}
-    for name in specs:
-        found[name], counts[name] = load(mels / name, method.window, runtime.max_reject_rate)
-    trainee = method.begin(found["corpus"], found["validation"], device)
+    loaded = {name: load(mels / name, method.window, runtime.max_reject_rate) for name in specs}
+    trainee = method.begin(loaded["corpus"][0], loaded["validation"][0], device)
     losses = train(job, method, trainee, device)
     totals, outputs = method.finish(out)
-    totals |= {"losses": losses, "speech": counts}
+    totals |= {"losses": losses, "speech": {name: counts for name, (_, counts) in loaded.items()}}
     work.finish(totals, outputs)
     shutil.rmtree(mels)
     print(f"{out}: {totals}")

@@ -21,7 +21,8 @@ import torch
 
 from speechfuse import artifact, config
 from speechfuse.rows import shards
-from speechfuse.samples import datasets, index
+from speechfuse.samples import datasets
+from speechfuse.samples.view import Sample, collate
 from speechfuse.train import loop, optimizers
 from speechfuse.train.preflight import report as preflight_report
 from tests.small_training import STREAM, make_parts, recipe
@@ -69,7 +70,7 @@ def compared(jobs: dict[str, loop.Finetune]) -> dict[str, tuple[float, float]]:
     }
 
 
-def trained_loss(job: loop.Finetune, held_out: list[index.Sample]) -> float:
+def trained_loss(job: loop.Finetune, held_out: list[Sample]) -> float:
     """Loss on samples of no training after so many that train."""
     mixture, trainer = loop.load_data(job, {}), loop.prepare(job)
     batches = datasets.Batches(mixture, 0, 1, job.micro_batch_size or job.batch_size)
@@ -88,7 +89,7 @@ def trained_loss(job: loop.Finetune, held_out: list[index.Sample]) -> float:
     with torch.no_grad():
         for start in range(0, len(held_out), 8):
             rows = [[sample] for sample in held_out[start : start + 8]]
-            part = datasets.collate(rows, datasets.longest(rows), end, layout)
+            part = collate(rows, datasets.longest(rows), end, layout)
             for value, count in trainer.step(trainer.model, trainer.on_device(part)).values():
                 total, targets = total + float(value), targets + int(count)
     return total / targets

@@ -75,7 +75,12 @@ def encode_once(folder: Path, clips: int) -> tuple[float, float]:
     """Seconds of five epochs with codes made once, and with codes made for every epoch."""
     quantizer = Quantizer.load(DEMO / "quantizer")
     expansion.expand(
-        DEMO / "base", folder / "expanded", quantizer.codebook_size, quantizer.identity, 0
+        DEMO / "base",
+        folder / "expanded",
+        quantizer.codebook_size,
+        quantizer.identity,
+        0,
+        {"_component_": "speechfuse.tokens.mean_and_covariance"},
     )
     for epoch in range(EPOCHS):
         copy(folder / "expanded", folder / "run" / f"epoch_{epoch}", epoch + 1)

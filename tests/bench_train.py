@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from speechfuse import artifact
 from speechfuse.samples import datasets, packing
-from speechfuse.samples.index import Sample
+from speechfuse.samples.view import PADDING, Sample, collate
 from speechfuse.tokens.vocabulary import SoundLayout, read_config
 from speechfuse.train import attention, gpus, loop, metrics
 from speechfuse.train.preflight import memory
@@ -153,9 +153,7 @@ def steps_of(job: loop.Finetune, stage: int, count: int) -> list[list[dict[str, 
             parts = [rows[i : i + size] for i in range(0, len(rows), size)]
             steps.append(
                 [
-                    datasets.collate(
-                        p, job.seq_len if job.packed else datasets.longest(p), 0, layout
-                    )
+                    collate(p, job.seq_len if job.packed else datasets.longest(p), 0, layout)
                     for p in parts
                 ]
             )
@@ -213,7 +211,7 @@ def measure(options: dict[str, str], name: str, folder: str) -> dict[str, Any]:
         about = torch.cuda.get_device_properties(0)
         gpu = gpus.reported(about.name, about.total_memory)
     meter = metrics.Meter(metrics.Flops.of(trainer.model, read_config(Path(folder))), gpu)
-    found = [p["input_pos"][p["document"] != datasets.PADDING] for s in steps[3:] for p in s]
+    found = [p["input_pos"][p["document"] != PADDING] for s in steps[3:] for p in s]
     tokens = sum(len(each) for each in found)
     pairs = sum(int(each.sum()) + len(each) for each in found)
     positions = sum(part["tokens"].numel() for step in steps[3:] for part in step)

@@ -100,7 +100,7 @@ def job(folder: Path, number: int, count: int, augment: bool) -> tuple[float, in
             voices={"espeak": {"_component_": "speechfuse.synthesis.Espeak", **VOICES}},
             augmentation=STEPS if augment else [],
             shard_size=100,
-            quantizer=synthesize_instructions.QuantizerOf(str(QUANTIZER)),
+            quantizer=synthesize_instructions.QuantizerSpec(str(QUANTIZER)),
             runtime=synthesize_instructions.Runtime(workers=count, device="cpu"),
         )
     )

@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch.utils.data import Dataset
 
-from speechfuse.samples.datasets import IGNORE
+from speechfuse.samples.view import IGNORE
 from speechfuse.train import loop
 from tests.small_training import ROOT, command, job, losses, make_parts, recipe
 

@@ -78,7 +78,14 @@ def make_parts(folder: Path, width: int = 32, layers: int = 2, heads: int = 2) -
     )
     work = artifact.Artifact(folder / "expanded", "expand_vocab", 1, {}, {})
     work.begin()
-    expansion.expand(folder / "init", folder / "expanded", 16, STREAM["quantizer"], seed=0)
+    expansion.expand(
+        folder / "init",
+        folder / "expanded",
+        16,
+        STREAM["quantizer"],
+        0,
+        {"_component_": "speechfuse.tokens.mean_and_covariance"},
+    )
     work.finish({}, [folder / "expanded/config.json"])
     return folder
 

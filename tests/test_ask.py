@@ -87,7 +87,14 @@ def test_long_audio_is_asked_in_pieces_and_said(expanded, tmp_path, monkeypatch,
 
 def test_a_checkpoint_of_another_quantizer_is_refused(tmp_path, monkeypatch, capsys):
     other = tmp_path / "other"
-    expansion.expand(DEMO / "models/base", other, 256, "f" * 64, seed=0)
+    expansion.expand(
+        DEMO / "models/base",
+        other,
+        256,
+        "f" * 64,
+        0,
+        {"_component_": "speechfuse.tokens.mean_and_covariance"},
+    )
     wav = tmp_path / "q.wav"
     called(monkeypatch, capsys, say, f"file={wav}")
     status, _, err = called(monkeypatch, capsys, ask, f"file={wav}", f"checkpoint={other}")

@@ -54,19 +54,19 @@ def test_both_halves_survive_our_format_and_the_published_one(tmp_path: Path) ->
     quantizer, decoder = Quantizer.load(NEWEST, WHISPER), CodeTranscriber.load(NEWEST, WHISPER)
     ours, published = tmp_path / "ours", tmp_path / "tiny.en.model"
     quantizer.save(ours)
-    decoder.half.save(ours)
-    save_published(published, quantizer, decoder.half, "tiny.en")
+    decoder.decoder.save(ours)
+    save_published(published, quantizer, decoder.decoder, "tiny.en")
     for path in (ours, published):
         assert Quantizer.load(path, WHISPER).identity == quantizer.identity
         again = CodeTranscriber.load(path, WHISPER)
-        assert again.half.shape == decoder.half.shape
+        assert again.decoder.shape == decoder.decoder.shape
         assert torch.equal(
             again.features(codes_of("decoding")), decoder.features(codes_of("decoding"))
         )
 
 
 def test_a_saved_half_always_has_the_same_bytes(tmp_path: Path) -> None:
-    half = CodeTranscriber.load(NEWEST, WHISPER).half
+    half = CodeTranscriber.load(NEWEST, WHISPER).decoder
     made = set()
     for _ in range(8):
         half.save(tmp_path)
@@ -78,7 +78,7 @@ def test_written_file_has_the_tensors_of_a_genuine_one(tmp_path: Path) -> None:
     """whisperspeech reads strictly: one name more or less, or another shape, is an error."""
     written, genuine = tmp_path / "written.model", torch.load(NEWEST, weights_only=True)
     quantizer, decoder = Quantizer.load(NEWEST, WHISPER), CodeTranscriber.load(NEWEST, WHISPER)
-    save_published(written, quantizer, decoder.half, "tiny.en")
+    save_published(written, quantizer, decoder.decoder, "tiny.en")
     content = torch.load(written, weights_only=True)
     assert content["config"] == genuine["config"]
     assert content["tunables"].items() >= genuine["tunables"].items()
@@ -92,7 +92,7 @@ def test_written_file_has_the_tensors_of_a_genuine_one(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused_in_a_sentence(tmp_path: Path) -> None:
     decoder = CodeTranscriber.load(NEWEST, WHISPER)
-    with pytest.raises(ValueError, match="751 codes up to 3: this codec takes 750 at most"):
+    with pytest.raises(ValueError, match="751 codes up to 3: this quantizer makes 750 at most"):
         decoder.transcribe([np.full(751, 3, np.uint16)])
     with pytest.raises(ValueError, match=r"up to 33: .* of 0 to 32"):
         decoder.transcribe([np.array([33], np.uint16)])

@@ -12,7 +12,7 @@ import yaml
 from speechfuse import artifact
 from speechfuse.config import main
 from speechfuse.hub import data as hub_data
-from speechfuse.rows import rejects, shards
+from speechfuse.rows import making, rejects, shards
 from speechfuse.texts import conversations
 from speechfuse.texts.conversations import Conversation, Turn
 from speechfuse.texts.curation.answers import Answers
@@ -572,7 +572,7 @@ def test_evaluation_sets_stay_at_the_commit_that_was_begun_with(tmp_path, monkey
         (tmp_path / "curated" / "manifest.json").unlink()
         (tmp_path / "curated" / "shard-00000.parquet").unlink()
         now[0] = "2" * 40
-        curate_texts._made.cache_clear()
+        making._component.cache_clear()
         assert run(monkeypatch, tmp_path, job) == 0
     assert "overlap.me/set has moved" in capsys.readouterr().out
     again = artifact.manifest_of(tmp_path / "curated")

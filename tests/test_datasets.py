@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from torchtune.models.llama3_1 import llama3_1
 from speechfuse import artifact
 from speechfuse.rows import shards
 from speechfuse.samples import datasets, index, packing
-from speechfuse.samples.datasets import IGNORE, PADDING, Batches, Mixture, collate
-from speechfuse.samples.index import Sample
+from speechfuse.samples.datasets import Batches, Mixture
+from speechfuse.samples.view import IGNORE, PADDING, Sample, View, collate
 from speechfuse.tokens.expansion import add_sound_tokens
-from speechfuse.tokens.vocabulary import SoundLayout
+from speechfuse.tokens.vocabulary import SoundLayout, Vocabulary
 from speechfuse.train.attention import mask_of
 from tests.demo_code import demo
 
@@ -117,6 +118,24 @@ def test_sound_labels_are_told_from_text(packed):
     assert not collate([[]], 8, PAD, None)["sound"].any()
 
 
+def test_the_example_of_collate():
+    """Its table, read from the docstring."""
+    a, b, c = ([*range(first, last)] for first, last in ((11, 16), (21, 24), (31, 35)))
+    rows = [
+        [
+            Sample("", np.array(ids, np.int32), np.array([False] + [True] * (len(ids) - 1)))
+            for ids in row
+        ]
+        for row in ([a, b], [c])
+    ]
+    batch = collate(rows, 8, 0, None)
+    lines = [line.split() for line in (collate.__doc__ or "").split("\n")]
+    table = {line[0]: [*map(int, line[1:])] for line in lines if line and line[0] in batch}
+    assert sorted(table) == ["document", "input_pos", "labels", "tokens"]
+    for name, values in table.items():
+        assert batch[name].flatten().tolist() == values
+
+
 def write(folder: Path, schema: Any, rows: list[dict], stream: dict | None) -> Path:
     work = artifact.Artifact(folder, "test", 1, {}, {})
     work.begin()
@@ -212,6 +231,33 @@ def test_rows_on_disk_become_samples_and_select_chooses(parts):
     assert alone[2].targets.tolist() == [False] + [True] * 6
 
 
+def other_collate(*_: Any) -> dict[str, torch.Tensor]:
+    return {}
+
+
+def other_sound(vocabulary: Vocabulary, path: str) -> View:
+    return replace(datasets.sound(vocabulary, path), collate=other_collate)
+
+
+def test_a_view_says_how_its_samples_become_a_batch(parts):
+    alone = {"_component_": "speechfuse.samples.sound", "path": str(parts / "speech"), "share": 1}
+    other = alone | {"_component_": f"{__name__}.other_sound"}
+    assert Batches(load(parts, other), 0, 1, 4)[0] == [{}]
+    with pytest.raises(ValueError, match="different kinds of batches"):
+        load(parts, other, alone)
+
+
+def test_a_list_in_select_means_any_of_it(parts):
+    (both,) = read(load(parts, speech(parts, select={"kind": ["question", "song"]})))
+    assert [s.name for s in both] == [f"s{i}" for i in range(1, 20, 2)]
+
+
+def test_turns_that_cannot_be_called_are_refused_before_any_row(parts):
+    turns = {"_component_": "speechfuse.samples.answer", "repeat": True}
+    with pytest.raises(ValueError, match="unknown argument 'repeat'; did you mean 'repeat_first'"):
+        load(parts, speech(parts, turns=turns))
+
+
 def test_train_on_all_makes_every_token_but_the_first_a_target(parts):
     answers, everything = read(load(parts, texts(parts), texts(parts, train_on="all")))
     for a, b in zip(answers, everything, strict=True):
@@ -291,7 +337,7 @@ def test_the_index_is_made_once_for_each_use_of_a_dataset(parts, tmp_path, monke
     specs = speech(parts), texts(parts)
     first = read(load(parts, *specs, cache=tmp_path))
     made = {path.name for path in tmp_path.iterdir()}
-    monkeypatch.setattr(index, "read_shard", None)
+    monkeypatch.setattr(index, "index_shard", None)
     again = read(load(parts, *specs, cache=tmp_path))
     assert [s.tokens.tolist() for s in first[0]] == [s.tokens.tolist() for s in again[0]]
     assert {path.name for path in tmp_path.iterdir()} == made

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchtune.modules import TiedLinear
 
-from speechfuse.samples.datasets import IGNORE
+from speechfuse.samples.view import IGNORE
 from speechfuse.train import losses
 from speechfuse.train.head import Head, linear_cross_entropy
 

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from speechfuse.samples.datasets import IGNORE
+from speechfuse.samples.view import IGNORE
 from speechfuse.train import attention, losses
 from speechfuse.train import model as models
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from speechfuse import config
-from speechfuse.samples import datasets
+from speechfuse.samples import datasets, view
 from speechfuse.train import loop, state
 from speechfuse.train import model as models
 from speechfuse.train.preflight import memory
@@ -349,14 +349,14 @@ def test_data_is_counted_as_it_comes(parts, tmp_path, packed, micro):
         for rank in range(2)
         for part in datasets.Batches(mixture, rank, 2, micro)[step]
     ]
-    own = [part["document"] != datasets.PADDING for part in batches]
+    own = [part["document"] != view.PADDING for part in batches]
     assert said.steps == mixture.plan.counts.steps > 5
     assert said.tokens == sum(int(each.sum()) for each in own)
     assert said.positions == sum(part["tokens"].numel() for part in batches)
     assert said.positions > said.tokens
     seen = sum(int((p["input_pos"] + 1)[o].sum()) for p, o in zip(batches, own, strict=True))
     assert said.pairs == seen
-    learned = sum(int((part["labels"] != datasets.IGNORE).sum()) for part in batches)
+    learned = sum(int((part["labels"] != view.IGNORE).sum()) for part in batches)
     assert said.targets == pytest.approx(learned, rel=0.05)
     assert said.longest == (64 if packed else max(p["tokens"].shape[1] for p in batches))
     assert yaml.safe_load(path.read_text())["packed"] is packed

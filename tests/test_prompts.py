@@ -304,3 +304,13 @@ def test_the_shipped_base_model_has_the_chat_template_of_training():
     )
     turns = [turn("user", "what is three plus four")]
     assert prompts.render(loaded, turns, add_generation_prompt=True)[0] == expected
+
+
+def test_how_speech_becomes_ids_can_be_chosen(vocabulary):
+    turns = [turn("user", "a", [16]), turn("assistant", "b")]
+    usual, targets = prompts.render(vocabulary, turns)
+    sound = vocabulary.sound([16])
+    at = next(i for i in range(len(usual)) if usual[i : i + len(sound)] == sound)
+    other, _ = prompts.render(vocabulary, turns, speech_ids=lambda speech: [1, *speech["codes"]])
+    assert other == [*usual[:at], 1, 16, *usual[at + len(sound) :]]
+    assert len(targets) == len(usual)

@@ -50,6 +50,9 @@ def checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase, **changes) -> P
     return folder
 
 
+INITIALIZE = {"_component_": "speechfuse.tokens.mean_and_covariance"}
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     tokenizer = init_base.train_tokenizer(["one two three"], vocab_size=256)
@@ -59,7 +62,7 @@ def base(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def expanded(base, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("expanded")
-    expansion.expand(base, out, CODES, OURS, seed=0)
+    expansion.expand(base, out, CODES, OURS, 0, INITIALIZE)
     return out
 
 
@@ -108,7 +111,7 @@ def test_old_rows_and_all_other_weights_are_unchanged_and_new_rows_are_alive(bas
 def test_new_rows_depend_on_the_seed_alone(base, expanded, tmp_path):
     for name, seed in (("same", 0), ("other", 1)):
         torch.manual_seed(99)
-        expansion.expand(base, tmp_path / name, CODES, OURS, seed)
+        expansion.expand(base, tmp_path / name, CODES, OURS, seed, INITIALIZE)
     name = "model.embed_tokens.weight"
     first, same, other = (
         weights(f)[name] for f in (expanded, tmp_path / "same", tmp_path / "other")
@@ -120,7 +123,7 @@ def test_tied_embeddings_and_the_dtype_survive(tmp_path):
     tokenizer = init_base.train_tokenizer(["one two"], vocab_size=256)
     folder = checkpoint(tmp_path / "tied", tokenizer, tie_word_embeddings=True)
     LlamaForCausalLM.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
-    expansion.expand(folder, tmp_path / "out", CODES, OURS, seed=0)
+    expansion.expand(folder, tmp_path / "out", CODES, OURS, 0, INITIALIZE)
     new = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     assert new.dtype == torch.bfloat16
     assert (
@@ -160,7 +163,7 @@ def test_codes_out_of_range_and_unexpanded_checkpoints_are_refused(base, expande
 
 def test_expanding_twice_is_refused(expanded, tmp_path):
     with pytest.raises(ValueError, match="already has sound tokens"):
-        expansion.expand(expanded, tmp_path / "twice", CODES, OURS, seed=0)
+        expansion.expand(expanded, tmp_path / "twice", CODES, OURS, 0, INITIALIZE)
     assert not (tmp_path / "twice").exists()
 
 
@@ -205,7 +208,7 @@ def test_llama_3_1_with_512_codes_has_the_ids_of_the_original(tmp_path):
         128_009,
     ]
     base = checkpoint(tmp_path / "base", tokenizer)
-    layout = expansion.expand(base, tmp_path / "out", 512, OURS, seed=0)
+    layout = expansion.expand(base, tmp_path / "out", 512, OURS, 0, INITIALIZE)
     assert layout == SoundLayout(
         start=128_256, end=128_257, first=128_258, codes=512, quantizer=OURS
     )
@@ -279,7 +282,7 @@ def given(rows: torch.Tensor, seed: int = 0, **changes) -> initialization.NewRow
     chance = torch.Generator().manual_seed(7)
     vectors = torch.nn.functional.normalize(torch.randn(512, 16, generator=chance))
     values = {"codes": 512, "codebook": vectors, "std": 0.02} | changes
-    return initialization.NewRowContext(rows, **values, chance=torch.Generator().manual_seed(seed))
+    return initialization.NewRowContext(rows, **values, rng=torch.Generator().manual_seed(seed))
 
 
 def made(name: str, what: initialization.NewRowContext, **arguments) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Configuration of every job: dataclass defaults < YAML file < key=value overrides.
 
 In: a dataclass (the schema), a YAML file, and overrides such as `quantizer.window=5`. Out: an
-instance of the dataclass, every key known and every value of its declared type. A job is run as
+instance of the dataclass, every key known and every value of its declared type. A value may be one
+of another YAML file, ${file:recipes/demo/voices.yaml,train}. A job is run as
 
     python -m stages.<job> [config.yaml] key=value ...
 
@@ -12,6 +13,7 @@ dotted.path` plus keyword arguments) are free-form in the schema and are checked
 import dataclasses
 import difflib
 import errno
+import functools
 import importlib
 import inspect
 import re
@@ -31,6 +33,25 @@ YAML = (".yaml", ".yml")
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 
+_FILE = re.compile(r"\$\{file:([^,}]+),([^}]+)\}")
+
+
+def with_files(value: Any) -> Any:
+    """`value` with every ${file:PATH,KEY} in it replaced by the value of a dotted key of another
+    YAML file. Raises ValueError where that file has no such key."""
+    if isinstance(value, dict):
+        return {key: with_files(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return list(map(with_files, value))
+    if not isinstance(value, str) or not (named := _FILE.fullmatch(value)):
+        return value
+    path, key = named.groups()
+    content = OmegaConf.select(OmegaConf.load(path), key)
+    if content is None:
+        raise ValueError(f"{path} has no key '{key}'")
+    return OmegaConf.to_container(content) if OmegaConf.is_config(content) else content
+
+
 def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     """Read `path` into an instance of `schema`; of `overrides` ("a.b=value") the last one wins.
     Without a `path` they are all there is.
@@ -46,7 +67,7 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
         if not OmegaConf.is_dict(given):
             raise ValueError(f"{path}: a configuration is a mapping of keys to values")
         values = typing.cast(dict[str, Any], OmegaConf.to_container(given))
-        for key, value in values.items():
+        for key, value in with_files(values).items():
             OmegaConf.update(config, str(key), value, merge=True)
         for override in overrides:
             source = f"override {override!r}"
@@ -78,25 +99,32 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
     be imported, for keywords the component does not take or lacks and, of components here, for
     values that are not of the declared type; its own errors pass through.
     """
+    return bind(spec, *extra)(**extra)
+
+
+def bind(spec: dict[str, Any], *extra: str) -> Callable[..., Any]:
+    """What `instantiate` would call with the keywords `extra`, to be called with them many times:
+    the component with the rest of `spec` as its keywords. Raises ValueError as `instantiate`."""
     arguments = dict(spec)
     dotted = arguments.pop("_component_", None)
     if not isinstance(dotted, str):
         raise ValueError(f"_component_ is missing from {spec}: give the dotted path to call")
     component = resolve(dotted)
-    if both := sorted(arguments.keys() & extra.keys()):
+    if both := sorted(arguments.keys() & set(extra)):
         raise ValueError(f"{dotted}: the job itself sets {', '.join(both)}; remove from the config")
-    arguments.update(extra)
+    bound = functools.partial(component, **arguments)
     try:
         parameters = inspect.signature(component).parameters.values()
     except ValueError:  # some builtins have no signature; then the call itself is the check
-        return component(**arguments)
+        return bound
+    passed = [*arguments, *extra]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     names = [p.name for p in named]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for name in arguments:
+        for name in passed:
             if name not in names:
                 raise ValueError(f"{dotted}: unknown argument '{name}'{_nearest(name, names)}")
-    required = [p.name for p in named if p.default is p.empty and p.name not in arguments]
+    required = [p.name for p in named if p.default is p.empty and p.name not in passed]
     if required:
         raise ValueError(
             f"{dotted}: no value for required {', '.join(required)}; add it beside _component_"
@@ -109,7 +137,7 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
             if not _fits(spec[name], hints[name]):
                 wanted = inspect.formatannotation(hints[name])
                 raise ValueError(f"{dotted}: {name}={spec[name]!r} is not of the type {wanted}")
-    return component(**arguments)
+    return bound
 
 
 def modules_of(spec: Any) -> set[str]:

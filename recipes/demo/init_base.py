@@ -121,8 +121,7 @@ def main(job: InitBase) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     parameters = sum(p.numel() for p in model.parameters())
-    made = (p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
-    outputs = sorted(made)
+    outputs = sorted(p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
     work.finish({"parameters": parameters, "vocabulary": len(tokenizer)}, outputs)
     print(f"{out}: {parameters:,} parameters, {len(tokenizer)} tokens")
 

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from speechfuse import artifact
-from speechfuse.audio import espeak_ng
-from speechfuse.audio.espeak_ng import voice_group
+from speechfuse.audio import augmentation, espeak_ng
+from speechfuse.audio.espeak_ng import VoiceGroup
 from speechfuse.corpora.clip import Clip
 from speechfuse.rows.rejects import Reject
 
@@ -39,7 +37,7 @@ class Synthetic:
         self.source_name, self.licence = f"espeak-ng speaking {path.name}", None
         if not path.is_file():
             raise FileNotFoundError(f"no lines to speak at {lines}")
-        self.voices = {name: voice_group(**spec) for name, spec in voices.items()}
+        self.voices = {name: VoiceGroup(**spec) for name, spec in voices.items()}
         self.snr, self.gain, self.seed = snr, gain, seed
         skipped = [] if espeak_ng.flite_available() else list(optional_voices or [])
         if skipped:
@@ -72,7 +70,7 @@ class Synthetic:
                 rng = random.Random(f"{self.seed}/{id}")
                 voice = self.voices[row["voices"]].draw(rng)
                 speech = espeak_ng.speak(engine, row["text"], voice)
-                waveform = disturb(
+                waveform = augmentation.disturb(
                     speech.waveform, rng.uniform(*self.snr), rng.uniform(*self.gain), rng
                 )
                 known = ("id", "text")
@@ -86,13 +84,3 @@ class Synthetic:
                     extra={key: value for key, value in row.items() if key not in known},
                     phonemes=speech.phonemes,
                 )
-
-
-def disturb(waveform: np.ndarray, snr: float, gain: float, rng: random.Random) -> np.ndarray:
-    """Add white noise at `snr` dB below the speech and change the level by `gain` dB; peaks are
-    kept below 1."""
-    noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(waveform))
-    power = float(np.mean(np.square(waveform))) + 1e-12
-    noisy = waveform + noise * np.sqrt(power / 10 ** (snr / 10))
-    noisy *= 10 ** (gain / 20)
-    return (noisy / max(1.0, float(np.abs(noisy).max()))).astype(np.float32)

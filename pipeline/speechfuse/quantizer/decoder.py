@@ -1,11 +1,11 @@
-"""Codes back to words: what a Whisper hears in them.
+"""Codes to text: a quantizer's codes, transcribed by the Whisper that it was trained on.
 
-In: codes, and the openai-whisper checkpoint whose encoder made them. Out: transcripts. Codes become
-the features that Whisper's text decoder reads, through the half of a WhisperVQ that its encoding
-does not need: projection, positions, transformer. Reads it from the published checkpoint and from
-ours (decoder.safetensors beside model.safetensors), and writes both halves in the published format.
-Inference is the one of whisperspeech 0.8.9 (vq_stoks.py, `dequantize` and `decode_text`), but for
-one thing: a mask code between others is a sound like them here, and the end of the clip there.
+In: codes, and the openai-whisper checkpoint whose encoder the quantizer has. Out: transcripts. The
+decoding half of a WhisperVQ (projection, positions, transformer) turns codes into the features that
+Whisper's text decoder reads. It is read from the published checkpoint or from ours
+(decoder.safetensors beside model.safetensors), and written in both formats. Inference is that of
+whisperspeech 0.8.9 (vq_stoks.py, `dequantize` and `decode_text`), with one difference: there a clip
+ends at its first mask code; here a mask code is a code like the others.
 """
 
 import json
@@ -29,6 +29,7 @@ from speechfuse.quantizer.model import (
     FFN_MULT,
     Quantizer,
     QuantizerConfig,
+    projection,
     read_ours,
     read_published,
     read_torch,
@@ -37,12 +38,12 @@ from speechfuse.quantizer.model import (
 FILE = "decoder.safetensors"
 POSITIONS = 1500  # rows of positional_embedding in the published format, whatever the window
 VOCABULARY = 51_864  # of the smaller of openai-whisper's two tokenizers
-_PROJECTIONS = ("rq.layers.0.", "rq.")  # where vector-quantize-pytorch has them, older first
+_POSITIONS = "positional_embedding.weight"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the tensors of a decoding half do not say; the defaults are whisperspeech's."""
+    """What a decoding half's tensors do not tell of its shape; defaults as in whisperspeech."""
 
     heads: int
     depth: int = 1
@@ -68,14 +69,15 @@ class _Attention(MultiHeadAttention):
     def qkv_attention(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        return super().qkv_attention(self._placed(q), self._placed(k), v, mask)
+        return super().qkv_attention(self._rotated(q), self._rotated(k), v, mask)
 
-    def _placed(self, x: Tensor) -> Tensor:
+    def _rotated(self, x: Tensor) -> Tensor:
+        """Queries or keys (batch, positions, width), scaled and, with `rope`, rotated."""
         if self.rope:
             heads = x.unflatten(-1, (self.n_head, -1))
             left, right = heads.chunk(2, dim=-1)
-            turned = torch.cat((-right, left), dim=-1)
-            x = (heads * self.cosine[:, None] + turned * self.sine[:, None]).flatten(-2)
+            quarter_turn = torch.cat((-right, left), dim=-1)
+            x = (heads * self.cosine[:, None] + quarter_turn * self.sine[:, None]).flatten(-2)
         return x * self.scale
 
 
@@ -84,8 +86,8 @@ def _frequencies(head_width: int) -> Tensor:
 
 
 class WhisperTextDecoder(nn.Module):
-    """Codebook vectors to features that Whisper's text decoder reads. Tensors have the published
-    names."""
+    """The decoding half: codebook vectors to features that Whisper's text decoder reads. Tensors
+    have the published names."""
 
     def __init__(self, config: QuantizerConfig, shape: Shape) -> None:
         super().__init__()
@@ -110,24 +112,25 @@ class WhisperTextDecoder(nn.Module):
         """Write decoder.safetensors."""
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         # one entry only: safetensors writes several in a random order, so the bytes would differ
-        about = {"shape": json.dumps(asdict(self.shape))}
+        metadata = {"shape": json.dumps(asdict(self.shape))}
         with replacing(folder / FILE) as temporary:
-            save_file(tensors, temporary, metadata=about)
+            save_file(tensors, temporary, metadata=metadata)
 
 
 class CodeTranscriber:
-    """Codes of one quantizer to text. `whisper` is the model whose encoder the quantizer has."""
+    """Codes of one quantizer to text. `codebook`: (codes + 1, dim), the mask code's vector last;
+    `whisper`: the model whose encoder the quantizer has."""
 
     def __init__(
-        self, half: WhisperTextDecoder, codebook: Tensor, whisper: Whisper, language: str = "en"
+        self, decoder: WhisperTextDecoder, codebook: Tensor, whisper: Whisper, language: str = "en"
     ) -> None:
-        self.half, self.codebook, self.whisper = half, codebook, whisper
+        self.decoder, self.codebook, self.whisper = decoder, codebook, whisper
         self.language = language
 
     @classmethod
     def load(cls, path: Path, whisper: Path | None, language: str = "en") -> "CodeTranscriber":
         """Read ours (a folder) or a published WhisperVQ (a `.model` file); `whisper`: the
-        openai-whisper `.pt` that it was trained on. ValueError says what does not fit."""
+        openai-whisper `.pt` that it was trained on. Raises ValueError for what does not fit."""
         if whisper is None:
             raise ValueError(
                 f"{path} needs its Whisper to decode with: set whisper to the openai-whisper .pt "
@@ -142,43 +145,43 @@ class CodeTranscriber:
             )
         codebook = tensors["codebook"].clone()
         if path.is_dir():
-            shape, decoding = _half_of_ours(path)
+            shape, state = _state_of_ours(path)
         else:
             content = read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
-            shape, decoding = _half_of_published(path, content, config)
+            shape, state = _state_of_published(path, content, config)
             if not (content.get("tunables") or {}).get("mask_embs"):
                 codebook[-1] = codebook[0]  # what the oldest models pad with
-        half = WhisperTextDecoder(config, shape)
+        decoder = WhisperTextDecoder(config, shape)
         try:
-            half.load_state_dict(decoding)
+            decoder.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"{path} holds no decoding half of its quantizer: {error}") from None
-        return cls(half.eval(), codebook, model, language)
+        return cls(decoder.eval(), codebook, model, language)
 
     def to(self, device: str) -> "CodeTranscriber":
-        """Itself, on `device`."""
-        self.half, self.whisper = self.half.to(device), self.whisper.to(device)
+        """Moves the transcriber to `device` and returns it."""
+        self.decoder, self.whisper = self.decoder.to(device), self.whisper.to(device)
         self.codebook = self.codebook.to(device)
         return self
 
     @torch.inference_mode()
     def features(self, codes: list[np.ndarray]) -> Tensor:
-        """Features of Whisper's window, (clips, n_audio_ctx, width); ValueError for a clip over the
-        window, or a code that the codebook does not have."""
-        config, mask = self.half.config, len(self.codebook) - 1
+        """Features of Whisper's window, (clips, n_audio_ctx, width), of each clip's codes (n,).
+        Raises ValueError for more codes than the window holds and for a code over the mask code."""
+        config, mask = self.decoder.config, len(self.codebook) - 1
         tokens = config.n_audio_ctx // config.downsample
         window = torch.full((len(codes), tokens), mask)
         for row, clip in zip(window, codes, strict=True):
             if len(clip) > tokens or (len(clip) and int(clip.max()) > mask):
                 raise ValueError(
-                    f"{len(clip)} codes up to {clip.max(initial=0)}: this codec takes {tokens} at "
-                    f"most, of 0 to {mask}; were they made by its quantizer?"
+                    f"{len(clip)} codes up to {clip.max(initial=0)}: this quantizer makes {tokens} "
+                    f"at most, of 0 to {mask}; were they made by it?"
                 )
             row[: len(clip)] = torch.from_numpy(clip.astype(np.int64))
-        return self.half(self.codebook[window.to(self.codebook.device)])
+        return self.decoder(self.codebook[window.to(self.codebook.device)])
 
     def transcribe(self, codes: list[np.ndarray], batch_size: int = 16) -> list[str]:
-        """What Whisper's text decoder hears in each clip's codes, greedily."""
+        """Whisper's greedy transcript of each clip's codes."""
         texts = []
         for start in range(0, len(codes), batch_size):
             features = self.features(codes[start : start + batch_size])
@@ -187,7 +190,7 @@ class CodeTranscriber:
 
 
 def load_whisper(path: Path) -> Whisper:
-    """A frozen openai-whisper model in float32; ValueError when the file holds none."""
+    """A frozen openai-whisper model in float32. Raises ValueError when the file holds none."""
     content = read_torch(path, {"dims", "model_state_dict"}, "Whisper checkpoint")
     try:
         model = Whisper(ModelDimensions(**content["dims"]))
@@ -218,7 +221,7 @@ def transcribe(model: Whisper, features: Tensor, language: str) -> list[str]:
     return [result.text for result in whisper.decode(model, features.float(), options)]
 
 
-def _half_of_ours(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
+def _state_of_ours(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
     if not (folder / FILE).is_file():
         raise ValueError(
             f"{folder} has no {FILE}: its quantizer was trained without a Whisper to decode with"
@@ -228,42 +231,40 @@ def _half_of_ours(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
     return shape, load_file(folder / FILE)
 
 
-def _half_of_published(
+def _state_of_published(
     path: Path, content: dict[str, Any], config: QuantizerConfig
 ) -> tuple[Shape, dict[str, Tensor]]:
-    about, tunables, state = content["config"], content.get("tunables") or {}, content["state_dict"]
-    if about.get("ffn_mult", FFN_MULT) != FFN_MULT:
+    options, tunables, state = (content.get(k) or {} for k in ("config", "tunables", "state_dict"))
+    if options.get("ffn_mult", FFN_MULT) != FFN_MULT:
         raise ValueError(f"{path}: unsupported ffn_mult; WhisperVQ has {FFN_MULT}")
     # defaults for keys that files older than the key lack, as whisperspeech's Tunables.upgrade
-    shape = Shape(
-        about["n_head"], about["depth"], tunables.get("rope", False), tunables.get("query_mult", 1)
-    )
-    wanted = ("positional_embedding.", "_out_blocks.", "ln_post.")
+    rope, query_mult = tunables.get("rope", False), tunables.get("query_mult", 1)
+    shape = Shape(options["n_head"], options["depth"], rope, query_mult)
     tensors = {
-        key: value.float()
+        key: value
         for key, value in state.items()
-        if key.startswith(wanted) and not key.endswith("inv_freq")
+        if key.startswith(("_out_blocks.", "ln_post.")) and not key.endswith("inv_freq")
     }
-    place = next((p for p in _PROJECTIONS if f"{p}project_out.weight" in state), None)
-    if place is None or "positional_embedding.weight" not in tensors:
-        raise ValueError(f"{path} holds no decoding half: it has no project_out or no positions")
-    for part in ("weight", "bias"):
-        tensors[f"project_out.{part}"] = state[f"{place}project_out.{part}"].float()
-    name = "positional_embedding.weight"
-    tensors[name] = tensors[name][: config.n_audio_ctx]
-    return shape, tensors
+    try:
+        tensors |= projection(state, "project_out")
+        tensors[_POSITIONS] = state[_POSITIONS][: config.n_audio_ctx]
+    except KeyError:
+        raise ValueError(
+            f"{path} holds no decoding half: it has no project_out or no positions"
+        ) from None
+    return shape, {key: value.float() for key, value in tensors.items()}
 
 
 def save_published(
-    path: Path, quantizer: Quantizer, half: WhisperTextDecoder, whisper: str
+    path: Path, quantizer: Quantizer, decoder: WhisperTextDecoder, whisper: str
 ) -> None:
     """Write both halves as WhisperSpeech publishes them; `whisper` names the teacher (medium).
 
     whisperspeech loads the file with any window, but runs windows of 30 s only.
     """
-    config, shape = quantizer.config, half.shape
+    config, shape = quantizer.config, decoder.shape
     head_width = config.n_audio_state // shape.heads
-    about = {
+    options = {
         "codebook_dim": config.codebook_dim,
         "vq_codes": config.codes,
         "q_depth": 1,
@@ -282,13 +283,11 @@ def save_published(
         "downsample_conv": False,
         "downsample_mean": config.downsample_mean,
     }
-    state = {
-        key: value
-        for key, value in quantizer.state_dict().items()
-        if key.startswith(("mlp.", "mlp_ln."))
-    } | half.state_dict()
+    encoding = quantizer.state_dict()
+    state = {key: encoding[key] for key in encoding if key.startswith(("mlp.", "mlp_ln."))}
+    state |= decoder.state_dict()
     for part in ("weight", "bias"):
-        state[f"rq.layers.0.project_in.{part}"] = quantizer.project_in.get_parameter(part).detach()
+        state[f"rq.layers.0.project_in.{part}"] = encoding[f"project_in.{part}"]
         state[f"rq.layers.0.project_out.{part}"] = state.pop(f"project_out.{part}")
     codebook = quantizer.codebook[None]
     state |= {
@@ -299,12 +298,11 @@ def save_published(
         "val_true": torch.zeros(1),
         "val_total": torch.zeros(1),
     }
-    name = "positional_embedding.weight"
-    state[name] = F.pad(state[name], (0, 0, 0, POSITIONS - config.n_audio_ctx))
+    state[_POSITIONS] = F.pad(state[_POSITIONS], (0, 0, 0, POSITIONS - config.n_audio_ctx))
     if shape.rope:
         for i in range(shape.depth):
             state[f"_out_blocks.{i}.attn.rotary.inv_freq"] = _frequencies(head_width)
-    content = {"config": about, "tunables": tunables}
-    content["state_dict"] = {key: value.cpu().clone() for key, value in state.items()}
+    tensors = {key: value.cpu().clone() for key, value in state.items()}
+    content = {"config": options, "tunables": tunables, "state_dict": tensors}
     with replacing(path) as temporary:
         torch.save(content, temporary)

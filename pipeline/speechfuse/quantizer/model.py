@@ -32,9 +32,13 @@ PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
 FFN_MULT = 4  # RQBottleneckTransformer's default, never changed in a published model
 
 
+ENCODER_DIMS = ("n_mels", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer")
+
+
 @dataclass
 class QuantizerConfig:
-    """Shape of a quantizer. `codes` leaves the mask code out: the codebook has `codes` + 1 rows."""
+    """Shape of a quantizer. The codebook has `codes` + 1 rows, the last one for the mask code;
+    ENCODER_DIMS are Whisper's."""
 
     codes: int
     codebook_dim: int
@@ -57,9 +61,7 @@ class Quantizer(nn.Module):
         self.dtype = torch.float32  # of the encoder's matrix products; bfloat16 is not exact
         self.config = config
         width = config.n_audio_state
-        self.encoder = AudioEncoder(
-            config.n_mels, config.n_audio_ctx, width, config.n_audio_head, config.n_audio_layer
-        )
+        self.encoder = AudioEncoder(*(getattr(config, name) for name in ENCODER_DIMS))
         self.mlp = nn.Sequential(
             nn.Linear(width, width * FFN_MULT), nn.GELU(), nn.Linear(width * FFN_MULT, width)
         )
@@ -69,8 +71,7 @@ class Quantizer(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        """Number of codes without the mask code, which the published models also choose now and
-        then."""
+        """Number of codes without the mask code, which published checkpoints occasionally emit."""
         return self.config.codes
 
     @property
@@ -90,8 +91,7 @@ class Quantizer(nn.Module):
 
     @property
     def identity(self) -> str:
-        """Hash of the canonical tensors and the configuration: one codec, one identity, in any file
-        layout."""
+        """sha256 of tensors and configuration, 64 hex digits: the same in every file format."""
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -132,16 +132,14 @@ class Quantizer(nn.Module):
     def encode_batch(
         self, waveforms: list[np.ndarray], batch_size: int
     ) -> tuple[Tensor, list[int]]:
-        """Start one forward: codes (batch_size, window tokens) on the device, and how many of them
-        each waveform has. At most `batch_size` waveforms; the rest of the batch is silence, so that
-        the arithmetic does not depend on how many there are. ValueError for a clip over the window
-        or too short for one token.
+        """Start one forward pass: codes (batch_size, window tokens) on the device, and how many of
+        them each waveform has. At most `batch_size` waveforms; the rest of the batch is silence, so
+        that the arithmetic does not depend on how many there are. Raises ValueError for a waveform
+        longer than the window or too short for one token.
         """
         self._check(waveforms)
         mels = [self.mel(waveform) for waveform in waveforms]
-        window = self.codebook.new_full((batch_size, self.config.n_mels, self.frames), PADDING)
-        for row, mel in zip(window, mels, strict=False):
-            row[:, : mel.shape[1]] = mel
+        window = padded(mels, batch_size, self.config, self.codebook.device)
         with torch.autocast(window.device.type, self.dtype, enabled=self.dtype != torch.float32):
             embedded = self.embed(window)
         codes = self.quantize(embedded.float())
@@ -152,8 +150,8 @@ class Quantizer(nn.Module):
         results = []
         for start in range(0, len(waveforms), batch_size):
             codes, lengths = self.encode_batch(waveforms[start : start + batch_size], batch_size)
-            found = codes.cpu().numpy().astype(np.uint16)
-            results += [row[:length] for row, length in zip(found, lengths, strict=False)]
+            rows = codes.cpu().numpy().astype(np.uint16)
+            results += [row[:length] for row, length in zip(rows, lengths, strict=False)]
         return results
 
     def _check(self, waveforms: list[np.ndarray]) -> None:
@@ -177,7 +175,7 @@ class Quantizer(nn.Module):
     @classmethod
     def load(cls, path: Path, whisper: Path | None = None) -> "Quantizer":
         """Read ours (a folder) or a published WhisperVQ (a `.model` file, with `whisper` = the
-        openai-whisper `.pt` that its config names). ValueError says what does not fit."""
+        openai-whisper `.pt` that its config names). Raises ValueError for what does not fit."""
         path = Path(path)
         if path.is_dir():
             config, tensors = read_ours(path)
@@ -200,8 +198,20 @@ def log_mel(waveform: np.ndarray, n_mels: int, device: torch.device | str = "cpu
     return whisper.log_mel_spectrogram(samples, n_mels)
 
 
+def padded(
+    mels: list[Tensor], count: int, config: QuantizerConfig, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Log-mels (n_mels, frames) as a batch of `count` windows, float32 (count, n_mels, window
+    frames), padded behind each mel and, where they are fewer, with rows of padding."""
+    shape = (count, config.n_mels, 2 * config.n_audio_ctx)
+    window = torch.full(shape, PADDING, dtype=torch.float32, device=device)
+    for row, mel in zip(window, mels, strict=False):
+        row[:, : mel.shape[1]] = mel
+    return window
+
+
 def read_ours(folder: Path) -> tuple[QuantizerConfig, dict[str, Tensor]]:
-    """Shape and tensors of a folder of ours; ValueError when it is none."""
+    """Shape and tensors of a folder that Quantizer.save wrote. Raises ValueError for another."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a quantizer: it has no {name}")
@@ -213,7 +223,8 @@ def read_ours(folder: Path) -> tuple[QuantizerConfig, dict[str, Tensor]]:
 
 
 def read_torch(path: Path, keys: set[str], what: str) -> dict:
-    """The dict in a torch file of plain values and tensors; ValueError without these `keys`."""
+    """The dict in a torch file of plain values and tensors. Raises ValueError, which calls the file
+    a `what`, where it is another file or lacks one of `keys`."""
     if not path.is_file():
         raise FileNotFoundError(f"no {what} at {path}")
     try:
@@ -251,15 +262,9 @@ def read_published(
             )
     teacher = read_torch(Path(whisper_path), {"dims", "model_state_dict"}, "Whisper checkpoint")
     dims, state = teacher["dims"], published["state_dict"]
-    # vector-quantize-pytorch moved project_in from the first layer to the residual quantizer in
-    # 2024
-    old = (
-        "rq.layers.0.project_in." if "rq.layers.0.project_in.weight" in state else "rq.project_in."
-    )
-    wanted = ("mlp.", "mlp_ln.")
-    tensors = {key: value for key, value in state.items() if key.startswith(wanted)}
+    tensors = {key: value for key, value in state.items() if key.startswith(("mlp.", "mlp_ln."))}
     try:
-        tensors |= {f"project_in.{part}": state[old + part] for part in ("weight", "bias")}
+        tensors |= projection(state, "project_in")
         tensors["codebook"] = state["rq.layers.0._codebook.embed"][0]
     except KeyError as error:
         raise ValueError(f"{path} is not a WhisperVQ checkpoint: no tensor {error}") from None
@@ -281,13 +286,18 @@ def read_published(
         codebook_dim=tensors["codebook"].shape[1],
         downsample=config["downsample"],
         downsample_mean=bool(tunables.get("downsample_mean")),
-        n_mels=dims["n_mels"],
-        n_audio_ctx=dims["n_audio_ctx"],
-        n_audio_state=dims["n_audio_state"],
-        n_audio_head=dims["n_audio_head"],
-        n_audio_layer=dims["n_audio_layer"],
+        **{name: dims[name] for name in ENCODER_DIMS},
     )
     return shape, {key: value.float() for key, value in (encoder | tensors).items()}
+
+
+def projection(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Weight and bias of `name`, project_in or project_out, in a published state dict.
+    vector-quantize-pytorch moved them from the first layer to the residual quantizer in 2024.
+    Raises KeyError where there is none."""
+    old = f"rq.layers.0.{name}"
+    place = old if f"{old}.weight" in state else f"rq.{name}"
+    return {f"{name}.{part}": state[f"{place}.{part}"] for part in ("weight", "bias")}
 
 
 @dataclass
@@ -304,8 +314,8 @@ class QuantizerSpec:
     )
 
     def load(self, device: str) -> Quantizer:
-        """This process's own, read once. ValueError for another dtype and for what cannot be
-        read."""
+        """The quantizer on `device`, read once in each process. Raises ValueError for another dtype
+        and for what cannot be read."""
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"quantizer.dtype={self.dtype!r}: choose float32 or bfloat16")
         return _quantizer(self.checkpoint, self.whisper, self.dtype, device)

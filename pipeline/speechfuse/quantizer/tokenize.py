@@ -1,4 +1,5 @@
-"""One shard of a corpus: clips in, rows of codes out.
+"""One shard of a corpus: clips in, rows of codes out. What stages.tokenize_speech runs in its
+workers.
 
 Clips are decoded, filtered and split by a few threads ahead of the encoder, in order; batches have
 a fixed shape. So the rows are a pure function of clips and quantizer, whatever the number of
@@ -8,7 +9,7 @@ threads and however far ahead they work.
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from speechfuse import config, workers
 from speechfuse.artifact import sha256_of
 from speechfuse.audio import decoding
+from speechfuse.audio.filters import Filter
 from speechfuse.corpora.clip import Clip
-from speechfuse.quantizer.model import Quantizer
-from speechfuse.rows.rejects import Reject
+from speechfuse.quantizer.model import Quantizer, QuantizerSpec
+from speechfuse.rows.making import component
+from speechfuse.rows.rejects import FILTERED, Reject
 from speechfuse.rows.shards import Shard
-from speechfuse.workers import prefetch
-
-Filter = Callable[[np.ndarray, str | None], str | None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class DecodedClip:
 
 
 def decode(clip: Clip) -> decoding.Decoded:
-    """Audio of a clip; ValueError("kind: detail") when it has none that can be used."""
+    """Audio of a clip. Raises ValueError("kind: detail") when it cannot be used."""
     if isinstance(clip.audio, np.ndarray):
         return decoding.Decoded(clip.audio, decoding.SAMPLE_RATE, 1)
     return decoding.decode(clip.audio, clip.offset, clip.seconds)
@@ -54,14 +55,58 @@ def prepare(clip: Clip | Reject, window: float, filters: list[Filter]) -> Decode
         return Reject(clip.id, str(error))
     for keep in filters:
         if reason := keep(decoded.waveform, clip.text):
-            return Reject(clip.id, f"filter {reason}")
+            return Reject(clip.id, f"{FILTERED}{reason}")
     digest = None
     if clip.offset == 0 and clip.seconds is None:  # the clip is the file
         if isinstance(clip.audio, Path):
             digest = sha256_of(clip.audio)
         elif isinstance(clip.audio, bytes):
-            digest = hashlib.sha256(clip.audio).hexdigest()
+            digest = _sha256(clip.audio)
     return DecodedClip(clip, decoded, decoding.split(decoded.waveform, window), digest)
+
+
+def tokenize_shard(
+    planned: dict[str, Any],
+    corpus: dict[str, Any],
+    quantizer: QuantizerSpec,
+    filters: list[dict[str, Any]],
+    batch_size: int,
+    threads: int,
+    depth: int,
+) -> Shard:
+    """The shard `planned` of a corpus, in a worker process: `threads` threads decode up to `depth`
+    clips ahead of the encoder. `corpus` and `filters` are {_component_, ...}."""
+    originals = planned.get("same_audio", {})  # {id of a duplicate: id of the first}
+    clips = (
+        Reject(clip.id, f"{FILTERED}duplicate audio: same as {originals[clip.id]}")
+        if clip.id in originals
+        else clip
+        for clip in component(corpus).clips(planned)
+    )
+    return tokenize(
+        clips,
+        quantizer.load(workers.device()),
+        batch_size,
+        [config.instantiate(spec) for spec in filters],
+        threads,
+        depth,
+    )
+
+
+def audio_digests(
+    planned: dict[str, Any], corpus: dict[str, Any], threads: int, depth: int
+) -> list[tuple[str, str]]:
+    """(id, sha256 of the 16 kHz samples) of a shard's clips that decode, in a worker process."""
+
+    def digest(clip: Clip | Reject) -> tuple[str, str] | None:
+        try:
+            waveform = decode(clip).waveform if isinstance(clip, Clip) else None
+        except ValueError:
+            return None
+        return waveform if waveform is None else (clip.id, _sha256(waveform.tobytes()))
+
+    digests = workers.prefetch(digest, component(corpus).clips(planned), threads, depth)
+    return [pair for pair in digests if pair]
 
 
 def tokenize(
@@ -80,9 +125,9 @@ def tokenize(
 
     def collect() -> None:
         first, codes, lengths = running.popleft()
-        found = codes.cpu().numpy().astype(np.uint16)
-        for row, each, length in zip(shard.rows[first:], found, lengths, strict=False):
-            row["codes"] = each[:length]
+        batch = codes.cpu().numpy().astype(np.uint16)
+        for row, window, length in zip(shard.rows[first:], batch, lengths, strict=False):
+            row["codes"] = window[:length]
 
     def encode() -> None:
         first = len(shard.rows) - len(pending)
@@ -94,7 +139,7 @@ def tokenize(
     def prepared(clip: Clip | Reject) -> DecodedClip | Reject:
         return prepare(clip, quantizer.window, filters)
 
-    for item in prefetch(prepared, clips, threads, depth):
+    for item in workers.prefetch(prepared, clips, threads, depth):
         if isinstance(item, Reject):
             shard.rejects.append({"id": item.id, "reason": item.reason})
             continue
@@ -124,6 +169,10 @@ def tokenize(
     return shard
 
 
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 def _seconds(waveform: np.ndarray) -> float:
     return len(waveform) / decoding.SAMPLE_RATE
 
@@ -151,8 +200,8 @@ def _row(item: DecodedClip, part: int, offset: float, seconds: float) -> dict[st
 def exactness(
     clips: Iterable[Clip | Reject], quantizer: Quantizer, batch_size: int, enough: int = 10_000
 ) -> tuple[int, int]:
-    """How many codes of the first pieces are those of float32, and how many there are: `enough`, or
-    all that the clips give."""
+    """(codes equal to those of float32, codes compared) for the first clips: about `enough` codes,
+    or all."""
     pieces: list[np.ndarray] = []
     codes = 0.0
     for clip in clips:

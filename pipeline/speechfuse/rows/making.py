@@ -1,22 +1,32 @@
-"""What the jobs that make shards of codes share: the quantizer of a worker, the engine that runs
-tasks, what is left to do, rejects, totals.
+"""The jobs that make shards of rows: tokenize, curate, synthesize. Each is a plan, a list of shards
+{count, ...}, and a function of one shard.
 
-In: a job's config (`out` and `runtime`) and its frozen plan, a list of shards {count, ...}. Out:
-shard files and reject lists, each made whole by one task or not at all; after a stop only what is
-missing is made. Totals are counted from disk, so that a resumed job counts the same.
+In: a job's config (`out`, `fresh`, `runtime`), its artifact, its plan and its function. Out: a
+complete artifact of shard files and reject lists. Each is written whole by one worker process or
+not at all; after a stop only missing shards are made. Totals are counted from disk, so that a
+resumed job counts the same.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from speechfuse import config
+from speechfuse.artifact import Artifact, write_atomic
 from speechfuse.rows import shards, statistics
-from speechfuse.rows.rejects import Rejects, _faults, read_rejects
+from speechfuse.rows.rejects import Rejects, faults_of, read_rejects, write_rejects
+from speechfuse.rows.shards import Shard
+
+Planned = dict[str, Any]  # a shard of the plan: `count` and what the job's function needs
 
 
 @dataclass
@@ -37,22 +47,90 @@ class Workers:
     )
 
 
-@dataclass
-class Runtime(Workers):
-    """How a job that decodes recordings runs."""
-
-    decode_threads: int = field(default=2, metadata={"help": "of each process, beside the encoder"})
-    prefetch: int = field(default=32, metadata={"help": "clips decoded ahead of the encoder"})
-
-
 class Job(Protocol):
     """A job's config."""
 
     out: str
+    fresh: bool
     runtime: Any
 
 
-def run(runtime: Any, function: Callable[..., Any], tasks: list[tuple]) -> Iterator[Any]:
+def make_dataset(
+    job: Job,
+    work: Artifact,
+    plan: Callable[[], Any],
+    function: Callable[[Planned], Shard],
+    unit: str,
+    schema: pa.Schema,
+    stream: dict[str, Any] | None,
+    totals: Callable[[list[Path], Rejects], dict[str, Any]],
+    summary: Callable[[Path, dict[str, Any]], str],
+) -> None:
+    """Run a job from its plan to its manifest and its summary line; nothing if it is complete.
+
+    `plan` is called at the first start and frozen: a list of shards, or {shards: list, ...}.
+    `function` makes a shard in a worker; `unit` is what a shard's `count` counts; `schema` and
+    `stream` as in shards.write_shard. `totals(paths, rejects)` counts all shards for the manifest.
+    Raises ValueError when too many are rejected, see `make`.
+    """
+    if not work.begin(plan, fresh=job.fresh):
+        return
+    planned = work.plan["shards"] if isinstance(work.plan, dict) else work.plan
+    write = partial(_write, function, work.out, schema, stream)
+    paths, rejects = make(job, planned, write, unit)
+    counted = totals(paths, rejects)
+    work.finish(counted, [file for path in paths for file in work.out.glob(f"{path.stem}.*")])
+    print(summary(work.out, counted))
+
+
+def make(
+    job: Job, plan: list[Planned], write: Callable[[int, Planned], int], unit: str
+) -> tuple[list[Path], Rejects]:
+    """Make the shards that `job.out` lacks, each by write(index, shard) -> index in a worker, which
+    writes the shard's rejects first. `unit`: what `count` counts.
+
+    Returns all shards' paths and all rejects, in order. Raises ValueError once more are rejected
+    than runtime.max_reject_rate allows of the whole plan.
+    """
+    out, total = Path(job.out), sum(shard["count"] for shard in plan)
+    paths = [out / shards.shard_name(i) for i in range(len(plan))]
+    rejects = {i: read_rejects(path) for i, path in enumerate(paths) if path.exists()}
+    missing = [(i, shard) for i, shard in enumerate(plan) if i not in rejects]
+    faults = [fault for i in sorted(rejects) for fault in faults_of(rejects[i])]
+    _check_rejects(job, faults, total, unit)
+    done = sum(plan[i]["count"] for i in rejects)
+    with tqdm(total=total, initial=done, desc=out.name, unit=unit) as bar:
+        for i in _run(job.runtime, write, missing):
+            rejects[i] = read_rejects(paths[i])
+            faults += faults_of(rejects[i])
+            _check_rejects(job, faults, total, unit)
+            bar.update(plan[i]["count"])
+    return paths, [reject for i in sorted(rejects) for reject in rejects[i]]
+
+
+def gather(
+    runtime: Workers, function: Callable[[Planned], Any], plan: list[Planned], title: str
+) -> list[Any]:
+    """`function` of every shard, made by the workers, in the order of the plan."""
+    results = {}
+    with tqdm(total=len(plan), desc=title, unit="shard") as bar:
+        for i, result in _run(runtime, partial(_numbered, function), list(enumerate(plan))):
+            results[i] = result
+            bar.update()
+    return [results[i] for i in range(len(plan))]
+
+
+@cache
+def _component(spec: str) -> Any:
+    return config.instantiate(json.loads(spec))
+
+
+def component(spec: dict[str, Any]) -> Any:
+    """The component that `spec` names, instantiated once in each process."""
+    return _component(json.dumps(spec))
+
+
+def _run(runtime: Workers, function: Callable[..., Any], tasks: list[tuple]) -> Iterator[Any]:
     """Results of the tasks as they come, on the engine that `runtime` names."""
     return config.instantiate(
         runtime.engine,
@@ -63,29 +141,25 @@ def run(runtime: Any, function: Callable[..., Any], tasks: list[tuple]) -> Itera
     )
 
 
-def make(
-    job: Job, plan: list[dict[str, Any]], function: Callable[..., int], unit: str
-) -> tuple[list[Path], Rejects]:
-    """Make the shards of `plan` that `job.out` lacks, each by function(job, index, shard) in a
-    worker, which writes its rejects first and returns the index. `unit`: what `count` counts.
+def _numbered(function: Callable[[Planned], Any], index: int, shard: Planned) -> tuple[int, Any]:
+    return index, function(shard)
 
-    Returns all shards' paths and all rejects, in order. ValueError once more are rejected than
-    runtime.max_reject_rate allows of the whole plan.
-    """
-    out, total = Path(job.out), sum(shard["count"] for shard in plan)
-    paths = [out / shards.shard_name(i) for i in range(len(plan))]
-    missing = [i for i, path in enumerate(paths) if not path.exists()]
-    rejects = {i: read_rejects(path) for i, path in enumerate(paths) if path.exists()}
-    faults = [each for i in sorted(rejects) for each in _faults(rejects[i])]
-    _check_rejects(job, faults, total, unit)
-    done = sum(plan[i]["count"] for i in rejects)
-    with tqdm(total=total, initial=done, desc=out.name, unit=unit) as bar:
-        for i in run(job.runtime, function, [(job, i, plan[i]) for i in missing]):
-            rejects[i] = read_rejects(paths[i])
-            faults += _faults(rejects[i])
-            _check_rejects(job, faults, total, unit)
-            bar.update(plan[i]["count"])
-    return paths, [each for i in sorted(rejects) for each in rejects[i]]
+
+def _write(
+    function: Callable[[Planned], Shard],
+    out: Path,
+    schema: pa.Schema,
+    stream: dict[str, Any] | None,
+    index: int,
+    planned: Planned,
+) -> int:
+    """Make shard `index` and write its files in a worker process; returns its index."""
+    shard, path = function(planned), out / shards.shard_name(index)
+    write_rejects(path, shard.rejects)
+    for name, content in shard.files.items():
+        write_atomic(path.with_name(f"{path.stem}.{name}"), content)
+    shards.write_shard(path, shard.rows, schema, stream, shard.counts)
+    return index
 
 
 def _check_rejects(job: Job, faults: Rejects, total: int, unit: str) -> None:
@@ -98,23 +172,29 @@ def _check_rejects(job: Job, faults: Rejects, total: int, unit: str) -> None:
         )
 
 
-def totals_of(paths: list[Path], what: str, speech: Iterable[tuple[float, int]]) -> dict[str, Any]:
-    """Totals of pieces of `speech`, (seconds, codes) each, kept in the shards at `paths`; their
-    number is called `what`."""
+def speech_totals(paths: list[Path], name: str) -> dict[str, Any]:
+    """Totals of the pieces of speech in the shards at `paths`: their number, as `name`, hours,
+    codes and the bits that a code takes on disk."""
     seconds, codes, pieces = 0.0, 0, 0
-    for each, length in speech:
-        seconds, codes, pieces = seconds + each, codes + length, pieces + 1
+    for path in paths:
+        columns = {"seconds", "codes", "turns"}.intersection(pq.read_schema(path).names)
+        for batch in statistics.batches(path, sorted(columns)):
+            speech = statistics.speech_of(batch)
+            pieces += len(speech)
+            codes += pc.sum(pc.list_value_length(speech["codes"])).as_py() or 0
+            for length in speech["seconds"].to_pylist():  # one by one: rounding has an order
+                seconds += length
     size = sum(map(statistics.bytes_of_codes, paths))
     return {
-        what: pieces,
+        name: pieces,
         "hours": round(seconds / 3600, 4),
         "codes": codes,
         "bits_per_code": round(8 * size / max(1, codes), 3),
     }
 
 
-def counts_of(paths: list[Path]) -> Counter[str]:
-    """What the shards say happened on the way to them."""
+def counts_of(paths: Iterable[Path]) -> Counter[str]:
+    """The sum of the shards' counts, see shards.write_shard."""
     counts: Counter[str] = Counter()
     for path in paths:
         counts.update(shards.read_counts(path))
@@ -122,12 +202,13 @@ def counts_of(paths: list[Path]) -> Counter[str]:
 
 
 def describe_rejects(out: Path, totals: dict[str, Any], others: tuple[str, ...] = ()) -> list[str]:
-    """How many were left out and why, for a job's summary; `others` are further such totals."""
-    said = []
-    for what in ("rejected", "filtered", *others):
-        if totals[what]:
-            kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(totals[what].items()))
-            said.append(f"{sum(totals[what].values()):,} {what} ({kinds})")
+    """Phrases of a job's summary: how many were rejected and filtered, by kind; `others` are
+    further such totals."""
+    phrases = []
+    for name in ("rejected", "filtered", *others):
+        if totals[name]:
+            kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(totals[name].items()))
+            phrases.append(f"{sum(totals[name].values()):,} {name} ({kinds})")
     if totals["rejected"] or totals["filtered"]:
-        said.append(f"listed in {out}/shard-*.rejects.jsonl")
-    return said
+        phrases.append(f"listed in {out}/shard-*.rejects.jsonl")
+    return phrases

@@ -1,4 +1,4 @@
-"""Rejects: what could not be used, one line {id, reason} each, beside its shard."""
+"""Rejects: clips and rows that a dataset lacks, a JSON line {id, reason} each, beside the shard."""
 
 import json
 from collections import Counter
@@ -11,25 +11,26 @@ from speechfuse.artifact import write_atomic
 
 @dataclass(frozen=True)
 class Reject:
-    """A clip that could not be used. `reason` is "kind: detail"; kinds are counted in the manifest:
+    """A clip or row that a dataset lacks. `reason` is "kind: detail"; kinds are counted in the
+    manifest. Faults are
 
     not found, not a file, unreadable, not audio, truncated, empty, not finite, out of range,
     bad rate, bad offset, bad duration, too short, bad name, bad manifest line, bad transcript,
-    no transcript, duplicate id, unsafe path; and those that begin with "filter ", drops that were
-    asked for.
+    no transcript, duplicate id, unsafe path.
+
+    A kind that begins with "filter " was asked for by the configuration and is no fault.
     """
 
     id: str
     reason: str
 
 
-FILTERED = "filter "  # a reject whose reason begins so was asked for by the configuration
-
-
+FILTERED = "filter "
 Rejects = list[dict[str, str]]
 
 
-def _faults(rejects: Rejects) -> Rejects:
+def faults_of(rejects: Rejects) -> Rejects:
+    """The rejects that no filter asked for."""
     return [each for each in rejects if not each["reason"].startswith(FILTERED)]
 
 
@@ -39,23 +40,23 @@ def rejects_of(paths: list[Path]) -> list[Path]:
 
 
 def by_reason(rejects: Rejects) -> dict[str, dict[str, int]]:
-    """How many were `rejected` and how many `filtered`, by kind: what stands before the colon."""
-    found: dict[str, Counter[str]] = {"rejected": Counter(), "filtered": Counter()}
-    for each in rejects:
-        kind = each["reason"].partition(":")[0]
-        found["filtered" if kind.startswith(FILTERED) else "rejected"][kind] += 1
-    return {what: dict(sorted(counts.items())) for what, counts in found.items()}
+    """{rejected: {kind: n}, filtered: {kind: n}}; the kind stands before the reason's colon."""
+    counts: dict[str, Counter[str]] = {"rejected": Counter(), "filtered": Counter()}
+    for reject in rejects:
+        kind = reject["reason"].partition(":")[0]
+        counts["filtered" if kind.startswith(FILTERED) else "rejected"][kind] += 1
+    return {name: dict(sorted(kinds.items())) for name, kinds in counts.items()}
 
 
 def write_rejects(path: Path, rejects: Iterable[dict[str, str]]) -> None:
-    """Write {id, reason} of what the shard at `path` lacks to its .rejects.jsonl, atomically."""
-    kept = [{"id": reject["id"], "reason": reject["reason"]} for reject in rejects]
-    text = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in kept)
+    """Write the rejects {id, reason} of the shard at `path` to its .rejects.jsonl, atomically."""
+    lines = ({"id": reject["id"], "reason": reject["reason"]} for reject in rejects)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_atomic(_rejects(path), text)
 
 
 def read_rejects(path: Path) -> list[dict[str, str]]:
-    """What write_rejects wrote for the shard at `path`; FileNotFoundError if it never did."""
+    """The rejects of the shard at `path`. Raises FileNotFoundError where none were written."""
     # not splitlines(): it also cuts at U+2028, which JSON leaves as it is
     return [json.loads(line) for line in _rejects(path).read_text("utf-8").split("\n") if line]
 

@@ -1,4 +1,4 @@
-"""Shards: the Parquet files that datasets of speech and of conversations are kept in.
+"""Shards: the Parquet files of a dataset of speech or of conversations.
 
 In: rows as dicts. Out: `shard-00007.parquet`, written atomically, with the stream's description
 (which quantizer made the codes) in the schema metadata, and `shard-00007.rejects.jsonl` beside it.
@@ -65,12 +65,12 @@ def write_shard(
     stream: dict[str, Any] | None = None,
     counts: dict[str, int] | None = None,
 ) -> None:
-    """Write `rows` in order to one Parquet file that is whole or absent (zstd).
+    """Write `rows` in order to one Parquet file (zstd), which is whole or absent.
 
     A field that a row lacks is null; `codes` may be lists or numpy arrays. `stream` is {quantizer,
-    token_rate, codebooks, codebook_size}; None where no row has codes. `counts` is what happened on
-    the way (resampled, split, ...), kept for `read_counts`. Raises ValueError for a
-    field the schema lacks (keep it as JSON in `extra`) and for a value that does not fit.
+    token_rate, codebooks, codebook_size}, None where no row has codes. `counts` {name: n} (clips
+    that were resampled, split, ...) is stored beside it for `read_counts`. Raises ValueError for a
+    field that the schema lacks (keep it as JSON in `extra`) and for a value that does not fit.
     """
     if stream is not None:
         if sorted(stream) != sorted(_STREAM_KEYS):
@@ -94,7 +94,7 @@ def write_shard(
 def read_stream(folder: Path) -> dict[str, Any]:
     """{quantizer, token_rate, codebooks, codebook_size} of a complete artifact's codes.
 
-    {} when its shards have none (they hold no codes). Raises ValueError when two shards disagree.
+    {} where the shards hold no codes. Raises ValueError when two shards have different streams.
     """
     paths = shard_paths(folder)
     streams = [json.loads(_metadata(path).get(_STREAM, b"{}")) for path in paths]
@@ -109,7 +109,7 @@ def read_stream(folder: Path) -> dict[str, Any]:
 
 
 def read_counts(path: Path) -> dict[str, int]:
-    """The counts of one shard, as `write_shard` was given them."""
+    """The `counts` of one shard, see `write_shard`; {} for a shard without a stream."""
     return json.loads(_metadata(path).get(_COUNTS, b"{}"))
 
 
@@ -121,7 +121,7 @@ def _metadata(path: Path) -> dict[bytes, bytes]:
 
 
 def damaged(path: Path, error: Exception) -> ValueError:
-    """What to say of a shard that Parquet cannot read."""
+    """The error for a shard that Parquet cannot read."""
     return ValueError(
         f"{path} cannot be read ({' '.join(str(error).split())}): `just verify {path.parent}` says "
         "what is damaged; copy it again, or make it again"
@@ -129,18 +129,17 @@ def damaged(path: Path, error: Exception) -> ValueError:
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """The shards of a complete artifact, in order; ValueError when it or one of them is missing."""
+    """The shards of a complete artifact, in order. Raises ValueError when it or one of them is
+    missing."""
     listed = manifest_of(folder).get("outputs", {})
     paths = sorted(folder.glob("shard-*.parquet"))
     if not paths:
         raise ValueError(f"{folder} holds no shard-*.parquet: it is not a dataset; check the path")
     paths = [path for path in paths if path.name in listed or not listed]  # no stray file is data
-    present = {path.name for path in paths}
-    lost = sorted(n for n in listed if n.endswith(".parquet") and n not in present)
-    if lost:
+    names = {name for name in listed if name.endswith(".parquet")}
+    if lost := ", ".join(sorted(names - {path.name for path in paths})):
         raise ValueError(
-            f"{folder}: {', '.join(lost)} of its manifest is not there; copy the "
-            "folder again, whole"
+            f"{folder}: {lost} of its manifest is not there; copy the folder again, whole"
         )
     return paths
 
@@ -157,13 +156,17 @@ def read_rows(folder: Path, columns: list[str] | None = None) -> Iterator[dict[s
 
 
 def read_shard(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of one shard, as `read_rows`, whether or not its dataset is complete."""
-    with pq.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        if unknown := [name for name in columns or [] if name not in names]:
-            raise ValueError(f"{path}: no column '{unknown[0]}'; it has {', '.join(names)}")
-        for group in range(file.num_row_groups):
-            yield from rows_of(file.read_row_group(group, columns=columns))
+    """Rows of one shard, as `read_rows`, whether or not its dataset is complete. Raises ValueError
+    also for a damaged one."""
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if unknown := [name for name in columns or [] if name not in names]:
+                raise ValueError(f"{path}: no column '{unknown[0]}'; it has {', '.join(names)}")
+            for group in range(file.num_row_groups):
+                yield from rows_of(file.read_row_group(group, columns=columns))
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, error) from None
 
 
 def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
@@ -175,6 +178,14 @@ def rows_of(table: pa.Table) -> Iterator[dict[str, Any]]:
         for row, item in zip(rows, codes, strict=True):
             row["codes"] = None if item.values is None else np.array(item.values)
     yield from rows
+
+
+def matches(values: dict[str, Any], select: dict[str, Any]) -> bool:
+    """Whether `values` has what `select` asks for: under each key the value, or one of a list."""
+    return all(
+        values.get(key) in wanted if isinstance(wanted, list) else values.get(key) == wanted
+        for key, wanted in select.items()
+    )
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema, path: Path) -> pa.Table:
@@ -193,7 +204,8 @@ def _table(rows: list[dict[str, Any]], schema: pa.Schema, path: Path) -> pa.Tabl
 
 
 def _check(value: Any, kind: pa.DataType, where: str) -> None:
-    """Refuse, at any depth, what Arrow would alter without a word: unknown keys, codes like 1.5."""
+    """Raise ValueError, at any depth, for what Arrow would alter silently: unknown keys, codes
+    like 1.5."""
     if isinstance(value, dict) and pa.types.is_struct(kind):
         fields = {field.name: field.type for field in kind}
         for key in value:
@@ -214,9 +226,10 @@ def _check(value: Any, kind: pa.DataType, where: str) -> None:
 
 
 class Shard(NamedTuple):
-    """What a shard's files hold: speech rows, {id, reason} of the rest, and how many clips were
-    resampled, mixed down, split (into so many pieces), or came without a text."""
+    """Content of a shard's files: rows, rejects {id, reason} and the counts of `write_shard`.
+    `files`: bytes of further files by name, which stand beside it as shard-00007.NAME."""
 
     rows: list[dict[str, Any]]
     rejects: list[dict[str, str]]
     counts: dict[str, int]
+    files: dict[str, bytes] = {}  # noqa: RUF012

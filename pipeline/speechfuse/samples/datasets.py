@@ -1,8 +1,8 @@
-"""Samples and batches: from rows on disk to what every optimizer step is given.
+"""Datasets of a recipe: from rows on disk to the batch of every optimizer step.
 
 In: a recipe's `datasets`, each with a share, and the plan that packs them. Out: for any step the
-same batch {tokens, labels, input_pos, document, sound} whatever the number of ranks. Here codes
-become vocabulary ids, when the step needs them and not before.
+same batch, whatever the number of ranks. Codes become vocabulary ids here, when a step needs them.
+`sound`, `speech` and `conversations` are the views that a dataset entry can name.
 """
 
 from collections.abc import Callable
@@ -12,19 +12,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from speechfuse import config
 from speechfuse.rows import shards
 from speechfuse.samples import index, packing
-from speechfuse.samples.index import Sample, View
+from speechfuse.samples.view import Collate, Sample, View
 from speechfuse.tokens import prompts
-from speechfuse.tokens.vocabulary import SoundLayout, Vocabulary, check_quantizer
-
-IGNORE = -100  # torch's cross-entropy leaves these labels out
-PADDING = -1  # the document of tokens that fill a row up
+from speechfuse.tokens.vocabulary import Vocabulary, check_quantizer
 
 
 def _view(
@@ -55,7 +51,7 @@ def _view(
 
 
 def sound(vocabulary: Vocabulary, path: str, select: dict[str, Any] | None = None) -> View:
-    """Stage 1: every row's codes alone, all of them targets."""
+    """Stage 1: the codes of speech rows alone, all of them targets."""
     return _view(
         path,
         select,
@@ -73,12 +69,11 @@ def speech(
     train_on: str = "answers",
 ) -> View:
     """Speech rows made into conversations by `turns` (a function of samples.instructions). Rows
-    without a transcript (pieces of a split recording) are left out, which is said."""
+    without a transcript (pieces of a split recording) have no sample; the index counts them."""
+    turns_of = config.bind(turns, "row")
 
     def render(row: dict[str, Any]) -> tuple[list[int], list[bool]] | None:
-        if row["text"] is None:
-            return None
-        return prompts.render(vocabulary, config.instantiate(turns, row=row))
+        return None if row["text"] is None else prompts.render(vocabulary, turns_of(row=row))
 
     return _view(path, select, train_on, "codes", render)
 
@@ -89,7 +84,8 @@ def conversations(
     select: dict[str, Any] | None = None,
     train_on: str = "answers",
 ) -> View:
-    """Rows that are conversations already: text replay, and the text training of a base model."""
+    """Rows of conversations: text replay, spoken instructions, the text training of a base model.
+    `train_on`: answers, or all tokens."""
     return _view(
         path, select, train_on, "turns", lambda row: prompts.render(vocabulary, row["turns"])
     )
@@ -111,6 +107,11 @@ class Mixture:
             for row in self.plan.rows(step)
         ]
 
+    @property
+    def collate(self) -> Collate:
+        """How samples become a batch, see View."""
+        return self.indexes[0].view.collate
+
     def samples(self, step: int) -> list[list[Sample]]:
         """The rendered samples of a step, by row of the batch."""
         return [[self.indexes[d][number] for d, number in row] for row in self.plan.rows(step)]
@@ -127,8 +128,9 @@ def load(
 ) -> Mixture:
     """The mixture that a recipe's `datasets` describe: entries {_component_, path, share, ...}.
 
-    What has to be read for it is kept in the cache `folder`. ValueError when codes were made with
-    another quantizer than `checkpoint` knows, and for shares that are not positive.
+    Indexes and plan are kept in the cache `folder`. Raises ValueError when codes were made with
+    another quantizer than `checkpoint` knows, for shares that are not positive, and for views that
+    collate differently.
     """
     shares, indexes = [], []
     for spec in specs:
@@ -141,6 +143,10 @@ def load(
         entry = {key: value for key, value in spec.items() if key != "share"}
         indexes.append(index.build(entry, checkpoint, folder))
         shares.append(share)
+    if len({each.view.collate for each in indexes}) > 1:
+        raise ValueError(
+            "datasets: their samples make different kinds of batches; train them apart"
+        )
     total = sum(shares)
     key = index.key_of([each.key for each in indexes], shares, shape, epochs, steps, seed)
     with index.exclusive_lock(folder):
@@ -168,47 +174,11 @@ class Batches(Dataset):
         parts = [own[start : start + self.micro] for start in range(0, len(own), self.micro)]
         lengths = [shape.seq_len if shape.packed else longest(part) for part in parts]
         return [
-            collate(part, length, vocabulary.end, vocabulary.layout)
+            self.mixture.collate(part, length, vocabulary.end, vocabulary.layout)
             for part, length in zip(parts, lengths, strict=True)
         ]
 
 
 def longest(rows: list[list[Sample]]) -> int:
+    """Tokens of the fullest row, at least 1."""
     return max((sum(len(sample.tokens) for sample in row) for row in rows), default=1) or 1
-
-
-def collate(
-    rows: list[list[Sample]], length: int, pad: int, layout: SoundLayout | None
-) -> dict[str, Tensor]:
-    """Samples by row -> {tokens, labels, input_pos, document: int64, sound: bool}, all
-    (rows, length).
-
-    Positions restart with each sample, `document` numbers the samples of a row (PADDING behind
-    them), and no label crosses into the next: label t is token t + 1 where that is a target of the
-    same sample. `sound`: where the label is a sound token.
-    """
-    tokens = torch.full((len(rows), length), pad)
-    labels = torch.full((len(rows), length), IGNORE)
-    positions = torch.zeros((len(rows), length), dtype=torch.long)
-    document = torch.full((len(rows), length), PADDING)
-    for number, row in enumerate(rows):
-        start = 0
-        for i, sample in enumerate(row):
-            end = start + len(sample.tokens)
-            ids = torch.from_numpy(sample.tokens).long()
-            tokens[number, start:end] = ids
-            labels[number, start : end - 1] = ids[1:].masked_fill(
-                ~torch.from_numpy(sample.targets[1:]), IGNORE
-            )
-            positions[number, start:end] = torch.arange(end - start)
-            document[number, start:end] = i
-            start = end
-    sound_ids = range(0) if layout is None else layout.ids
-    sound = (labels >= sound_ids.start) & (labels < sound_ids.stop)
-    return {
-        "tokens": tokens,
-        "labels": labels,
-        "input_pos": positions,
-        "document": document,
-        "sound": sound,
-    }

@@ -1,17 +1,16 @@
-"""Rows by number, and the length of each one's sample: what packing needs before it renders any.
+"""The index of a dataset: rows by number, and the length of each row's sample, for packing.
 
-In: a complete dataset, which of its rows are wanted, and how a row becomes a sample. Out, in a
-cache folder that may be deleted at any time: the rows as memory-mapped Arrow files (once for each
-dataset), and for each use of them the numbers and lengths of its samples. Made once, by worker
-processes where there is much to read, and complete when `index.json` is there; from then on a start
-costs the opening of a few files, however large the dataset is.
+In: a complete dataset and a View of it. Out, in a cache folder that may be deleted at any time: the
+rows as memory-mapped Arrow files (once for each dataset), and for each view the places and lengths
+of its samples. Made once, by worker processes where there are many shards, and complete when
+`index.json` is there; from then on a training opens a few files, however large the dataset is.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from speechfuse import artifact, config, workers
 from speechfuse.rows import shards
+from speechfuse.samples.view import Sample, View
 from speechfuse.tokens import prompts, vocabulary
 from speechfuse.tokens.vocabulary import Vocabulary
 
@@ -33,39 +33,19 @@ BATCH = 256  # rows of an Arrow batch; one of them is read to get at a row
 SHARDS_A_WORKER = 16  # fewer are read sooner than another process has started
 
 
-@dataclass(frozen=True)
-class Sample:
-    """`tokens` int32 (n,); `targets` bool (n,): which tokens the model is to predict."""
-
-    name: str
-    tokens: np.ndarray
-    targets: np.ndarray
-
-
-@dataclass(frozen=True)
-class View:
-    """Which rows of the dataset at `path` are wanted, `select` {key of extra: value}, and what
-    makes a sample of one: None for a row that is left out, ValueError for one that is broken."""
-
-    path: Path
-    select: dict[str, Any]
-    render: Callable[[dict[str, Any]], Sample | None]
-
-    def wants(self, row: dict[str, Any]) -> bool:
-        """Whether `select` keeps a row, whose `extra` is read on the way."""
-        row["extra"] = json.loads(row["extra"] or "{}")
-        return all(row["extra"].get(key) == value for key, value in self.select.items())
-
-
 class Index:
-    """The samples of one view by number. `lengths` int32 (samples,), memory-mapped; `left_out` and
-    `rejected`: rows that are none."""
+    """The samples of one view by number.
+
+    lengths   tokens of each sample, int32 (samples,), memory-mapped
+    left_out  number of selected rows without a sample
+    rejected  {id, reason} of the selected rows that cannot be rendered
+    """
 
     def __init__(self, folder: Path, rows: Path, view: View) -> None:
-        about = json.loads((folder / "index.json").read_text())
+        counts = json.loads((folder / "index.json").read_text())
         self.view, self._rows, self.key = view, rows, folder.name
-        self.left_out: int = about["left_out"]
-        self.rejected: list[dict[str, str]] = about["rejected"]
+        self.left_out: int = counts["left_out"]
+        self.rejected: list[dict[str, str]] = counts["rejected"]
         self.lengths = _mapped(folder / "lengths.npy")
         self._places = _mapped(folder / "places.npy")
         self._open: dict[int, pa.RecordBatchFileReader] = {}
@@ -75,7 +55,7 @@ class Index:
 
     def __getitem__(self, number: int) -> Sample:
         row = self.row(number)
-        sample = self.view.render(row) if self.view.wants(row) else None
+        sample = self.view.render(row) if self.view.selects(row) else None
         assert sample is not None and len(sample.tokens) == self.lengths[number]
         return sample
 
@@ -102,34 +82,33 @@ def _arrow(shard: int) -> str:
 
 def build(spec: dict[str, Any], checkpoint: Path, folder: Path) -> Index:
     """The index of a recipe's dataset entry `spec` {_component_, path, ...}, made in the cache
-    `folder` where it is not there yet. ValueError for a dataset that cannot be read."""
+    `folder` unless it is there. Raises ValueError for a dataset that cannot be read."""
     view: View = config.instantiate(spec, vocabulary=_vocabulary(checkpoint))
     paths = shards.shard_paths(view.path)
     source = artifact.manifest_of(view.path)["outputs"]  # by content, not by what made it
-    use = {key: value for key, value in spec.items() if key != "path"}
-    rows = folder / f"rows-{key_of(source, VERSION)}"
-    made = folder / f"view-{key_of(source, use, _tokens_of(checkpoint), _code(spec), VERSION)}"
+    settings = {key: value for key, value in spec.items() if key != "path"}
+    key = key_of(source, settings, _tokens_of(checkpoint), _code(spec), VERSION)
+    rows, samples = folder / f"rows-{key_of(source, VERSION)}", folder / f"view-{key}"
     with exclusive_lock(folder):
-        if not (made / "index.json").exists():
+        if not (samples / "index.json").exists():
             rows.mkdir(exist_ok=True)
-            made.mkdir(exist_ok=True)
+            samples.mkdir(exist_ok=True)
             tasks = [(spec, checkpoint, path, rows / _arrow(i)) for i, path in enumerate(paths)]
-            _write(made, list(_read(tasks, view.path)))
-    return Index(made, rows, view)
+            _write(samples, _indexed(tasks, view.path))
+    return Index(samples, rows, view)
 
 
-def _read(tasks: list[tuple], path: Path) -> Iterator["_Read"]:
+def _indexed(tasks: list[tuple], path: Path) -> list["_Shard"]:
+    """index_shard of the tasks, in order."""
     processes = min(os.cpu_count() or 1, len(tasks) // SHARDS_A_WORKER)
-    with tqdm(total=len(tasks), desc=f"index of {path.name}", unit="shard", delay=2) as bar:
-        alone = (read_shard(*task) for task in tasks)
-        many = workers.processes(read_shard, tasks, processes, "cpu")
-        for each in alone if processes < 2 else many:
-            bar.update()
-            yield each
+    here = (index_shard(*task) for task in tasks)
+    results = workers.processes(index_shard, tasks, processes, "cpu") if processes > 1 else here
+    bar = tqdm(results, f"index of {path.name}", len(tasks), unit="shard", delay=2)
+    return sorted(bar, key=lambda result: result.shard)
 
 
 @dataclass(frozen=True)
-class _Read:
+class _Shard:
     shard: int
     places: np.ndarray  # of the samples, among the shard's rows
     lengths: np.ndarray
@@ -137,8 +116,8 @@ class _Read:
     rejected: list[dict[str, str]]
 
 
-def read_shard(spec: dict[str, Any], checkpoint: Path, path: Path, arrow: Path) -> _Read:
-    """Copy one shard to a memory-mappable file and measure the samples of its rows."""
+def index_shard(spec: dict[str, Any], checkpoint: Path, path: Path, arrow: Path) -> _Shard:
+    """Copy one shard to a memory-mappable file and count the tokens of its rows' samples."""
     view: View = config.instantiate(spec, vocabulary=_vocabulary(checkpoint))
     if not arrow.exists():
         try:
@@ -154,7 +133,7 @@ def read_shard(spec: dict[str, Any], checkpoint: Path, path: Path, arrow: Path) 
         for number in range(reader.num_record_batches):
             table = pa.Table.from_batches([reader.get_batch(number)])
             for place, row in enumerate(shards.rows_of(table), number * BATCH):
-                if not view.wants(row):
+                if not view.selects(row):
                     continue
                 try:
                     sample = view.render(row)
@@ -166,31 +145,30 @@ def read_shard(spec: dict[str, Any], checkpoint: Path, path: Path, arrow: Path) 
                 else:
                     places.append(place)
                     lengths.append(len(sample.tokens))
-    return _Read(
+    return _Shard(
         int(arrow.stem), np.array(places, np.int32), np.array(lengths, np.int32), left_out, rejected
     )
 
 
-def _write(folder: Path, read: list[_Read]) -> None:
-    read.sort(key=lambda each: each.shard)
-    shard = np.concatenate([np.full(len(each.places), each.shard, np.int32) for each in read])
-    places = np.stack([shard, np.concatenate([each.places for each in read])], axis=1)
-    for name, values in (
-        ("places", places),
-        ("lengths", np.concatenate([each.lengths for each in read])),
-    ):
+def _write(folder: Path, results: list[_Shard]) -> None:
+    numbers = np.repeat(
+        np.array([each.shard for each in results], np.int32), [len(each.places) for each in results]
+    )
+    places = np.stack([numbers, np.concatenate([each.places for each in results])], axis=1)
+    lengths = np.concatenate([each.lengths for each in results])
+    for name, values in (("places", places), ("lengths", lengths)):
         with artifact.replacing(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, values)
-    about = {
-        "left_out": sum(each.left_out for each in read),
-        "rejected": [reject for each in read for reject in each.rejected],
+    counts = {
+        "left_out": sum(each.left_out for each in results),
+        "rejected": [reject for each in results for reject in each.rejected],
     }
-    artifact.write_json(folder / "index.json", about)
+    artifact.write_json(folder / "index.json", counts)
 
 
-def key_of(*what: Any) -> str:
-    """A name for what is made of `what`."""
-    text = json.dumps(what, sort_keys=True, default=str)
+def key_of(*parts: Any) -> str:
+    """16 hex digits of a hash of `parts`, as JSON: the key of a cache entry."""
+    text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -200,7 +178,7 @@ def _vocabulary(checkpoint: Path) -> Vocabulary:
 
 
 def _tokens_of(checkpoint: Path) -> list[str]:
-    """What decides the ids of a sample."""
+    """Hashes of the files that decide the ids of a sample."""
     names = ("config.json", "tokenizer.json", "tokenizer_config.json")
     return [artifact.sha256_of(p) for name in names if (p := checkpoint / name).exists()]
 
@@ -213,7 +191,7 @@ def _code(spec: dict[str, Any]) -> str:
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes that would make the same files waiting."""
+    """Keep other processes that would write the same files waiting."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Speech rows to turns: what the model is asked about an utterance, and what it should say.
+"""Speech rows to turns: a request about an utterance, and the reply that is trained.
 
 In: a row of shards.SPEECH whose `extra` has been read. Out: turns in the schema of
 shards.CONVERSATIONS. Chosen by dotted path in a recipe's dataset entry; the keyword arguments of
@@ -25,8 +25,8 @@ def _row_text(row: dict[str, Any]) -> str:
 
 
 def answer(row: dict[str, Any], repeat_first: bool = False) -> list[dict[str, Any]]:
-    """A spoken question and its answer (`extra.answer`). `repeat_first`: the target is the
-    transcript, then the answer."""
+    """A spoken question and its answer (`extra.answer`). `repeat_first`: the reply is the
+    transcript, then the answer. Raises ValueError for a row without them."""
     reply = row["extra"].get("answer")
     if not isinstance(reply, str):
         raise ValueError(f"row {row['id']} has no answer in extra: a spoken question needs one")
@@ -36,7 +36,7 @@ def answer(row: dict[str, Any], repeat_first: bool = False) -> list[dict[str, An
 
 
 def transcribe(row: dict[str, Any], requests: list[str]) -> list[dict[str, Any]]:
-    """Transcription asked for in words, one of `requests` (chosen by the row's id) before the
-    speech."""
+    """A written request to transcribe, one of `requests` (chosen by the row's id), then the
+    speech; the reply is the transcript. Raises ValueError for a row without one."""
     request = random.Random(row["id"]).choice(requests)
     return _turns([{"text": request}, {"speech": row}], _row_text(row))

@@ -5,20 +5,30 @@ memory-mapped files that says for every optimizer step which samples lie in whic
 step alone is the data's position, whatever the number of ranks and wherever a run was stopped.
 
 Samples come in fixed shares (shares count samples), exact to a sample or two at any place, each
-dataset in shuffled passes of its own. A step takes as many as fill its packs, longest first into
-the fullest pack that has room (best-fit decreasing); what finds no room, less than one pack, comes
-first in the next step. torchtune's packer concatenates all samples in memory before the first step
-(meta-pytorch/torchtune issues 1051 and 2180); this one reads lengths only.
+dataset in shuffled passes of its own. A step takes as many samples as fill its rows, puts them
+longest first into the fullest row that has room for it (best-fit decreasing), and leaves to the
+next step what fits nowhere, which is less than a row. An example: one dataset of three samples of
+5, 3 and 4 tokens, in steps of two rows of 8 tokens:
+
+    sample 0 (5 tokens)   into row 0, 3 left
+    sample 2 (4 tokens)   only row 1 has room, 4 left
+    sample 1 (3 tokens)   fits both; row 0 is the fuller one
+
+    the plan of step 0    [[(0, 0), (0, 1)], [(0, 2)]]     rows of (dataset, number)
+    on disk               samples = [0, 1, 2], ends = [2, 3], counts.json = {"steps": 1, ...}
+
+samples.view.collate shows the batch that these rows become. A step's rows are then shuffled, so
+that the longest are not all of one rank.
+
+torchtune's packer concatenates all samples in memory before the first step (meta-pytorch/torchtune
+issues 1051 and 2180); this one reads lengths only.
 """
 
 import json
-import os
-import shutil
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -44,11 +54,11 @@ class Counts:
     """Of the whole plan. `samples` and `dropped` (longer than seq_len) by dataset; `epoch_ends`:
     the steps, from 1, that complete a pass over the first dataset; the last step is always one."""
 
-    steps: int = 0
-    tokens: int = 0
-    samples: list[int] = field(default_factory=list)
-    dropped: list[int] = field(default_factory=list)
-    epoch_ends: list[int] = field(default_factory=list)
+    steps: int
+    tokens: int
+    samples: list[int]
+    dropped: list[int]
+    epoch_ends: list[int]
 
 
 class Plan:
@@ -56,7 +66,7 @@ class Plan:
 
     def __init__(self, folder: Path, shape: Shape) -> None:
         self.shape = shape
-        self.counts = Counts(**json.loads((folder / "plan.json").read_text()))
+        self.counts = Counts(**json.loads((folder / "counts.json").read_text()))
         self._samples = np.memmap(folder / "samples", np.int64, "r")
         self._ends = np.memmap(folder / "ends", np.int64, "r")
 
@@ -81,78 +91,64 @@ def make(
     folder: Path,
 ) -> Plan:
     """The plan of `epochs` passes over the first dataset, or of `steps` steps where that is less,
-    made in `folder` where it is not there yet. ValueError when the data does not fill one step."""
-    if not (folder / "plan.json").exists():
-        hidden = folder.with_name(f".{folder.name}.{os.getpid()}")
-        shutil.rmtree(hidden, ignore_errors=True)
-        hidden.mkdir(parents=True)
-        _write(lengths, shares, shape, epochs, steps, seed, hidden)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(hidden, folder)
-    return Plan(folder, shape)
+    written to `folder` unless it is there: counts.json comes last.
 
-
-def _write(
-    lengths: list[np.ndarray],
-    shares: list[float],
-    shape: Shape,
-    epochs: int,
-    steps: int | None,
-    seed: int,
-    folder: Path,
-) -> None:
-    fitting, dropped = [], []
-    for i, each in enumerate(lengths):
-        fits = np.flatnonzero(each <= shape.seq_len).astype(np.int32)
-        if not len(fits):
-            raise ValueError(
-                f"dataset {i}: none of its {len(each)} samples has at most "
-                f"seq_len={shape.seq_len} tokens"
-                if len(each)
-                else f"dataset {i}: its select keeps no row; set datasets.{i}.select=null, or "
-                "select by what its rows have in extra"
-            )
-        fitting.append(fits)
-        dropped.append(len(each) - len(fits))
-    counts: dict[str, Any] = {
-        "steps": 0,
-        "tokens": 0,
-        "samples": [0] * len(lengths),
-        "dropped": dropped,
-    }
-    open_passes = [len(fitting[0])] * epochs
-    ended: list[int] = []
-    chosen = _stream(fitting, lengths, shares, epochs, seed)
-    filled = _packed(chosen, shape) if shape.packed else _one_a_row(chosen, shape)
-    total = 0
-    with open(folder / "samples", "wb") as samples, open(folder / "ends", "wb") as ends:
-        for rows in tqdm(filled, desc="plan", unit="step", total=steps, delay=2):
-            # the longest packs must not all be one rank's
-            order = np.random.default_rng([seed, counts["steps"]]).permutation(len(rows))
-            for row in (rows[i] for i in order):
-                np.array([s.place for s in row], np.int64).tofile(samples)
-                total += len(row)
-                np.array([total], np.int64).tofile(ends)
-                for sample in row:
-                    counts["samples"][sample.place >> _DATASET_BITS] += 1
-                    counts["tokens"] += sample.length
-                    if sample.turn >= 0:
-                        open_passes[sample.turn] -= 1
-            counts["steps"] += 1
-            while (done := len(ended)) < epochs and not open_passes[done]:
-                ended.append(counts["steps"])
-            if counts["steps"] == 1 and not all(rows):
+    `lengths`: of each dataset's samples, int32 (samples,); `shares` add up to 1. Raises ValueError
+    for a dataset without a sample that fits a row, and for data that does not fill one step.
+    """
+    if (folder / "counts.json").exists():
+        return Plan(folder, shape)
+    folder.mkdir(parents=True, exist_ok=True)
+    fitting = [_fitting(i, each, shape.seq_len) for i, each in enumerate(lengths)]
+    samples = _stream(fitting, lengths, shares, epochs, seed)
+    packs = _packed(samples, shape) if shape.packed else _one_a_row(samples, shape)
+    counted, tokens, step = [0] * len(lengths), 0, 0
+    left_of_pass = [len(fitting[0])] * epochs
+    pass_ends: list[int] = []
+    with open(folder / "samples", "wb") as places, open(folder / "ends", "wb") as ends:
+        for step, rows in enumerate(tqdm(packs, desc="plan", unit="step", total=steps, delay=2), 1):
+            if step == 1 and not all(rows):
                 raise ValueError(
                     f"the data fills {sum(map(bool, rows))} rows of {shape.seq_len} tokens, less "
                     f"than one batch of {shape.rows}: lower batch_size or seq_len, or add data"
                 )
-            if counts["steps"] == steps:
+            order = np.random.default_rng([seed, step - 1]).permutation(len(rows))
+            for row in (rows[i] for i in order):
+                for sample in row:
+                    counted[sample.place >> _DATASET_BITS] += 1
+                    tokens += sample.length
+                    if sample.turn >= 0:
+                        left_of_pass[sample.turn] -= 1
+                np.array([sample.place for sample in row], np.int64).tofile(places)
+                np.array([sum(counted)], np.int64).tofile(ends)
+            while len(pass_ends) < epochs and not left_of_pass[len(pass_ends)]:
+                pass_ends.append(step)
+            if step == steps:
                 break
-    ended = ended[: epochs - 1]  # other datasets may have samples left after the last pass
-    if not ended or ended[-1] < counts["steps"]:
-        ended.append(counts["steps"])
-    counts["epoch_ends"] = ended
-    artifact.write_json(folder / "plan.json", asdict(Counts(**counts)))
+    # other datasets may have samples left after the last pass
+    epoch_ends = pass_ends[: epochs - 1]
+    if not epoch_ends or epoch_ends[-1] < step:
+        epoch_ends.append(step)
+    dropped = [len(each) - len(fits) for each, fits in zip(lengths, fitting, strict=True)]
+    counts = Counts(step, tokens, counted, dropped, epoch_ends)
+    artifact.write_json(folder / "counts.json", asdict(counts))
+    return Plan(folder, shape)
+
+
+def _fitting(dataset: int, lengths: np.ndarray, seq_len: int) -> np.ndarray:
+    """Numbers of the samples that fit a row, int32 (n,)."""
+    if not len(lengths):
+        raise ValueError(
+            f"dataset {dataset}: its select keeps no row; set datasets.{dataset}.select=null, or "
+            "select by what its rows have in extra"
+        )
+    fits = np.flatnonzero(lengths <= seq_len).astype(np.int32)
+    if not len(fits):
+        raise ValueError(
+            f"dataset {dataset}: none of its {len(lengths)} samples has at most "
+            f"seq_len={seq_len} tokens"
+        )
+    return fits
 
 
 @dataclass(frozen=True, slots=True)

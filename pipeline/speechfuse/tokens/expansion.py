@@ -15,13 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from speechfuse.tokens import initialization
 from speechfuse.tokens.vocabulary import CHAT_TEMPLATE, END, SOUND, START, SoundLayout, read_config
 
-INITIALIZE = {"_component_": "speechfuse.tokens.mean_and_covariance"}
-
 
 def add_sound_tokens(tokenizer: PreTrainedTokenizerBase, codes: int) -> None:
     """Append sound_start, sound_end, one token per code and the mask code, in this order.
 
-    They are special tokens, so that nobody's text can contain one (see Vocabulary.text).
+    They are special tokens, so that no text can contain one (see Vocabulary.text).
     """
     names = [START, END, *(SOUND.format(code) for code in range(codes + 1))]
     tokenizer.add_tokens(names, special_tokens=True)
@@ -33,14 +31,14 @@ def expand(
     codes: int,
     quantizer: str,
     seed: int,
-    initialize: dict[str, Any] = INITIALIZE,
+    initialize: dict[str, Any],
     codebook: Tensor | None = None,
 ) -> SoundLayout:
     """Write `base` with sound tokens for `codes` codes and the mask code to `out`.
 
-    `initialize` chooses the values of the new rows (see tokens.initialization), of the embedding
-    and, where it is another matrix, of the head; `codebook`: the codes' vectors (codes, dim).
-    ValueError when `base` already has sound tokens.
+    `quantizer`: its identity; `initialize` {_component_, ...}: a function of tokens.initialization
+    for the new rows of the embedding and, where it is another matrix, of the head; `codebook`: the
+    codes' vectors (codes, dim). Raises ValueError when `base` already has sound tokens.
     """
     if read_config(base).get("speechfuse"):
         raise ValueError(f"{base} already has sound tokens: expand the original base model")
@@ -50,7 +48,7 @@ def expand(
     start, end, first = (tokenizer.get_vocab()[name] for name in (START, END, SOUND.format(0)))
     layout = SoundLayout(start, end, first, codes, quantizer)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    chance = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     embedding, head = (
         layer.get_parameter("weight").data
         for layer in (model.get_input_embeddings(), model.get_output_embeddings())
@@ -58,8 +56,8 @@ def expand(
     tied = head.data_ptr() == embedding.data_ptr()
     for rows in (embedding,) if tied else (embedding, head):
         std = model.config.initializer_range
-        given = initialization.NewRowContext(rows[:start], codes, codebook, std, chance)
-        rows[start:] = initialization.new_rows(initialize, given)
+        context = initialization.NewRowContext(rows[:start], codes, codebook, std, rng)
+        rows[start:] = initialization.new_rows(initialize, context)
     model.config.speechfuse = asdict(layout)
     tokenizer.chat_template = CHAT_TEMPLATE
     model.save_pretrained(out)

@@ -1,34 +1,39 @@
-"""The one prompt builder: training, evaluation and serving all render conversations through
-`render`.
+"""The one prompt builder, for training, evaluation and serving.
 
 In: turns, each {role, segments: [{text} | {speech: {codes}}]}, in the schema of
 shards.CONVERSATIONS. Out: token ids in Llama-3's chat format, with a mask of the ids that are
 targets. Codes become sound tokens here and nowhere earlier.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from speechfuse.tokens.vocabulary import Vocabulary
 
-SPOKEN_ANSWER = "{transcript}\n{answer}"  # the target that first repeats what was heard
+SPOKEN_ANSWER = "{transcript}\n{answer}"  # a target that repeats the question first
 
 
 def render(
-    vocabulary: Vocabulary, turns: list[dict[str, Any]], add_generation_prompt: bool = False
+    vocabulary: Vocabulary,
+    turns: list[dict[str, Any]],
+    add_generation_prompt: bool = False,
+    speech_ids: Callable[[dict[str, Any]], list[int]] | None = None,
 ) -> tuple[list[int], list[bool]]:
-    """Turns -> (token ids, target mask), both of one length; a target is what an assistant says,
-    its end included.
+    """Turns -> (token ids, target mask), both of one length. Targets are an assistant's text and
+    its end-of-turn token.
 
-    Text and speech keep their order inside a turn. With `add_generation_prompt` the ids end where
-    the assistant is to go on. The layout is Llama-3's without a system message, which no training
-    sample has.
+    `speech_ids` makes the ids of a speech segment {codes, ...}; by default sound tokens, as
+    Vocabulary.sound. Text and speech keep their order inside a turn. With `add_generation_prompt`
+    the ids end with the header of an assistant's turn. The layout is Llama-3's without a system
+    message, which no training sample has.
     """
+    to_ids = speech_ids or (lambda speech: vocabulary.sound(speech["codes"]))
     ids, targets = [vocabulary.begin], [False]
     for turn in turns:
         body = []
         for segment in turn["segments"]:
             if segment.get("speech") is not None:
-                body += vocabulary.sound(segment["speech"]["codes"])
+                body += to_ids(segment["speech"])
             else:
                 body += vocabulary.text(segment["text"])
         header = vocabulary.header(turn["role"])
@@ -53,7 +58,7 @@ def render_sound(vocabulary: Vocabulary, codes: list[int]) -> tuple[list[int], l
 
 
 def read_spoken_answer(text: str) -> tuple[str, str]:
-    """Undo SPOKEN_ANSWER: a model's reply -> (transcript, answer). A reply of one line is an answer
-    without a transcript."""
+    """Split a model's reply in the form of SPOKEN_ANSWER into (transcript, answer). A reply of one
+    line is an answer without a transcript."""
     transcript, line, answer = text.strip().rpartition("\n")
     return (transcript.strip(), answer.strip()) if line else ("", answer.strip())

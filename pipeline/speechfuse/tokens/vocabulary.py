@@ -1,9 +1,10 @@
-"""The sound tokens: their names, their ids, and the Llama checkpoint that has them.
+"""Names and ids of text, control and sound tokens.
 
-In: a Hugging Face Llama checkpoint and a quantizer. Out: the same checkpoint with <|sound_start|>,
-<|sound_end|>, then one token per code and the mask code (513 for WhisperVQ), in the original's
-order (ids 128256, 128257, 128258-128770 in Llama 3.1). The layout and the quantizer's identity
-stand in config.json under "speechfuse": what every later job checks.
+In: a Hugging Face Llama checkpoint. Out: a Vocabulary, which gives ids for text, roles and codes.
+An expanded checkpoint (tokens.expansion) has <|sound_start|>, <|sound_end|>, then one token per
+code and the mask code (513 for WhisperVQ), in the original Llama3-s's order: ids 128256, 128257,
+128258-128770 in Llama 3.1. Their layout and the quantizer's identity stand in its config.json under
+"speechfuse", and every later job checks them.
 """
 
 import json
@@ -41,7 +42,7 @@ class SoundLayout:
 
     @property
     def ids(self) -> range:
-        """Of all sound tokens, the mask code's included."""
+        """Ids of all sound tokens, the mask code's included."""
         return range(self.start, self.first + self.codes + 1)
 
 
@@ -58,7 +59,8 @@ class Vocabulary:
 
     @classmethod
     def load(cls, checkpoint: Path) -> "Vocabulary":
-        """Of a Hugging Face folder; ValueError when it has no Llama-3 control tokens."""
+        """The vocabulary of a Hugging Face folder. Raises ValueError when it has no Llama-3 control
+        tokens."""
         config = read_config(checkpoint)
         layout = config.get("speechfuse")
         return cls(
@@ -66,24 +68,25 @@ class Vocabulary:
         )
 
     def _id(self, token: str) -> int:
-        found = self.tokenizer.convert_tokens_to_ids(token)
-        if not isinstance(found, int) or found == self.tokenizer.unk_token_id:
+        id = self.tokenizer.convert_tokens_to_ids(token)
+        if not isinstance(id, int) or id == self.tokenizer.unk_token_id:
             raise ValueError(
                 f"the tokenizer has no {token}: speechfuse needs Llama 3's control tokens"
             )
-        return found
+        return id
 
     def text(self, text: str) -> list[int]:
-        """Ids of plain text; control and sound tokens written inside it are text, not commands."""
+        """Ids of plain text; names of control and sound tokens inside it are encoded as text."""
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def header(self, role: str) -> list[int]:
+        """Ids that begin a turn of `role`."""
         start, end = self._header
         return [start, *self.text(role), end, *self._break]
 
     def sound(self, codes: Any) -> list[int]:
-        """sound_start, one id per code, sound_end. ValueError without sound tokens or for a code
-        out of range."""
+        """sound_start, one id per code, sound_end. Raises ValueError without sound tokens and for a
+        code out of range."""
         if self.layout is None:
             raise ValueError("this checkpoint has no sound tokens: run expand_vocab first")
         layout = self.layout
@@ -97,7 +100,7 @@ class Vocabulary:
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
-    """config.json of a Hugging Face folder. FileNotFoundError when it is not one."""
+    """config.json of a Hugging Face folder. Raises FileNotFoundError without one."""
     path = Path(checkpoint) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
@@ -107,7 +110,8 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
 
 
 def check_quantizer(checkpoint: Path, identity: str, what: str) -> None:
-    """ValueError unless `checkpoint` was expanded for the quantizer with this identity."""
+    """Raises ValueError unless `checkpoint` was expanded for the quantizer with this identity;
+    `what` names the data that the quantizer made."""
     layout = read_config(checkpoint).get("speechfuse")
     if layout is None:
         raise ValueError(f"{checkpoint} has no sound tokens: run expand_vocab on it first")

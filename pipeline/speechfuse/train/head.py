@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchtune.modules import TiedLinear
 
-from speechfuse.samples.datasets import IGNORE
+from speechfuse.samples.view import IGNORE
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speechfuse.samples.datasets import IGNORE
+from speechfuse.samples.view import IGNORE
 from speechfuse.train.head import Head
 
 

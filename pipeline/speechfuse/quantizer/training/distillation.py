@@ -1,13 +1,13 @@
 """WhisperVQ's recipe: a quantizer that keeps what a Whisper's text decoder needs.
 
 In: speech with transcripts, and an openai-whisper checkpoint, which stays as it is. Out: the
-quantizer, its decoding half, the published file that holds both, and what teacher and codec heard
-in the validation clips. Whisper's encoder, mean downsampling, MLP, cosine codebook trained by
-vector-quantize-pytorch (EMA, dead codes refilled), decoding half, Whisper's text decoder, which
-reads the transcript. The loss is that of whisperspeech 0.8.9 (vq_stoks.py, `forward`): cross
-entropy to the transcript, KL to what the decoder says of the un-quantized features (summed over the
-tokens of a clip), and the commitment to the codebook. Unlike there, padding takes no code: the
-vector of the mask code is 0, and stands for it.
+quantizer, its decoding half, the published file that holds both, and the transcripts of the
+validation clips by teacher and quantizer. The model is Whisper's encoder, mean downsampling, MLP,
+cosine codebook trained by vector-quantize-pytorch (EMA, dead codes refilled), decoding half,
+Whisper's text decoder. The loss is that of whisperspeech 0.8.9 (vq_stoks.py, `forward`): cross
+entropy to the transcript, KL to the teacher's distribution from the unquantized features (summed
+over the tokens of a clip), and the commitment to the codebook. Unlike there, padding takes no code:
+it has the vector of the mask code, which is 0.
 """
 
 import json
@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-from vector_quantize_pytorch import VectorQuantize
 
 from speechfuse import artifact
 from speechfuse.quantizer.decoder import (
@@ -33,12 +32,11 @@ from speechfuse.quantizer.decoder import (
     tokenizer_of,
     transcribe,
 )
-from speechfuse.quantizer.model import PADDING, Quantizer, QuantizerConfig
+from speechfuse.quantizer.model import ENCODER_DIMS, Quantizer, QuantizerConfig, padded
 from speechfuse.quantizer.training.mels import Example, Window
-from speechfuse.quantizer.training.phonemes import codes_of
+from speechfuse.quantizer.training.phonemes import codes_of, trained_codebook
 from speechfuse.scores.word_errors import word_error_rate
 
-IGNORE = -100
 BATCH = 16  # clips decoded at once
 DOWNSAMPLE = 2
 TOKEN_FRAMES = 2 * DOWNSAMPLE  # mel frames (10 ms) of one code
@@ -51,14 +49,7 @@ class Student(nn.Module):
         super().__init__()
         self.quantizer = Quantizer(config)
         self.quantizer.encoder = nn.Identity()
-        self.vq = VectorQuantize(
-            dim=config.codebook_dim,
-            codebook_size=config.codes,
-            use_cosine_sim=True,
-            decay=decay,
-            kmeans_init=True,
-            threshold_ema_dead_code=2,
-        )
+        self.vq = trained_codebook(config.codebook_dim, config, decay)
         self.decoding = WhisperTextDecoder(config, Shape(config.n_audio_head, depth))
 
     def forward(self, features: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,11 +94,7 @@ class Whisper:
             codebook_dim,
             DOWNSAMPLE,
             downsample_mean=True,
-            n_mels=dims.n_mels,
-            n_audio_ctx=dims.n_audio_ctx,
-            n_audio_state=dims.n_audio_state,
-            n_audio_head=dims.n_audio_head,
-            n_audio_layer=dims.n_audio_layer,
+            **{name: getattr(dims, name) for name in ENCODER_DIMS},
         )
         self.depth, self.decay, self.reduced = depth, decay, dtype == "bfloat16"
         self.validation_clips, self.max_teacher_wer = validation_clips, max_teacher_wer
@@ -119,17 +106,17 @@ class Whisper:
         self.teacher.to(self.device)
         every = max(1, len(validation) // self.validation_clips)
         self.validation = validation[::every][: self.validation_clips]
-        self.teacher_heard = []
+        self.teacher_transcripts = []
         for part in tqdm(_batches(self.validation), "teacher", unit="batch"):
             with torch.inference_mode():
                 features = self.teacher.encoder(self._windows(part))
-            self.teacher_heard += transcribe(self.teacher, features, self.language)
-        self.teacher_wer = word_error_rate(self.texts, self.teacher_heard)
+            self.teacher_transcripts += transcribe(self.teacher, features, self.language)
+        self.teacher_wer = word_error_rate(self.texts, self.teacher_transcripts)
         if not self.teacher_wer[0] <= self.max_teacher_wer:
             raise ValueError(
                 f"{self.path} does not transcribe: WER {self.teacher_wer[0]:.2f} on "
                 f"{len(self.validation)} validation clips, more than max_teacher_wer="
-                f"{self.max_teacher_wer}; it hears {self.teacher_heard[0]!r} in "
+                f"{self.max_teacher_wer}; it hears {self.teacher_transcripts[0]!r} in "
                 f"{self.texts[0]!r}; give a trained Whisper that knows this speech and language"
             )
         most = self.teacher.dims.n_text_ctx
@@ -156,34 +143,33 @@ class Whisper:
         chosen = [self.training[_order(seed, at // count, count)[at % count]] for at in places]
         mels = self._windows([each for each, _ in chosen])
         present = torch.zeros(size, self.config.n_audio_ctx // DOWNSAMPLE, dtype=torch.bool)
-        length = max(len(tokens) for _, tokens in chosen)
-        given = torch.full((size, length), self.tokenizer.eot)
-        wanted = torch.full((size, length), IGNORE)
+        length = max(len(text) for _, text in chosen)
+        tokens = torch.full((size, length), self.tokenizer.eot)
+        predicts = torch.zeros(size, length, dtype=torch.bool)  # the token behind has a loss
         first = len(self.tokenizer.sot_sequence_including_notimestamps) - 1
-        for row, (each, tokens) in enumerate(chosen):
+        for row, (each, text) in enumerate(chosen):
             present[row, : each.frames // TOKEN_FRAMES] = True
-            given[row, : len(tokens)] = torch.tensor(tokens)
-            wanted[row, first : len(tokens)] = torch.tensor(
-                [*tokens[first + 1 :], self.tokenizer.eot]
-            )
-        given, wanted = given.to(self.device), wanted.to(self.device)
-        asked = wanted != IGNORE
+            tokens[row, : len(text)] = torch.tensor(text)
+            predicts[row, first : len(text)] = True
+        targets = F.pad(tokens[:, 1:], (0, 1), value=self.tokenizer.eot)[predicts].to(self.device)
+        tokens, predicts = tokens.to(self.device), predicts.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
             with torch.no_grad():
                 features = self.teacher.encoder(mels)
-                aim = self.teacher.decoder(given, features)[asked].log_softmax(-1)
-            heard, commitment = self.student(features, present.to(self.device))
-            said = self.teacher.decoder(given, heard)[asked].log_softmax(-1)
+                teacher = self.teacher.decoder(tokens, features)[predicts].log_softmax(-1)
+            decoded, commitment = self.student(features, present.to(self.device))
+            student = self.teacher.decoder(tokens, decoded)[predicts].log_softmax(-1)
         return {
-            "ce": F.nll_loss(said, wanted[asked]),
-            "kl": F.kl_div(said, aim, reduction="sum", log_target=True) / size,
+            "ce": F.nll_loss(student, targets),
+            "kl": F.kl_div(student, teacher, reduction="sum", log_target=True) / size,
             "commitment": commitment,
         }
 
     @torch.no_grad()
     def finish(self, out: Path) -> tuple[dict[str, Any], list[Path]]:
-        """Error rates of teacher and codec on the validation clips, and the codes they use."""
-        quantizer, half = self.student.quantizer.eval(), self.student.decoding.eval()
+        """Write the quantizer and its files. Returns (totals, files); totals are word error rates
+        of teacher and quantizer on the validation clips, and the codes in use."""
+        quantizer, decoder = self.student.quantizer.eval(), self.student.decoding.eval()
         quantizer.encoder = self.teacher.encoder
         quantizer.codebook[: self.config.codes] = F.normalize(self.student.vq.codebook, dim=-1)
         codes = [
@@ -191,14 +177,14 @@ class Whisper:
             for part in tqdm(_batches(self.validation), "codec", unit="batch")
             for row, each in zip(codes_of(quantizer, part), part, strict=True)
         ]
-        decoder = CodeTranscriber(half, quantizer.codebook, self.teacher, self.language)
-        heard = decoder.transcribe(codes, BATCH)
-        rows = zip(self.texts, self.teacher_heard, heard, strict=True)
+        transcriber = CodeTranscriber(decoder, quantizer.codebook, self.teacher, self.language)
+        transcripts = transcriber.transcribe(codes, BATCH)
+        rows = zip(self.texts, self.teacher_transcripts, transcripts, strict=True)
         lines = [json.dumps({"text": t, "teacher": a, "codec": b}) for t, a, b in rows]
         artifact.write_atomic(out / "heard.jsonl", "".join(f"{line}\n" for line in lines))
         quantizer.save(out)
-        half.save(out)
-        save_published(out / "whisper-vq.model", quantizer, half, self.path.stem)
+        decoder.save(out)
+        save_published(out / "whisper-vq.model", quantizer, decoder, self.path.stem)
         shares = np.bincount(np.concatenate(codes), minlength=self.config.codes).astype(float)
         shares = shares[shares > 0] / shares.sum()
         entropy = float(-(shares * np.log2(shares)).sum())
@@ -207,7 +193,7 @@ class Whisper:
             "validation_clips": len(self.validation),
             "text_too_long": self.text_too_long,
             "teacher_wer": _score(self.teacher_wer),
-            "codec_wer": _score(word_error_rate(self.texts, heard)),
+            "codec_wer": _score(word_error_rate(self.texts, transcripts)),
             "codes_used": len(shares),
             "entropy_bits": round(entropy, 3),
             "perplexity": round(2**entropy, 1),
@@ -217,10 +203,8 @@ class Whisper:
 
     def _windows(self, examples: list[Example]) -> Tensor:
         """Padded mels (clips, n_mels, window frames) on the device."""
-        mels = torch.full((len(examples), self.config.n_mels, 2 * self.config.n_audio_ctx), PADDING)
-        for row, each in zip(mels, examples, strict=True):
-            row[:, : each.frames] = each.mel
-        return mels.to(self.device)
+        mels = [each.mel for each in examples]
+        return padded(mels, len(mels), self.config).to(self.device)
 
 
 def _batches(examples: list[Example]) -> list[list[Example]]:

@@ -8,7 +8,6 @@ is not made again. Mels are mapped, so that they take the memory that is free; t
 import json
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from speechfuse import artifact, config, workers
+from speechfuse import artifact, workers
 from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.corpora.clip import Clip
 from speechfuse.quantizer import tokenize
 from speechfuse.quantizer.model import log_mel
+from speechfuse.rows.making import component
 from speechfuse.rows.rejects import Reject
 
 MEL_RATE = 100  # frames a second
@@ -65,7 +65,7 @@ def make(
 ) -> None:
     """Make the shards of corpora by name, each in <folder>/<name>, that are not there yet."""
     tasks = [
-        (json.dumps(specs[name]), shard, folder / name / f"{i:05d}.json", window)
+        (specs[name], shard, folder / name / f"{i:05d}.json", window)
         for name, plan in plans.items()
         for i, shard in enumerate(plan)
     ]
@@ -108,22 +108,17 @@ def load(
     return examples, {"hours": hours, "clips": clips, "rejected": dict(sorted(kinds.items()))}
 
 
-@cache
-def _corpus(spec: str) -> Any:
-    return config.instantiate(json.loads(spec))
-
-
-def _store(spec: str, shard: dict[str, Any], path: Path, window: Window) -> None:
+def _store(corpus: dict[str, Any], shard: dict[str, Any], path: Path, window: Window) -> None:
     """One shard, in a worker process."""
     torch.set_num_threads(1)
     rows, rejects, mels = [], [], [np.zeros(0, np.float16)]
-    for clip in _corpus(spec).clips(shard):
-        found = _mel_of(clip, window)
-        if isinstance(found, Reject):
-            rejects.append({"id": found.id, "reason": found.reason})
+    for clip in component(corpus).clips(shard):
+        mel = _mel_of(clip, window)
+        if isinstance(mel, Reject):
+            rejects.append({"id": mel.id, "reason": mel.reason})
         else:
-            rows.append({"frames": found.shape[1], "text": clip.text, "phonemes": clip.phonemes})
-            mels.append(found.ravel())
+            rows.append({"frames": mel.shape[1], "text": clip.text, "phonemes": clip.phonemes})
+            mels.append(mel.ravel())
     with artifact.replacing(path.with_suffix(".npy")) as temporary, open(temporary, "wb") as file:
         np.save(file, np.concatenate(mels))
     artifact.write_json(path, {"rows": rows, "rejects": rejects})

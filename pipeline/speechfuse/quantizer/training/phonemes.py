@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
 from speechfuse import config
-from speechfuse.quantizer.model import PADDING, Quantizer
+from speechfuse.quantizer.model import PADDING, Quantizer, QuantizerConfig, padded
 from speechfuse.quantizer.training.mels import Example, Window
 
-SILENCE, IGNORE = "_", -100
+SILENCE = "_"
+UNKNOWN = -1  # label of a phoneme that is no class, and of padding; it has no loss
 FRAMES_PER_LABEL = 2  # mel frames (10 ms) per phoneme label (20 ms)
 
 
@@ -54,11 +55,24 @@ def labelled(example: Example, phonemes: list[str]) -> Labelled:
     count = example.mel.shape[1] // FRAMES_PER_LABEL
     starts = np.array([second for second, _ in example.phonemes])
     classes = {name: i for i, name in enumerate(phonemes)}
-    names = [classes.get(phoneme_name(name), IGNORE) for _, name in example.phonemes]
+    names = [classes.get(phoneme_name(name), UNKNOWN) for _, name in example.phonemes]
     middles = (np.arange(count) + 0.5) * FRAMES_PER_LABEL / 100
     current = np.searchsorted(starts, middles, side="right") - 1
     labels = np.where(current >= 0, np.array(names)[current], classes[SILENCE])
     return Labelled(example, torch.from_numpy(labels.astype(np.int64)))
+
+
+def trained_codebook(dim: int, config: QuantizerConfig, decay: float) -> VectorQuantize:
+    """A cosine codebook that follows its inputs (batch, tokens, dim) by a moving average."""
+    return VectorQuantize(
+        dim=dim,
+        codebook_size=config.codes,
+        codebook_dim=config.codebook_dim,
+        use_cosine_sim=True,
+        decay=decay,
+        kmeans_init=True,
+        threshold_ema_dead_code=2,
+    )
 
 
 class Trainee(nn.Module):
@@ -69,15 +83,7 @@ class Trainee(nn.Module):
         super().__init__()
         config = quantizer.config
         self.quantizer, self.phonemes = quantizer, phonemes
-        self.vq = VectorQuantize(
-            dim=config.n_audio_state,
-            codebook_size=config.codes,
-            codebook_dim=config.codebook_dim,
-            use_cosine_sim=True,
-            decay=decay,
-            kmeans_init=True,
-            threshold_ema_dead_code=2,
-        )
+        self.vq = trained_codebook(config.n_audio_state, config, decay)
         self.head = nn.Linear(config.n_audio_state, config.downsample * phonemes)
 
     def forward(self, mels: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
@@ -113,7 +119,7 @@ def batch(
     """
     rng = random.Random(f"{seed}/{step}")
     mels = torch.full((size, examples[0].example.n_mels, frames), PADDING)
-    labels = torch.full((size, frames // FRAMES_PER_LABEL), IGNORE)
+    labels = torch.full((size, frames // FRAMES_PER_LABEL), UNKNOWN)
     for row in range(size):
         start, alone = 0, rng.random() < 0.3
         while True:
@@ -147,9 +153,7 @@ def _disturb(mel: Tensor, rng: random.Random) -> Tensor:
 @torch.inference_mode()
 def codes_of(quantizer: Quantizer, examples: Sequence[Example]) -> np.ndarray:
     """Codes of a batch of clips, int64 (clips, window tokens), those of the padding included."""
-    window = torch.full((len(examples), quantizer.config.n_mels, quantizer.frames), PADDING)
-    for row, each in zip(window, examples, strict=True):
-        row[:, : each.mel.shape[1]] = each.mel
+    window = padded([each.mel for each in examples], len(examples), quantizer.config)
     embedded = quantizer.embed(window.to(quantizer.codebook.device))
     return quantizer.quantize(embedded).cpu().numpy()
 
@@ -195,7 +199,7 @@ class Phonemes:
         quantize = step >= self.quantize_from * steps
         logits, commitment = self.trainee(mels.to(device), quantize)
         targets = labels.to(device).flatten()
-        loss = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORE)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=UNKNOWN)
         return {"loss": loss, "commitment": commitment}
 
     def finish(self, out: Path) -> tuple[dict[str, Any], list[Path]]:
@@ -204,11 +208,11 @@ class Phonemes:
         model = self.trainee.finish()
         codes, labels = [], []
         for item in self.validation:
-            found = codes_of(model, [item.example])[0].repeat(FRAMES_PER_LABEL)
-            codes.append(found[: len(item.labels)])
+            code_of_label = codes_of(model, [item.example])[0].repeat(FRAMES_PER_LABEL)
+            codes.append(code_of_label[: len(item.labels)])
             labels.append(item.labels.numpy())
         every_code, every_label = np.concatenate(codes), np.concatenate(labels)
-        known = every_label >= 0
+        known = every_label != UNKNOWN
         totals = {
             "phonemes": len(self.phonemes),
             "identity": model.identity,

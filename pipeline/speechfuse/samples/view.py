@@ -1,0 +1,99 @@
+"""What a row becomes, and how rows become a batch: the seam between data and model.
+
+In: a row of a dataset. Out: a Sample; of many, a batch. A recipe's dataset entry names a function
+that makes a View; the index, packing and the loop need nothing else of it.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speechfuse.rows import shards
+from speechfuse.tokens.vocabulary import SoundLayout
+
+IGNORE = -100  # torch's cross-entropy leaves these labels out
+PADDING = -1  # the document of tokens that fill a row up
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`tokens` int32 (n,); `targets` bool (n,): which tokens the model is to predict."""
+
+    name: str
+    tokens: np.ndarray
+    targets: np.ndarray
+
+
+def collate(
+    rows: list[list[Sample]], length: int, pad: int, layout: SoundLayout | None
+) -> dict[str, Tensor]:
+    """Samples by row -> {tokens, labels, input_pos, document: int64, sound: bool}, all
+    (rows, length); `pad` fills rows up.
+
+    Label t is token t + 1 where that is a target of the same sample, else IGNORE; positions restart
+    with each sample; `document` numbers the samples of a row; `sound`: the label is a sound token
+    of `layout`. Three samples of 5, 3 and 4 tokens in two rows of length 8, packed as [[a, b],
+    [c]], with pad=0 and everything but the first token of a sample a target:
+
+        a = 11 12 13 14 15    b = 21 22 23    c = 31 32 33 34
+
+        tokens     11   12   13   14   15   21   22   23    31   32   33   34    0    0    0    0
+        labels     12   13   14   15 -100   22   23 -100    32   33   34 -100 -100 -100 -100 -100
+        input_pos   0    1    2    3    4    0    1    2     0    1    2    3    0    0    0    0
+        document    0    0    0    0    0    1    1    1     0    0    0    0   -1   -1   -1   -1
+    """
+    tokens = torch.full((len(rows), length), pad)
+    labels = torch.full((len(rows), length), IGNORE)
+    positions = torch.zeros((len(rows), length), dtype=torch.long)
+    document = torch.full((len(rows), length), PADDING)
+    for number, row in enumerate(rows):
+        start = 0
+        for i, sample in enumerate(row):
+            end = start + len(sample.tokens)
+            ids = torch.from_numpy(sample.tokens).long()
+            no_target = ~torch.from_numpy(sample.targets[1:])
+            tokens[number, start:end] = ids
+            labels[number, start : end - 1] = ids[1:].masked_fill(no_target, IGNORE)
+            positions[number, start:end] = torch.arange(end - start)
+            document[number, start:end] = i
+            start = end
+    sound_ids = range(0) if layout is None else layout.ids
+    sound = (labels >= sound_ids.start) & (labels < sound_ids.stop)
+    return {
+        "tokens": tokens,
+        "labels": labels,
+        "input_pos": positions,
+        "document": document,
+        "sound": sound,
+    }
+
+
+Collate = Callable[[list[list[Sample]], int, int, SoundLayout | None], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class View:
+    """A dataset as a training sees it.
+
+    path     folder of a complete dataset
+    select   {key of extra: value, or a list of values} of the rows that belong to the view
+    render   row -> Sample; None for a row without one, ValueError for a broken row
+    collate  (samples by row, length, pad, layout) -> batch; the same for all views of a recipe,
+             whose samples share rows
+    """
+
+    path: Path
+    select: dict[str, Any]
+    render: Callable[[dict[str, Any]], Sample | None]
+    collate: Collate = collate
+
+    def selects(self, row: dict[str, Any]) -> bool:
+        """Whether `row` belongs to the view. Its `extra`, JSON text, is parsed in place."""
+        row["extra"] = json.loads(row["extra"] or "{}")
+        return shards.matches(row["extra"], self.select)
