@@ -335,7 +335,7 @@ def test_training_reads_it_and_a_kind_can_be_chosen(whole):
     layout = SoundLayout(first, first + 1, first + 2, 256, "q")
     vocabulary = Vocabulary(tokenizer, layout)
     view = datasets.conversations(vocabulary, str(whole / "data"), select={"kind": "partly"})
-    partly = [row for row in shards.read_rows(whole / "data") if view.wants(row)]
+    partly = [row for row in shards.read_rows(whole / "data") if view.selects(row)]
     assert len(partly) == 9
     for row in partly:
         sample = view.render(row)
