@@ -80,12 +80,12 @@ def totals_of(
     it kept, rewrote and dropped. `rows_in`: rows of the plan."""
     kinds = by_reason(rejects)
     rewrites: Counter[str] = Counter()
-    kept: Counter[str] = Counter()
+    rows: Counter[str] = Counter()
     words = 0
     for path in paths:
         for row in shards.read_shard(path):
             extra = json.loads(row["extra"])
-            kept[extra["source"]] += 1
+            rows[extra["source"]] += 1
             rewrites.update(extra.get("rewrites", ()))
             words += sum(
                 len(segment["text"].split())
@@ -93,7 +93,7 @@ def totals_of(
                 if turn["role"] == "user"
                 for segment in turn["segments"]
             )
-    left = sum(kept.values()) + sum(kinds["filtered"].values())
+    left = rows.total() + sum(kinds["filtered"].values())
     unselected = rows_in - left - sum(kinds["rejected"].values())
     table = []
     for step in steps:
@@ -103,12 +103,12 @@ def totals_of(
         line = {"step": step.name, "kept": left, "rewritten": changed, "dropped": dropped}
         table.append(line | _facts(step))
     return {
-        "rows": sum(kept.values()),
+        "rows": rows.total(),
         "rows_in": rows_in - unselected,
         "not_selected": unselected,
         "prompt_words": words,
         "steps": table,
-        "kept_by_source": dict(sorted(kept.items())),
+        "kept_by_source": dict(sorted(rows.items())),
         **kinds,
     }
 

@@ -192,15 +192,12 @@ def _table(rows: list[dict[str, Any]], schema: pa.Schema, path: Path) -> pa.Tabl
     try:
         return pa.Table.from_pylist(rows, schema)
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
-        for row in rows:  # say which row it was
-            try:
-                pa.Table.from_pylist([row], schema)
-            except (pa.ArrowException, OverflowError, TypeError, ValueError) as why:
-                raise ValueError(
-                    f"{path}: row {row.get('id')!r} does not fit the schema: {why} "
-                    "(codes are whole numbers from 0 to 65535)"
-                ) from why
-        raise ValueError(f"{path}: rows do not fit the schema: {error}") from error
+        for row in rows if len(rows) > 1 else []:  # to name the row
+            _table([row], schema, path)
+        raise ValueError(
+            f"{path}: row {rows[0].get('id')!r} does not fit the schema: {error} "
+            "(codes are whole numbers from 0 to 65535)"
+        ) from error
 
 
 def _check(value: Any, kind: pa.DataType, where: str) -> None:

@@ -28,6 +28,7 @@ import json
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +156,7 @@ def _fitting(dataset: int, lengths: np.ndarray, seq_len: int) -> np.ndarray:
 class _Sample:
     length: int
     place: int  # dataset << 40 | number
-    turn: int  # which pass over the first dataset; -1 for samples of the others
+    turn: int  # number of the pass over the first dataset; -1 for samples of the others
 
 
 def _stream(
@@ -194,19 +195,13 @@ def _stream(
 
 
 def _one_a_row(samples: Iterator[_Sample], shape: Shape) -> Iterator[list[list[_Sample]]]:
-    """Steps of one sample a row."""
-    rows: list[list[_Sample]] = []
-    for sample in samples:
-        rows.append([sample])
-        if len(rows) == shape.rows:
-            yield rows
-            rows = []
-    if rows:
+    """Steps of one sample a row; the last one may have empty rows."""
+    while rows := [[sample] for sample in islice(samples, shape.rows)]:
         yield rows + [[] for _ in range(shape.rows - len(rows))]
 
 
 def _packed(samples: Iterator[_Sample], shape: Shape) -> Iterator[list[list[_Sample]]]:
-    """Steps of packs."""
+    """Steps of rows packed by best-fit decreasing."""
     waiting: list[_Sample] = []
     while True:
         packs: list[list[_Sample]] = [[] for _ in range(shape.rows)]
@@ -216,7 +211,7 @@ def _packed(samples: Iterator[_Sample], shape: Shape) -> Iterator[list[list[_Sam
         while left > 0 and (sample := next(samples, None)):
             taken.append(sample)
             left -= sample.length
-        # those that waited go first, or the shortest, which go last, might wait for ever
+        # waiting samples go first, or the shortest, which go last, might wait for ever
         waiting = _fill(packs, room, waiting) + _fill(packs, room, taken)
         size = sum(sample.length for sample in waiting)
         while room[-1][0] and size < shape.seq_len and (sample := next(samples, None)):

@@ -43,7 +43,7 @@ TOKEN_FRAMES = 2 * DOWNSAMPLE  # mel frames (10 ms) of one code
 
 
 class Student(nn.Module):
-    """What is trained: both halves and the codebook between them, without the teacher's encoder."""
+    """The trained modules: both halves and the codebook between them, without the encoder."""
 
     def __init__(self, config: QuantizerConfig, depth: int, decay: float) -> None:
         super().__init__()
@@ -62,12 +62,18 @@ class Student(nn.Module):
 
 
 class Whisper:
-    """The method. `whisper`: an openai-whisper `.pt` of any size; `codes` and `codebook_dim`: of
-    the codebook; `depth`: of the decoding half; `decay`: of the codebook's moving average;
-    `language`: of the transcripts; `validation_clips`: how many are decoded for the error rates,
-    for which both sides pass Whisper's English normaliser;
-    `max_teacher_wer`: a teacher that is worse is refused; `dtype`: float32, or bfloat16 for the
-    matrix products."""
+    """The method.
+
+    whisper           an openai-whisper `.pt` of any size
+    codes             entries of the codebook, of `codebook_dim` dimensions
+    depth             transformer blocks of the decoding half
+    decay             of the codebook's moving average
+    language          of the transcripts
+    validation_clips  clips that are decoded for the word error rates, whose texts pass Whisper's
+                      English normaliser
+    max_teacher_wer   a teacher with a higher rate is refused
+    dtype             float32, or bfloat16 for the matrix products
+    """
 
     def __init__(
         self,
@@ -129,7 +135,7 @@ class Whisper:
         return self.student
 
     def _tokens(self, text: str) -> list[int]:
-        """What the text decoder reads: the task, then the text, whatever stands in it."""
+        """Input of the text decoder: the task's tokens, then the text's, none of them special."""
         tokens = self.tokenizer.encode(f" {text.strip()}", disallowed_special=())
         return [*self.tokenizer.sot_sequence_including_notimestamps, *tokens]
 
@@ -174,7 +180,7 @@ class Whisper:
         quantizer.codebook[: self.config.codes] = F.normalize(self.student.vq.codebook, dim=-1)
         codes = [
             row[: each.frames // TOKEN_FRAMES]
-            for part in tqdm(_batches(self.validation), "codec", unit="batch")
+            for part in tqdm(_batches(self.validation), "quantizer", unit="batch")
             for row, each in zip(codes_of(quantizer, part), part, strict=True)
         ]
         transcriber = CodeTranscriber(decoder, quantizer.codebook, self.teacher, self.language)
@@ -217,7 +223,7 @@ def _score(wer: tuple[float, float, float]) -> list[float]:
 
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """In which order an epoch shows the clips."""
+    """The order of the clips in an epoch, int64 (count,)."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 

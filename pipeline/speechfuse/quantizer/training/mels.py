@@ -1,8 +1,8 @@
-"""What a quantizer is trained on: the log-mels of a corpus, on disk, with texts and phonemes.
+"""Training data of a quantizer: the log-mels of a corpus, on disk, with texts and phonemes.
 
 In: a corpus and its plan. Out: for each shard <folder>/00007.npy (float16, 58 MB an hour of speech
-with 80 mels) and 00007.json, which is written last. Made in worker processes; a shard that is there
-is not made again. Mels are mapped, so that they take the memory that is free; texts are held.
+with 80 mels) and 00007.json, which is written last. Made in worker processes; a shard that exists
+is not made again. Mels are memory-mapped; texts and phonemes are in memory.
 """
 
 import json
@@ -30,7 +30,8 @@ SHORTEST = 0.04  # seconds: one code
 
 @dataclass(frozen=True)
 class Example:
-    """`stored`: the mel as it is on disk, flat."""
+    """A clip to train on. `stored`: its mel, float16 (n_mels * frames,), mapped from disk;
+    `phonemes`: (start in seconds, name) of each."""
 
     stored: np.ndarray
     n_mels: int
@@ -49,7 +50,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Window:
-    """What a method trains on: clips of at most `seconds` that have `needs` (text or phonemes)."""
+    """The clips that a method trains on: at most `seconds` long, with `needs`, text or phonemes."""
 
     n_mels: int
     seconds: float
@@ -63,7 +64,8 @@ def make(
     window: Window,
     processes: int,
 ) -> None:
-    """Make the shards of corpora by name, each in <folder>/<name>, that are not there yet."""
+    """Make the missing shards of the corpora `specs` {name: {_component_, ...}}, each in
+    <folder>/<name>."""
     tasks = [
         (specs[name], shard, folder / name / f"{i:05d}.json", window)
         for name, plan in plans.items()
@@ -79,9 +81,9 @@ def make(
 def load(
     folder: Path, window: Window, max_reject_rate: float
 ) -> tuple[list[Example], dict[str, Any]]:
-    """All examples of a corpus that was made, in order, and {hours, clips, rejected: {kind: n}}.
+    """All examples of a corpus in order, and {hours, clips, rejected: {kind: n}}.
 
-    ValueError when more than `max_reject_rate` of the clips are rejected, or no clip is left.
+    Raises ValueError when more than `max_reject_rate` of the clips are rejected, or none is left.
     """
     examples: list[Example] = []
     rejects: list[dict[str, str]] = []

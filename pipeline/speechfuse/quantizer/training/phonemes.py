@@ -10,7 +10,7 @@ A method of `stages.train_quantizer` is a class with
     window    speechfuse.quantizer.training.mels.Window: the clips it can be trained on
     inputs    {name: fingerprint} of what it reads beside the corpora
     begin(training, validation, device)  -> the module whose parameters train and whose state is
-              kept; ValueError when training would be in vain
+              saved; raises ValueError when training would be in vain
     losses(step, steps, size, seed)      -> {name: loss}, their sum is minimised; a pure function of
               its arguments, the module and torch's random state
     finish(out)  -> (totals, files written)
@@ -51,7 +51,7 @@ def phoneme_name(name: str) -> str:
 
 
 def labelled(example: Example, phonemes: list[str]) -> Labelled:
-    """Labels of one clip; a phoneme that `phonemes` lacks is ignored by the loss."""
+    """The example with a label for each 20 ms; a phoneme that `phonemes` lacks is UNKNOWN."""
     count = example.mel.shape[1] // FRAMES_PER_LABEL
     starts = np.array([second for second, _ in example.phonemes])
     classes = {name: i for i, name in enumerate(phonemes)}
@@ -76,7 +76,7 @@ def trained_codebook(dim: int, config: QuantizerConfig, decay: float) -> VectorQ
 
 
 class Trainee(nn.Module):
-    """A Quantizer with the parts that only training needs: the learning codebook and the phoneme
+    """A Quantizer with the parts that only training needs: the trained codebook and the phoneme
     head."""
 
     def __init__(self, quantizer: Quantizer, phonemes: int, decay: float) -> None:
@@ -114,14 +114,14 @@ def batch(
 
     Most windows are filled with several utterances one after the other, since a window of silence
     teaches nothing; three in ten hold one utterance and padding, as at inference. Each utterance is
-    warped in frequency (VTLP, Jaitly and Hinton 2013) and tilted, which stands for other throats
-    and microphones.
+    warped in frequency (VTLP, Jaitly and Hinton 2013) and tilted, to imitate other vocal tracts and
+    microphones.
     """
     rng = random.Random(f"{seed}/{step}")
     mels = torch.full((size, examples[0].example.n_mels, frames), PADDING)
     labels = torch.full((size, frames // FRAMES_PER_LABEL), UNKNOWN)
     for row in range(size):
-        start, alone = 0, rng.random() < 0.3
+        start, single = 0, rng.random() < 0.3
         while True:
             item = rng.choice(examples)
             length = len(item.labels) * FRAMES_PER_LABEL
@@ -132,7 +132,7 @@ def batch(
             half = start // FRAMES_PER_LABEL
             labels[row, half : half + len(item.labels)] = item.labels
             start += length
-            if alone:
+            if single:
                 break
     return mels, labels
 
@@ -203,8 +203,8 @@ class Phonemes:
         return {"loss": loss, "commitment": commitment}
 
     def finish(self, out: Path) -> tuple[dict[str, Any], list[Path]]:
-        """Phoneme-normalised mutual information of codes and phonemes on the validation clips, and
-        how many codes they use."""
+        """Write the quantizer. Returns (totals, files); totals are the phoneme-normalised mutual
+        information of codes and phonemes on the validation clips, and the codes in use."""
         model = self.trainee.finish()
         codes, labels = [], []
         for item in self.validation:
@@ -212,11 +212,11 @@ class Phonemes:
             codes.append(code_of_label[: len(item.labels)])
             labels.append(item.labels.numpy())
         every_code, every_label = np.concatenate(codes), np.concatenate(labels)
-        known = every_label != UNKNOWN
+        has_label = every_label != UNKNOWN
         totals = {
             "phonemes": len(self.phonemes),
             "identity": model.identity,
-            "pnmi": round(phoneme_information(every_code[known], every_label[known]), 4),
+            "pnmi": round(phoneme_information(every_code[has_label], every_label[has_label]), 4),
             "codes_used": len(np.unique(every_code)),
         }
         model.save(out)
