@@ -68,7 +68,7 @@ tokenize *args: setup
 synthesize *args: setup
     @{{python}} recipes/verbs.py synthesize {{r}} "$@"
 
-# hear a spoken dataset: a page with samples of every kind, their audio and checks: just listen out/data/NAME
+# hear a spoken dataset: a page with samples of every kind and their audio: just listen out/data/NAME
 listen *args: setup
     {{python}} -m stages.listen "$@"
 

@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from speechfuse import artifact, config, workers
 from speechfuse.audio import augmentation
 from speechfuse.quantizer.model import QuantizerSpec
 from speechfuse.rows import making, shards, statistics
-from speechfuse.rows.rejects import Rejects, by_reason, rejects_of, write_rejects
+from speechfuse.rows.rejects import Rejects, by_reason
 from speechfuse.synthesis import plan as synthesis_plan
 from speechfuse.synthesis.engines import Engine
 from speechfuse.synthesis.plan import Entry
-from speechfuse.synthesis.recording import Studio, engines_of, speakers_of
+from speechfuse.synthesis.recording import engines_of, speakers_of
 from speechfuse.synthesis.round_trip import RoundTrip
-from speechfuse.synthesis.shard import synthesize
+from speechfuse.synthesis.shard import ROUND_TRIP, synthesize_shard
 
 
 @dataclass
@@ -69,32 +69,6 @@ class SynthesizeInstructions:
     runtime: Runtime = field(default_factory=Runtime)
 
 
-@cache
-def _round_trip(spec: str) -> RoundTrip | None:
-    known = json.loads(spec)
-    component = {"_component_": "speechfuse.synthesis.round_trip.RoundTrip"}
-    return config.instantiate(component | known) if known else None
-
-
-def synthesize_shard(job: SynthesizeInstructions, index: int, shard: dict[str, Any]) -> int:
-    """Make shard `index` in a worker process; returns its index."""
-    quantizer = job.quantizer.load(workers.device())
-    kinds, engines = synthesis_plan.entries(job.kinds, job.texts), engines_of(job.voices)
-    with Studio(kinds, engines, job.augmentation, job.seed, quantizer) as studio:
-        made = synthesize(
-            synthesis_plan.with_texts(shard["samples"], kinds),
-            studio,
-            quantizer,
-            job.batch_size,
-            _round_trip(json.dumps(job.round_trip)),
-            job.runtime.prefetch,
-        )
-    path = Path(job.out) / shards.shard_name(index)
-    write_rejects(path, made.rejects)
-    shards.write_shard(path, made.rows, shards.CONVERSATIONS, quantizer.stream, made.counts)
-    return index
-
-
 def plan_of(
     job: SynthesizeInstructions, kinds: dict[str, Entry], speakers: dict[str, float]
 ) -> dict[str, Any]:
@@ -111,82 +85,94 @@ def plan_of(
 
 def planned_of(plan: synthesis_plan.Plan, names: Iterable[str]) -> dict[str, int]:
     """How many samples of each kind are planned; 0 of one whose share is too small for one."""
-    found = Counter(sample["kind"] for shard in plan for sample in shard["samples"])
-    return {name: found[name] for name in names}
+    many = Counter(sample["kind"] for shard in plan for sample in shard["samples"])
+    return {name: many[name] for name in names}
 
 
-def totals_of(paths: list[Path], rejects: Rejects, planned: dict[str, int]) -> dict[str, Any]:
-    """What the finished shards hold, counted from disk, so that a resumed job counts the same."""
-    kinds, sources, speakers = Counter[str](), Counter[str](), Counter[str]()
+def totals_of(
+    job: SynthesizeInstructions,
+    kinds: dict[str, Entry],
+    plan: synthesis_plan.Plan,
+    paths: list[Path],
+    rejects: Rejects,
+) -> dict[str, Any]:
+    """What the finished shards hold, for the manifest. Raises ValueError when nothing was made of a
+    kind that was planned."""
+    by_kind, sources, speakers = Counter[str](), Counter[str](), Counter[str]()
     licences: dict[str, str | None] = {}
     for path in paths:
         for batch in statistics.batches(path):
             for extra in map(json.loads, batch["extra"].to_pylist()):
-                kinds[extra["kind"]] += 1
+                by_kind[extra["kind"]] += 1
                 sources[extra["source"]] += 1
                 licences[extra["source"]] = extra.get("licence")
-            rows = statistics.speech_of(batch)
-            speakers.update(rows["speaker"].drop_null().to_pylist())
+            speakers.update(statistics.speech_of(batch)["speaker"].drop_null().to_pylist())
+    planned = planned_of(plan, sorted(kinds))
+    for kind in (kind for kind, many in planned.items() if many and not by_kind[kind]):
+        raise ValueError(_nothing_made(Path(job.out), kind, planned[kind], rejects))
     counts = making.counts_of(paths)
+    folders = sorted({kind.texts for kind in kinds.values()})
+    steps = {f.name: artifact.manifest_of(f)["totals"].get("steps", []) for f in folders}
+    samples = [sample for shard in plan for sample in shard["samples"]]
     return {
-        "rows": kinds.total(),
+        "rows": by_kind.total(),
         **making.speech_totals(paths, "pieces_of_speech"),
-        "kinds": {name: {"planned": n, "made": kinds[name]} for name, n in planned.items()},
+        "kinds": {name: {"planned": n, "made": by_kind[name]} for name, n in planned.items()},
         "voices": dict(sorted(speakers.items())),
         "round_trip": _by_voice(counts),
         "sources": dict(sorted(sources.items())),
-        "licence": " and ".join(sorted({each or "unknown" for each in licences.values()})),
+        "licence": " and ".join(sorted({name or "unknown" for name in licences.values()})),
         "licences": dict(sorted(licences.items())),
-        **{name: counts[name] for name in ("split", "pieces")},
+        "split": counts["split"],
+        "pieces": counts["pieces"],
         **by_reason(rejects),
+        "curation": {name: done for name, done in steps.items() if done},
+        "samples": len(samples),
+        "most_uses": max(Counter((s["kind"], s["text"]) for s in samples).values()),
+        "source": ", ".join(folder.name for folder in folders),
     }
 
 
+def _nothing_made(out: Path, kind: str, planned: int, rejects: Rejects) -> str:
+    """The error for a kind without a row: the commonest reason, and its first sample."""
+    of_kind = [reject for reject in rejects if reject["id"].partition("/")[0] == kind]
+    reasons = [reject["reason"].partition(":")[0] for reject in of_kind]
+    ((reason, many),) = Counter(reasons).most_common(1)
+    first = of_kind[reasons.index(reason)]
+    return (
+        f"{out}: nothing was made of the kind {kind}: of {planned} samples {many} were left out "
+        f"for {reason}; first: {first['id']}: {first['reason']}; all are in "
+        f"{out}/shard-*.rejects.jsonl, and shards are kept; change what leaves them out, and "
+        "start anew with fresh=true"
+    )
+
+
 def _by_voice(counts: Counter[str]) -> dict[str, dict[str, Any]]:
-    """What a listener made of each voice, the worst first; {} without a round trip."""
-    found = {}
+    """The round trip's result for each voice, the worst first; {} without a round trip."""
+    voices = {}
     for voice in (key.partition("/")[2] for key in counts if key.startswith("heard/")):
-        heard, words, wrong, refused = (
-            counts[f"{what}/{voice}"] for what in ("heard", "words", "wrong", "refused")
-        )
-        wer = round(wrong / max(1, words), 4)
-        found[voice] = {"pieces": heard, "refused": refused, "wer": wer}
-    return dict(sorted(found.items(), key=lambda item: (-item[1]["wer"], item[0])))
+        wer = round(counts[f"wrong/{voice}"] / max(1, counts[f"words/{voice}"]), 4)
+        pieces, refused = counts[f"heard/{voice}"], counts[f"refused/{voice}"]
+        voices[voice] = {"pieces": pieces, "refused": refused, "wer": wer}
+    return dict(sorted(voices.items(), key=lambda item: (-item[1]["wer"], item[0])))
 
 
 def settings_of(
     job: SynthesizeInstructions, engines: dict[str, Engine], trip: RoundTrip | None
 ) -> dict[str, Any]:
-    """The job's configuration. What changes nothing of what engines say and the listener hears
-    goes to `runtime`, which is no part of an artifact's fingerprint."""
+    """The job's configuration. Arguments that change nothing of what engines and transcriber answer
+    move to `runtime`, which is no part of an artifact's fingerprint."""
     settings = asdict(job)
 
     def moved(spec: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
         return {key: spec.pop(key) for key in keys if key in spec}
 
-    voices = {n: moved(settings["voices"][n], of.not_identity) for n, of in engines.items()}
-    settings["runtime"]["voices"] = {name: rest for name, rest in voices.items() if rest}
+    voices = {n: moved(settings["voices"][n], e.not_identity) for n, e in engines.items()}
+    settings["runtime"]["voices"] = {name: keys for name, keys in voices.items() if keys}
     if trip:
         spec = settings["round_trip"]["listener"]
-        settings["runtime"]["listener"] = moved(spec, trip.listener.not_identity)
+        settings["runtime"]["listener"] = moved(spec, trip.transcriber.not_identity)
     return settings
-
-
-def check_made(out: Path, kinds: dict[str, dict[str, int]], rejects: Rejects) -> None:
-    """ValueError when nothing was made of a kind that was planned."""
-    for kind, of in kinds.items():
-        if not of["planned"] or of["made"]:
-            continue
-        mine = [each for each in rejects if each["id"].partition("/")[0] == kind]
-        reasons = [each["reason"].partition(":")[0] for each in mine]
-        ((why, many),) = Counter(reasons).most_common(1)
-        first = mine[reasons.index(why)]
-        raise ValueError(
-            f"{out}: nothing was made of the kind {kind}: of {of['planned']} samples {many} were "
-            f"left out for {why}; first: {first['id']}: {first['reason']}; all are in "
-            f"{out}/shard-*.rejects.jsonl, and shards are kept; change what leaves them out, and "
-            "start anew with fresh=true"
-        )
 
 
 def main(job: SynthesizeInstructions) -> None:
@@ -195,14 +181,15 @@ def main(job: SynthesizeInstructions) -> None:
     if low := [f"{key}={n}" for key, n in least.items() if n is not None and n < 1]:
         raise ValueError(f"{', '.join(low)}: at least 1 is needed")
     workers.gpus(job.runtime.device)
-    kinds, engines = synthesis_plan.entries(job.kinds, job.texts), engines_of(job.voices)
-    quantizer, listener = job.quantizer.load("cpu"), _round_trip(json.dumps(job.round_trip))
+    kinds, engines = synthesis_plan.entries_of(job.kinds, job.texts), engines_of(job.voices)
+    quantizer = job.quantizer.load("cpu")
+    trip = making.component(ROUND_TRIP | job.round_trip) if job.round_trip else None
     complete = (out / "manifest.json").exists() and not job.fresh
     if not complete and not job.runtime.dry_run:  # else no engine is needed
         for engine in engines.values():
             engine.check()
-        if listener:
-            listener.listener.check(quantizer.identity)
+        if trip:
+            trip.transcriber.check(quantizer.identity)
     speakers = speakers_of(job.voices, engines)
     for name, engine in engines.items():
         if engine.codec not in (None, quantizer.identity):
@@ -214,8 +201,8 @@ def main(job: SynthesizeInstructions) -> None:
         if engine.codec and job.augmentation:
             print(f"voices.{name} makes codes: augmentation does not reach it")
     identities = {f"voices.{name}": engine.identity() for name, engine in engines.items()}
-    if listener:
-        identities["round_trip"] = listener.listener.identity()
+    if trip:
+        identities["round_trip"] = trip.transcriber.identity()
     inputs = {
         "quantizer": quantizer.identity,
         **{f"texts.{name}": artifact.fingerprint_of(kind.texts) for name, kind in kinds.items()},
@@ -225,66 +212,65 @@ def main(job: SynthesizeInstructions) -> None:
         inputs["augmentation"] = sounds
     if job.runtime.dry_run:
         plan = plan_of(job, kinds, speakers)["shards"]
-        said = describe_kinds(planned_of(plan, kinds))
         print(
-            f"{out}: {said} in {len(plan)} shards and {len(speakers)} voices; not started: voices "
-            "and listener were not asked whether they work"
+            f"{out}: {describe_kinds(planned_of(plan, kinds))} in {len(plan)} shards and "
+            f"{len(speakers)} voices; not started: voices and listener were not asked whether they "
+            "work"
         )
         return
-    settings = settings_of(job, engines, listener)
+    settings = settings_of(job, engines, trip)
     work = artifact.Artifact(out, "synthesize_instructions", 1, settings, inputs)
-    if not work.begin(lambda: plan_of(job, kinds, speakers), fresh=job.fresh):
-        return
-    plan = work.plan["shards"]
-    paths, rejects = making.make(job, plan, partial(synthesize_shard, job), "sample")
-    folders = sorted({kind.texts for kind in kinds.values()})
-    chosen = {f.name: artifact.manifest_of(f)["totals"].get("steps", []) for f in folders}
-    totals = totals_of(paths, rejects, planned_of(plan, sorted(kinds))) | {
-        "curation": {name: steps for name, steps in chosen.items() if steps},
-        "samples": sum(shard["count"] for shard in plan),
-        "most_uses": max(
-            Counter((s["kind"], s["text"]) for shard in plan for s in shard["samples"]).values()
+    stream = {"quantizer": quantizer.identity, "token_rate": quantizer.token_rate}
+    making.make_dataset(
+        job,
+        work,
+        lambda: plan_of(job, kinds, speakers),
+        partial(
+            synthesize_shard,
+            kinds=job.kinds,
+            texts=job.texts,
+            voices=job.voices,
+            augmentation=job.augmentation,
+            round_trip=job.round_trip,
+            quantizer=job.quantizer,
+            seed=job.seed,
+            batch_size=job.batch_size,
+            depth=job.runtime.prefetch,
         ),
-        "source": ", ".join(folder.name for folder in folders),
-        "quantizer": quantizer.identity,
-        "token_rate": quantizer.token_rate,
-    }
-    check_made(out, totals["kinds"], rejects)
-    work.finish(totals, [*paths, *rejects_of(paths)])
-    print(summary(out, totals))
+        "sample",
+        shards.CONVERSATIONS,
+        quantizer.stream,
+        lambda paths, rejects: totals_of(job, kinds, work.plan["shards"], paths, rejects) | stream,
+        summary,
+    )
 
 
 def describe_kinds(kinds: dict[str, int]) -> str:
-    """How many samples of each kind; the others have shares too small for one."""
-    some = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)
+    """How many samples of each kind, and the kinds whose shares are too small for one."""
+    counted = ", ".join(f"{n:,} {kind}" for kind, n in kinds.items() if n)
     none = ", ".join(kind for kind, n in kinds.items() if not n)
-    return f"{some} (too small a share for a sample: {none})" if none else some
+    return f"{counted} (too small a share for a sample: {none})" if none else counted
 
 
 def summary(out: Path, totals: dict[str, Any]) -> str:
-    """One line: what was made and everything that happened on the way."""
-    happened = [describe_kinds({name: of["made"] for name, of in totals["kinds"].items()})]
+    """One line: what was made, and how many texts were repeated, split, or left out and why."""
+    phrases = [describe_kinds({name: of["made"] for name, of in totals["kinds"].items()})]
     if totals["most_uses"] > 1:
-        happened.append(f"texts used up to {totals['most_uses']} times for a kind")
+        phrases.append(f"texts used up to {totals['most_uses']} times for a kind")
     if totals["split"]:
-        happened.append(f"{totals['split']:,} texts spoken in {totals['pieces']:,} pieces")
-    if heard := totals["round_trip"]:
-        voice = next(iter(heard))
-        mean = np.average(
-            [v["wer"] for v in heard.values()], weights=[v["pieces"] for v in heard.values()]
-        )
-        happened.append(f"round trip {mean:.1%} WER, the worst {heard[voice]['wer']:.1%} ({voice})")
-    happened += making.describe_rejects(out, totals)
+        phrases.append(f"{totals['split']:,} texts spoken in {totals['pieces']:,} pieces")
+    if voices := totals["round_trip"]:
+        worst = next(iter(voices))
+        rates, pieces = zip(*((v["wer"], v["pieces"]) for v in voices.values()), strict=True)
+        mean = np.average(rates, weights=pieces)
+        phrases.append(f"round trip {mean:.1%} WER, the worst {voices[worst]['wer']:.1%} ({worst})")
+    phrases += making.describe_rejects(out, totals)
     return (
         f"{out}: {totals['rows']:,} of {totals['samples']:,} samples, {totals['hours']:.2f} h of "
         f"speech in {len(totals['voices'])} voices, {totals['codes']:,} codes, "
-        f"{totals['bits_per_code']} bits a code; {'; '.join(happened)}"
+        f"{totals['bits_per_code']} bits a code; {'; '.join(phrases)}"
     )
 
 
 if __name__ == "__main__":
-    from stages import (
-        synthesize_instructions as this,
-    )  # under its own name workers elsewhere find it too
-
-    config.main(this.main, this.SynthesizeInstructions, __doc__)
+    config.main(main, SynthesizeInstructions, __doc__)

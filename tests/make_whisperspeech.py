@@ -20,7 +20,7 @@ from vocos import Vocos
 from whisperspeech import s2a_delar_mup_wds_mlang as s2a
 from whisperspeech import t2s_up_wds_mlang_enclm as t2s
 
-ENGINES = Path(__file__).parent.parent / "pipeline/speechfuse/engines"
+ENGINES = Path(__file__).parent.parent / "pipeline/speechfuse/synthesis/engines"
 SPEAKERS = ENGINES / "whisperspeech_speakers.py"
 TEXT, TOKENS, ACOUSTIC = 80, 150, 450  # bytes; codes (6 s) and acoustic codes of a window
 SIZE = {"depth": 2, "n_head": 3, "head_width": 16, "ffn_mult": 1}

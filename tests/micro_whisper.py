@@ -49,7 +49,7 @@ WINDOW = Window(DIMS.n_mels, DIMS.n_audio_ctx / 50, "text")
 def corpora(folder: Path, training: int, validation: int) -> dict[str, dict[str, Any]]:
     """Two corpora of one to four words a clip: training, and validation whose sentences and voices
     are in no training."""
-    demo = yaml.safe_load(Path("recipes/demo/train_quantizer.yaml").read_text())
+    demo = config.with_files(yaml.safe_load(Path("recipes/demo/train_quantizer.yaml").read_text()))
     rng, lines, seen = random.Random(0), [], set()
     while len(lines) < training + validation:
         split = "training" if len(lines) < training else "validation"

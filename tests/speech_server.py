@@ -30,6 +30,8 @@ class SpeechServer:
         self.key = key
         self.faults: list[str] = []
         self.slow = 1.0  # seconds
+        self.retry_after = 0.05  # seconds, of a 429 or a 500
+        self.keys: list[str | None] = []  # the Authorization header of every request
         self.log: list[dict[str, Any]] = []  # the body of every speech request
         self.spoken: dict[str, str] = {}  # sha256 of a clip's samples: its text
         self.hears: Callable[[bytes], str | tuple[int, bytes]] = self._heard
@@ -67,10 +69,13 @@ def _handler(server: SpeechServer) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             fault = server.faults.pop(0) if server.faults else ""
+            server.keys.append(self.headers.get("Authorization"))
             if server.key and self.headers.get("Authorization") != f"Bearer {server.key}":
                 self.answer(401, _error("Incorrect API key provided"))
             elif fault in ("429", "500"):
-                self.answer(int(fault), _error(f"fault {fault}"), {"Retry-After": "0.05"})
+                self.answer(
+                    int(fault), _error(f"fault {fault}"), {"Retry-After": str(server.retry_after)}
+                )
             elif self.path == "/v1/audio/speech":
                 self.speech(json.loads(body), fault)
             elif self.path == "/v1/audio/transcriptions":

@@ -287,3 +287,16 @@ def test_values_are_of_the_declared_type(component, values, said):
 def test_what_yaml_writes_in_another_way_fits():
     noise = config.instantiate({"_component_": "speechfuse.audio.Noise", "snr": [0, 5]})
     assert noise.snr == [0, 5] and noise.folder is None
+
+
+def test_a_value_of_another_file_is_there_before_overrides_reach_into_it(write, tmp_path):
+    other = tmp_path / "voices.yaml"
+    other.write_text("train: {accents: [a, b], deep: {variants: [x]}}\n")
+    text = f"{FULL}name: ${{file:{other},train.accents.1}}\n"
+    text = text.replace("split: train", f"split: '${{file:{other},train}}'")
+    loaded = config.load(Job, write(text), ["corpus.split.deep.variants=[y]"])
+    assert loaded.corpus["split"] == {"accents": ["a", "b"], "deep": {"variants": ["y"]}}
+    assert loaded.name == "b"
+    assert refusal(write(f"name: ${{file:{other},test}}")) == f"{other} has no key 'test'"
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
+        config.load(Job, write("name: ${file:absent.yaml,train}"), [])

@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -144,6 +145,7 @@ def running():
 def server(running, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(openai_server, "sleep", lambda _: None)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01, raising=False)
     running.faults, running.log[:] = [], []
     return running
 
@@ -186,9 +188,9 @@ def test_passing_faults_are_tried_again(server):
 @pytest.mark.parametrize(
     ("faults", "said", "stops"),
     [
-        (["500"] * 9, "/v1/audio/speech: 500 fault 500, 3 times", True),
-        (["429"] * 9, "429 fault 429, 3 times", True),
-        (["slow"] * 9, "no answer in 0.2 s, 3 times", True),
+        (["500"] * 9, "/v1/audio/speech: 500 fault 500, asked up to 3 times", True),
+        (["429"] * 9, "429 fault 429, asked up to 3 times", True),
+        (["slow"] * 9, "no answer in 0.2 s, asked up to 3 times", True),
         (["truncated"] * 9, "^truncated: ", False),
         (["text"] * 9, "^not audio: ", False),
     ],
@@ -224,7 +226,7 @@ def test_voice_key_path_and_server_that_are_not_there_are_said_before_work(serve
 )
 def test_a_url_with_a_key_in_it_is_refused_and_not_shown(url):
     with pytest.raises(ValueError, match=r"url=https://host\.\.\.: write it as") as caught:
-        Endpoint(url, "tts", ["alloy"])
+        Endpoint(url=url, model="tts", names=["alloy"])
     assert "secret" not in str(caught.value)
 
 
@@ -239,8 +241,22 @@ def test_what_was_received_once_is_not_asked_for_again(server, tmp_path):
 
 
 def test_a_server_that_asks_to_wait_is_given_the_time(server, monkeypatch):
-    waited: list[float] = []
-    monkeypatch.setattr(openai_server, "sleep", waited.append)
+    server.retry_after = 0.4
     server.faults = ["429", "429"]
+    start = time.monotonic()
     engine_of(server).speak("six", "alloy", 0)
-    assert waited == [0, 1.0, 2.0]  # longer than the 0.05 s that it asks for
+    server.retry_after = 0.05
+    assert 0.8 <= time.monotonic() - start < 2
+
+
+def test_no_log_holds_the_key_or_the_text(server, caplog):
+    with caplog.at_level("DEBUG"):
+        engine_of(server).speak("six minus two", "alloy", 0)
+    said = "\n".join(record.getMessage() + str(record.args) for record in caplog.records)
+    assert "/v1/audio/speech" in said and KEY not in said and "six minus two" not in said
+
+
+def test_a_key_of_the_environment_is_not_sent_where_none_is_asked_for(server):
+    with SpeechServer() as open_server:
+        engine_of(open_server, key_variable=None).speak("six", "alloy", 0)
+        assert open_server.keys == ["Bearer none"]

@@ -150,7 +150,7 @@ def test_every_kind_is_golden_and_the_same_numbers_make_the_same_sample():
 
 
 def spans(turns: kinds.Turns) -> list[str]:
-    return [s["say"] for s in synthesis_plan.to_make(turns)]
+    return [s["say"] for s in synthesis_plan.segments_to_speak(turns)]
 
 
 def test_the_text_around_a_spoken_part_is_the_rest_of_the_question():
@@ -185,7 +185,7 @@ def test_wordings_sounds_and_spoken_turns_are_all_drawn():
     sounds = Counter(
         s.get("sound") or ("shuffled" if s.get("shuffle") else "clean")
         for turns in refusals
-        for s in synthesis_plan.to_make(turns or [])
+        for s in synthesis_plan.segments_to_speak(turns or [])
     )
     assert set(sounds) == {
         "speechfuse.synthesis.silence",
@@ -252,7 +252,7 @@ MIXTURE: dict[str, dict[str, Any]] = {
         "_component_": "speechfuse.synthesis.Transcription",
         "share": 0.3,
         "requests": ["repeat:"],
-        "select": {"level": 1},
+        "select": {"level": [1, 2]},
     },
     "turns": {"_component_": "speechfuse.synthesis.MultiTurn", "share": 0.1},
     "refusal": {
@@ -266,7 +266,7 @@ SPEAKERS = {"a": 0.5, "b": 0.3, "c": 0.15, "d": 0.05}
 
 
 def planned(folder: Path, total: int | None, seed: int = 0, **changes: Any) -> synthesis_plan.Plan:
-    entries = synthesis_plan.entries({**MIXTURE, **changes}, str(folder))
+    entries = synthesis_plan.entries_of({**MIXTURE, **changes}, str(folder))
     return synthesis_plan.plan(entries, total, SPEAKERS, seed, 500)
 
 
@@ -334,14 +334,14 @@ def test_without_a_number_no_text_is_used_twice(many):
 def test_mistakes_in_a_mixture_are_one_sentence(many, tmp_path):
     half = {"_component_": "speechfuse.synthesis.Text", "share": 0.5}
     for changes, says in (
-        ({"text": half}, "1.4 together: give each kind a share above 0, together 1"),
-        ({"text": {**half, "share": 0}}, "share above 0"),
-        ({"text": {**half, "share": "many"}}, "share above 0"),
+        ({"text": half}, "1.4 together: give each one above 0, together 1"),
+        ({"text": {**half, "share": 0}}, "each one above 0"),
+        ({"text": {**half, "share": "many"}}, "each one above 0"),
         ({"text": {**half, "_component_": "speechfuse.synthesis.Texts", "share": 0.1}}, "'Text'"),
         ({"text": {**half, "share": 0.1, "wordings": []}}, "unknown argument 'wordings'"),
         ({"text": {**half, "share": 0.1, "select": {"level": 7}}}, "none of the texts in"),
         ({"text": {**half, "share": 0.1, "texts": str(tmp_path)}}, "not a finished artifact"),
-        ({"text": {**half, "share": 0.1, "texts": 3}}, "texts=3 and select=None: give the path"),
+        ({"text": {**half, "share": 0.1, "texts": 3}}, "texts=3 and select=.*: give the path"),
         ({"text": {**half, "share": 0.1, "select": "all"}}, "select='all': give the path"),
     ):
         with pytest.raises(ValueError, match=says):
@@ -349,4 +349,4 @@ def test_mistakes_in_a_mixture_are_one_sentence(many, tmp_path):
     with pytest.raises(ValueError, match="is empty: it holds no conversation"):
         planned(texts(tmp_path / "none", []), 10)
     with pytest.raises(ValueError, match=r"kinds\.instruction has no texts"):
-        synthesis_plan.entries(MIXTURE, None)
+        synthesis_plan.entries_of(MIXTURE, None)

@@ -68,7 +68,7 @@ def test_the_codec_s_decoder_hears_the_codes():
         for i, clip in enumerate(RECORDED)
     ]
     found = RoundTrip(DECODER, max_wer=0.5).judge(made)
-    assert [verdict.heard for verdict in found] == [clip["text"].strip() for clip in RECORDED]
+    assert [verdict.transcript for verdict in found] == [clip["text"].strip() for clip in RECORDED]
     right = [verdict for i, verdict in enumerate(found) if i % 2]
     wrong = [verdict for i, verdict in enumerate(found) if not i % 2]
     assert all(v.reason is None and v.wer == 0 for v in right)
@@ -108,8 +108,7 @@ def spoken(server, text: str) -> SynthesizedClip:
     return SynthesizedClip(text, np.zeros(1, np.uint16), samples)
 
 
-def test_a_transcriber_hears_the_waveform_and_is_asked_once(server, monkeypatch, tmp_path):
-    monkeypatch.setattr(openai_server, "sleep", lambda _: None)
+def test_a_transcriber_hears_the_waveform_and_is_asked_once(server, tmp_path):
     listener = {
         "_component_": "speechfuse.synthesis.TranscriptionEndpoint",
         "url": server.url,
@@ -123,10 +122,14 @@ def test_a_transcriber_hears_the_waveform_and_is_asked_once(server, monkeypatch,
     )  # the audio says another thing
     server.faults = ["500", "429"]
     trip = RoundTrip(listener)
-    trip.listener.check("any")
+    trip.transcriber.check("any")
     first, second = trip.judge(made)
-    assert (first.heard, first.wer, first.reason) == ("what is six minus two", 0, None)
-    assert second.heard == "name a bird" and second.reason and "heard: name a bird" in second.reason
+    assert (first.transcript, first.wer, first.reason) == ("what is six minus two", 0, None)
+    assert (
+        second.transcript == "name a bird"
+        and second.reason
+        and "heard: name a bird" in second.reason
+    )
     server.hears = lambda _: "another answer"  # as a service whose model has changed
     assert RoundTrip(listener).judge(made) == [first, second]
 
@@ -152,19 +155,19 @@ def test_what_a_server_cannot_hear_is_a_reject_of_that_one(server, monkeypatch, 
     spec = {"_component_": component, "url": server.url, "model": "m", "key_variable": None}
     verdicts = RoundTrip(spec | {"tries": 2}).judge(made)
     assert verdicts[0].reason == f"not heard: {said}"
-    assert [verdict.heard for verdict in verdicts[1:]] == ["name a bird", "none"]
+    assert [verdict.transcript for verdict in verdicts[1:]] == ["name a bird", "none"]
     with pytest.raises(Unavailable, match="404"):
         RoundTrip({**spec, "url": f"{server.url}/other"}).judge(made)
 
 
 def test_what_cannot_work_is_said_before_it_starts(server):
     with pytest.raises(Unavailable, match="leaves no audio"):
-        TranscriptionEndpoint(server.url, "asr", key_variable=None).hear(
+        TranscriptionEndpoint(url=server.url, model="asr", key_variable=None).transcribe(
             [SynthesizedClip("six", np.zeros(1), None)]
         )
     with pytest.raises(ValueError, match="no connection"):
-        TranscriptionEndpoint("http://127.0.0.1:9/v1", "asr", key_variable=None, tries=1).check(
-            "any"
-        )
+        TranscriptionEndpoint(
+            url="http://127.0.0.1:9/v1", model="asr", key_variable=None, tries=1
+        ).check("any")
     with pytest.raises(ValueError, match="max_wer=-1"):
         RoundTrip(DECODER, max_wer=-1)

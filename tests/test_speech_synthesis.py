@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import yaml
 
+from speechfuse import config
 from speechfuse.audio import decoding, espeak_ng
 from speechfuse.corpora.clip import Clip
 from speechfuse.corpora.folder import Folder
@@ -254,7 +255,7 @@ def recipe_voices() -> list[tuple[str, str, dict]]:
     """(file, group, spec) of every corpus in a recipe that has voices."""
     found = []
     for path in sorted((ROOT / "recipes").glob("*/*.yaml")):
-        content = yaml.safe_load(path.read_text()) or {}
+        content = config.with_files(yaml.safe_load(path.read_text()) or {})
         for value in content.values():
             if isinstance(value, dict) and isinstance(value.get("voices"), dict):
                 found += [(path.name, group, spec) for group, spec in value["voices"].items()]
@@ -325,8 +326,8 @@ import hashlib, json, sys
 import torch  # in its presence some variants say another thing each time
 import yaml
 from speechfuse.audio import espeak_ng as tts
-groups = yaml.safe_load(open(sys.argv[1]))["corpus"]["voices"]
-names = [v for g, spec in groups.items() if g != "flite" for v in spec["variants"]] + sys.argv[2:]
+groups = yaml.safe_load(open(sys.argv[1]))
+names = [v for spec in groups.values() for v in spec["variants"]] + sys.argv[2:]
 with tts.EspeakLibrary() as engine:
     said = {n: engine.speak("what is six minus two", tts.EspeakVoice(f"en-us+{n}")) for n in names}
 print(json.dumps({n: hashlib.sha256(s.waveform.tobytes()).hexdigest() for n, s in said.items()}))
@@ -335,7 +336,7 @@ print(json.dumps({n: hashlib.sha256(s.waveform.tobytes()).hexdigest() for n, s i
 
 def test_voices_of_the_demo_are_the_same_in_every_process():
     """Some variants of espeak-ng are not (f5 is one), and a shard made again would be another."""
-    command = [sys.executable, "-c", HASHES, str(ROOT / "recipes/demo/tokenize_test.yaml"), "f5"]
+    command = [sys.executable, "-c", HASHES, str(ROOT / "recipes/demo/voices.yaml"), "f5"]
     runs = [
         json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
         for _ in range(3)

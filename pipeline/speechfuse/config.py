@@ -1,7 +1,8 @@
 """Configuration of every job: dataclass defaults < YAML file < key=value overrides.
 
 In: a dataclass (the schema), a YAML file, and overrides such as `quantizer.window=5`. Out: an
-instance of the dataclass, every key known and every value of its declared type. A job is run as
+instance of the dataclass, every key known and every value of its declared type. A value may be one
+of another YAML file, ${file:recipes/demo/voices.yaml,train}. A job is run as
 
     python -m stages.<job> [config.yaml] key=value ...
 
@@ -32,6 +33,25 @@ YAML = (".yaml", ".yml")
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 
+_FILE = re.compile(r"\$\{file:([^,}]+),([^}]+)\}")
+
+
+def with_files(value: Any) -> Any:
+    """`value` with every ${file:PATH,KEY} in it replaced by the value of a dotted key of another
+    YAML file. Raises ValueError where that file has no such key."""
+    if isinstance(value, dict):
+        return {key: with_files(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return list(map(with_files, value))
+    if not isinstance(value, str) or not (named := _FILE.fullmatch(value)):
+        return value
+    path, key = named.groups()
+    content = OmegaConf.select(OmegaConf.load(path), key)
+    if content is None:
+        raise ValueError(f"{path} has no key '{key}'")
+    return OmegaConf.to_container(content) if OmegaConf.is_config(content) else content
+
+
 def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     """Read `path` into an instance of `schema`; of `overrides` ("a.b=value") the last one wins.
     Without a `path` they are all there is.
@@ -47,7 +67,7 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
         if not OmegaConf.is_dict(given):
             raise ValueError(f"{path}: a configuration is a mapping of keys to values")
         values = typing.cast(dict[str, Any], OmegaConf.to_container(given))
-        for key, value in values.items():
+        for key, value in with_files(values).items():
             OmegaConf.update(config, str(key), value, merge=True)
         for override in overrides:
             source = f"override {override!r}"

@@ -1,19 +1,21 @@
-"""Augmentation: what happens to a waveform between a mouth and a microphone.
+"""Augmentation: noise, rooms, lines and codecs between a speaker and a microphone.
 
-In: a mono float32 waveform at 16 kHz, specs of steps and a seed. Out: the waveform, and what was
-done, as JSON. A step is named by dotted path and done with `probability` (where not given: 1):
+In: a mono float32 waveform at 16 kHz, specs of steps and a seed. Out: the waveform, and the steps
+that were applied, as JSON. A step is named by dotted path and applied with `probability` (default
+1):
 
     augmentation:
       - {_component_: speechfuse.audio.Reverberation, decay: [0.2, 0.6], probability: 0.3}
       - {_component_: speechfuse.audio.Noise, snr: [5, 30], probability: 0.5}
       - {_component_: speechfuse.audio.Lossy, probability: 0.2}
 
-Every value is drawn from its range by the seed, and the same seed gives the same samples.
+Every value is drawn from its range; the same seed gives the same samples.
 """
 
 import hashlib
 import io
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,32 +29,32 @@ import soxr
 from speechfuse import config
 from speechfuse.audio import decoding
 
-Done = tuple[np.ndarray, dict[str, Any]]
+Augmented = tuple[np.ndarray, dict[str, Any]]  # the waveform, {"name", drawn values}
 Range = tuple[float, float]
 
 
 def apply(
     waveform: np.ndarray, specs: list[dict[str, Any]], seed: int
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Do the steps in order; peaks over full scale are brought back to it by lowering the whole.
+    """Apply the steps in order, then lower the whole waveform where its peak is over full scale.
 
-    Gives float32 samples and for each step that was done {"name", its drawn values}. Each step has
+    Returns float32 samples and {"name", drawn values} of each step that was applied. Each step has
     a random stream of its own: one more at the end changes none before it.
     """
-    done = []
+    records = []
     for i, spec in enumerate(specs):
         rng = np.random.default_rng([seed, i])
         if rng.random() < spec.get("probability", 1.0):
             waveform, record = _step(json.dumps(spec))(waveform, rng)
-            done.append(record)
+            records.append(record)
     peak = float(np.abs(waveform).max(initial=0))
-    return (waveform / max(1.0, peak)).astype(np.float32), done
+    return (waveform / max(1.0, peak)).astype(np.float32), records
 
 
 def check(specs: list[dict[str, Any]]) -> str | None:
-    """ValueError when a step cannot be made (unknown key, range, folder without audio, format that
-    libsndfile cannot write). Gives a hash of the names and sizes of all files in the folders that
-    the steps read, for the job's fingerprint; None where there is none."""
+    """A hash of the names and sizes of all files in the folders that the steps read, for the job's
+    fingerprint; None without folders. Raises ValueError for a step that cannot work (unknown key,
+    range, folder without audio, format that libsndfile cannot write)."""
     digest = hashlib.sha256()
     folders = []
     for spec in specs:
@@ -60,8 +62,8 @@ def check(specs: list[dict[str, Any]]) -> str | None:
         if not isinstance(probability, int | float) or not 0 <= probability <= 1:
             raise ValueError(f"{spec.get('_component_')}: probability={probability!r}: give 0 to 1")
         step, rng = _step(json.dumps(spec)), np.random.default_rng(0)
-        heard, _ = step(0.1 * white(decoding.SAMPLE_RATE // 2, rng).astype(np.float32), rng)
-        if not np.isfinite(heard).all():
+        result, _ = step(0.1 * white(decoding.SAMPLE_RATE // 2, rng).astype(np.float32), rng)
+        if not np.isfinite(result).all():
             raise ValueError(
                 f"{spec['_component_']}: {vars(step)} makes samples that are no number"
             )
@@ -74,15 +76,15 @@ def check(specs: list[dict[str, Any]]) -> str | None:
 
 
 @cache
-def _step(spec: str) -> Callable[[np.ndarray, np.random.Generator], Done]:
-    known = json.loads(spec)
-    known.pop("probability", None)
-    step = config.instantiate(known)
+def _step(spec: str) -> Callable[[np.ndarray, np.random.Generator], Augmented]:
+    arguments = json.loads(spec)
+    arguments.pop("probability", None)
+    step = config.instantiate(arguments)
     for name, value in vars(step).items():
         if isinstance(value, list) and name not in ("sources", "formats"):
             if len(value) != 2 or not value[0] <= value[1]:
                 raise ValueError(
-                    f"{known['_component_']}: {name}={value}: give a range, [least, most]"
+                    f"{arguments['_component_']}: {name}={value}: give a range, [least, most]"
                 )
     return step
 
@@ -94,14 +96,14 @@ def _draw(rng: np.random.Generator, bounds: Range) -> float:
 
 @cache
 def _files(folder: str) -> list[Path]:
-    """Audio files below `folder`, in order; ValueError when there is none."""
-    found = [p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in decoding.SUFFIXES]
-    if not found:
+    """Audio files below `folder`, in order. Raises ValueError when there is none."""
+    files = [p for p in sorted(Path(folder).rglob("*")) if p.suffix.lower() in decoding.SUFFIXES]
+    if not files:
         raise ValueError(f"folder={folder}: there is no audio in it")
-    return found
+    return files
 
 
-def _from(folder: str, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+def _recording(folder: str, rng: np.random.Generator) -> tuple[np.ndarray, str]:
     files = _files(folder)
     path = files[rng.integers(len(files))]
     return decoding.load(path), path.relative_to(folder).as_posix()
@@ -140,6 +142,16 @@ def babble(samples: int, rng: np.random.Generator, talkers: int = 6) -> np.ndarr
     return total / max(1e-12, float(np.sqrt(np.mean(total**2)))) if samples else total
 
 
+def disturb(waveform: np.ndarray, snr: float, gain: float, rng: random.Random) -> np.ndarray:
+    """White noise at `snr` dB below the speech, then a gain of `gain` dB, with peaks kept below 1:
+    what corpora.Synthetic does to each line."""
+    noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(waveform))
+    power = float(np.mean(np.square(waveform))) + 1e-12
+    noisy = waveform + noise * np.sqrt(power / 10 ** (snr / 10))
+    noisy *= 10 ** (gain / 20)
+    return (noisy / max(1.0, float(np.abs(noisy).max()))).astype(np.float32)
+
+
 NOISES = {"white": white, "pink": pink, "babble": babble}
 
 
@@ -156,33 +168,33 @@ class Noise:
         if unknown := [name for name in self.sources if name not in NOISES]:
             raise ValueError(f"noise {unknown[0]!r}: choose from {', '.join(NOISES)}")
 
-    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Done:
+    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Augmented:
         snr = _draw(rng, self.snr)
         if self.folder:
-            recording, source = _from(self.folder, rng)
+            recording, source = _recording(self.folder, rng)
             start = int(rng.integers(len(recording)))
             noise = np.resize(np.roll(recording, -start), len(waveform)).astype(np.float64)
         else:
             source = self.sources[rng.integers(len(self.sources))]
             noise = NOISES[source](len(waveform), rng)
-        wanted = np.mean(np.square(waveform, dtype=np.float64)) / 10 ** (snr / 10)
-        noise *= np.sqrt(wanted / max(1e-12, float(np.mean(noise**2))))
+        power = np.mean(np.square(waveform, dtype=np.float64)) / 10 ** (snr / 10)
+        noise *= np.sqrt(power / max(1e-12, float(np.mean(noise**2))))
         return waveform + noise, {"name": "noise", "source": source, "snr": snr}
 
 
 @dataclass
 class Reverberation:
-    """A room: its answer dies away by 60 dB in `decay` seconds and is `wet` dB below the direct
-    sound; or the impulse response of a recording in `folder`. Length and loudness stay."""
+    """A room: an impulse response that falls by 60 dB in `decay` seconds, `wet` dB relative to the
+    direct sound; or the one of a recording in `folder`. Length and loudness stay."""
 
     decay: Range = (0.2, 0.8)
     wet: Range = (-12.0, 0.0)
     folder: str | None = None
 
-    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Done:
+    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Augmented:
         record: dict[str, Any]
         if self.folder:
-            room, source = _from(self.folder, rng)
+            room, source = _recording(self.folder, rng)
             room = room[int(np.abs(room).argmax()) :].astype(np.float64)  # no delay
             record = {"source": source}
         else:
@@ -195,11 +207,11 @@ class Reverberation:
             record = {"decay": decay, "wet": wet}
         size = len(waveform) + len(room) - 1
         size = 1 << max(1, size - 1).bit_length()
-        heard = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(room, size), size)
-        heard = heard[: len(waveform)]
+        result = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(room, size), size)
+        result = result[: len(waveform)]
         level = np.sqrt(np.mean(np.square(waveform, dtype=np.float64)))
-        heard *= level / max(1e-12, float(np.sqrt(np.mean(heard**2))))
-        return heard, {"name": "reverberation", **record}
+        result *= level / max(1e-12, float(np.sqrt(np.mean(result**2))))
+        return result, {"name": "reverberation", **record}
 
 
 @dataclass
@@ -208,7 +220,7 @@ class Gain:
 
     db: Range
 
-    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Done:
+    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Augmented:
         db = _draw(rng, self.db)
         return waveform * 10 ** (db / 20), {"name": "gain", "db": db}
 
@@ -219,10 +231,10 @@ class Speed:
 
     factor: Range = (0.9, 1.1)
 
-    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Done:
+    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Augmented:
         factor = _draw(rng, self.factor)
-        turned = soxr.resample(waveform.astype(np.float32), factor, 1.0)
-        return turned, {"name": "speed", "factor": factor}
+        resampled = soxr.resample(waveform.astype(np.float32), factor, 1.0)
+        return resampled, {"name": "speed", "factor": factor}
 
 
 @dataclass
@@ -232,15 +244,15 @@ class Telephone:
     low: float = 300.0
     high: float = 3400.0
 
-    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Done:
+    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Augmented:
         spectrum = np.fft.rfft(waveform)
         frequencies = np.fft.rfftfreq(len(waveform), 1 / decoding.SAMPLE_RATE)
         with np.errstate(divide="ignore"):  # 4th order at either end
             spectrum /= 1 + (self.low / frequencies) ** 4 + (frequencies / self.high) ** 8
         narrow = np.fft.irfft(spectrum, len(waveform)).astype(np.float32)
         line = soxr.resample(narrow, decoding.SAMPLE_RATE, 8000)
-        heard = decoding.resample(_through(line, 8000, "WAV", "ULAW"), 8000)
-        return _fit(heard, len(waveform)), {"name": "telephone", "band": [self.low, self.high]}
+        result = decoding.resample(_round_trip_codec(line, 8000, "WAV", "ULAW"), 8000)
+        return _fit(result, len(waveform)), {"name": "telephone", "band": [self.low, self.high]}
 
 
 FORMATS = {  # name: (libsndfile's format, subtype, sample rate it is written at)
@@ -253,8 +265,8 @@ FORMATS = {  # name: (libsndfile's format, subtype, sample rate it is written at
 
 @dataclass
 class Lossy:
-    """Through a lossy codec and back: one of `formats`, where it has a quality at a `compression`
-    of 0 (best) to 0.99 (worst)."""
+    """Encoding and decoding by a lossy codec: one of `formats`, at a `compression` of 0 (best) to
+    0.99 (worst) where the codec has a quality."""
 
     formats: list[str] = field(default_factory=lambda: list(FORMATS))
     compression: Range = (0.7, 0.99)
@@ -266,18 +278,18 @@ class Lossy:
             if not soundfile.check_format(*FORMATS[name][:2]):
                 raise ValueError(f"codec {name!r}: libsndfile here cannot write it; leave it out")
 
-    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Done:
+    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Augmented:
         name = self.formats[rng.integers(len(self.formats))]
         compression = _draw(rng, self.compression)
         kind, subtype, rate = FORMATS[name]
         record: dict[str, Any] = {"name": "lossy", "format": name}
         if kind != "WAV":
             record["compression"] = compression
-        heard = _through(waveform, rate, kind, subtype, record.get("compression"))
-        return _fit(heard, len(waveform)), record
+        result = _round_trip_codec(waveform, rate, kind, subtype, record.get("compression"))
+        return _fit(result, len(waveform)), record
 
 
-def _through(
+def _round_trip_codec(
     waveform: np.ndarray, rate: int, kind: str, subtype: str, compression: float | None = None
 ) -> np.ndarray:
     file = io.BytesIO()
@@ -290,5 +302,5 @@ def _through(
 
 
 def _fit(waveform: np.ndarray, samples: int) -> np.ndarray:
-    """Codecs work in blocks: to the length it had."""
+    """Pad or cut to `samples`: codecs work in blocks."""
     return np.pad(waveform, (0, max(0, samples - len(waveform))))[:samples]

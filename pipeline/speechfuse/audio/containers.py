@@ -1,7 +1,7 @@
 """Audio files as streams of samples: by libsndfile, or by ffmpeg where libsndfile cannot.
 
-In: an open file. Out: a soundfile.SoundFile to read forwards, and what shows that a file is more
-than decodes of it. Formats are told by content.
+In: an open file. Out: a soundfile.SoundFile to read forwards, and the evidence that a file was cut
+off. Formats are told by content, not by name.
 """
 
 import os
@@ -17,7 +17,7 @@ import soundfile
 
 FFMPEG_SECONDS = 600.0  # time that ffmpeg has for one file
 
-_CONTAINERS = (  # formats that libsndfile does not read: bytes, where they stand, ffmpeg's name
+_CONTAINERS = (  # formats that libsndfile does not read: bytes, their offset, ffmpeg's name
     (b"ftyp", 4, "mov"),
     (b"\x1a\x45\xdf\xa3", 0, "matroska"),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", 0, "asf"),
@@ -30,12 +30,12 @@ _CUT = re.compile(  # libsndfile's log: bytes of sound that the header states, a
 )
 _SAMPLES = re.compile(rb"sample_count -i (\d+)")
 _XING = re.compile(rb"(?:Xing|Info)\0\0\0[\x03\x07\x0b\x0f].{4}(.{4})", re.DOTALL)
-_STREAMED = 0x7FFF0000  # sizes from here on are written by who does not know the length yet
+_STREAMED = 0x7FFF0000  # sizes from here on are placeholders of writers that stream
 
 
 class _Forward(soundfile.SoundFile):
-    """soundfile seeks after every read to where it is, which restarts an mp3's decoder: samples
-    at the seams would depend on the block. Told that it cannot seek, it does not."""
+    """soundfile seeks after every read to its own position, which restarts an mp3's decoder, so
+    that samples would depend on the block size. A file that cannot seek is read straight on."""
 
     def seekable(self) -> bool:
         return False
@@ -45,8 +45,8 @@ class _Forward(soundfile.SoundFile):
 def stream(fd: int, path: str, to_the_end: bool) -> Iterator[soundfile.SoundFile]:
     """The samples of the file that is open as `fd`, which `path` names too.
 
-    `to_the_end`: whether all of it will be read. ValueError("kind: detail") or LibsndfileError when
-    it is no audio. What is yielded may be unable to seek.
+    `to_the_end`: whether all of it will be read. The stream may be unable to seek. Raises
+    ValueError("kind: detail") or LibsndfileError when the file is no audio.
     """
     if not (start := os.pread(fd, 16, 0)):
         raise ValueError("empty: it holds 0 bytes")
@@ -67,30 +67,14 @@ def stream(fd: int, path: str, to_the_end: bool) -> Iterator[soundfile.SoundFile
 
 @contextmanager
 def _ffmpeg(path: str, container: str, to_the_end: bool) -> Iterator[_Forward]:
-    """What ffmpeg makes of a file of this `container`, as an audio file that cannot seek."""
+    """A file of this `container`, decoded by ffmpeg, as an audio file that cannot seek."""
     program = shutil.which("ffmpeg")
     if not program:
         raise ValueError(f"not audio: {container} needs ffmpeg, which is not installed")
-    command = [  # the demuxer is forced and other protocols are off: no file opens another
-        program,
-        "-nostdin",
-        "-v",
-        "error",
-        "-xerror",
-        "-protocol_whitelist",
-        "file,pipe",
-        "-f",
-        container,
-        "-i",
-        f"file:{path}",
-        "-map",
-        "0:a:0",
-        "-c:a",
-        "pcm_f32be",
-        "-f",
-        "au",
-        "pipe:1",
-    ]
+    # the demuxer is forced and other protocols are off: no file opens another
+    options = f"-nostdin -v error -xerror -protocol_whitelist file,pipe -f {container} -i"
+    output = "-map 0:a:0 -c:a pcm_f32be -f au pipe:1"
+    command = [program, *options.split(), f"file:{path}", *output.split()]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
@@ -127,9 +111,9 @@ def _states_length(fd: int) -> bool:
     name, flags, number of frames, number of bytes), which is not that of one of several mp3s in a
     row."""
     start = _mp3_start(fd)
-    found = _XING.search(os.pread(fd, 4096, start))
-    there = os.fstat(fd).st_size - start - 512  # less a tag behind
-    return found is not None and there < 1.01 * int.from_bytes(found[1])
+    header = _XING.search(os.pread(fd, 4096, start))
+    size = os.fstat(fd).st_size - start - 512  # less a tag behind
+    return header is not None and size < 1.01 * int.from_bytes(header[1])
 
 
 @contextmanager
@@ -159,8 +143,8 @@ def _endless_mp3(fd: int) -> Iterator[_Forward]:
 
 
 def cut_short(file: soundfile.SoundFile, fd: int, end: float, slack: float) -> str | None:
-    """What shows that there is more than decodes (to `end`, in seconds). Nothing does in formats
-    that state no length: mp3 without a Xing header, mp2, headers that were written to a pipe."""
+    """Why the file must be longer than the `end` seconds that decode; None where nothing shows it,
+    as in formats that state no length: mp3 without a Xing header, mp2, headers of streams."""
     stated = file.frames / file.samplerate
     if file.frames > 1 << 48:  # how libsndfile says that the length is not known
         return None
@@ -174,8 +158,8 @@ def cut_short(file: soundfile.SoundFile, fd: int, end: float, slack: float) -> s
             return "another Ogg stream follows, which libsndfile does not read"
         return None
     if cut := _CUT.search(file.extra_info):
-        whole, there = map(int, cut.groups())
-        stated = 0 if whole >= _STREAMED else end * whole / max(1, there)
+        whole, present = map(int, cut.groups())
+        stated = 0 if whole >= _STREAMED else end * whole / max(1, present)
     elif file.format == "NIST" and (count := re.search(_SAMPLES, os.pread(fd, 1024, 0))):
         stated = int(count[1]) / file.samplerate
     return f"its header says {stated:.2f} s" if stated > end + slack else None

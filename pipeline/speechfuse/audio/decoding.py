@@ -25,39 +25,16 @@ SAMPLE_RATE = 16_000  # Hz; Whisper's
 TOKEN_RATE = 25.0  # codes a second of every WhisperVQ
 SEARCH_SECONDS = 1.0  # how far before the limit a quiet place is looked for
 QUIET_SECONDS = 0.1  # length of the stretch whose energy is compared
-SUFFIXES = (
-    ".wav",
-    ".flac",
-    ".mp3",
-    ".ogg",
-    ".oga",
-    ".opus",
-    ".aif",
-    ".aiff",
-    ".aifc",
-    ".au",
-    ".snd",
-    ".caf",
-    ".w64",
-    ".rf64",
-    ".sph",
-    ".mp2",
-    ".m4a",
-    ".m4b",
-    ".mp4",
-    ".aac",
-    ".webm",
-    ".mka",
-    ".wma",
-    ".amr",
-    ".3gp",  # by ffmpeg
+SUFFIXES = tuple(
+    ".wav .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .au .snd .caf .w64 .rf64 .sph .mp2 "
+    ".m4a .m4b .mp4 .aac .webm .mka .wma .amr .3gp".split()  # these by ffmpeg
 )
-RATES = (4_000, 768_000)  # Hz; below is no speech, above no recorder
+RATES = (4_000, 768_000)  # Hz; plausible sample rates
 LOUDEST = 8.0  # samples beyond are on another scale, as float samples from -32768 to 32767
 SLACK = 0.1  # seconds that may be missing at the end: durations in manifests are rounded
 BLOCK = 1 << 17  # samples read at once, of all channels together
 
-_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)  # no file's fault
+_MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)  # no file's fault
 
 
 def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
@@ -80,10 +57,9 @@ def decode(source: Path | bytes, offset: float = 0.0, seconds: float | None = No
     """Decode an audio file, or the bytes of one, whatever its name; channels are averaged.
 
     Only `seconds` from `offset` on are decoded, block by block, so that of a long file only the
-    result is in memory. Samples are what the decoder gives: nothing is clipped or scaled.
-    ValueError("kind: detail"), without the path, when the file is absent, no audio, or not the
-    audio that it says it is (the kinds of speechfuse.rows.rejects.Reject, and "truncated" and "out
-    of range").
+    result is in memory. The samples are the decoder's, neither clipped nor scaled. Raises
+    ValueError("kind: detail"), without the path, for a file that is absent, no audio, or not what
+    its header states; kinds as in speechfuse.rows.rejects.Reject.
     """
     if not 0 <= offset < 1e9 or (seconds is not None and not 0 < seconds < 1e9):
         raise ValueError(f"bad offset: from {offset} s on, for {seconds} s")
@@ -100,7 +76,7 @@ def decode(source: Path | bytes, offset: float = 0.0, seconds: float | None = No
         why = "Format not recognised." if error.code == 2 else error.error_string
         raise ValueError(f"not audio: {why}") from None
     except OSError as error:
-        if error.errno in _OF_THE_MACHINE:
+        if error.errno in _MACHINE_ERRORS:
             raise
         raise ValueError(f"unreadable: {error.strerror}") from None
 
@@ -115,7 +91,7 @@ def _opened(source: Path | bytes) -> IO[bytes]:
 
 
 def check_file(path: Path) -> None:
-    """ValueError("kind: detail") when `path` is no file, whatever it holds."""
+    """Raises ValueError("kind: detail") when `path` is no regular file."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, ValueError):  # ValueError: no file can have this name
@@ -186,8 +162,8 @@ def _skip(file: soundfile.SoundFile, frames: int) -> None:
 
 
 def load(path: Path) -> np.ndarray:
-    """The waveform of one file, float32 mono at 16 kHz; FileNotFoundError, or ValueError naming
-    it."""
+    """The waveform of one file, float32 mono at 16 kHz. Raises FileNotFoundError, and ValueError
+    that names a file without readable audio."""
     if not path.is_file():
         raise FileNotFoundError(f"no audio file at {path}")
     try:

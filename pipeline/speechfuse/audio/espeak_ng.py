@@ -22,11 +22,8 @@ import numpy as np
 
 from speechfuse.audio import decoding
 
-PHONEME, RATE_PARAMETER, PITCH_PARAMETER = (
-    7,
-    1,
-    3,
-)  # espeak_EVENT_TYPE and espeak_PARAMETER of speak_lib.h
+# espeak_EVENT_TYPE and espeak_PARAMETER of speak_lib.h
+PHONEME, RATE_PARAMETER, PITCH_PARAMETER = 7, 1, 3
 SYNCHRONOUS, PHONEME_EVENTS, CHARS_UTF8 = 2, 1, 1
 
 
@@ -109,11 +106,11 @@ class EspeakLibrary:
         return 0
 
     def speak(self, text: str, voice: EspeakVoice) -> Utterance:
-        """Synthesize `text`. ValueError for an unknown voice or text that makes no sound."""
+        """Synthesize `text`. Raises ValueError for an unknown voice or text that makes no sound."""
         _, _, variant = voice.name.partition("+")
         # espeak-ng speaks an unknown variant in the plain voice of the language, without a word
-        known = not variant or variant in _variants()
-        if not known or self._lib.espeak_SetVoiceByName(voice.name.encode()) != 0:
+        exists = not variant or variant in _variants()
+        if not exists or self._lib.espeak_SetVoiceByName(voice.name.encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {voice.name!r}; write it as en-us+Annie")
         self._lib.espeak_SetParameter(RATE_PARAMETER, voice.rate, 0)
         self._lib.espeak_SetParameter(PITCH_PARAMETER, voice.pitch, 0)
@@ -149,29 +146,23 @@ def speak(engine: EspeakLibrary, text: str, voice: EspeakVoice) -> Utterance:
 
 @dataclass(frozen=True)
 class VoiceGroup:
-    """Voices to draw from: espeak-ng accents x variants (or flite voices), a range of rates and of
-    pitches."""
+    """Voices to draw from: espeak-ng's `accents` x `variants`, or without accents full voice names
+    (also flite's); `rate` in words a minute and `pitch` (0 to 99) are ranges."""
 
-    names: list[str]
+    variants: list[str]
+    accents: list[str] | None = None
     rate: tuple[int, int] = (140, 215)
     pitch: tuple[int, int] = (25, 75)
 
-    def draw(self, rng: random.Random) -> EspeakVoice:
-        return EspeakVoice(
-            rng.choice(self.names), rng.randint(*self.rate), rng.randint(*self.pitch)
-        )
+    @property
+    def names(self) -> list[str]:
+        return [
+            f"{accent}+{variant}" if accent else variant
+            for accent in self.accents or [""]
+            for variant in self.variants
+        ]
 
-
-def voice_group(
-    variants: list[str],
-    accents: list[str] | None = None,
-    rate: tuple[int, int] = (140, 215),
-    pitch: tuple[int, int] = (25, 75),
-) -> VoiceGroup:
-    """From configuration: espeak-ng `accents` x `variants`, or without accents full voice names."""
-    names = (
-        [f"{accent}+{variant}" for accent in accents for variant in variants]
-        if accents
-        else variants
-    )
-    return VoiceGroup(list(names), (rate[0], rate[1]), (pitch[0], pitch[1]))
+    def draw(self, rng: random.Random, name: str | None = None) -> EspeakVoice:
+        """The voice `name`, by default one of the group, with a rate and a pitch."""
+        name = name or rng.choice(self.names)
+        return EspeakVoice(name, rng.randint(*self.rate), rng.randint(*self.pitch))

@@ -1,4 +1,7 @@
-"""Text that is spoken here, by espeak-ng (and flite)."""
+"""Synthetic speech by espeak-ng (and flite).
+
+In: lines of text. Out: clips whose audio is synthesized when they are read.
+"""
 
 import hashlib
 import json
@@ -7,11 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from speechfuse import artifact
-from speechfuse.audio import espeak_ng
-from speechfuse.audio.espeak_ng import voice_group
+from speechfuse.audio import augmentation, espeak_ng
+from speechfuse.audio.espeak_ng import VoiceGroup
 from speechfuse.corpora.clip import Clip
 from speechfuse.rows.rejects import Reject
 
@@ -20,9 +21,9 @@ class Synthetic:
     """Lines of text spoken by espeak-ng, with light noise and gain.
 
     `lines`: a JSONL file {id, text, ...}; a line's `voices` names the group of `voices` that speaks
-    it, other keys are kept in `extra`. `splits`: which lines (by their `split`); null for all.
-    Voice, noise and gain of a line depend only on `seed` and its id. Groups named in
-    `optional_voices` need flite; without flite their lines are left out, which is said.
+    it, other keys are kept in `extra`. `splits`: those of the lines to speak; null for all. Voice,
+    noise (`snr`) and `gain` in dB of a line depend only on `seed` and its id. Groups named in
+    `optional_voices` need flite; without it their lines are left out, and a notice is printed.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Synthetic:
         self.source_name, self.licence = f"espeak-ng speaking {path.name}", None
         if not path.is_file():
             raise FileNotFoundError(f"no lines to speak at {lines}")
-        self.voices = {name: voice_group(**spec) for name, spec in voices.items()}
+        self.voices = {name: VoiceGroup(**spec) for name, spec in voices.items()}
         self.snr, self.gain, self.seed = snr, gain, seed
         skipped = [] if espeak_ng.flite_available() else list(optional_voices or [])
         if skipped:
@@ -72,10 +73,10 @@ class Synthetic:
                 rng = random.Random(f"{self.seed}/{id}")
                 voice = self.voices[row["voices"]].draw(rng)
                 speech = espeak_ng.speak(engine, row["text"], voice)
-                waveform = disturb(
+                waveform = augmentation.disturb(
                     speech.waveform, rng.uniform(*self.snr), rng.uniform(*self.gain), rng
                 )
-                known = ("id", "text")
+                extra = {key: value for key, value in row.items() if key not in ("id", "text")}
                 yield Clip(
                     id,
                     waveform,
@@ -83,16 +84,6 @@ class Synthetic:
                     text=row["text"],
                     speaker=f"{voice.name}/{voice.rate}/{voice.pitch}",
                     language="en",
-                    extra={key: value for key, value in row.items() if key not in known},
+                    extra=extra,
                     phonemes=speech.phonemes,
                 )
-
-
-def disturb(waveform: np.ndarray, snr: float, gain: float, rng: random.Random) -> np.ndarray:
-    """Add white noise at `snr` dB below the speech and change the level by `gain` dB; peaks are
-    kept below 1."""
-    noise = np.random.default_rng(rng.getrandbits(32)).standard_normal(len(waveform))
-    power = float(np.mean(np.square(waveform))) + 1e-12
-    noisy = waveform + noise * np.sqrt(power / 10 ** (snr / 10))
-    noisy *= 10 ** (gain / 20)
-    return (noisy / max(1.0, float(np.abs(noisy).max()))).astype(np.float32)

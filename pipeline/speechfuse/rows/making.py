@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from speechfuse import config
-from speechfuse.artifact import Artifact
+from speechfuse.artifact import Artifact, write_atomic
 from speechfuse.rows import shards, statistics
-from speechfuse.rows.rejects import Rejects, faults_of, read_rejects, rejects_of, write_rejects
+from speechfuse.rows.rejects import Rejects, faults_of, read_rejects, write_rejects
 from speechfuse.rows.shards import Shard
 
 Planned = dict[str, Any]  # a shard of the plan: `count` and what the job's function needs
@@ -79,7 +79,7 @@ def make_dataset(
     write = partial(_write, function, work.out, schema, stream)
     paths, rejects = make(job, planned, write, unit)
     counted = totals(paths, rejects)
-    work.finish(counted, [*paths, *rejects_of(paths)])
+    work.finish(counted, [file for path in paths for file in work.out.glob(f"{path.stem}.*")])
     print(summary(work.out, counted))
 
 
@@ -153,9 +153,11 @@ def _write(
     index: int,
     planned: Planned,
 ) -> int:
-    """Make shard `index` and write its two files in a worker process; returns its index."""
+    """Make shard `index` and write its files in a worker process; returns its index."""
     shard, path = function(planned), out / shards.shard_name(index)
     write_rejects(path, shard.rejects)
+    for name, content in shard.files.items():
+        write_atomic(path.with_name(f"{path.stem}.{name}"), content)
     shards.write_shard(path, shard.rows, schema, stream, shard.counts)
     return index
 

@@ -215,8 +215,10 @@ def _check(value: Any, kind: pa.DataType, where: str) -> None:
 
 
 class Shard(NamedTuple):
-    """Content of a shard's files: rows, rejects {id, reason} and the counts of `write_shard`."""
+    """Content of a shard's files: rows, rejects {id, reason} and the counts of `write_shard`.
+    `files`: bytes of further files by name, which stand beside it as shard-00007.NAME."""
 
     rows: list[dict[str, Any]]
     rejects: list[dict[str, str]]
     counts: dict[str, int]
+    files: dict[str, bytes] = {}  # noqa: RUF012

@@ -1,10 +1,10 @@
 """Kinds of sample: what a model is taught with a piece of instruction text.
 
 In: a conversation of plain text and the sample's own random numbers. Out: turns in the schema of
-shards.CONVERSATIONS, in which a segment still to be made is {"say": text} (with "shuffle" where its
-codes are then put out of order) or {"sound": component, "seconds": s, "level": dB}; None for a
-conversation that this kind cannot use, whatever the random numbers. Chosen by
-dotted path in a recipe:
+shards.CONVERSATIONS, in which a segment to be spoken is {"say": text} (with "shuffle" where its
+codes are then put out of order), and one of sound {"sound": component, "seconds": s, "level": dB};
+None for a conversation that this kind cannot use, whatever the random numbers. A recipe names kinds
+by dotted path:
 
     kinds:
       instruction: {_component_: speechfuse.synthesis.Instruction, share: 0.7}
@@ -37,7 +37,7 @@ def _turn(role: str, *segments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _exchanges(conversation: Conversation) -> list[tuple[str, str]]:
-    """(what the user says, what is answered) by turn; [] unless they take turns like that."""
+    """(question, answer) by turn; [] unless user and assistant take turns like that."""
     roles = [turn.role for turn in conversation.turns]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         return []
@@ -62,29 +62,34 @@ def _check_wordings(key: str, wordings: list[str]) -> None:
             raise ValueError(f"{key}: {wording!r} has {SPEECH} twice; the speech is one piece")
 
 
-def _reply(said: str, answer: str, repeat_first: bool) -> dict[str, Any]:
-    text = SPOKEN_ANSWER.format(transcript=said, answer=answer) if repeat_first else answer
+def _reply(question: str, answer: str, repeat_first: bool) -> dict[str, Any]:
+    text = SPOKEN_ANSWER.format(transcript=question, answer=answer) if repeat_first else answer
     return _turn("assistant", {"text": text})
+
+
+def _one_question(conversation: Conversation, wording: str, repeat_first: bool) -> Turns | None:
+    """A conversation of one exchange, its question spoken inside `wording`; None for another."""
+    if len(exchanges := _exchanges(conversation)) != 1:
+        return None
+    ((question, answer),) = exchanges
+    return [_turn("user", *_worded(wording, question)), _reply(question, answer, repeat_first)]
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One question, spoken, and its answer. `repeat_first`: the target is what was said, then the
+    """One spoken question and its answer. `repeat_first`: the target is the question, then the
     answer."""
 
     repeat_first: bool = False
 
     def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
-        if len(exchanges := _exchanges(conversation)) != 1:
-            return None
-        ((prompt, answer),) = exchanges
-        return [_turn("user", {"say": prompt}), _reply(prompt, answer, self.repeat_first)]
+        return _one_question(conversation, SPEECH, self.repeat_first)
 
 
 @dataclass(frozen=True)
 class Transcription:
-    """What the first turn says, asked for in words: one of `requests`, in which {speech} is where
-    the speech goes (without it the speech comes last). The answer is not used, nor needed."""
+    """The first turn, spoken, with a request to transcribe it: one of `requests`, in which {speech}
+    is where the speech goes (without it the speech comes last). No answer is needed."""
 
     requests: list[str]
 
@@ -110,11 +115,7 @@ class TextAround:
         _check_wordings("wordings", self.wordings)
 
     def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
-        if len(exchanges := _exchanges(conversation)) != 1:
-            return None
-        ((prompt, answer),) = exchanges
-        user = _turn("user", *_worded(rng.choice(self.wordings), prompt))
-        return [user, _reply(prompt, answer, self.repeat_first)]
+        return _one_question(conversation, rng.choice(self.wordings), self.repeat_first)
 
 
 @dataclass(frozen=True)
@@ -203,9 +204,9 @@ class Refusal:
         turns = []
         for prompt, answer in exchanges[:at]:
             turns += [_turn("user", {"say": prompt}), _turn("assistant", {"text": answer})]
-        heard = self._sound(exchanges[at][0], rng)
+        segment = self._sound(exchanges[at][0], rng)
         reply = _turn("assistant", {"text": rng.choice(self.replies)})
-        return [*turns, _turn("user", heard), reply]
+        return [*turns, _turn("user", segment), reply]
 
     def _sound(self, prompt: str, rng: random.Random) -> dict[str, Any]:
         sound = rng.choice(self.sounds)
@@ -218,7 +219,7 @@ class Refusal:
 
 
 def silence(samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Nobody speaks: what a microphone hears of itself, white, -90 to -55 dB of full scale."""
+    """A microphone's own noise without speech: white, -90 to -55 dB of full scale."""
     return rng.standard_normal(samples) * 10 ** (rng.uniform(-90, -55) / 20)
 
 

@@ -1,10 +1,11 @@
 """The plan of a spoken dataset: which text becomes a sample of which kind, in whose voice.
 
 In: the kinds of a recipe with their shares, finished artifacts of text, voices with their shares, a
-seed. Out: shards of samples {id, kind, text, at, speech}, in the order of the texts, so that a
-shard reads few of their files. Every share is exact to one sample, and the same configuration
-plans the same. `at`: (shard, row) of the text; `speech`: {voice, seed} of each segment that is to
-be made, in order. All the rest of a sample follows from its id and the recipe.
+seed. Out: shards {count, samples, examples}. A sample is {id, kind, text, at, speech}; samples are
+in the order of the texts, so that a shard reads few of their files. Every share is exact to one
+sample, and the same configuration gives the same plan. `at`: (shard, row) of the text; `speech`:
+{voice, seed} of each segment with speech or sound, in order; `examples`: ids of samples whose audio
+is kept. All the rest of a sample follows from its id and the recipe.
 """
 
 import random
@@ -23,6 +24,9 @@ from speechfuse.synthesis.kinds import Kind, Turns
 from speechfuse.texts.conversations import Conversation, conversation_of
 
 Plan = list[dict[str, Any]]
+Place = tuple[int, int]  # of a text: (shard, row)
+
+EXAMPLES = 3  # samples of each kind whose audio is kept beside the rows, to be listened to
 
 
 @dataclass(frozen=True)
@@ -40,46 +44,48 @@ class Entry:
         return matches(row, self.select) and self.turns(conversation, "") is not None
 
     def turns(self, conversation: Conversation, key: str) -> Turns | None:
-        """The sample whose random numbers `key` gives."""
+        """The turns of the sample whose random numbers `key` seeds; None where the kind cannot use
+        the conversation."""
         return self.make(conversation, random.Random(key))
 
 
-def entries(kinds: dict[str, dict[str, Any]], texts: str | None) -> dict[str, Entry]:
-    """The kinds of a recipe, {name: {_component_, share, texts, select, ...}}. ValueError for one
-    that is unknown or has no texts, and for shares that do not sum to 1."""
-    shares = {name: spec.get("share") for name, spec in kinds.items()}
-    fine = all(isinstance(s, int | float) and s > 0 for s in shares.values())
-    if not kinds or not fine or abs(sum(s for s in shares.values() if s) - 1) > 1e-6:
-        total = f", {sum(s for s in shares.values() if s):g} together" if fine else ""
+def check_shares(key: str, shares: Mapping[Any, Any]) -> None:
+    """Raises ValueError, which names the configuration's `key`, unless there are shares, each above
+    0, and they sum to 1."""
+    numbers = all(isinstance(share, int | float) and share > 0 for share in shares.values())
+    if not shares or not numbers or abs(sum(shares.values()) - 1) > 1e-6:
+        total = f", {sum(shares.values()):g} together" if numbers else ""
         raise ValueError(
-            f"kinds: the shares are {shares}{total}: give each kind a share above 0, together 1"
+            f"{key}: the shares are {dict(shares)}{total}: give each one above 0, together 1"
         )
-    found = {}
+
+
+def entries_of(kinds: dict[str, dict[str, Any]], texts: str | None) -> dict[str, Entry]:
+    """The kinds of a recipe, {name: {_component_, share, texts, select, ...}}. Raises ValueError
+    for one that is unknown or has no texts, and for shares that do not sum to 1."""
+    shares = {name: spec.get("share") for name, spec in kinds.items()}
+    check_shares("kinds", shares)
+    entries = {}
     for name, spec in kinds.items():
-        rest = {k: v for k, v in spec.items() if k not in ("share", "texts", "select")}
-        folder = spec.get("texts", texts)
+        arguments = {k: v for k, v in spec.items() if k not in ("share", "texts", "select")}
+        folder, select = spec.get("texts", texts), spec.get("select") or {}
         if folder is None:
             raise ValueError(f"kinds.{name} has no texts: set texts=FOLDER for it or for all kinds")
-        if not isinstance(folder, str) or not isinstance(spec.get("select") or {}, dict):
+        if not isinstance(folder, str) or not isinstance(select, dict):
             raise ValueError(
-                f"kinds.{name}: texts={folder!r} and select={spec.get('select')!r}: give the path "
-                "of a folder, and a mapping of keys to values"
+                f"kinds.{name}: texts={folder!r} and select={select!r}: give the path of a folder, "
+                "and a mapping of keys to values"
             )
         if "/" in name:
             raise ValueError(f"kinds.{name}: a name without a slash is needed")
-        found[name] = Entry(
-            name,
-            config.instantiate(rest),
-            float(spec["share"]),
-            Path(folder),
-            spec.get("select") or {},
-        )
-    return found
+        kind = config.instantiate(arguments)
+        entries[name] = Entry(name, kind, float(spec["share"]), Path(folder), select)
+    return entries
 
 
-def conversations(folder: Path) -> Iterator[tuple[tuple[int, int], Conversation]]:
-    """(shard, row) and conversation of every row of a finished artifact of text. ValueError for a
-    row that holds speech, and for an artifact without conversations or without rows."""
+def conversations(folder: Path) -> Iterator[tuple[Place, Conversation]]:
+    """(shard, row) and conversation of every row of a finished artifact of text. Raises ValueError
+    for rows of speech and for an artifact without rows."""
     empty = True
     for number, path in enumerate(shards.shard_paths(folder)):
         if "turns" not in pq.read_schema(path).names:
@@ -97,13 +103,13 @@ def plan(
     kinds: dict[str, Entry], total: int | None, speakers: dict[str, float], seed: int, size: int
 ) -> Plan:
     """Shards of `size` samples, `total` in all; None: as many as the texts give without using one
-    of them twice for the same kind. ValueError when a kind finds no text that it can use."""
+    of them twice for the same kind. Raises ValueError when a kind can use none of its texts."""
     folders = sorted({kind.texts for kind in kinds.values()})
-    usable: dict[str, list[tuple[int, int]]] = {name: [] for name in kinds}
+    usable: dict[str, list[Place]] = {name: [] for name in kinds}
     for folder in folders:
-        mine = [kind for kind in kinds.values() if kind.texts == folder]
+        readers = [kind for kind in kinds.values() if kind.texts == folder]
         for place, conversation in tqdm(conversations(folder), f"{folder.name}: texts", delay=2):
-            for kind in mine:
+            for kind in readers:
                 if kind.usable(conversation):
                     usable[kind.name].append(place)
     for name, places in usable.items():
@@ -116,31 +122,45 @@ def plan(
             )
     if total is None:
         total = min(int(len(usable[n]) / kind.share + 1e-9) for n, kind in kinds.items())
-    wanted = counts(total, {name: kind.share for name, kind in kinds.items()})
-    uses = {name: _uses(usable[name], wanted[name], f"{seed}/{name}") for name in kinds}
+    many = counts(total, {name: kind.share for name, kind in kinds.items()})
+    uses = {name: _uses(usable[name], many[name], f"{seed}/{name}") for name in kinds}
     samples = [
         sample
         for folder in folders
         for sample in _samples([k for k in kinds.values() if k.texts == folder], uses, seed)
     ]
     _give_voices(samples, speakers, seed)
+    examples = _examples(samples)
+    parts = [samples[start : start + size] for start in range(0, len(samples), size)]
     return [
-        {"count": len(part), "samples": part}
-        for start in range(0, len(samples), size)
-        for part in [samples[start : start + size]]
+        {
+            "count": len(part),
+            "samples": part,
+            "examples": [s["id"] for s in part if s["id"] in examples],
+        }
+        for part in parts
     ]
 
 
-def _uses(places: list[tuple[int, int]], wanted: int, key: str) -> dict[tuple[int, int], int]:
-    """How often each text is used: all alike, to within one."""
-    rounds, rest = divmod(wanted, len(places))
+def _uses(places: list[Place], count: int, key: str) -> dict[Place, int]:
+    """How often each text is used, `count` times in all: all alike, to within one."""
+    rounds, rest = divmod(count, len(places))
     more = set(random.Random(key).sample(places, rest))
-    found = {place: rounds + (place in more) for place in places}
-    return {place: times for place, times in found.items() if times}
+    uses = {place: rounds + (place in more) for place in places}
+    return {place: times for place, times in uses.items() if times}
+
+
+def _examples(samples: list[dict[str, Any]]) -> set[str]:
+    """Ids of the samples whose audio is kept: EXAMPLES of each kind, at equal distances."""
+    by_kind: dict[str, list[str]] = {}
+    for sample in samples:
+        by_kind.setdefault(sample["kind"], []).append(sample["id"])
+    steps = range(EXAMPLES)
+    return {ids[step * len(ids) // EXAMPLES] for ids in by_kind.values() for step in steps}
 
 
 def _samples(
-    kinds: list[Entry], uses: dict[str, dict[tuple[int, int], int]], seed: int
+    kinds: list[Entry], uses: dict[str, dict[Place, int]], seed: int
 ) -> Iterator[dict[str, Any]]:
     chosen = {place for kind in kinds for place in uses[kind.name]}
     for place, conversation in tqdm(conversations(kinds[0].texts), "samples", delay=2):
@@ -151,48 +171,47 @@ def _samples(
                 id = f"{kind.name}/{conversation.id}" + (f"#{use}" if use else "")
                 turns = kind.turns(conversation, f"{seed}/{id}")
                 # one for all segments: the user keeps pace and pitch, room and noise
-                same = random.Random(f"{seed}/{id}/speech").getrandbits(32)
+                own_seed = random.Random(f"{seed}/{id}/speech").getrandbits(32)
                 yield {
                     "id": id,
                     "kind": kind.name,
                     "text": conversation.id,
                     "at": list(place),
                     "speech": [
-                        {"voice": None if "sound" in segment else "", "seed": same}
-                        for segment in to_make(turns or [])
+                        {"voice": None if "sound" in segment else "", "seed": own_seed}
+                        for segment in segments_to_speak(turns or [])
                     ],
                 }
 
 
-def to_make(turns: Turns) -> list[dict[str, Any]]:
-    """The segments that are not text yet, in order."""
+def segments_to_speak(turns: Turns) -> list[dict[str, Any]]:
+    """The segments to be spoken or filled with sound, in order."""
     return [s for turn in turns for s in turn["segments"] if "say" in s or "sound" in s]
 
 
 def _give_voices(samples: list[dict[str, Any]], speakers: dict[str, float], seed: int) -> None:
-    """One voice for all that is said in a sample: a conversation has one user."""
-    said = [s for s in samples if any(part["voice"] is not None for part in s["speech"])]
-    if not said:
-        return
-    names = assign([sample["kind"] for sample in said], speakers, seed)
-    for sample, name in zip(said, names, strict=True):
-        for part in sample["speech"]:
-            if part["voice"] is not None:
-                part["voice"] = name
+    """Fill in one voice for all speech of a sample: a conversation has one user."""
+    speech = [[part for part in s["speech"] if part["voice"] is not None] for s in samples]
+    kinds = [s["kind"] for s, parts in zip(samples, speech, strict=True) if parts]
+    names = iter(assign(kinds, speakers, seed) if kinds else [])
+    for parts in filter(None, speech):
+        name = next(names)
+        for part in parts:
+            part["voice"] = name
 
 
 def with_texts(
     part: list[dict[str, Any]], kinds: dict[str, Entry]
 ) -> Iterator[tuple[dict[str, Any], Conversation]]:
-    """The samples of a shard with their texts, one file of texts in memory at a time. ValueError
-    when a text is not what was planned with."""
+    """The samples of a shard with their texts, one file of texts in memory at a time. Raises
+    ValueError when a text is not the one that the plan was made with."""
     paths = {kind.texts: shards.shard_paths(kind.texts) for kind in kinds.values()}
-    held, rows = None, list[dict[str, Any]]()
+    loaded, rows = None, list[dict[str, Any]]()
     for sample in part:
         number, place = sample["at"]
         path = paths[kinds[sample["kind"]].texts][number]
-        if path != held:
-            held, rows = path, list(shards.read_shard(path))
+        if path != loaded:
+            loaded, rows = path, list(shards.read_shard(path))
         if rows[place]["id"] != sample["text"]:
             raise ValueError(
                 f"{path}: row {place} is {rows[place]['id']}, the plan was made with "
@@ -206,16 +225,15 @@ Name = TypeVar("Name", bound=Hashable)
 
 def counts(total: int, shares: Mapping[Name, float]) -> dict[Name, int]:
     """How many of `total` each voice gets: its share, rounded so that all together are `total`
-    (largest remainders; of equal ones the first). ValueError unless shares are positive and sum to
-    1."""
-    if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise ValueError(f"shares {dict(shares)}: give at least one, each above 0, together 1")
+    (largest remainders; of equal ones the first). Raises ValueError unless shares are positive and
+    sum to 1."""
+    check_shares("voices", shares)
     exact = {voice: total * share for voice, share in shares.items()}
-    found = {voice: int(each) for voice, each in exact.items()}
-    rest = sorted(exact, key=lambda voice: found[voice] - exact[voice])
-    for voice in rest[: total - sum(found.values())]:
-        found[voice] += 1
-    return found
+    rounded = {voice: int(count) for voice, count in exact.items()}
+    by_remainder = sorted(exact, key=lambda voice: rounded[voice] - exact[voice])
+    for voice in by_remainder[: total - sum(rounded.values())]:
+        rounded[voice] += 1
+    return rounded
 
 
 def assign(kinds: Sequence[str], shares: Mapping[Name, float], seed: int) -> list[Name]:
@@ -232,5 +250,5 @@ def assign(kinds: Sequence[str], shares: Mapping[Name, float], seed: int) -> lis
     ]
     spaced.sort(key=lambda item: item[:2])
     order = sorted(range(len(kinds)), key=lambda i: (kinds[i], rng.random()))
-    found = {segment: voice for segment, (*_, voice) in zip(order, spaced, strict=True)}
-    return [found[i] for i in range(len(kinds))]
+    voices = {segment: voice for segment, (*_, voice) in zip(order, spaced, strict=True)}
+    return [voices[i] for i in range(len(kinds))]

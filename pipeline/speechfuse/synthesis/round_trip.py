@@ -1,14 +1,14 @@
-"""Round trip: does the speech that was made say its text?
+"""ASR round trip: transcribe synthesized speech, and reject clips whose word error rate is high.
 
-In: what was made (codes, and the waveform where there is one) and its text. Out: what a listener
-heard, its word error rate, and why a row is left out, if it is. Listeners, by dotted path:
+In: a clip's codes, its waveform where there is one, and its text. Out: the transcript, its word
+error rate, and the reason of a reject. Transcribers, by dotted path:
 
     round_trip:
       max_wer: 0.3
       listener: {_component_: speechfuse.synthesis.QuantizerDecoder, quantizer: ..., whisper: ...}
       listener: {_component_: speechfuse.synthesis.TranscriptionEndpoint, url: ..., model: ...}
 
-CodecDecoder hears the codes, as the model will; its rate has the codec's own errors in it.
+QuantizerDecoder reads the codes, as the model will; its rate has the codec's own errors in it.
 """
 
 import io
@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import soundfile
@@ -45,27 +45,25 @@ class SynthesizedClip:
 class Verdict:
     """`wer` is a fraction of `words`, those of the text; `reason` is that of a reject, or None."""
 
-    heard: str
+    transcript: str
     wer: float
     words: int
     reason: str | None
 
 
 class Transcriber(Protocol):
-    """`hear` gives what was heard of each, or the error that is the reject of this one alone."""
+    """`transcribe` returns each clip's transcript, or the error that rejects this clip alone."""
 
-    not_identity: tuple[str, ...]  # arguments that change nothing of what it hears
+    not_identity: ClassVar[tuple[str, ...]] = ()  # arguments that change nothing of the transcripts
 
     def check(self, codec: str) -> None: ...
     def identity(self) -> dict[str, Any]: ...
-    def hear(self, made: list[SynthesizedClip]) -> Sequence[str | ValueError]: ...
+    def transcribe(self, clips: list[SynthesizedClip]) -> Sequence[str | ValueError]: ...
 
 
-class QuantizerDecoder:
+class QuantizerDecoder(Transcriber):
     """The quantizer's own decoder: `quantizer` with its decoding half, and the `whisper` (.pt) that
     it was trained on."""
-
-    not_identity = ()
 
     def __init__(
         self, quantizer: str, whisper: str, language: str = "en", batch_size: int = 16
@@ -75,7 +73,7 @@ class QuantizerDecoder:
         self.batch_size = batch_size
 
     def check(self, codec: str) -> None:
-        """ValueError unless it decodes the codes of this `codec`, a quantizer's identity."""
+        """Raises ValueError unless it decodes the codes of `codec`, a quantizer's identity."""
         own = Quantizer.load(*self.paths).identity
         if own != codec:
             raise ValueError(
@@ -86,63 +84,60 @@ class QuantizerDecoder:
     def identity(self) -> dict[str, Any]:
         return {"listener": "codec decoder", "language": self.decoder.language}
 
-    def hear(self, made: list[SynthesizedClip]) -> list[str]:
-        return self.decoder.transcribe([each.codes for each in made], self.batch_size)
+    def transcribe(self, clips: list[SynthesizedClip]) -> list[str]:
+        return self.decoder.transcribe([clip.codes for clip in clips], self.batch_size)
 
 
-class TranscriptionEndpoint:
-    """Any server with OpenAI's `POST /audio/transcriptions`. `body`: further fields of the form."""
+class TranscriptionEndpoint(Server, Transcriber):
+    """Any server with OpenAI's `POST /audio/transcriptions`."""
 
-    not_identity = ("key_variable", "timeout", "tries", "cache")
-
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        language: str = "en",
-        key_variable: str | None = "OPENAI_API_KEY",
-        body: dict[str, str] | None = None,
-        timeout: float = 120.0,
-        tries: int = 6,
-        cache: str | None = None,
-    ) -> None:
-        self.server = Server(url, key_variable, timeout, tries, cache)
-        self.form = {"model": model, "language": language, "response_format": "json"}
-        self.form |= body or {}
+    @property
+    def form(self) -> dict[str, str]:
+        """The fields of every request."""
+        return {
+            "model": self.model,
+            "language": self.language,
+            "response_format": "json",
+        } | self.body
 
     def check(self, codec: str) -> None:
-        """Have it hear half a second of nothing: ValueError without key, server or model."""
-        self.server.check()
-        self._hear(SynthesizedClip("", np.zeros(0, np.uint16), np.zeros(8000, np.float32)))
+        """Transcribe half a second of silence. Raises ValueError without key, server or model."""
+        self.key()
+        self._transcribe(SynthesizedClip("", np.zeros(0, np.uint16), np.zeros(8000, np.float32)))
 
     def identity(self) -> dict[str, Any]:
-        return {"listener": "endpoint", "url": self.server.url, **self.form}
+        return {"listener": "endpoint", "url": self.url, **self.form}
 
-    def hear(self, made: list[SynthesizedClip]) -> list[str | ValueError]:
-        """Unavailable for codes without a waveform, and without a server."""
-        found: list[str | ValueError] = []
-        for each in made:
+    def transcribe(self, clips: list[SynthesizedClip]) -> list[str | ValueError]:
+        """Raises Unavailable for codes without a waveform, and without a server."""
+        results: list[str | ValueError] = []
+        for clip in clips:
             try:
-                found.append(self._hear(each))
+                results.append(self._transcribe(clip))
             except Unavailable:
                 raise
             except ValueError as error:
-                found.append(error)
-        return found
+                results.append(error)
+        return results
 
-    def _hear(self, made: SynthesizedClip) -> str:
-        if made.waveform is None:
+    def _transcribe(self, clip: SynthesizedClip) -> str:
+        if clip.waveform is None:
             raise Unavailable(
                 "round_trip: an engine that makes codes leaves no audio for a transcriber to hear: "
                 "use speechfuse.synthesis.QuantizerDecoder"
             )
         file = io.BytesIO()
-        soundfile.write(file, made.waveform, decoding.SAMPLE_RATE, format="WAV", subtype="PCM_16")
+        soundfile.write(file, clip.waveform, decoding.SAMPLE_RATE, format="WAV", subtype="PCM_16")
         wav = file.getvalue()
-        key = [self.form, wav.hex()]
-        files = {"file": ("speech.wav", wav, "audio/wav")}
-        return self.server.post(
-            "/audio/transcriptions", _transcription_text, key, data=self.form, files=files
+        return self.post(
+            "/audio/transcriptions",
+            lambda client: (
+                client.audio.transcriptions.with_raw_response.create(
+                    file=("speech.wav", wav, "audio/wav"), model=self.model, extra_body=self.form
+                ).content
+            ),
+            [self.form, wav.hex()],
+            _transcription_text,
         )
 
 
@@ -157,42 +152,42 @@ def _transcription_text(content: bytes) -> str:
 
 
 class RoundTrip:
-    """Rows over `max_wer` are left out. `characters`: count characters instead of words, for
-    languages that write no spaces."""
+    """Rejects clips over `max_wer`. `characters`: count characters instead of words, for languages
+    without spaces."""
 
     def __init__(
         self, listener: dict[str, Any], max_wer: float = 0.3, characters: bool = False
     ) -> None:
         if max_wer < 0:
             raise ValueError(f"round_trip: max_wer={max_wer}: give 0 or more, 0.3 is three in ten")
-        self.listener: Transcriber = config.instantiate(listener)
+        self.transcriber: Transcriber = config.instantiate(listener)
         self.max_wer, self.characters = max_wer, characters
 
-    def judge(self, made: list[SynthesizedClip]) -> list[Verdict]:
-        """What was heard of each, and whether it will do."""
-        found = []
-        for each, heard in zip(made, self.listener.hear(made), strict=True):
-            if isinstance(heard, ValueError):
-                found.append(Verdict("", 0.0, 0, f"not heard: {heard}"))
-                continue
-            wer, words = rate(each.text, heard, self.characters)
+    def judge(self, clips: list[SynthesizedClip]) -> list[Verdict]:
+        """A verdict on each clip, in order."""
+        transcripts = self.transcriber.transcribe(clips)
+        return [self._verdict(c.text, t) for c, t in zip(clips, transcripts, strict=True)]
+
+    def _verdict(self, text: str, transcript: str | ValueError) -> Verdict:
+        if isinstance(transcript, ValueError):
+            return Verdict("", 0.0, 0, f"not heard: {transcript}")
+        wer, words = rate(text, transcript, self.characters)
+        transcript, reason = transcript.strip(), None
+        if wer > self.max_wer:
             reason = (
                 f"{FILTERED}round trip: {wer:.2f} of the words are wrong, more than "
-                f"{self.max_wer:g}; heard: {heard.strip()[:100]}"
-                if wer > self.max_wer
-                else None
+                f"{self.max_wer:g}; heard: {transcript[:100]}"
             )
-            found.append(Verdict(heard.strip(), round(wer, 4), words, reason))
-        return found
+        return Verdict(transcript, round(wer, 4), words, reason)
 
 
-def rate(text: str, heard: str, characters: bool = False) -> tuple[float, int]:
-    """(word error rate, words of the text), or of characters, as Whisper's English normaliser
-    leaves them. A text of which it leaves nothing ("um") is right: there is nothing to miss."""
-    # what stands in brackets is said too, and the normaliser would delete it
-    both = [re.sub(r"[()\[\]<>]", " ", each) for each in (text, heard)]
+def rate(text: str, transcript: str, characters: bool = False) -> tuple[float, int]:
+    """(word error rate, words of the text), or of characters, after Whisper's English normaliser.
+    A text of which it leaves nothing ("um") has rate 0: there is nothing to miss."""
+    # words in brackets are spoken too, and the normaliser would delete them
+    both = [re.sub(r"[()\[\]<>]", " ", words) for words in (text, transcript)]
     if characters:
-        both = [" ".join("".join(each.split())) for each in both]
-    wanted, found = map(whisper_english(), both)
-    (wrong,) = errors([wanted], [found])
+        both = [" ".join("".join(words.split())) for words in both]
+    reference, hypothesis = map(whisper_english(), both)
+    (wrong,) = errors([reference], [hypothesis])
     return (wrong.total / wrong.words, wrong.words) if wrong.words else (0.0, 0)

@@ -1,40 +1,75 @@
 """One shard of a spoken dataset: planned samples in, conversations with speech out.
 
-In: samples of synthesis.plan with their texts, a studio that speaks them, a quantizer. Out:
-rows of shards.CONVERSATIONS, rejects and counts. Batches have a fixed shape and order, so the rows
-are a pure function of the plan, whatever the number of threads. A sample is whole or rejected.
+In: a shard of synthesis.plan and the settings of stages.synthesize_instructions. Out: rows of
+shards.CONVERSATIONS, rejects, counts, and the audio of the samples that the plan names as
+examples. Batches have a fixed shape and order, so all of it is a pure function of the plan,
+whatever the number of threads. A sample is whole or rejected.
 """
 
+import io
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from speechfuse import workers
-from speechfuse.quantizer.model import Quantizer
+from speechfuse.audio.decoding import SAMPLE_RATE
+from speechfuse.quantizer.model import Quantizer, QuantizerSpec
 from speechfuse.rows import shards
+from speechfuse.rows.making import component
 from speechfuse.rows.rejects import Reject
-from speechfuse.synthesis.recording import Piece, SpokenSample, Studio
+from speechfuse.synthesis.plan import entries_of, with_texts
+from speechfuse.synthesis.recording import Piece, Recorder, SpokenSample, engines_of
 from speechfuse.synthesis.round_trip import RoundTrip, SynthesizedClip
-from speechfuse.texts.conversations import Conversation
+
+ROUND_TRIP = {"_component_": "speechfuse.synthesis.round_trip.RoundTrip"}
+
+EXAMPLES = "examples.json"  # the shard's rows whose audio is kept: [number, ...]
 
 
-def synthesize(
-    planned: Iterable[tuple[dict[str, Any], Conversation]],
-    studio: Studio,
+def example_name(row: int, piece: int) -> str:
+    """Name of the audio of one piece of speech of a row, behind the shard's own."""
+    return f"{row:05d}-{piece}.flac"
+
+
+def synthesize_shard(
+    shard: dict[str, Any],
+    kinds: dict[str, dict[str, Any]],
+    texts: str | None,
+    voices: dict[str, dict[str, Any]],
+    augmentation: list[dict[str, Any]],
+    round_trip: dict[str, Any] | None,
+    quantizer: QuantizerSpec,
+    seed: int,
+    batch_size: int,
+    depth: int,
+) -> shards.Shard:
+    """Rows, rejects, counts and further files of one shard of the plan; the job's settings are its
+    arguments. `depth`: samples recorded ahead of the encoder."""
+    encoder, entries = quantizer.load(workers.device()), entries_of(kinds, texts)
+    trip = component(ROUND_TRIP | round_trip) if round_trip else None
+    with Recorder(entries, engines_of(voices), augmentation, seed, encoder) as recorder:
+        samples = with_texts(shard["samples"], entries)
+        threads = sum(engine.parallel for engine in recorder.engines.values()) or 1
+        recorded = workers.prefetch(lambda pair: recorder.record(*pair), samples, threads, depth)
+        return _encode(recorded, encoder, batch_size, trip, shard.get("examples", ()))
+
+
+def _encode(
+    samples: Iterable[SpokenSample | Reject],
     quantizer: Quantizer,
     batch_size: int,
     round_trip: RoundTrip | None,
-    depth: int,
+    examples: Collection[str],
 ) -> shards.Shard:
-    """Rows, rejects and counts of one shard's samples."""
-    shard = shards.Shard([], [], Counter())
-    counts: Counter[str] = Counter()
+    """Encode the pieces of speech in batches of one shape, and keep the samples without fault."""
+    counts = Counter[str]()
+    shard = shards.Shard([], [], counts, {})
     recorded: list[SpokenSample] = []
-    faults: dict[int, str] = {}  # by place in `recorded`
-    pending: list[tuple[int, Piece]] = []
+    pending: list[tuple[SpokenSample, Piece]] = []
 
     def finish() -> None:
         waves = [p.waveform for _, p in pending if p.waveform is not None]
@@ -42,46 +77,60 @@ def synthesize(
         for _, piece in pending:
             piece.codes = next(codes) if piece.waveform is not None else piece.codes
         if round_trip:
-            for place, reason in _judge([x for x in pending if x[1].said], round_trip, counts):
-                faults.setdefault(place, reason)
-        for _, piece in pending:
-            piece.waveform = None
+            _judge([pair for pair in pending if pair[1].text], round_trip, counts)
+        for item, piece in pending:
+            if item.sample["id"] not in examples:
+                piece.waveform = None
         pending.clear()
 
-    threads = sum(engine.parallel for engine in studio.engines.values()) or 1
-    for item in workers.prefetch(lambda pair: studio.record(*pair), planned, threads, depth):
+    for item in samples:
         if isinstance(item, Reject):
             shard.rejects.append({"id": item.id, "reason": item.reason})
             continue
+        recorded.append(item)
         for piece in item.pieces:
-            pending.append((len(recorded), piece))
+            pending.append((item, piece))
             if len(pending) == batch_size:
                 finish()
-        recorded.append(item)
     finish()
-    for place, item in enumerate(recorded):
-        if place in faults:
-            shard.rejects.append({"id": item.sample["id"], "reason": faults[place]})
-        else:
-            shard.rows.append(_row(item))
-            counts["split"] += sum(piece.part == 0 for piece in item.pieces)
-            counts["pieces"] += sum(piece.part is not None for piece in item.pieces)
-    return shard._replace(counts=counts)
+    example_rows = []
+    for item in recorded:
+        if item.fault:
+            shard.rejects.append({"id": item.sample["id"], "reason": item.fault})
+            continue
+        if item.sample["id"] in examples:
+            example_rows.append(len(shard.rows))
+            for number, piece in enumerate(item.pieces):
+                if piece.waveform is not None:
+                    shard.files[example_name(len(shard.rows), number)] = _flac(piece.waveform)
+        shard.rows.append(_row(item))
+        counts["split"] += sum(piece.part == 0 for piece in item.pieces)
+        counts["pieces"] += sum(piece.part is not None for piece in item.pieces)
+    if example_rows:
+        shard.files[EXAMPLES] = json.dumps(example_rows).encode()
+    return shard
+
+
+def _flac(waveform: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
 
 
 def _judge(
-    pending: list[tuple[int, Piece]], round_trip: RoundTrip, counts: Counter[str]
-) -> Iterable[tuple[int, str]]:
-    """(place, reason) of what is not understood; counts by voice what was heard."""
-    made = [SynthesizedClip(p.said or "", np.asarray(p.codes), p.waveform) for _, p in pending]
-    for (place, piece), verdict in zip(pending, round_trip.judge(made), strict=True):
-        piece.about |= {"heard": verdict.heard, "wer": verdict.wer}
+    spoken: list[tuple[SpokenSample, Piece]], round_trip: RoundTrip, counts: Counter[str]
+) -> None:
+    """Note each piece's transcript, count its errors by voice, and the first reason to reject a
+    sample as its fault."""
+    clips = [SynthesizedClip(p.text or "", np.asarray(p.codes), p.waveform) for _, p in spoken]
+    for (item, piece), verdict in zip(spoken, round_trip.judge(clips), strict=True):
+        piece.about |= {"heard": verdict.transcript, "wer": verdict.wer}
+        item.fault = item.fault or verdict.reason
         counts[f"heard/{piece.voice}"] += 1
         counts[f"words/{piece.voice}"] += verdict.words
         counts[f"wrong/{piece.voice}"] += round(verdict.wer * verdict.words)
         if verdict.reason:
             counts[f"refused/{piece.voice}"] += 1
-            yield place, verdict.reason
 
 
 def _row(item: SpokenSample) -> dict[str, Any]:
@@ -117,7 +166,7 @@ def _speech(piece: Piece, id: str, offset: float) -> dict[str, Any]:
         "id": id if whole else f"{id}#{piece.part}",
         "codes": codes.astype(np.uint16),
         "seconds": piece.seconds,
-        "text": piece.said,
+        "text": piece.text,
         "speaker": piece.voice,
         "language": piece.language,
         "source": {

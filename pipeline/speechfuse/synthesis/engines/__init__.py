@@ -2,8 +2,8 @@
 
 In: a piece of text, a voice and a seed. Out: `Spoken`. A recipe names an engine by dotted path
 (`_component_`); a job calls `check` once before work and uses the engine in a `with` block in each
-worker process. What an engine says depends on text, voice and seed alone, never on what it said
-before; so any row can be made again by itself.
+worker process. The speech depends on text, voice and seed alone, never on earlier texts, so that a
+shard made again is the same.
 
     {_component_: speechfuse.synthesis.Espeak, accents: [en-us], variants: [Annie, m3]}
     {_component_: speechfuse.synthesis.Endpoint, url: http://127.0.0.1:8880/v1, ...}
@@ -16,7 +16,7 @@ engine itself cannot go on, and ends the job.
 import re
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -41,7 +41,7 @@ _GOES_ON = re.compile(
 class Spoken:
     """Either `waveform` (float32, 16 kHz, mono) or `codes` (uint16, of the codec `Engine.codec`).
 
-    `about`: how it was said, JSON, for the row's extra (rate, pitch, ...).
+    `about`: JSON for the row's extra (rate, pitch, ...).
     """
 
     waveform: np.ndarray | None = None
@@ -50,27 +50,31 @@ class Spoken:
 
 
 class Engine(Protocol):
-    """What a job may ask of every engine."""
+    """What a job asks of every engine; one that inherits from here has these defaults."""
 
-    max_characters: int | None  # of one `speak`; more is split by `sentences` or rejected
-    language: str  # of the rows, as "en"
-    parallel: int  # how many threads may be in `speak` at once
-    not_identity: tuple[str, ...]  # arguments that change nothing of what it says
-    codec: str | None  # identity of the quantizer whose codes it makes; None where it makes sound
+    max_characters: int | None = None  # of one `speak`; more is split by `sentences` or rejected
+    language: str = "en"  # of the rows
+    parallel: int = 1  # how many threads may be in `speak` at once
+    not_identity: ClassVar[tuple[str, ...]] = ()  # arguments that change nothing of the speech
+    codec: str | None = None  # identity of the quantizer whose codes it makes; None for waveforms
 
     def voices(self) -> list[str]: ...
     def check(self) -> None: ...
     def identity(self) -> dict[str, Any]: ...
     def speak(self, text: str, voice: str, seed: int) -> Spoken: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *_: object) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
 
 
 def sentences(text: str, limit: int | None) -> list[str]:
     """Pieces of whole sentences, each of at most `limit` characters, in order: white space
     apart they are the text. `limit` counts bytes of UTF-8, which no engine counts more strictly.
 
-    ValueError("too long: ...") when one sentence is over the limit: nothing is ever cropped.
+    Raises ValueError("too long: ...") when one sentence is over the limit: nothing is cropped.
     """
     text = " ".join(text.split())
     if limit is None or _size(text) <= limit:
@@ -95,8 +99,7 @@ def _sentences(text: str) -> list[str]:
         if not _GOES_ON.search(text[max(0, match.start() - 12) : match.start()])
     ]
     cuts = [0, *ends, len(text)]
-    found = [text[a:b].strip() for a, b in pairwise(cuts)]
-    return [sentence for sentence in found if sentence]
+    return [part for a, b in pairwise(cuts) if (part := text[a:b].strip())]
 
 
 def _size(text: str) -> int:

@@ -33,7 +33,6 @@ class Speaker:
         self.t2s: Any = self._model(TSARTransformer, t2s, dtype)
         self.s2a: Any = self._model(SADelARTransformer, s2a, dtype) if s2a else None
         self.vocoder = _vocoder(Path(vocoder), device) if vocoder else None
-        self.end = self.t2s.stoks_codes + self.t2s.tunables.padding_token_offset
         self.sounds = self.t2s.stoks_codes - 1  # the last row of the codebook is the mask
 
     def _model(self, kind: Any, path: str, dtype: str) -> Any:
@@ -51,22 +50,20 @@ class Speaker:
         language: str,
         speaker: list[float] | None,
     ) -> dict[str, Any]:
-        most = self.t2s.ttoks_len - 1
-        if len(text.strip().encode()) > most:  # the model would crop it, without a word
-            return {
-                "reject": f"too long: {len(text.strip().encode())} bytes of text, at most {most}"
-            }
+        size, limit = len(text.strip().encode()), self.t2s.ttoks_len - 1
+        if size > limit:  # the model would crop it, without a word
+            return {"reject": f"too long: {size} bytes of text, at most {limit}"}
         torch.manual_seed(seed)
         codes = self.t2s.generate(
             text, cps=cps, lang=language, T=temperature, show_progress_bar=False
         )[0]
         if len(codes) == self.t2s.stoks_len - 1:
             return {"reject": f"unfinished: no end within {len(codes)} codes"}
-        found = codes.tolist()
-        if not found or max(found) >= self.sounds:
+        numbers = codes.tolist()
+        if not numbers or max(numbers) >= self.sounds:
             return {"reject": "no sound: the codes are none, or hold one that is no sound"}
         if self.s2a is None or self.vocoder is None:
-            return {"codes": found}
+            return {"codes": numbers}
         embedding = Pipeline.default_speaker if speaker is None else torch.tensor(speaker)
         acoustic = self.s2a.generate(codes, embedding.unsqueeze(0), show_progress_bar=False)
         if not acoustic.numel() or int(acoustic.max()) >= ACOUSTIC_CODES:
