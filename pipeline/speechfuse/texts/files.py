@@ -109,7 +109,7 @@ class Documents:
     def _filesystem(self, root: str) -> Any:
         if not self.repo:
             return LocalFileSystem()
-        return hub_data.filesystem(self.repo, root.rpartition("@")[2])
+        return hub_data.filesystem()
 
     def licence(self) -> str | None:
         """What the card of a Hub dataset states."""
