@@ -101,7 +101,7 @@ class TranscriptionEndpoint:
         model: str,
         language: str = "en",
         key_variable: str | None = "OPENAI_API_KEY",
-        body: dict[str, str] | None = None,
+        body: dict[str, Any] | None = None,
         timeout: float = 120.0,
         tries: int = 6,
         cache: str | None = None,
