@@ -139,7 +139,7 @@ def test_a_renamed_checkpoint_is_known_and_a_changed_one_is_not(sweep, parts, tm
     save_file(weights, tmp_path / "b/model.safetensors", {"format": "pt"})
     sweep.run()
     assert "1 results made, 0 were there; 20 items computed" in capsys.readouterr().out
-    assert (sweep.out / "b" / "same.old-1").exists()
+    assert (sweep.out / "b" / "same.json.old-1").exists()
     after = sweep.results()["b/same.json"]["fingerprints"]
     assert after["checkpoint"] != before["fingerprints"]["checkpoint"]
 

@@ -6,7 +6,6 @@ dataset one commit is read, and no code of it is run.
 """
 
 import codecs
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -74,7 +73,7 @@ class Documents:
         if self.repo:
             return self.root.removeprefix("datasets/")
         files = [(name, artifact.sha256_of(Path(self.root) / name)) for name in self.files]
-        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        return artifact.json_digest(files)
 
     @cached_property
     def files(self) -> list[str]:
