@@ -48,6 +48,13 @@ FLOORS = (  # from the ground up; a room imports rooms of lower floors alone
 )
 NAMED = re.compile(r"speechfuse\.[\w.]*\w")  # in YAML
 GROUND = ("speechfuse.workers.", "speechfuse.ray_cluster.")  # the flat files that YAML may name
+LONGEST = 350  # lines of a file
+STILL_LONG = {
+    "pipeline/speechfuse/rows/verification.py",
+    "pipeline/speechfuse/train/loop.py",
+    "pipeline/speechfuse/train/preflight/report.py",
+    "recipes/demo/world.py",
+}
 DOORS = {  # third party: the files that may import it, tests apart
     "torchtune": ["pipeline/speechfuse/train/*", "pipeline/speechfuse/samples/datasets.py"],
     "whisper": [
@@ -334,6 +341,24 @@ def test_a_recipe_that_names_a_file_is_found():
     ]
     assert not_of_a_room("[speechfuse.config.load]") == ["speechfuse.config.load"]
     assert sum("speechfuse." in (ROOT / path).read_text() for path in RECIPES) > 10
+
+
+def too_long(root: Path) -> set[str]:
+    return {
+        path.relative_to(root).as_posix()
+        for room in ("pipeline", "stages", "recipes")
+        for path in (root / room).rglob("*.py")
+        if len(path.read_text("utf-8").splitlines()) > LONGEST
+    }
+
+
+def test_no_file_is_long(tmp_path):
+    assert too_long(ROOT) - STILL_LONG == set()
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "a.py").write_text("\n" * LONGEST)
+    assert too_long(tmp_path) == set()
+    (tmp_path / "stages" / "a.py").write_text("\n" * (LONGEST + 1))
+    assert too_long(tmp_path) == {"stages/a.py"}
 
 
 def test_the_formatter_has_the_last_word():

@@ -47,25 +47,16 @@ def push(
     _needs_token()
     with hub_errors(repo):
         commit, changed = _commit(repo, repo_type, private, files, message or f"Push {folder.name}")
-    manifest = artifact.manifest_of(folder)
-    record = {
-        "repo": repo,
-        "type": repo_type,
-        "revision": commit,
-        "private": private,
-        "fingerprint": manifest["fingerprint"],
-    }
-    artifact.write_json(record_of(folder), record)
+    record = {"repo": repo, "type": repo_type, "revision": commit, "private": private}
+    record["fingerprint"] = artifact.fingerprint_of(folder)
+    # beside the folder, whose content is the artifact's alone
+    name = f"pushed-{folder.absolute().name}.json"
+    artifact.write_json(folder.absolute().with_name(name), record)
     if changed:
         print(f"{folder}: {what} are {repo}@{commit} ({how})")
     else:
         print(f"{folder}: {repo}@{commit} ({how}) has exactly this, nothing to do")
     return commit
-
-
-def record_of(folder: Path) -> Path:
-    """Return where a push is recorded: beside the folder, whose content is the artifact's alone."""
-    return folder.absolute().with_name(f"pushed-{folder.absolute().name}.json")
 
 
 def own_name() -> str:
