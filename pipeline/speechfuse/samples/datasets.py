@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from speechfuse import config
+from speechfuse import artifact, config
 from speechfuse.rows import shards
 from speechfuse.samples import index, packing
 from speechfuse.samples.index import Sample, View
@@ -143,7 +143,7 @@ def load(
         shares.append(share)
     total = sum(shares)
     key = index.key_of([each.key for each in indexes], shares, shape, epochs, steps, seed)
-    with index.exclusive_lock(folder):
+    with artifact.exclusive_lock(folder):
         plan = packing.make(
             [each.lengths for each in indexes],
             [s / total for s in shares],

@@ -7,12 +7,10 @@ processes where there is much to read, and complete when `index.json` is there; 
 costs the opening of a few files, however large the dataset is.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -109,7 +107,7 @@ def build(spec: dict[str, Any], checkpoint: Path, folder: Path) -> Index:
     use = {key: value for key, value in spec.items() if key != "path"}
     rows = folder / f"rows-{key_of(source, VERSION)}"
     made = folder / f"view-{key_of(source, use, _tokens_of(checkpoint), _code(spec), VERSION)}"
-    with exclusive_lock(folder):
+    with artifact.exclusive_lock(folder):
         if not (made / "index.json").exists():
             rows.mkdir(exist_ok=True)
             made.mkdir(exist_ok=True)
@@ -209,12 +207,3 @@ def _code(spec: dict[str, Any]) -> str:
     """Hash of the modules that render samples, components of the user among them: part of the
     cache's key, as changed code can change lengths."""
     return artifact.code_digest({prompts.__name__, vocabulary.__name__, *config.modules_of(spec)})
-
-
-@contextmanager
-def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes that would make the same files waiting."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
