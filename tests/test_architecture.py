@@ -41,8 +41,8 @@ FLOORS = (  # from the ground up; a room imports rooms of lower floors alone
     ("artifact", "audio", "ray_cluster", "tokens"),
     ("openai_server", "report", "rows"),
     ("hub", "samples"),
-    ("corpora", "evals", "texts", "train"),
-    ("quantizer",),
+    ("corpora", "texts"),
+    ("evals", "quantizer", "train"),
     ("synthesis",),
     ("stages", "recipes"),
 )
@@ -284,8 +284,8 @@ def test_every_arrow_between_rooms_runs_down():
             "def f():\n    import speechfuse.texts.b",
             ["config (floor 0) -> texts (floor 4)"],
         ),
-        ("evals/a.py", "from speechfuse.train import loop", ["evals (floor 4) -> train (floor 4)"]),
-        ("evals/a.py", "from stages import ask", ["evals (floor 4) -> stages (floor 7)"]),
+        ("evals/a.py", "from speechfuse.train import loop", ["evals (floor 5) -> train (floor 5)"]),
+        ("evals/a.py", "from stages import ask", ["evals (floor 5) -> stages (floor 7)"]),
         ("cellar/a.py", "import json", ["cellar stands on no floor"]),
     ],
 )
