@@ -139,7 +139,7 @@ def test_a_renamed_checkpoint_is_known_and_a_changed_one_is_not(sweep, parts, tm
     save_file(weights, tmp_path / "b/model.safetensors", {"format": "pt"})
     sweep.run()
     assert "1 results made, 0 were there; 20 items computed" in capsys.readouterr().out
-    assert (sweep.out / "b" / "same.old-1").exists()
+    assert (sweep.out / "b" / "same.json.old-1").exists()
     after = sweep.results()["b/same.json"]["fingerprints"]
     assert after["checkpoint"] != before["fingerprints"]["checkpoint"]
 
@@ -345,8 +345,8 @@ def test_a_cell_is_worked_on_by_one_process_at_a_time(sweep, parts):
     task = Speech(str(parts / "speech"), "wer", limit=4, max_new_tokens=2)
     cell = Predictions(sweep.out, "a" * 64, task)
     hold = (
-        "import sys; from pathlib import Path; from speechfuse.evals.cells import Cell\n"
-        "cell = Cell.__new__(Cell); cell.folder = Path(sys.argv[1])\n"
+        "import sys; from pathlib import Path; from speechfuse.evals.cells import Predictions\n"
+        "cell = Predictions.__new__(Predictions); cell.folder = Path(sys.argv[1])\n"
         "with cell.locked() as ours:\n    print(ours, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -10,12 +10,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from speechfuse.artifact import sha256_of
+from speechfuse.artifact import json_digest, sha256_of
 from speechfuse.corpora import planning
 from speechfuse.corpora.clip import Clip
 from speechfuse.corpora.webdataset import described, find, leaves, read, utf8
@@ -81,7 +80,7 @@ class Nemo:
     def fingerprint(self) -> str:
         read = [(name, sha256_of(self.folder / name)) for name in self.manifests]
         sizes = [(self._tar_name(tar), tar.stat().st_size) for tar in self.tars.values()]
-        return sha256(json.dumps([read, sizes]).encode()).hexdigest()
+        return json_digest([read, sizes])
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
         for path in [*(self.folder / name for name in self.manifests), *self.tars.values()]:

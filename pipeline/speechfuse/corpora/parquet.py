@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +66,7 @@ class Parquet:
     @cached_property
     def fingerprint(self) -> str:
         sizes = [(name, (self.folder / name).stat().st_size) for name in self.names]
-        return sha256(json.dumps(sizes).encode()).hexdigest()
+        return artifact.json_digest(sizes)
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
         root = str(self.folder)

@@ -11,11 +11,11 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
+from speechfuse.artifact import json_digest
 from speechfuse.audio.decoding import SUFFIXES
 from speechfuse.corpora import planning
 from speechfuse.corpora.clip import Clip
@@ -177,7 +177,7 @@ class WebDataset:
     @cached_property
     def fingerprint(self) -> str:
         sizes = [(name, (self.folder / name).stat().st_size) for name in self.tars]
-        return sha256(json.dumps(sizes).encode()).hexdigest()
+        return json_digest(sizes)
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
         self.ignored.clear()

@@ -7,12 +7,11 @@ the disk before the next batch starts; a blank line ends a batch, and a batch th
 is dropped when the cell is opened again. One process at a time is at work on a cell.
 """
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -103,17 +102,9 @@ class Predictions:
             found[entry["id"]] = entry
         return found
 
-    @contextmanager
-    def locked(self, wait: bool = True) -> Iterator[bool]:
+    def locked(self, wait: bool = True) -> AbstractContextManager[bool]:
         """Keep other processes off the cell; False when one is at work there and `wait` is not."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        return artifact.exclusive_lock(self.folder, wait)
 
     def fill(self, task: Task, checkpoint: Path) -> Iterator[int]:
         """Compute what is missing; gives the number of items after each batch that is on disk.

@@ -261,8 +261,5 @@ def result_of(work: Work, partial: bool) -> dict[str, Any]:
 
 
 def move_aside(path: Path) -> None:
-    number = 1
-    while (aside := path.with_suffix(f".old-{number}")).exists():
-        number += 1
-    path.rename(aside)
+    aside = artifact.move_aside(path)
     tqdm.write(f"{path} was made from something else: moved aside to {aside.name}")
