@@ -18,12 +18,13 @@ from tqdm import tqdm
 from speechfuse import artifact, config
 from speechfuse.samples import datasets
 from speechfuse.train import loop, state
+from speechfuse.train.config import Finetune
 
 SHOWN = 10
 
 
 @dataclass
-class BisectBatch(loop.Finetune):
+class BisectBatch(Finetune):
     at: int = field(default=0, metadata={"help": "the step, counted from 1 as in metrics.jsonl"})
 
 

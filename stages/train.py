@@ -18,9 +18,10 @@ import torch.distributed as dist
 
 from speechfuse import config
 from speechfuse.train import loop
+from speechfuse.train.config import Finetune
 
 
-def main(job: loop.Finetune) -> None:
+def main(job: Finetune) -> None:
     if job.runtime.ranks != 1 and "RANK" not in os.environ:
         return launch(job)
     loop.join(job)
@@ -30,7 +31,7 @@ def main(job: loop.Finetune) -> None:
         dist.destroy_process_group()
 
 
-def launch(job: loop.Finetune) -> None:
+def launch(job: Finetune) -> None:
     """Become torchrun. An error is one sentence here, there a traceback of every rank."""
     ranks = job.runtime.ranks
     if ranks < 1:
@@ -51,4 +52,4 @@ def launch(job: loop.Finetune) -> None:
 
 
 if __name__ == "__main__":
-    config.main(main, loop.Finetune, __doc__)
+    config.main(main, Finetune, __doc__)

@@ -17,7 +17,7 @@ import torch
 
 from speechfuse import config
 from speechfuse.train import metrics
-from speechfuse.train.loop import Finetune
+from speechfuse.train.config import Finetune
 from speechfuse.train.preflight import report as preflight_report
 
 ROOT = Path(__file__).parent.parent

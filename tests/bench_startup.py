@@ -28,7 +28,8 @@ import json, resource, sys, time
 from pathlib import Path
 from speechfuse import config, datasets
 from speechfuse.train import loop
-job = config.load(loop.Finetune, Path(sys.argv[1]), [])
+from speechfuse.train.config import Finetune
+job = config.load(Finetune, Path(sys.argv[1]), [])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()
 mixture = loop.load_data(job, {})

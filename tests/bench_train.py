@@ -34,6 +34,7 @@ from speechfuse.samples import datasets, packing
 from speechfuse.samples.index import Sample
 from speechfuse.tokens.vocabulary import SoundLayout, read_config
 from speechfuse.train import attention, gpus, loop, metrics
+from speechfuse.train.config import Finetune, Runtime
 from speechfuse.train.preflight import memory
 from speechfuse.train.preflight import report as preflight_report
 from tests.prove_preflight import checkpoint
@@ -127,7 +128,7 @@ def lengths_of(stage: int, count: int) -> np.ndarray:
     return rng.integers(25, 250, count).astype(np.int32) + answers + 14
 
 
-def steps_of(job: loop.Finetune, stage: int, count: int) -> list[list[dict[str, Any]]]:
+def steps_of(job: Finetune, stage: int, count: int) -> list[list[dict[str, Any]]]:
     """Micro-batches of `count` steps, packed by the real plan."""
     codes = 16 if job.model["vocab_size"] < 2000 else 512
     first = job.model["vocab_size"] - codes - 1
@@ -162,7 +163,7 @@ def steps_of(job: loop.Finetune, stage: int, count: int) -> list[list[dict[str, 
     return steps
 
 
-def job_of(size: str, name: str, device: str, folder: str) -> tuple[loop.Finetune, int]:
+def job_of(size: str, name: str, device: str, folder: str) -> tuple[Finetune, int]:
     """The recipe of a case, and the stage whose lengths it has."""
     case = CASES[name] | (MASTER.get(size, {}) if name == "fp32 master" else {})
     if device == "cpu":  # where flex attention and the compiler's kernels are not meant for
@@ -173,7 +174,7 @@ def job_of(size: str, name: str, device: str, folder: str) -> tuple[loop.Finetun
             "micro_batch_size": 1,
         }
     stage = case.pop("stage")
-    return loop.Finetune(
+    return Finetune(
         out="",
         checkpoint=folder,
         model=SIZES[size],
@@ -182,7 +183,7 @@ def job_of(size: str, name: str, device: str, folder: str) -> tuple[loop.Finetun
         warmup_steps=0,
         batch_size=PASSES * case["micro_batch_size"],
         clip_grad_norm=1.0,
-        runtime=loop.Runtime(device=device),
+        runtime=Runtime(device=device),
         **case,
     ), stage
 

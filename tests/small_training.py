@@ -18,7 +18,7 @@ from speechfuse import artifact
 from speechfuse.config import load
 from speechfuse.rows import shards
 from speechfuse.tokens import expansion, vocabulary
-from speechfuse.train import loop
+from speechfuse.train.config import Finetune
 from speechfuse.train.losses import next_token
 from tests.demo_code import demo
 
@@ -166,9 +166,9 @@ def weights(out: Path, epoch: int = 0) -> dict[str, torch.Tensor]:
     return load_file(out / f"epoch_{epoch}" / "model.safetensors")
 
 
-def job(config: Path, **changes: Any) -> loop.Finetune:
+def job(config: Path, **changes: Any) -> Finetune:
     """A recipe as loop.run takes it, to train in this process."""
-    loaded = load(loop.Finetune, config, [])
+    loaded = load(Finetune, config, [])
     return replace(loaded, **changes)
 
 

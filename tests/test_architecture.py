@@ -17,7 +17,7 @@ import yaml
 
 from speechfuse import config
 from speechfuse.evals.sweep import Evaluate
-from speechfuse.train.loop import Finetune
+from speechfuse.train.config import Finetune
 from stages.ask import Ask
 from stages.curate_texts import CurateTexts
 from stages.expand_vocab import ExpandVocab

@@ -18,6 +18,7 @@ from speechfuse import config
 from speechfuse.samples import datasets
 from speechfuse.train import loop, state
 from speechfuse.train import model as models
+from speechfuse.train.config import Finetune
 from speechfuse.train.preflight import memory
 from speechfuse.train.preflight import report as preflight_report
 from tests.bench_price import RUNS, SHAPE, report_of
@@ -324,7 +325,7 @@ def test_the_seeds_own_arithmetic():
     paid = {run.paid: run.gpus * run.dollars for run in RUNS if run.paid}
     assert paid == {(300, 240): 8.0, (256, 563): 17.6}
     assert 30 * 8.0 == 240 and round(32 * 17.6) == 563
-    model = config.load(loop.Finetune, ROOT / "recipes/early_fusion_8b/stage1.yaml", [])
+    model = config.load(Finetune, ROOT / "recipes/early_fusion_8b/stage1.yaml", [])
     report = preflight_report.metrics.Flops.of(
         preflight_report.models.empty(model.model, "bf16"), SHAPE
     )
@@ -340,7 +341,7 @@ def parts(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(("packed", "micro"), [(True, 1), (False, 2)])
 def test_data_is_counted_as_it_comes(parts, tmp_path, packed, micro):
     path = recipe(parts, tmp_path / "run", packed=packed, micro_batch_size=micro)
-    job = config.load(loop.Finetune, path, [])
+    job = config.load(Finetune, path, [])
     mixture = loop.load_data(job, {})
     said = preflight_report.Data.of(mixture, 2, micro)
     batches = [

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from speechfuse.rows import shards
 from speechfuse.train import loop
 from speechfuse.train import model as models
+from speechfuse.train.config import Finetune
 from speechfuse.train.new_rows import NewRows
 from speechfuse.train.preflight import assumed
 from speechfuse.train.state import complete_steps
@@ -42,7 +43,7 @@ class Died(Exception):
     """Instead of a kill."""
 
 
-def run_until_it_dies(settings: loop.Finetune, monkeypatch) -> None:
+def run_until_it_dies(settings: Finetune, monkeypatch) -> None:
     """Steps 1 to 6 of a run that saves every fifth; then it is gone."""
 
     def measure(rows: NewRows, step: int) -> dict[str, float]:

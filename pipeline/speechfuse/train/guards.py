@@ -7,38 +7,15 @@ leaves the step out and goes on (`policy: quarantine`), which is counted.
 
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from speechfuse import artifact
 from speechfuse.samples.datasets import Mixture
+from speechfuse.train.config import Guards
 
 WINDOW = 100  # steps that a step is compared with
-
-
-@dataclass
-class Guards:
-    policy: str = field(
-        default="stop", metadata={"help": "what a bad row or step does: stop, or quarantine"}
-    )
-    spike: float = field(
-        default=10.0,
-        metadata={"help": "a loss or gradient norm so many times the median of 100 steps is bad"},
-    )
-    enough: int = field(
-        default=20, metadata={"help": "steps before there is something to compare with"}
-    )
-    most: int = field(
-        default=10, metadata={"help": "steps or rows in quarantine after which a run stops"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.policy not in ("stop", "quarantine"):
-            raise ValueError(f"guards.policy={self.policy!r}: choose stop or quarantine")
-        if self.spike <= 1:
-            raise ValueError(f"guards.spike={self.spike}: it must be above 1")
 
 
 class Watch:
