@@ -21,7 +21,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from speechfuse.samples.datasets import IGNORE
-from speechfuse.train import attention, losses
+from speechfuse.train import attention, backbone, losses
 from speechfuse.train import model as models
 
 ROOT = Path(__file__).parent.parent
@@ -417,7 +417,7 @@ def rank_main(folder: Path) -> None:
         models.freeze(model, patterns)
         part = {key: value[rank::ranks] for key, value in batch_of(4).items()}
         found = {key: whole(value) * ranks for key, value in gradients(model, part).items()}
-        layer = next(model.layers[0].parameters())
+        layer = next(backbone.layers_of(model)[0].parameters())
         assert isinstance(layer, DTensor)
         shape = tuple(layer.device_mesh.shape)
         models.export(model, source, folder / name, {})

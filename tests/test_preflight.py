@@ -16,7 +16,7 @@ import yaml
 
 from speechfuse import config
 from speechfuse.samples import datasets
-from speechfuse.train import loop, state
+from speechfuse.train import backbone, loop, state
 from speechfuse.train import model as models
 from speechfuse.train.config import Finetune
 from speechfuse.train.preflight import memory
@@ -113,7 +113,7 @@ def test_adapters_and_the_other_builder_are_counted_too(
 ):
     job = job_of(TINY, freeze=freeze)
     job.model = {"_component_": builder, **TINY, **extra}
-    model = models.empty(job.model, "fp32")
+    model = backbone.empty(job.model, "fp32")
     models.freeze(model, freeze)
     counted = preflight_report._count(model)
     assert counted.get("adapters", (0, 0)) == (adapters, adapters)
@@ -326,9 +326,7 @@ def test_the_seeds_own_arithmetic():
     assert paid == {(300, 240): 8.0, (256, 563): 17.6}
     assert 30 * 8.0 == 240 and round(32 * 17.6) == 563
     model = config.load(Finetune, ROOT / "recipes/early_fusion_8b/stage1.yaml", [])
-    report = preflight_report.metrics.Flops.of(
-        preflight_report.models.empty(model.model, "bf16"), SHAPE
-    )
+    report = preflight_report.metrics.Flops.of(backbone.empty(model.model, "bf16"), SHAPE)
     law = report.of_tokens(10**9, 10**9 * 190) / (0.46 * 989e12) / 3600 * 2.20
     assert law == pytest.approx(62, rel=0.03)
 

@@ -32,6 +32,7 @@ from speechfuse.samples import datasets, packing
 from speechfuse.tokens.vocabulary import read_config
 from speechfuse.train import attention, gpus, guards, optimizers, state
 from speechfuse.train import model as models
+from speechfuse.train.backbone import DTYPES
 from speechfuse.train.config import Finetune
 from speechfuse.train.metrics import Flops, Meter, Metrics, read
 from speechfuse.train.new_rows import WATCHED, NewRows
@@ -76,8 +77,8 @@ def device_of(name: str) -> torch.device:
 def _check(job: Finetune, ranks: int) -> int:
     """The micro-batch size; ValueError for sizes that do not divide and names that do not exist."""
     for key in ("dtype", "compute_dtype"):
-        if getattr(job, key) not in models.DTYPES:
-            raise ValueError(f"{key}={getattr(job, key)!r}: choose one of {sorted(models.DTYPES)}")
+        if getattr(job, key) not in DTYPES:
+            raise ValueError(f"{key}={getattr(job, key)!r}: choose one of {sorted(DTYPES)}")
     for key, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("seq_len", 2)):
         if (value := getattr(job, key)) is not None and value < least:
             raise ValueError(f"{key}={value}: at least {least} is needed")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from speechfuse import artifact
+from speechfuse.train import backbone
 from speechfuse.train.gpus import Gpu
 
 TRACKERS = ("none", "wandb", "trackio")
@@ -47,10 +48,11 @@ class Flops:
         embeddings: list[Tensor] = [
             m.weight for m in model.modules() if isinstance(m, nn.Embedding)
         ]
+        layers = backbone.of(model).layers
         groups: dict[str, list[Tensor]] = {}  # in the order of the forward pass
         for name, parameter in model.named_parameters():
             if not any(parameter is each for each in embeddings):
-                layer = re.search(r"layers\.\d+", name)
+                layer = re.match(rf"{re.escape(layers)}\.\d+", name)
                 groups.setdefault(layer[0] if layer else name, []).append(parameter)
         if shape.get("tie_word_embeddings"):
             groups["head"] = embeddings
@@ -59,11 +61,11 @@ class Flops:
         for group, parameters in groups.items():
             trains = any(p.requires_grad for p in parameters)
             # inside a layer there are weights below others
-            through = reached or (trains and group.startswith("layers"))
+            through = reached or (trains and group.startswith(layers))
             for weight in parameters:
                 if weight.ndim > 1:
                     weights[2 + 2 * through + 2 * weight.requires_grad] += weight.numel()
-            if group.startswith("layers"):
+            if group.startswith(layers):
                 times += 12 if through else 4
             reached |= trains
         heads = shape["num_attention_heads"]

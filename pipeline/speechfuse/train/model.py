@@ -29,15 +29,12 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint as recomputed
-from torchtune import training
-from torchtune.models import convert_weights
 from torchtune.modules.peft import DoRALinear, LoRALinear, get_merged_lora_ckpt
 
 from speechfuse import config
 from speechfuse.tokens.vocabulary import Vocabulary, read_config
-from speechfuse.train import attention
-from speechfuse.train.head import Head
-from speechfuse.train.transformers_llama import HEAD_NAMES, Llama
+from speechfuse.train import backbone
+from speechfuse.train.backbone import DTYPES
 
 BUILDER_KEYS = {  # argument of torchtune's Llama builders -> key of config.json
     "vocab_size": "vocab_size",
@@ -60,7 +57,6 @@ FIXED = {  # what every builder has; stands in config.json or may be absent ther
     "high_freq_factor": 4,
     "original_max_position_embeddings": 8192,
 }
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RECOMPUTED = {"none": 0, "selective": 2, "full": 1}  # every how manyth layer
 CARRIED = (  # files of a checkpoint that training does not change
     "config.json",
@@ -121,18 +117,6 @@ def check_shape(spec: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     return shape
 
 
-def empty(spec: dict[str, Any], dtype: str, loss_chunk: int = 1024) -> nn.Module:
-    """The decoder that `spec` names, on the meta device: shapes without memory."""
-    with torch.device("meta"), training.set_default_dtype(DTYPES[dtype]):
-        model = config.instantiate(spec)
-        model.output = Head(model.output, loss_chunk)
-    if not isinstance(model, Llama):
-        for layer in model.layers:
-            inner = layer.attn  # the only door that torchtune has to its attention function
-            inner._attention_call = partial(attention.by_document, inner._attention_call)
-    return model
-
-
 def build(
     spec: dict[str, Any],
     checkpoint: Path,
@@ -156,7 +140,7 @@ def build(
     are drawn from `seed`, the same for every number of ranks. Only rank 0 reads the files.
     """
     shape = check_shape(spec, checkpoint)
-    model = empty(spec, dtype, loss_chunk)
+    model = backbone.empty(spec, dtype, loss_chunk)
     _wrap_layers(model, activation_checkpointing, compile)
     if dist.is_initialized():
         _shard(model, device, DTYPES[compute_dtype], shard_group)
@@ -188,8 +172,7 @@ def _wrap_layers(model: nn.Module, mode: str, compile: bool) -> None:
     if mode not in RECOMPUTED:
         raise ValueError(f"activation_checkpointing={mode!r}: choose one of {list(RECOMPUTED)}")
     every = RECOMPUTED[mode]
-    layers: Any = model.layers
-    for number, layer in enumerate(layers, 1):
+    for number, layer in enumerate(backbone.layers_of(model), 1):
         if compile:
             layer.forward = torch.compile(layer.forward)
         if every and number % every == 0:
@@ -209,18 +192,9 @@ def _shard(
         )
     wide = torch.promote_types(compute_dtype, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=wide)
-    layers: Any = model.layers
-    for layer in layers:
+    for layer in backbone.layers_of(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-
-
-def _arguments(shape: dict[str, Any]) -> dict[str, int]:
-    return {
-        "num_heads": shape["num_attention_heads"],
-        "num_kv_heads": shape["num_key_value_heads"],
-        "dim": shape["hidden_size"],
-    }
 
 
 def _read(model: nn.Module, checkpoint: Path, shape: dict[str, Any]) -> dict[str, Tensor]:
@@ -232,9 +206,7 @@ def _read(model: nn.Module, checkpoint: Path, shape: dict[str, Any]) -> dict[str
         raise ValueError(f"{checkpoint} holds no *.safetensors")
     if shape.get("tie_word_embeddings"):
         weights.pop("lm_head.weight", None)
-    if isinstance(model, Llama):
-        return {HEAD_NAMES.get(name, name): tensor for name, tensor in weights.items()}
-    return convert_weights.hf_to_tune(weights, **_arguments(shape))
+    return backbone.of(model).read_hf(weights, shape)
 
 
 def _adapters(model: nn.Module, weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -283,11 +255,7 @@ def export(model: nn.Module, checkpoint: Path, out: Path, manifest: dict[str, An
     if dist.is_initialized() and dist.get_rank() != 0:
         return
     _merge_adapters(model, weights)
-    if isinstance(model, Llama):
-        theirs = {ours: name for name, ours in HEAD_NAMES.items()}
-        weights = {theirs.get(name, name): tensor for name, tensor in weights.items()}
-    else:
-        weights = convert_weights.tune_to_hf(weights, **_arguments(read_config(checkpoint)))
+    weights = backbone.of(model).write_hf(weights, read_config(checkpoint))
     hidden = out.with_name(f".{out.name}")
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir(parents=True)

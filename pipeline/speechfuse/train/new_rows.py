@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from speechfuse.tokens.vocabulary import SoundLayout
+from speechfuse.train.backbone import embedding_of, head_of
 
 WATCHED = 100  # steps
 
@@ -73,7 +74,7 @@ class NewRows:
         """`first`: steps that train these rows alone. ValueError when there are none to train."""
         self.first, self.layout = first, layout
         self._trained = [p for p in model.parameters() if p.requires_grad]
-        parts: dict[str, Any] = {"embedding": model.tok_embeddings, "head": model.output}
+        parts: dict[str, Any] = {"embedding": embedding_of(model), "head": head_of(model)}
         found = {name: getattr(part, "weight", None) for name, part in parts.items()}
         self._matrices = {
             name: _Matrix.of(weight, range(layout.ids.start, layout.ids.stop))

@@ -15,7 +15,9 @@ import torch.distributed as dist
 from torch import nn
 
 from speechfuse import config
+from speechfuse.train import backbone
 from speechfuse.train import model as models
+from speechfuse.train.backbone import DTYPES
 from speechfuse.train.preflight.rehearsal import Live, Rehearsal, bytes_of, local_shape, numel_of
 
 ROWS = 256  # an optimizer's state is measured on so many rows of a matrix, and on twice as many
@@ -39,13 +41,13 @@ class Memory:
 def of(job: Any, rows: int, length: int, passes: int, ranks: int, gpu: bool) -> Memory:
     """The memory of `job` on each of `ranks` ranks, on a GPU or on the CPU, where an optimizer
     step is `passes` forwards of `rows` x `length` tokens."""
-    model = models.empty(job.model, job.dtype, job.loss_chunk)
+    model = backbone.empty(job.model, job.dtype, job.loss_chunk)
     models.freeze(model, job.freeze)
     sharded = ranks > 1 or job.compute_dtype != job.dtype or dist.is_initialized()
     shards = job.shard_group or ranks
     parts = {p: local_shape(p, shards) if sharded else tuple(p.shape) for p in model.parameters()}
     trained = [shape for p, shape in parts.items() if p.requires_grad]
-    size = models.DTYPES[job.dtype].itemsize
+    size = DTYPES[job.dtype].itemsize
     gradients = size * sum(map(numel_of, trained))
     step = Rehearsal(job, model, rows, length, shards if sharded else None, gpu)
     peaks = [
@@ -95,7 +97,7 @@ def optimizer_extra(job: Any, shapes: list[tuple[int, ...]], gpu: bool) -> int:
 def _stepped(job: Any, shape: tuple[int, ...]) -> tuple[int, int, torch.optim.Optimizer]:
     """Bytes of state after a real step of the optimizer on one parameter, and the most that a
     second step had in use beside it."""
-    parameter = nn.Parameter(torch.zeros(shape, dtype=models.DTYPES[job.dtype]))
+    parameter = nn.Parameter(torch.zeros(shape, dtype=DTYPES[job.dtype]))
     optimizer = config.instantiate(job.optimizer, params=[parameter])
     live = Live()
     parameter.grad = torch.zeros_like(parameter)

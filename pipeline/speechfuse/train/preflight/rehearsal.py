@@ -22,7 +22,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint as recomputed
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
+from speechfuse.train import backbone
 from speechfuse.train import model as models
+from speechfuse.train.backbone import DTYPES
 from speechfuse.train.head import linear_cross_entropy
 
 
@@ -104,10 +106,11 @@ class _Scored(nn.Module):
 
     def __init__(self, model: Any, live: Live) -> None:
         super().__init__()
-        self.chunk, self.live = model.output.chunk, live
-        own = "weight" in dict(model.output.named_parameters())
+        head = backbone.head_of(model)
+        self.chunk, self.live = head.chunk, live
+        own = "weight" in dict(head.named_parameters())
         if own:
-            self.weight = model.output.weight
+            self.weight = head.weight
         embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
         self._owner = [self if own else embeddings[0]]
 
@@ -130,11 +133,11 @@ class Rehearsal:
         self.job, self.model, self.rows, self.length = job, model, rows, length
         self.shards, self.gpu = shards, gpu
         self.live, self.fake = Live(), FakeTensorMode()
-        self.dtype = models.DTYPES[job.dtype if shards is None else job.compute_dtype]
+        self.dtype = DTYPES[job.dtype if shards is None else job.compute_dtype]
         self._recompute()
         self.buffers = _fill_buffers(model)
         with self.fake:
-            model.output = _Scored(model, self.live)
+            backbone.set_head(model, _Scored(model, self.live))
             for module in list(model.modules()):
                 for name, old in list(module.named_parameters(recurse=False)):
                     new = torch.empty(old.shape, dtype=self.dtype, device="cpu")
@@ -143,7 +146,7 @@ class Rehearsal:
                 for name, old in list(module.named_buffers(recurse=False)):
                     setattr(module, name, self.fake.from_tensor(old))
                     self.live.ignore(getattr(module, name))
-        self.groups = {layer: list(layer.parameters()) for layer in model.layers}
+        self.groups = {layer: list(layer.parameters()) for layer in backbone.layers_of(model)}
         inner = {id(p) for group in self.groups.values() for p in group}
         self.groups[model] = [p for p in model.parameters() if id(p) not in inner]
         self.gathered: dict[nn.Module, Tensor] = {}
@@ -152,7 +155,7 @@ class Rehearsal:
 
     def _recompute(self) -> None:
         every = models.RECOMPUTED[self.job.activation_checkpointing]
-        for number, layer in enumerate(self.model.layers, 1):
+        for number, layer in enumerate(backbone.layers_of(self.model), 1):
             again = partial(
                 recomputed, layer.forward, use_reentrant=False, preserve_rng_state=False
             )
@@ -166,7 +169,7 @@ class Rehearsal:
         """Bytes by kind when most is in use; `again`: there are gradients to begin with, as in
         every micro-batch but the first."""
         if self.shards is not None:
-            for layer in self.model.layers:
+            for layer in backbone.layers_of(self.model):
                 layer.register_forward_pre_hook(self._before)
                 layer.register_forward_hook(self._after)
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -196,7 +199,7 @@ class Rehearsal:
                 return
             for module, group in self.groups.items():
                 own = sum(numel_of(local_shape(p, self.shards)) for p in group if p.requires_grad)
-                self.reduced[module] = torch.empty(own, dtype=models.DTYPES[self.job.dtype])
+                self.reduced[module] = torch.empty(own, dtype=DTYPES[self.job.dtype])
 
     def _before(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self._gather(layer)
@@ -234,7 +237,7 @@ class Rehearsal:
             for parameter in trained:
                 parameter.grad = None
             with self.live.counting_as("gradients"):
-                part = torch.empty(own, dtype=wide).to(models.DTYPES[self.job.dtype])
+                part = torch.empty(own, dtype=wide).to(DTYPES[self.job.dtype])
             self.reduced.setdefault(module, part)
         del self.gathered[module]
 

@@ -22,8 +22,9 @@ import torch
 from torch import nn
 
 from speechfuse.samples.datasets import Mixture
-from speechfuse.train import attention, gpus, metrics, state
+from speechfuse.train import attention, backbone, gpus, metrics, state
 from speechfuse.train import model as models
+from speechfuse.train.backbone import DTYPES
 from speechfuse.train.preflight import memory
 
 MEASUREMENTS = Path("recipes/measurements.jsonl")
@@ -260,12 +261,12 @@ def preflight(
     gpu = _gpu(job.runtime.gpu, device)
     passes = job.batch_size // ranks // micro
     used = memory.of(job, micro, data.longest, passes, ranks, gpu is not None)
-    model = models.empty(job.model, job.dtype)
+    model = backbone.empty(job.model, job.dtype)
     models.freeze(model, job.freeze)
     meter = metrics.Meter(
         metrics.Flops.of(model, shape), gpu, ranks, job.runtime.dollars_per_gpu_hour
     )
-    size = models.DTYPES[job.dtype].itemsize
+    size = DTYPES[job.dtype].itemsize
     shapes = [tuple(p.shape) for p in model.parameters() if p.requires_grad]
     merged = sum(p.numel() for name, p in model.named_parameters() if _group(name) != "adapters")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
