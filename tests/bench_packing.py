@@ -22,9 +22,10 @@ import torch
 from speechfuse import artifact, config
 from speechfuse.rows import shards
 from speechfuse.samples import datasets, index
-from speechfuse.train import loop, optimizers
+from speechfuse.train import optimizers, plan
 from speechfuse.train.config import Finetune
 from speechfuse.train.preflight import report as preflight_report
+from speechfuse.train.trainer import trainer_of
 from tests.small_training import STREAM, make_parts, recipe
 
 TIMED, TRAINED = 30, 9_600  # steps; samples
@@ -43,9 +44,13 @@ def compared(jobs: dict[str, Finetune]) -> dict[str, tuple[float, float]]:
     """(useful share, useful tokens/s) of each."""
     parts: dict[str, Any] = {}
     for name, job in jobs.items():
-        mixture = loop.load_data(job, {})
+        mixture = plan.load_data(job, {})
         micro = job.micro_batch_size or job.batch_size
-        parts[name] = mixture, datasets.Batches(mixture, 0, 1, micro), loop.prepare(job)
+        parts[name] = (
+            mixture,
+            datasets.Batches(mixture, 0, 1, micro),
+            trainer_of(job, plan.decoder_of(job)),
+        )
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     tokens: dict[str, list[int]] = {name: [] for name in jobs}
     places: dict[str, int] = dict.fromkeys(jobs, 0)
@@ -72,7 +77,7 @@ def compared(jobs: dict[str, Finetune]) -> dict[str, tuple[float, float]]:
 
 def trained_loss(job: Finetune, held_out: list[index.Sample]) -> float:
     """Loss on samples of no training after so many that train."""
-    mixture, trainer = loop.load_data(job, {}), loop.prepare(job)
+    mixture, trainer = plan.load_data(job, {}), trainer_of(job, plan.decoder_of(job))
     batches = datasets.Batches(mixture, 0, 1, job.micro_batch_size or job.batch_size)
     (peak,) = optimizers.rates(trainer.optimizer)
     seen = step = 0
@@ -139,7 +144,7 @@ def main() -> None:
         "path": "out/data/speech_test",
         "select": {"split": "seen_facts", "kind": "question"},
     }
-    unseen = loop.load_data(replace(demo, datasets=[entry], epochs=1), {})  # other voices
+    unseen = plan.load_data(replace(demo, datasets=[entry], epochs=1), {})  # other voices
     held_out = [unseen.indexes[0][i] for i in range(len(unseen.indexes[0]))]
     for name, job in list(runs(demo, 16, 48).items())[:2]:
         losses = [trained_loss(replace(job, seed=seed), held_out) for seed in (0, 1)]

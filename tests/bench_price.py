@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from speechfuse import config
-from speechfuse.train import metrics
+from speechfuse.train import backbone, gpus, metrics
 from speechfuse.train.config import Finetune
+from speechfuse.train.model import freeze
 from speechfuse.train.preflight import report as preflight_report
 
 ROOT = Path(__file__).parent.parent
@@ -139,6 +139,18 @@ def data_of(run: Run, job: Any, micro: int) -> preflight_report.Data:
     )
 
 
+def planned(
+    job: Any, shape: dict[str, Any], data: preflight_report.Data, ranks: int, **keys: Any
+) -> preflight_report.PreflightReport:
+    """What preflight says of `job` on the GPUs that runtime.gpu names, without a checkpoint."""
+    model = backbone.empty(job.model, job.dtype)
+    freeze(model, job.freeze)
+    price, gpu = job.runtime.dollars_per_gpu_hour, gpus.named(job.runtime.gpu)
+    meter = metrics.Meter(metrics.Flops.of(model, shape), gpu, ranks, price)
+    micro = preflight_report.micro_batch(job, ranks)
+    return preflight_report.preflight(job, model, meter, micro, data, **keys)
+
+
 def report_of(run: Run) -> preflight_report.PreflightReport:
     job = config.load(
         Finetune,
@@ -146,9 +158,8 @@ def report_of(run: Run) -> preflight_report.PreflightReport:
         [f"runtime.gpu={run.gpu}", f"runtime.dollars_per_gpu_hour={run.dollars}"],
     )
     data = data_of(run, job, preflight_report.micro_batch(job, run.gpus))
-    return preflight_report.preflight(
-        job, SHAPE, data, run.gpus, torch.device("cpu"), ROOT / preflight_report.MEASUREMENTS
-    )
+    measurements = ROOT / preflight_report.MEASUREMENTS
+    return planned(job, SHAPE, data, run.gpus, measurements=measurements)
 
 
 def line(run: Run, report: preflight_report.PreflightReport) -> str:

@@ -33,10 +33,11 @@ from speechfuse import artifact
 from speechfuse.samples import datasets, packing
 from speechfuse.samples.index import Sample
 from speechfuse.tokens.vocabulary import SoundLayout, read_config
-from speechfuse.train import attention, gpus, loop, metrics
+from speechfuse.train import attention, gpus, metrics, plan
 from speechfuse.train.config import Finetune, Runtime
 from speechfuse.train.preflight import memory
 from speechfuse.train.preflight import report as preflight_report
+from speechfuse.train.trainer import trainer_of
 from tests.prove_preflight import checkpoint
 
 DEFAULTS = {
@@ -194,7 +195,7 @@ def measure(options: dict[str, str], name: str, folder: str) -> dict[str, Any]:
     job, stage = job_of(options["size"], name, device, folder)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    trainer = loop.prepare(job)
+    trainer = trainer_of(job, plan.decoder_of(job))
     steps = steps_of(job, stage, 3 + timed)
     for number, parts in enumerate(steps):
         if number == 3:  # the first steps compile and choose kernels
@@ -209,10 +210,7 @@ def measure(options: dict[str, str], name: str, folder: str) -> dict[str, Any]:
     if device == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begin
-    gpu = None
-    if device == "cuda":
-        about = torch.cuda.get_device_properties(0)
-        gpu = gpus.reported(about.name, about.total_memory)
+    gpu = gpus.of(trainer.device)
     meter = metrics.Meter(metrics.Flops.of(trainer.model, read_config(Path(folder))), gpu)
     found = [p["input_pos"][p["document"] != datasets.PADDING] for s in steps[3:] for p in s]
     tokens = sum(len(each) for each in found)

@@ -27,6 +27,7 @@ from speechfuse.train import attention
 from speechfuse.train import model as models
 from speechfuse.train.losses import next_token
 from speechfuse.train.preflight import memory
+from tests.small_training import built
 
 SIZE = {
     "vocab_size": 32_771,
@@ -147,14 +148,13 @@ def real(folder: Path, job: Any, rows: int, length: int, passes: int) -> dict[st
     """Two real steps: bytes of this rank's weights, gradients and optimizer state, and the peak of
     resident memory beyond what the process had before."""
     before = resident("VmRSS")
-    model = models.build(
-        job.model,
+    model = built(
         folder,
-        torch.device("cpu"),
+        job.model,
         job.dtype,
         job.compute_dtype,
+        job.loss_chunk,
         activation_checkpointing=job.activation_checkpointing,
-        loss_chunk=job.loss_chunk,
     )
     models.freeze(model, job.freeze)
     trained = [p for p in model.parameters() if p.requires_grad]

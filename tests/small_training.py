@@ -18,8 +18,11 @@ from speechfuse import artifact
 from speechfuse.config import load
 from speechfuse.rows import shards
 from speechfuse.tokens import expansion, vocabulary
+from speechfuse.train import backbone, checkpoint
+from speechfuse.train import model as models
 from speechfuse.train.config import Finetune
 from speechfuse.train.losses import next_token
+from speechfuse.train.shape import complete
 from tests.demo_code import demo
 
 init_base = demo("init_base")
@@ -131,6 +134,28 @@ def recipe(parts: Path, out: Path, runtime: dict | None = None, **changes: Any) 
     path = out.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+def built(
+    folder: Path,
+    spec: dict[str, Any],
+    dtype: str = "fp32",
+    compute_dtype: str = "fp32",
+    loss_chunk: int = 1024,
+    **options: Any,
+) -> Any:
+    """The decoder that `spec` names, with the weights of `folder`, as a training makes it."""
+    shape = vocabulary.read_config(folder)
+    model = backbone.empty(complete(spec, shape, str(folder)), dtype, loss_chunk)
+    models.load(model, folder, shape, torch.device("cpu"), compute_dtype, **options)
+    return model
+
+
+def exported(model: Any, folder: Path, out: Path, manifest: dict[str, Any]) -> Path:
+    """Write an epoch's folder as a training does; `folder`: where the model came from."""
+    end = vocabulary.Vocabulary.load(folder).end_of_turn
+    checkpoint.export(model, folder, vocabulary.read_config(folder), end, out, manifest)
+    return out
 
 
 def command(config: Path, ranks: int = 1, *overrides: str) -> list[str]:

@@ -46,7 +46,7 @@ DOORS = {  # third party: the files that may import it, tests apart
     "espeakng_loader": ["pipeline/speechfuse/audio/espeak_ng.py"],
     "ray": ["pipeline/speechfuse/ray_cluster.py"],
     "huggingface_hub": ["pipeline/speechfuse/hub/*"],
-    "huggingface_hub.save_torch_state_dict": ["pipeline/speechfuse/train/model.py"],
+    "huggingface_hub.save_torch_state_dict": ["pipeline/speechfuse/train/checkpoint.py"],
 }
 JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "tokenize.yaml": TokenizeSpeech,

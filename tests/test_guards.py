@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from speechfuse.train import loop
+from speechfuse.train import loop, plan
 from speechfuse.train.config import Finetune, Guards
 from speechfuse.train.guards import Watch
 from stages import bisect_batch
@@ -28,7 +28,7 @@ def planted(parts: Path, out: Path, step: str, path: str = "planted", **guards) 
 
 
 def steps_with_the_row(parts: Path, out: Path) -> list[int]:
-    mixture = loop.load_data(planted(parts, out, "nan_where_marked"), {})
+    mixture = plan.load_data(planted(parts, out, "nan_where_marked"), {})
     found = [
         step
         for step in range(1, mixture.plan.counts.steps + 1)

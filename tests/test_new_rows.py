@@ -19,7 +19,8 @@ from speechfuse.tokens.vocabulary import SoundLayout
 from speechfuse.train import attention
 from speechfuse.train import model as models
 from speechfuse.train.new_rows import WATCHED, NewRows
-from tests.test_model import BASE, CPU, LORA, TIED, batch_of, make_tied, spec_of, total, whole
+from tests.small_training import built
+from tests.test_model import BASE, LORA, TIED, batch_of, make_tied, spec_of, total, whole
 
 ROOT = Path(__file__).parent.parent
 # amid the 943 rows of the demo's base: two ranks have 472 and 471, and so both have new ones
@@ -29,7 +30,7 @@ FIRST, STEPS = 3, 5
 
 
 def make(folder: Path, spec: dict[str, Any] | None = None, **options: Any) -> Any:
-    return models.build(spec or spec_of(folder), folder, CPU, "fp32", "fp32", **options)
+    return built(folder, spec or spec_of(folder), **options)
 
 
 def batch_with_new_rows() -> dict[str, Any]:
@@ -270,7 +271,7 @@ def test_the_verdict_on_real_trainings(tmp_path, kind, said):
     layout = expansion.expand(BASE, tmp_path / "expanded", 16, "", 0, name)
     dtype = "bf16" if kind == "lost in bf16" else "fp32"
     spec = spec_of(tmp_path / "expanded")
-    model = models.build(spec, tmp_path / "expanded", CPU, dtype, dtype)
+    model = built(tmp_path / "expanded", spec, dtype, dtype)
     if kind == "frozen":
         models.freeze(model, ["^tok_embeddings", "^output"])
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -16,12 +16,12 @@ import yaml
 
 from speechfuse import config
 from speechfuse.samples import datasets
-from speechfuse.train import backbone, loop, state
+from speechfuse.train import backbone, plan, state
 from speechfuse.train import model as models
 from speechfuse.train.config import Finetune
 from speechfuse.train.preflight import memory
 from speechfuse.train.preflight import report as preflight_report
-from tests.bench_price import RUNS, SHAPE, report_of
+from tests.bench_price import RUNS, SHAPE, planned, report_of
 from tests.prove_preflight import ADAMW, job_of, real
 from tests.prove_preflight import checkpoint as make_checkpoint
 from tests.small_training import ROOT, make_parts, recipe
@@ -183,9 +183,9 @@ def tiny_job(out: Path | str = "nowhere", **changes: Any) -> SimpleNamespace:
 def tiny_report(
     job: Any = None, data: preflight_report.Data = DATA, **keys: Any
 ) -> preflight_report.PreflightReport:
-    shape = {"num_attention_heads": 4, "hidden_size": 64}
-    where = torch.device("cpu")
-    return preflight_report.preflight(job or tiny_job(), shape, data, 2, where, **keys)
+    return planned(
+        job or tiny_job(), {"num_attention_heads": 4, "hidden_size": 64}, data, 2, **keys
+    )
 
 
 def test_price_is_tokens_by_speed_by_hours(tmp_path):
@@ -340,7 +340,7 @@ def parts(tmp_path_factory) -> Path:
 def test_data_is_counted_as_it_comes(parts, tmp_path, packed, micro):
     path = recipe(parts, tmp_path / "run", packed=packed, micro_batch_size=micro)
     job = config.load(Finetune, path, [])
-    mixture = loop.load_data(job, {})
+    mixture = plan.load_data(job, {})
     said = preflight_report.Data.of(mixture, 2, micro)
     batches = [
         part

@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM
 
 from speechfuse.rows import shards
 from speechfuse.train import loop
-from speechfuse.train import model as models
 from speechfuse.train.config import Finetune
 from speechfuse.train.new_rows import NewRows
 from speechfuse.train.preflight import assumed
@@ -27,6 +26,7 @@ from speechfuse.train.state import complete_steps
 from tests.small_training import (
     ROOT,
     STREAM,
+    built,
     command,
     dataset,
     job,
@@ -123,7 +123,7 @@ def test_killed_and_started_again_ends_as_if_undisturbed(
 def test_exported_model_gives_the_trainers_logits_in_transformers(parts, undisturbed):
     config = yaml.safe_load((undisturbed.with_suffix(".yaml")).read_text())
     folder = undisturbed / "epoch_0"
-    ours = models.build(config["model"], folder, torch.device("cpu"), "fp32", "fp32")
+    ours = built(folder, config["model"])
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     tokens = torch.randint(0, config["model"]["vocab_size"], (2, 50))
     with torch.no_grad():

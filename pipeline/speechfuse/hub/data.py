@@ -7,7 +7,6 @@ nothing of it can be seen, and what an interrupted push has sent is not sent aga
 The token is read from the environment (HF_TOKEN) and from nowhere else.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -29,6 +28,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
+
+from speechfuse import artifact
 
 PATH = re.compile(r"([\w.-]+/[\w.-]+)@([^@]+)")
 
@@ -59,8 +60,7 @@ def pinned_commit(now: str, name: str, out: Path | None) -> str:
     """The owner/name@commit that an artifact stays with: once `out` is begun, the one that stands
     as input `name` in its plan.json, else `now`. Where the branch has moved since, that is said and
     makes no difference. What is not on the Hub is given back as it is."""
-    plan = out / "plan.json" if out else None
-    record = json.loads(plan.read_text("utf-8")) if plan and plan.exists() else {}
+    record = artifact.record_of(out) if out else {}
     before = str(record.get("inputs", {}).get(name, now))
     if before == now or not before.startswith(f"{now.partition('@')[0]}@"):
         return now

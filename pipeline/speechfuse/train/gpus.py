@@ -4,8 +4,11 @@ In: a name, from a recipe (`runtime.gpu`) or from the driver. Out: memory and pe
 data sheets. A GPU that is not in the table has no peak: its utilisation is left out, not guessed.
 """
 
+import os
 import re
 from dataclasses import dataclass
+
+import torch
 
 GIB = 2**30
 
@@ -47,3 +50,18 @@ def reported(name: str, memory: int) -> Gpu:
         if re.fullmatch(pattern, name):
             return Gpu(gpu.name, memory, gpu.peak)
     return Gpu(name, memory, None)
+
+
+def device_of(name: str) -> torch.device:
+    """The device of this rank for `runtime.device`: cpu, cuda or auto."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
+
+
+def of(device: torch.device) -> Gpu | None:
+    """The GPU that a device is; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    return reported(properties.name, properties.total_memory)

@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from speechfuse.samples.datasets import Mixture
-from speechfuse.train import attention, backbone, gpus, metrics, state
+from speechfuse.train import attention, gpus, metrics, state
 from speechfuse.train import model as models
 from speechfuse.train.backbone import DTYPES
+from speechfuse.train.config import Finetune
 from speechfuse.train.preflight import memory
 
 MEASUREMENTS = Path("recipes/measurements.jsonl")
@@ -107,7 +108,7 @@ def positions(sizes: list[int], packed: bool, seq_len: int, ranks: int, micro: i
     return sum(len(part) * max(1, *part) for part in parts)
 
 
-def micro_batch(job: Any, ranks: int) -> int:
+def micro_batch(job: Finetune, ranks: int) -> int:
     """Rows of one forward on a rank; ValueError when the batch does not divide."""
     if job.batch_size % ranks:
         low = job.batch_size // ranks * ranks
@@ -244,28 +245,23 @@ class PreflightReport:
 
 
 def preflight(
-    job: Any,
-    shape: dict[str, Any],
+    job: Finetune,
+    model: nn.Module,
+    meter: metrics.Meter,
+    micro: int,
     data: Data,
-    ranks: int,
-    device: torch.device,
     measurements: Path = MEASUREMENTS,
 ) -> PreflightReport:
-    """The report of `job` on `ranks` ranks. `shape`: config.json of its checkpoint. ValueError for
-    a batch that does not divide, for no data, and for names that do not exist."""
-    micro = micro_batch(job, ranks)
+    """The report of `job`, whose `model` has all its arguments, on the GPUs of `meter`. `model`:
+    without memory, frozen as in training; `micro`: rows of a forward. Raises ValueError for no data
+    and for names that do not exist."""
     if not data.steps or not data.tokens:
         raise ValueError(
             f"{job.out}: the datasets hold no sample to train on; see their paths, select"
         )
-    gpu = _gpu(job.runtime.gpu, device)
+    gpu, ranks = meter.gpu, meter.gpus
     passes = job.batch_size // ranks // micro
     used = memory.of(job, micro, data.longest, passes, ranks, gpu is not None)
-    model = backbone.empty(job.model, job.dtype)
-    models.freeze(model, job.freeze)
-    meter = metrics.Meter(
-        metrics.Flops.of(model, shape), gpu, ranks, job.runtime.dollars_per_gpu_hour
-    )
     size = DTYPES[job.dtype].itemsize
     shapes = [tuple(p.shape) for p in model.parameters() if p.requires_grad]
     merged = sum(p.numel() for name, p in model.named_parameters() if _group(name) != "adapters")
@@ -310,15 +306,6 @@ def _count(model: nn.Module) -> dict[str, tuple[int, int]]:
         every[_group(name)] += parameter.numel()
         trained[_group(name)] += parameter.numel() * parameter.requires_grad
     return {group: (count, trained[group]) for group, count in every.items()}
-
-
-def _gpu(name: str | None, device: torch.device) -> gpus.Gpu | None:
-    if name is not None:
-        return gpus.named(name)
-    if device.type != "cuda":
-        return None
-    found = torch.cuda.get_device_properties(device)
-    return gpus.reported(found.name, found.total_memory)
 
 
 def _machine_memory() -> int:
