@@ -191,6 +191,20 @@ def test_a_builder_that_does_not_fit_the_checkpoint_is_refused(tmp_path, changes
         complete(spec_of(BASE) | given, shape, str(tmp_path))
 
 
+def test_what_a_recipe_leaves_out_comes_from_config_json(tied):
+    shape = json.loads((BASE / "config.json").read_text())
+    assert complete({"_component_": LLAMA}, shape, "a/folder") == spec_of(BASE)
+    wide = shape | {"rms_norm_eps": 1e-6, "rope_parameters": None, "rope_theta": 10_000.0}
+    filled = complete({"_component_": THEIRS}, wide, "a/folder")
+    assert (filled["norm_eps"], filled["rope_base"], filled["scale_factor"]) == (1e-6, 10_000, 1)
+    shape = json.loads((tied / "config.json").read_text())
+    filled = complete({"_component_": THEIRS, "max_seq_len": 64}, shape, "a/folder")
+    assert filled["max_seq_len"] == 64 and filled["tie_word_embeddings"] is True
+    batch = batch_of(2)
+    expected = logits(build(tied, spec_of(tied, TIED)), batch)
+    assert torch.equal(logits(build(tied, {"_component_": TIED}), batch), expected)
+
+
 def test_llamas_config_of_before_transformers_5_is_read_too():
     shape = json.loads((BASE / "config.json").read_text())
     rope = shape.pop("rope_parameters")

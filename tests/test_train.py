@@ -89,6 +89,26 @@ def test_two_ranks_and_one_rank_train_the_same_model(undisturbed, on_two_ranks):
         torch.testing.assert_close(weights(on_two_ranks)[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_torchtunes_command_line_trains_the_same(parts, undisturbed, on_two_ranks, tmp_path, ranks):
+    """Bit for bit; and the recipe names the builder alone, which config.json gives its sizes."""
+    builder = {"_component_": "torchtune.models.llama3_1.llama3_1"}
+    config = recipe(parts, tmp_path / "tuned", model=builder)
+    several = [] if ranks == 1 else ["--nproc_per_node", str(ranks)]
+    tune = Path(sys.executable).with_name("tune")
+    done = subprocess.run(
+        [tune, "run", *several, "stages/train.py", "--config", config, "runtime.state_every=10"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    reference = weights(undisturbed if ranks == 1 else on_two_ranks)
+    tuned = weights(tmp_path / "tuned")
+    assert tuned.keys() == reference.keys()
+    assert all(torch.equal(tensor, reference[name]) for name, tensor in tuned.items())
+
+
 def test_micro_batches_weigh_every_target_alike(parts, undisturbed, tmp_path):
     out = tmp_path / "micro"
     assert train(recipe(parts, out, micro_batch_size=1)).returncode == 0
