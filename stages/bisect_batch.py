@@ -9,7 +9,7 @@ in <run>/quarantine/step_<n>.samples.jsonl. The run itself is not touched.
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ SHOWN = 10
 
 @dataclass
 class BisectBatch(Finetune):
-    at: int = field(default=0, metadata={"help": "the step, counted from 1 as in metrics.jsonl"})
+    at: int = config.key("the step, counted from 1 as in metrics.jsonl", 0)
 
 
 def main(job: BisectBatch) -> None:
@@ -29,6 +29,7 @@ def main(job: BisectBatch) -> None:
 
     from speechfuse.samples import datasets
     from speechfuse.train import loop, plan, state
+    from speechfuse.train.model import decoder_of
     from speechfuse.train.trainer import trainer_of
 
     out = Path(job.out)
@@ -41,7 +42,7 @@ def main(job: BisectBatch) -> None:
         job, compile=False, attention="dense", activation_checkpointing="full", clip_grad_norm=None
     )
     loop.join(job.runtime.device, mixed=job.compute_dtype != job.dtype)
-    trainer = trainer_of(job, plan.decoder_of(job))
+    trainer = trainer_of(job, decoder_of(job))
     states = state.States(out / "state", trainer.model, trainer.optimizer)
     start = states.restore_weights(job.at - 1)
     print(f"{out}: weights after step {start}, rows of step {job.at}")

@@ -24,6 +24,7 @@ from speechfuse.rows import shards
 from speechfuse.samples import datasets, index
 from speechfuse.train import optimizers, plan
 from speechfuse.train.config import Finetune
+from speechfuse.train.model import decoder_of
 from speechfuse.train.preflight import report as preflight_report
 from speechfuse.train.trainer import trainer_of
 from tests.small_training import STREAM, make_parts, recipe
@@ -49,7 +50,7 @@ def compared(jobs: dict[str, Finetune]) -> dict[str, tuple[float, float]]:
         parts[name] = (
             mixture,
             datasets.Batches(mixture, 0, 1, micro),
-            trainer_of(job, plan.decoder_of(job)),
+            trainer_of(job, decoder_of(job)),
         )
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     tokens: dict[str, list[int]] = {name: [] for name in jobs}
@@ -77,7 +78,7 @@ def compared(jobs: dict[str, Finetune]) -> dict[str, tuple[float, float]]:
 
 def trained_loss(job: Finetune, held_out: list[index.Sample]) -> float:
     """Loss on samples of no training after so many that train."""
-    mixture, trainer = plan.load_data(job, {}), trainer_of(job, plan.decoder_of(job))
+    mixture, trainer = plan.load_data(job, {}), trainer_of(job, decoder_of(job))
     batches = datasets.Batches(mixture, 0, 1, job.micro_batch_size or job.batch_size)
     (peak,) = optimizers.rates(trainer.optimizer)
     seen = step = 0

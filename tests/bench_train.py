@@ -33,8 +33,9 @@ from speechfuse import artifact
 from speechfuse.samples import datasets, packing
 from speechfuse.samples.index import Sample
 from speechfuse.tokens.vocabulary import SoundLayout, read_config
-from speechfuse.train import attention, gpus, metrics, plan
+from speechfuse.train import attention, gpus, metrics
 from speechfuse.train.config import Finetune, Runtime
+from speechfuse.train.model import decoder_of
 from speechfuse.train.preflight import memory
 from speechfuse.train.preflight import report as preflight_report
 from speechfuse.train.trainer import trainer_of
@@ -195,7 +196,7 @@ def measure(options: dict[str, str], name: str, folder: str) -> dict[str, Any]:
     job, stage = job_of(options["size"], name, device, folder)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    trainer = trainer_of(job, plan.decoder_of(job))
+    trainer = trainer_of(job, decoder_of(job))
     steps = steps_of(job, stage, 3 + timed)
     for number, parts in enumerate(steps):
         if number == 3:  # the first steps compile and choose kernels

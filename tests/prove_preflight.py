@@ -151,9 +151,9 @@ def real(folder: Path, job: Any, rows: int, length: int, passes: int) -> dict[st
     model = built(
         folder,
         job.model,
-        job.dtype,
-        job.compute_dtype,
-        job.loss_chunk,
+        dtype=job.dtype,
+        compute_dtype=job.compute_dtype,
+        loss_chunk=job.loss_chunk,
         activation_checkpointing=job.activation_checkpointing,
     )
     models.freeze(model, job.freeze)

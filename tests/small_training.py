@@ -22,7 +22,6 @@ from speechfuse.train import backbone, checkpoint
 from speechfuse.train import model as models
 from speechfuse.train.config import Finetune
 from speechfuse.train.losses import next_token
-from speechfuse.train.shape import complete
 from tests.demo_code import demo
 
 init_base = demo("init_base")
@@ -136,26 +135,23 @@ def recipe(parts: Path, out: Path, runtime: dict | None = None, **changes: Any) 
     return path
 
 
-def built(
-    folder: Path,
-    spec: dict[str, Any],
-    dtype: str = "fp32",
-    compute_dtype: str = "fp32",
-    loss_chunk: int = 1024,
-    **options: Any,
-) -> Any:
-    """The decoder that `spec` names, with the weights of `folder`, as a training makes it."""
-    shape = vocabulary.read_config(folder)
-    model = backbone.empty(complete(spec, shape, str(folder)), dtype, loss_chunk)
-    models.load(model, folder, shape, torch.device("cpu"), compute_dtype, **options)
-    return model
+def built(folder: Path, spec: dict[str, Any], **options: Any) -> Any:
+    """The model that `spec` names, with the weights of `folder`, as a training makes it;
+    `options`: other keys of a recipe."""
+    keys = {"datasets": [], "seq_len": 2, "batch_size": 1, "epochs": 1, "warmup_steps": 0}
+    settings = Finetune(
+        out="", checkpoint=str(folder), model=spec, optimizer={}, **(keys | options)
+    )
+    decoder = models.decoder_of(settings)
+    models.load(decoder, settings, torch.device("cpu"))
+    return decoder.model
 
 
-def exported(model: Any, folder: Path, out: Path, manifest: dict[str, Any]) -> Path:
+def exported(model: Any, folder: Path, out: Path, manifest: dict[str, Any]) -> None:
     """Write an epoch's folder as a training does; `folder`: where the model came from."""
     end = vocabulary.Vocabulary.load(folder).end_of_turn
-    checkpoint.export(model, folder, vocabulary.read_config(folder), end, out, manifest)
-    return out
+    shape = vocabulary.read_config(folder)
+    checkpoint.export(backbone.Decoder(folder, shape, {}, model), end, out, manifest)
 
 
 def command(config: Path, ranks: int = 1, *overrides: str) -> list[str]:

@@ -271,7 +271,7 @@ def test_the_verdict_on_real_trainings(tmp_path, kind, said):
     layout = expansion.expand(BASE, tmp_path / "expanded", 16, "", 0, name)
     dtype = "bf16" if kind == "lost in bf16" else "fp32"
     spec = spec_of(tmp_path / "expanded")
-    model = built(tmp_path / "expanded", spec, dtype, dtype)
+    model = built(tmp_path / "expanded", spec, dtype=dtype, compute_dtype=dtype)
     if kind == "frozen":
         models.freeze(model, ["^tok_embeddings", "^output"])
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -5,8 +5,10 @@ it that the training handles by name, and its weights under the names of a Huggi
 model whose class has no `backbone` is torchtune's.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -92,6 +94,17 @@ def set_head(model: nn.Module, head: nn.Module) -> None:
     """Put another head in the place of the model's."""
     owner, _, name = of(model).head.rpartition(".")
     setattr(model.get_submodule(owner), name, head)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """`folder`: the checkpoint, whose config.json is `shape`; `spec`: `model` of the recipe with
+    all arguments; `model`: what that builds, at first without memory."""
+
+    folder: Path
+    shape: dict[str, Any]
+    spec: dict[str, Any]
+    model: nn.Module
 
 
 def empty(spec: dict[str, Any], dtype: str, loss_chunk: int = 1024) -> nn.Module:

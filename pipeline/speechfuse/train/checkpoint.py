@@ -19,59 +19,42 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torchtune.modules.peft import DoRALinear, LoRALinear, get_merged_lora_ckpt
 
 from speechfuse.train import backbone
+from speechfuse.train.backbone import Decoder
 
-CARRIED = (  # files of a checkpoint that training does not change
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
-SAMPLING = (
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-)
+# files of a checkpoint that training does not change
+CARRIED = (
+    "config.json tokenizer.json tokenizer_config.json special_tokens_map.json chat_template.jinja"
+).split()
+# keys of generation_config.json that ask for sampling
+SAMPLING = "do_sample temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff".split()
 
 
-def read(model: nn.Module, folder: Path, shape: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of a Hugging Face folder, whose config.json is `shape`, by the names of `model`.
-    Raises ValueError where there are none."""
+def read(decoder: Decoder) -> dict[str, Tensor]:
+    """The weights of the checkpoint by the names of the model. Raises ValueError where there are
+    none."""
     weights: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(decoder.folder.glob("*.safetensors")):
         weights |= load_file(path)
     if not weights:
-        raise ValueError(f"{folder} holds no *.safetensors")
-    if shape.get("tie_word_embeddings"):
+        raise ValueError(f"{decoder.folder} holds no *.safetensors")
+    if decoder.shape.get("tie_word_embeddings"):
         weights.pop("lm_head.weight", None)
-    return backbone.of(model).read_hf(weights, shape)
+    return backbone.of(decoder.model).read_hf(weights, decoder.shape)
 
 
-def export(
-    model: nn.Module,
-    folder: Path,
-    shape: dict[str, Any],
-    end_of_turn: int,
-    out: Path,
-    manifest: dict[str, Any],
-) -> None:
-    """Write the weights to `out`, a Hugging Face folder beside config.json (`shape`) and tokenizer
-    of `folder`, complete or absent. The model itself stays as it is.
+def export(decoder: Decoder, end_of_turn: int, out: Path, manifest: dict[str, Any]) -> None:
+    """Write the weights to `out`, a Hugging Face folder with config.json and tokenizer of the
+    checkpoint, complete or absent. The model itself stays as it is.
 
     Call it on every rank; rank 0 writes, into a hidden folder that is renamed at the end.
     """
-    weights: dict[str, Any] = get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
+    model, folder = decoder.model, decoder.folder
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
     if dist.is_initialized() and dist.get_rank() != 0:
         return
     _merge_adapters(model, weights)
-    weights = backbone.of(model).write_hf(weights, shape)
+    weights = backbone.of(model).write_hf(weights, decoder.shape)
     hidden = out.with_name(f".{out.name}")
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir(parents=True)
@@ -83,7 +66,7 @@ def export(
     for name in CARRIED:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, hidden / name)
-    generation = _generation_config(folder, shape, end_of_turn)
+    generation = _generation_config(folder, decoder.shape, end_of_turn)
     for name, content in (("generation_config.json", generation), ("manifest.json", manifest)):
         (hidden / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     os.replace(hidden, out)

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.utils.data import DataLoader
 from torchtune.training import get_cosine_schedule_with_warmup
 from tqdm import tqdm
@@ -58,11 +57,12 @@ def run(job: Finetune) -> None:
         return
     resumed = plan.artifact.started() and not job.fresh
     if state.broadcast_from_rank0(plan.artifact.begin(fresh=job.fresh) if rank == 0 else None):
-        _train(job, plan, resumed)
+        _train(plan, resumed)
 
 
-def _train(job: Finetune, plan: RunPlan, resumed: bool) -> None:
-    out, first, counts = Path(job.out), plan.rank == 0, plan.mixture.plan.counts
+def _train(plan: RunPlan, resumed: bool) -> None:
+    job, on_rank0, counts = plan.job, plan.rank == 0, plan.mixture.plan.counts
+    out = Path(job.out)
     trainer = trainer_of(job, plan.decoder)
     optimizer = trainer.optimizer
     peaks = optimizers.rates(optimizer)
@@ -71,13 +71,13 @@ def _train(job: Finetune, plan: RunPlan, resumed: bool) -> None:
     rows = NewRows(trainer.model, plan.mixture.vocabulary.layout, job.new_rows_first)
     states = state.States(out / "state", trainer.model, optimizer)
     done = states.restore()
-    if first and resumed:
+    if on_rank0 and resumed:
         print(f"{out}: goes on at step {done + 1:,} of {counts.steps:,}")
     tracker, identity = job.runtime.tracker, plan.artifact.fingerprint
-    metrics = Metrics(out, done, plan.meter, first, tracker, identity, asdict(job))
+    metrics = Metrics(out, done, plan.meter, on_rank0, tracker, identity, asdict(job))
     watch = guards.Watch(job.runtime.guards, metrics.earlier, job.new_rows_first)
     signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "stop", True))
-    bar = tqdm(total=counts.steps, initial=done, desc=out.name, unit="step", disable=not first)
+    bar = tqdm(total=counts.steps, initial=done, desc=out.name, unit="step", disable=not on_rank0)
     loader, interrupted = _loader(plan, done, job.runtime.loader_workers), False
     began = time.perf_counter()
     for step, parts in enumerate(loader, done + 1):
@@ -95,7 +95,7 @@ def _train(job: Finetune, plan: RunPlan, resumed: bool) -> None:
         rows.after_step(step)
         measured = rows.measure(step)
         optimizer.zero_grad(set_to_none=True)
-        if first:
+        if on_rank0:
             seconds, began = time.perf_counter() - began, time.perf_counter()
             lengths = plan.mixture.lengths(step - 1)
             metrics.add(
@@ -116,13 +116,13 @@ def _train(job: Finetune, plan: RunPlan, resumed: bool) -> None:
             )
             bar.set_postfix(metrics.shown())
         bar.update()
-        if first and step == min(WATCHED, counts.steps):
+        if on_rank0 and step == min(WATCHED, counts.steps):
             if verdict := rows.verdict(read(metrics.path)):
                 bar.write(verdict)
         # the epoch is written before the state that would let a resumed run go past it
         for epoch, end in enumerate(counts.epoch_ends):
             if end == step:
-                _export(trainer.model, plan, epoch, Path(job.checkpoint))
+                _export(plan, epoch)
         interrupted = stop and step < counts.steps
         if interrupted or (step % job.runtime.state_every == 0 and step < counts.steps):
             states.save(step)
@@ -132,10 +132,10 @@ def _train(job: Finetune, plan: RunPlan, resumed: bool) -> None:
     metrics.close()
     bar.close()
     if interrupted:
-        if first:
+        if on_rank0:
             print(f"{out}: stopped by SIGTERM; step {step} is saved: run again to resume")
         sys.exit(128 + signal.SIGTERM)
-    if first:
+    if on_rank0:
         _finish(plan.artifact, plan.mixture)
 
 
@@ -180,17 +180,16 @@ def _leave_out(
     )
 
 
-def _export(model: nn.Module, plan: RunPlan, epoch: int, source: Path) -> None:
-    """Write epoch_<n>/ where it is not there yet, with the tokenizer of `source`. Its manifest.json
-    has a fingerprint of its own, and all that the run was started from."""
+def _export(plan: RunPlan, epoch: int) -> None:
+    """Write epoch_<n>/ where it is not there yet. Its manifest.json has a fingerprint of its own,
+    and all that the run was started from."""
     work = plan.artifact
     out = work.out / f"epoch_{epoch}"
     if state.broadcast_from_rank0(out.exists()):
         return
     name = hashlib.sha256(f"{work.fingerprint}/{epoch}".encode()).hexdigest()
     manifest = {"fingerprint": name, "epoch": epoch, "run": work.record()}
-    end_of_turn = plan.mixture.vocabulary.end_of_turn
-    checkpoint.export(model, source, plan.decoder.shape, end_of_turn, out, manifest)
+    checkpoint.export(plan.decoder, plan.mixture.vocabulary.end_of_turn, out, manifest)
 
 
 def _finish(work: artifact.Artifact, mixture: datasets.Mixture) -> None:

@@ -19,8 +19,8 @@ def next_token(model: nn.Module, batch: dict[str, Any]) -> dict[str, tuple[Tenso
     labels, sound = batch["labels"], batch["sound"]
     with head_of(model).scoring(labels, sound.long(), 2):
         sums = model(batch["tokens"], mask=batch["mask"], input_pos=batch["input_pos"])
-    kept = labels != IGNORE
+    targets = labels != IGNORE
     return {
-        "text": (sums[0], torch.count_nonzero(kept & ~sound)),
-        "sound": (sums[1], torch.count_nonzero(kept & sound)),
+        "text": (sums[0], torch.count_nonzero(targets & ~sound)),
+        "sound": (sums[1], torch.count_nonzero(targets & sound)),
     }

@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains.
+"""The log of a run: a line of numbers for every step.
 
 In: the numbers of every optimizer step. Out: metrics.jsonl (one line a step), TensorBoard's files
 under tensorboard/, and where `runtime.tracker` asks for it Weights & Biases or Trackio. Speed and
@@ -30,10 +30,10 @@ TRACKERS = ("none", "wandb", "trackio")
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations that training needs for a token of a sample.
+    """Floating-point operations (FLOP) that training takes for a token of a sample.
 
-    `products`: of the matrix products, for every token. `attention`: for every token that a token
-    may see in its own document, itself included. Nothing is counted twice for recomputation.
+    `products`: of the matrix products. `attention`: times the tokens that the token may see in its
+    own document, itself included. Recomputation is not counted.
     """
 
     products: float
@@ -42,9 +42,9 @@ class Flops:
 
     @classmethod
     def of(cls, model: nn.Module, shape: dict[str, Any]) -> "Flops":
-        """For a decoder, on any device, and its config.json. A weight takes 2 operations in the
-        forward pass, 2 for the gradient of what comes in where something below it trains, and 2
-        for its own gradient if it trains itself."""
+        """Of a decoder, on any device, whose config.json is `shape`. A weight takes 2 operations in
+        the forward pass, 2 for the gradient of its input where something below it trains, and 2 for
+        its own gradient if it trains itself."""
         embeddings: list[Tensor] = [
             m.weight for m in model.modules() if isinstance(m, nn.Embedding)
         ]
@@ -153,16 +153,14 @@ class Metrics:
         self._tracker = tracker_of(tracker)
         if self._tracker:
             name = f"{out.name}-{identity[:8]}"
-            known = {"id": name} if tracker == "wandb" else {}  # Trackio knows a run by its name
-            self._tracker.init(
-                project="speechfuse", name=name, config=config, resume="allow", **known
-            )
+            id = {"id": name} if tracker == "wandb" else {}  # Trackio finds a run by its name
+            self._tracker.init(project="speechfuse", name=name, config=config, resume="allow", **id)
 
     def add(
         self, step: int, loss: float, lengths: list[int], seconds: float, **values: Any
     ) -> None:
-        """The line of a step: `lengths` of its samples, `seconds` it took, and what else is known
-        of it."""
+        """Write the line of a step: `lengths`: tokens of its samples; `seconds`: how long it took;
+        `values`: other numbers of it."""
         assert self._board
         tokens, pairs = sum(lengths), pairs_of(lengths)
         elapsed = self._before + time.perf_counter() - self._began
@@ -203,7 +201,7 @@ class Metrics:
         return shown
 
     def close(self) -> None:
-        """Until all is written."""
+        """Return when all is written."""
         if self._board:
             self._board.close()
         if self._tracker:
@@ -222,7 +220,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def tracker_of(name: str) -> ModuleType | None:
-    """The module that `runtime.tracker` names; ValueError when it is unknown or not installed."""
+    """The module that `runtime.tracker` names. Raises ValueError where it is not installed."""
     if name not in TRACKERS:
         raise ValueError(f"runtime.tracker={name!r}: choose one of {', '.join(TRACKERS)}")
     if name == "none":

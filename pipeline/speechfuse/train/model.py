@@ -19,38 +19,39 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint as recomputed
 from torchtune.modules.peft import DoRALinear, LoRALinear
 
+from speechfuse.tokens.vocabulary import read_config
 from speechfuse.train import backbone, checkpoint
-from speechfuse.train.backbone import DTYPES
+from speechfuse.train.backbone import DTYPES, Decoder
+from speechfuse.train.config import Finetune
+from speechfuse.train.shape import complete
 
 RECOMPUTED = {"none": 0, "selective": 2, "full": 1}  # every how manyth layer
 
 
-def load(
-    model: nn.Module,
-    folder: Path,
-    shape: dict[str, Any],
-    device: torch.device,
-    compute_dtype: str,
-    *,
-    activation_checkpointing: str = "none",
-    compile: bool = False,
-    shard_group: int | None = None,
-    seed: int = 0,
-) -> None:
-    """Give an empty `model` the weights of `folder`, a Hugging Face folder whose config.json is
-    `shape`, on `device`.
-
-    Matrix products are done in `compute_dtype` (through FSDP2's mixed precision, so several ranks
-    only, or a process group of one). Layers whose activations are dropped and computed again in the
-    backward pass: full: all, selective: every second. `compile`: each layer by torch.compile.
-    `shard_group`: so many neighbouring ranks share one copy of the model, and there are several
-    copies (HSDP); None: one. Adapters are drawn from `seed`, the same for every number of ranks.
-    Only rank 0 reads the files.
+def decoder_of(job: Finetune, shape: dict[str, Any] | None = None) -> Decoder:
+    """The decoder of `job` without its weights; what `freeze` names does not train. `shape`: in
+    place of config.json of a checkpoint that is not there, with the sizes that the recipe states.
     """
-    _wrap_layers(model, activation_checkpointing, compile)
+    folder, spec = Path(job.checkpoint), job.model
+    if shape is None:
+        shape = read_config(folder)
+        spec = complete(spec, shape, job.checkpoint)
+    model = backbone.empty(spec, job.dtype, job.loss_chunk)
+    freeze(model, job.freeze)
+    return Decoder(folder, shape, spec, model)
+
+
+def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
+    """Give the model of `decoder` its weights on `device`, computed with as `job` says.
+
+    Only rank 0 reads the files. Products in another dtype than that of the weights are FSDP2's
+    mixed precision, which needs a process group, be it of one. Adapters are drawn from `seed`, the
+    same for every number of ranks.
+    """
+    model = decoder.model
+    _wrap_layers(model, job.activation_checkpointing, job.compile)
     if dist.is_initialized():
-        _shard(model, device, DTYPES[compute_dtype], shard_group)
-    dtype = next(model.parameters()).dtype
+        _shard(model, device, DTYPES[job.compute_dtype], job.shard_group)
     model.to_empty(device=device)
     module: Any
     for module in model.modules():
@@ -59,9 +60,9 @@ def load(
                 module.rope_init()
     weights: dict[str, Any] = {}
     if not dist.is_initialized() or dist.get_rank() == 0:
-        weights = checkpoint.read(model, folder, shape)
-        weights |= _adapters(model, weights, seed)
-        weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+        weights = checkpoint.read(decoder)
+        weights |= _adapters(model, weights, job.seed)
+        weights = {name: tensor.to(DTYPES[job.dtype]) for name, tensor in weights.items()}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
     set_model_state_dict(model, weights, options=options)
 

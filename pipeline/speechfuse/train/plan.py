@@ -5,53 +5,34 @@ decoder without its weights, and what follows from them; and printed on rank 0 w
 Nothing is written but the cache.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from speechfuse import artifact
 from speechfuse.hub import data as hub_data
 from speechfuse.samples import datasets, packing
-from speechfuse.tokens.vocabulary import read_config
-from speechfuse.train import backbone, gpus, guards, state
-from speechfuse.train.backbone import DTYPES
+from speechfuse.train import gpus, guards, state
+from speechfuse.train.backbone import Decoder
 from speechfuse.train.config import Finetune
 from speechfuse.train.metrics import Flops, Meter
-from speechfuse.train.model import freeze
+from speechfuse.train.model import decoder_of
 from speechfuse.train.preflight import assumed
 from speechfuse.train.preflight import report as preflight_report
 from speechfuse.train.preflight.report import Data
-from speechfuse.train.shape import complete
 
 VERSION = 2
 # how a step is computed on the GPUs at hand: other values change the rounding of a run, no more
 ROUNDING = (
-    "micro_batch_size",
-    "activation_checkpointing",
-    "compile",
-    "attention",
-    "loss_chunk",
-    "shard_group",
-)
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """`spec`: `model` of the recipe with all arguments; `shape`: config.json of the checkpoint;
-    `model`: without memory, what `freeze` names does not train."""
-
-    spec: dict[str, Any]
-    shape: dict[str, Any]
-    model: nn.Module
+    "micro_batch_size activation_checkpointing compile attention loss_chunk shard_group"
+).split()
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """`micro`: rows of one forward on a rank; `meter`: what speed and price are measured with."""
 
+    job: Finetune
     artifact: artifact.Artifact
     mixture: datasets.Mixture
     decoder: Decoder
@@ -66,13 +47,13 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
     complete. Rank 0 prints what the run takes. Raises ValueError for all that can be refused."""
     if job.runtime.dry_run and job.runtime.gpus:
         ranks = job.runtime.gpus
-    _check(job)
     micro, device = preflight_report.micro_batch(job, ranks), gpus.device_of(job.runtime.device)
     pins = state.broadcast_from_rank0(pins_of(job) if rank == 0 else None)
     lacks = assumed.missing(job, pins)
     if lacks and not job.runtime.dry_run:
         raise ValueError("; ".join(lacks))
-    decoder = decoder_of(job, lacks)
+    absent = bool(lacks) and not Path(job.checkpoint).exists()
+    decoder = decoder_of(job, assumed.shape(job.model, lacks) if absent else None)
     flops = Flops.of(decoder.model, decoder.shape)
     meter = Meter(flops, gpus.of(device), ranks, job.runtime.dollars_per_gpu_hour)
     if lacks:
@@ -81,7 +62,8 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
         print("\n".join([*lacks, caveat, *report.lines()]))  # not of this disk: no check
         return None
     work = _artifact(job, pins)
-    if state.broadcast_from_rank0(_complete(job, work) if rank == 0 and not job.fresh else False):
+    rounding = {key: getattr(job, key) for key in ROUNDING}
+    if state.broadcast_from_rank0(rank == 0 and not job.fresh and _complete(work, rounding)):
         return None
     mixture = load_data(job, pins)
     left_out = guards.check_rejected(job.runtime.guards, mixture)
@@ -91,17 +73,7 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
         report.check()
     if job.runtime.dry_run:
         return None
-    return RunPlan(work, mixture, decoder, meter, micro, rank, ranks)
-
-
-def _check(job: Finetune) -> None:
-    """ValueError for names that do not exist and numbers that are too small."""
-    for key, value in (("dtype", job.dtype), ("compute_dtype", job.compute_dtype)):
-        if value not in DTYPES:
-            raise ValueError(f"{key}={value!r}: choose one of {sorted(DTYPES)}")
-    for key, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("seq_len", 2)):
-        if (value := getattr(job, key)) is not None and value < least:
-            raise ValueError(f"{key}={value}: at least {least} is needed")
+    return RunPlan(job, work, mixture, decoder, meter, micro, rank, ranks)
 
 
 def pins_of(job: Finetune) -> dict[str, str | None]:
@@ -109,20 +81,6 @@ def pins_of(job: Finetune) -> dict[str, str | None]:
     paths = dict.fromkeys(spec["path"] for spec in job.datasets if "path" in spec)
     begun = None if job.fresh else Path(job.out)
     return {path: hub_data.pinned(path, begun) for path in paths}
-
-
-def decoder_of(job: Finetune, lacks: Sequence[str] = ()) -> Decoder:
-    """The decoder of `job` without its weights. Where its checkpoint is not there, as the sentences
-    `lacks` say, its sizes are those that the recipe states."""
-    folder, spec = Path(job.checkpoint), job.model
-    if folder.exists() or not lacks:
-        shape = read_config(folder)
-        spec = complete(spec, shape, job.checkpoint)
-    else:
-        shape = assumed.shape(spec, list(lacks))
-    model = backbone.empty(spec, job.dtype, job.loss_chunk)
-    freeze(model, job.freeze)
-    return Decoder(spec, shape, model)
 
 
 def _report(
@@ -143,13 +101,13 @@ def _artifact(job: Finetune, pins: dict[str, str | None]) -> artifact.Artifact:
     return artifact.Artifact(Path(job.out), "finetune", VERSION, settings, inputs)
 
 
-def _complete(job: Finetune, work: artifact.Artifact) -> bool:
-    """Whether the run is complete, which is printed, and otherwise what it was begun with. Raises
-    ValueError for a folder that belongs to another run."""
+def _complete(work: artifact.Artifact, rounding: dict[str, Any]) -> bool:
+    """Whether the run is complete. Prints that it is, and which keys of `rounding` it was begun
+    with another value of. Raises ValueError for a folder that belongs to another run."""
     complete = work.complete()
     begun = work.record()["config"]["runtime"] if work.started() else {}
-    for key in ROUNDING:
-        if begun and begun.get(key) != (now := getattr(job, key)):
+    for key, now in rounding.items():
+        if begun and begun.get(key) != now:
             goes_on = f"and not {now}" if complete else f"goes on with {now}"
             print(
                 f"{work.out}: begun with {key}={begun.get(key)}, {goes_on}: the result "

@@ -6,7 +6,6 @@ all target tokens of the step, whatever the number of ranks and micro-batches.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from speechfuse import config
-from speechfuse.train import attention, gpus, optimizers
-from speechfuse.train import model as models
+from speechfuse.train import attention, gpus
+from speechfuse.train.backbone import Decoder
 from speechfuse.train.config import Finetune
-from speechfuse.train.plan import Decoder
+from speechfuse.train.model import load
 
 Step = Callable[[nn.Module, dict[str, Any]], dict[str, tuple[Tensor, Tensor]]]
 
@@ -80,20 +79,12 @@ def trainer_of(job: Finetune, decoder: Decoder) -> Trainer:
     """The trainer of `decoder`, whose model gets the weights of the checkpoint."""
     device, model = gpus.device_of(job.runtime.device), decoder.model
     torch.manual_seed(job.seed)
-    models.load(
-        model,
-        Path(job.checkpoint),
-        decoder.shape,
-        device,
-        job.compute_dtype,
-        activation_checkpointing=job.activation_checkpointing,
-        compile=job.compile,
-        shard_group=job.shard_group,
-        seed=job.seed,
-    )
+    load(decoder, job, device)
     return Trainer(
         model,
-        optimizers.make(job.optimizer, [p for p in model.parameters() if p.requires_grad]),
+        config.instantiate(
+            job.optimizer, params=[p for p in model.parameters() if p.requires_grad]
+        ),
         config.resolve(job.step),
         attention.kind_of(job.attention, device, job.packed, job.seq_len),
         device,
