@@ -1,7 +1,6 @@
 """Rows of the sound tokens: alone in training at first, on one rank and two (this file is also the
-program of those ranks), what is told of them, and the verdict."""
+program of those ranks), how many moved, and the verdict."""
 
-import math
 import os
 import subprocess
 import sys
@@ -125,38 +124,25 @@ def test_old_rows_stay_and_are_not_held_on_to(tied):
     for step in (1, 2, 3):
         total(model, batch_with_new_rows()).backward()
         rows.before_step(step)
-        assert all((matrix.kept is not None) == (step < 3) for matrix in rows._own)
+        assert all((matrix.frozen is not None) == (step < 3) for matrix in rows._own)
         rows.after_step(step)
-    assert all(matrix.kept is None for matrix in rows._own)
+    assert all(matrix.frozen is None for matrix in rows._own)
 
 
-def test_what_is_measured_is_so():
+def test_rows_that_moved_are_counted():
     model = make(BASE)
     rows = NewRows(model, LAYOUT)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     batch = batch_with_new_rows()
-    begin = model.tok_embeddings.weight.detach().clone()
+    assert rows.measure(1) == {"embedding_moved": 0, "head_moved": 0}
     total(model, batch).backward()
-    norm = float(clip_grad_norm_(model.parameters(), float("inf")))
     rows.before_step(1)
-    gradients = [w.grad[IDS].norm() for w in (model.tok_embeddings.weight, model.output.weight)]
     optimizer.step()
     rows.after_step(1)
-    found = rows.measure(1)
-    assert all(isinstance(value, float) for value in found.values())
-    assert found["grad_norm_new"] == pytest.approx(float(torch.stack(gradients).norm()))
-    assert math.hypot(found["grad_norm_new"], found["grad_norm_rest"]) == pytest.approx(norm)
-    new = model.tok_embeddings.weight.detach()
-    norms, old = new.norm(dim=1), torch.ones(len(new), dtype=torch.bool)
-    old[IDS] = False
-    assert found["embedding_norm_new"] == pytest.approx(float(norms[IDS].mean()), rel=1e-5)
-    assert found["embedding_norm_old"] == pytest.approx(float(norms[old].mean()), rel=1e-5)
-    gone = (new - begin)[IDS].norm(dim=1) / begin[IDS].norm(dim=1)
-    assert found["embedding_gone"] == pytest.approx(float(gone.mean()), rel=1e-5)
     # of the embedding only what was in the batch, of the head all
-    seen = set(batch["tokens"][:, :19].flatten().tolist()) & set(LAYOUT.ids)  # without padding
-    assert 3 <= len(seen) < len(LAYOUT.ids)
-    assert found["embedding_moved"] == len(seen) and found["head_moved"] == len(LAYOUT.ids)
+    ids = set(batch["tokens"][:, :19].flatten().tolist()) & set(LAYOUT.ids)  # without padding
+    assert 3 <= len(ids) < len(LAYOUT.ids)
+    assert rows.measure(1) == {"embedding_moved": len(ids), "head_moved": len(LAYOUT.ids)}
     assert rows.measure(WATCHED + 1) == {}
 
 
@@ -208,12 +194,7 @@ def test_two_ranks_do_what_one_does(tmp_path):
         _, _, weights, measured = train(make(folder, spec), FIRST, STEPS)
         ranks = [torch.load(tmp_path / f"{name}-{r}.pt", weights_only=True) for r in (0, 1)]
         assert ranks[0]["measured"] == ranks[1]["measured"], "every rank says the same"
-        # FSDP2 averages over ranks, and only the loop makes that the mean of all targets
-        for theirs, ours in zip(ranks[0]["measured"], measured, strict=True):
-            assert theirs.keys() == ours.keys()
-            for key, value in ours.items():
-                scale = 2 if key.startswith("grad_norm") else 1
-                assert theirs[key] * scale == pytest.approx(value, rel=1e-3), key
+        assert ranks[0]["measured"] == measured and all(measured)
         for number in (FIRST, STEPS):
             torch.testing.assert_close(
                 ranks[1]["weights"][number], weights[number], atol=2e-3, rtol=1e-3
@@ -225,9 +206,8 @@ def test_two_ranks_do_what_one_does(tmp_path):
 
 
 def line(step: int, loss: float | None, moved: float = 19.0, **more: Any) -> dict[str, Any]:
-    values = {"norm_new": 0.5, "norm_old": 1.0, "moved": moved, "gone": 0.25}
-    found = {f"{m}_{key}": value for m in ("embedding", "head") for key, value in values.items()}
-    return {"step": step, **found, **({} if loss is None else {"loss_sound": loss}), **more}
+    counts = {"embedding_moved": moved, "head_moved": moved}
+    return {"step": step, **counts, **({} if loss is None else {"loss_sound": loss}), **more}
 
 
 def test_the_verdict_says_in_words_what_the_lines_say():
@@ -239,9 +219,6 @@ def test_the_verdict_says_in_words_what_the_lines_say():
     fall = [9 - 0.08 * i for i in range(WATCHED)]
     assert "100 steps: they learn: the loss of sound tokens went from 8.64 to 1.44" in of(fall)
     assert "ln(16) = 2.77" in of(fall)
-    assert "embedding: 19 of 19 rows have moved, by 25.0% of their norm, which is 0.5 (old" in of(
-        fall
-    )
     assert "begin to learn: the loss of sound tokens went from 8.82 to 5.22" in of(
         [9 - 0.04 * i for i in range(WATCHED)]
     )
