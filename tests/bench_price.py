@@ -140,7 +140,7 @@ def data_of(run: Run, job: Any, micro: int) -> preflight_report.Data:
 
 
 def planned(
-    job: Any, shape: dict[str, Any], data: preflight_report.Data, ranks: int, **keys: Any
+    job: Any, shape: dict[str, Any], data: preflight_report.Data | None, ranks: int, **keys: Any
 ) -> preflight_report.PreflightReport:
     """What preflight says of `job` on the GPUs that runtime.gpu names, without a checkpoint."""
     model = backbone.empty(job.model, job.dtype)

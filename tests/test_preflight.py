@@ -159,7 +159,8 @@ def test_an_update_of_all_parameters_at_once_needs_more(checkpoint):
     slow = job_of(TINY, optimizer={"_component_": "torch.optim.AdamW", "lr": 1e-4})
     assert memory.optimizer_extra(job_of(TINY), shapes, gpu=True) == 0  # fused
     one = memory.optimizer_extra(slow, shapes, gpu=False)
-    assert one > 1000 * 64 * 4
+    # two temporary tensors: weights, gradients and moments are counted elsewhere
+    assert 1000 * 64 * 4 < one < 3 * 1000 * 64 * 4
     assert memory.optimizer_extra(slow, shapes, gpu=True) == pytest.approx(1.064 * one)
 
 
@@ -181,7 +182,7 @@ def tiny_job(out: Path | str = "nowhere", **changes: Any) -> SimpleNamespace:
 
 
 def tiny_report(
-    job: Any = None, data: preflight_report.Data = DATA, **keys: Any
+    job: Any = None, data: preflight_report.Data | None = DATA, **keys: Any
 ) -> preflight_report.PreflightReport:
     return planned(
         job or tiny_job(), {"num_attention_heads": 4, "hidden_size": 64}, data, 2, **keys
@@ -226,6 +227,10 @@ def test_what_was_measured_comes_before_what_is_assumed(tmp_path):
     path.write_text("".join(json.dumps(each) + "\n" for each in [row, *other]))
     found = tiny_report(measurements=path)
     assert found.speed == 5000 and found.source == "measured: just bench train (2026-01-01)"
+    # it needs no data, but hours and price do
+    found = tiny_report(data=None, measurements=path)
+    assert found.speed == 5000 and found.hours is None and found.dollars is None
+    assert found.memory == report.memory and tiny_report(data=None).speed is None
     path.write_text("".join(json.dumps(each) + "\n" for each in other))
     assert tiny_report(measurements=path).speed == report.speed
 

@@ -202,7 +202,8 @@ def test_a_dry_run_plans_for_its_ranks_in_one_process(parts, tmp_path, monkeypat
 
 
 def test_a_dry_run_needs_neither_checkpoint_nor_data(parts, tmp_path, monkeypatch, capsys):
-    arguments = [str(recipe(parts, tmp_path / "run")), "--dry-run", "runtime.gpu=4090", "steps=7"]
+    arguments = [str(recipe(parts, tmp_path / "run")), "--dry-run", "runtime.gpu=4090"]
+    arguments += ["steps=7", "runtime.dollars_per_gpu_hour=2"]
     _, whole, _ = launched(arguments, monkeypatch, capsys)
     more = ["checkpoint=out/models/expanded_8b/x", "datasets.1.path=out/data/none"]
     code, said, _ = launched([*arguments, *more], monkeypatch, capsys)
@@ -210,11 +211,14 @@ def test_a_dry_run_needs_neither_checkpoint_nor_data(parts, tmp_path, monkeypatc
     assert code is None and not (tmp_path / "run").exists()
     assert lines[0].endswith("x is not there; `just recipe=early_fusion_8b expand` makes it")
     assert lines[1].startswith("out/data/none is not there; no recipe here makes it")
-    assert lines[2].startswith("assumed until all is there: samples of 400 tokens, 97% of")
+    rows = dict(line.split(maxsplit=1) for line in lines[2:])
+    assert rows["data"] == "unknown, and so are time and price"
+    assert rows["steps"] == "7 of 4 rows, epochs: 1"
+    assert rows["speed"] == "not known: nothing was measured, and an assumption needs the data"
+    assert not rows.keys() & {"time", "price"} and "\ntime" in whole and "\nprice" in whole
     for name in ("parameters", "memory", "  weights", "  activations", "disk", "formula"):
         mine, full = ([s for s in t.splitlines() if s.startswith(name)] for t in (said, whole))
         assert len(mine) == 1 and (mine == full or name == "disk"), "the model's shapes suffice"
-    assert "97.0% of positions useful" in said and "7 of 4 rows" in said
     tied = {"_component_": "torchtune.models.llama3_2.llama3_2", "num_heads": 2, "embed_dim": 8}
     assert assumed.shape(tied, [])["tie_word_embeddings"] is True
     with pytest.raises(ValueError, match=r"it is gone .*no num_heads and embed_dim to plan with"):

@@ -57,9 +57,8 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
     flops = Flops.of(decoder.model, decoder.shape)
     meter = Meter(flops, gpus.of(device), ranks, job.runtime.dollars_per_gpu_hour)
     if lacks:
-        data, caveat = assumed.data(job)
-        report = _report(job, decoder, meter, micro, data)
-        print("\n".join([*lacks, caveat, *report.lines()]))  # not of this disk: no check
+        report = _report(job, decoder, meter, micro, None)
+        print("\n".join([*lacks, *report.lines()]))  # not of this disk: no check
         return None
     work = _artifact(job, pins)
     rounding = {key: getattr(job, key) for key in ROUNDING}
@@ -84,7 +83,7 @@ def pins_of(job: Finetune) -> dict[str, str | None]:
 
 
 def _report(
-    job: Finetune, decoder: Decoder, meter: Meter, micro: int, data: Data
+    job: Finetune, decoder: Decoder, meter: Meter, micro: int, data: Data | None
 ) -> preflight_report.PreflightReport:
     if job.runtime.gpu is not None:
         meter = replace(meter, gpu=gpus.named(job.runtime.gpu))
