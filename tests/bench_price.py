@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from speechfuse import config
+from speechfuse.samples.packing import Counts
 from speechfuse.train import backbone, gpus, metrics
 from speechfuse.train.config import Finetune
 from speechfuse.train.model import freeze
@@ -126,17 +127,10 @@ def data_of(run: Run, job: Any, micro: int) -> preflight_report.Data:
     if job.packed:
         positions = tokens / 0.99  # of a pack's room that the plan fills
     rows = positions / job.seq_len if job.packed else run.samples * run.epochs
-    return preflight_report.Data(
-        [run.samples * run.epochs],
-        [0],
-        tokens,
-        tokens,
-        int(positions),
-        int(metrics.pairs_of(lengths) * times),
-        job.seq_len,
-        int(rows / job.batch_size),
-        run.epochs,
-    )
+    samples = run.samples * run.epochs
+    counts = Counts(int(rows / job.batch_size), tokens, [samples], [0], [0] * run.epochs)
+    pairs = int(metrics.pairs_of(lengths) * times)
+    return preflight_report.Data(counts, tokens, int(positions), pairs, job.seq_len)
 
 
 def planned(
@@ -164,14 +158,16 @@ def report_of(run: Run) -> preflight_report.PreflightReport:
 
 def line(run: Run, report: preflight_report.PreflightReport) -> str:
     data, hours = report.data, (report.hours or 0) * run.gpus
+    assert data
+    tokens = data.counts.tokens
     text = (
-        f"| {run.name} | {data.tokens / 1e6:,.0f} M | {data.tokens / data.positions:.0%} | "
+        f"| {run.name} | {tokens / 1e6:,.0f} M | {tokens / data.positions:.0%} | "
         f"{run.gpus} x {run.gpu} | {report.speed:,.0f} | {hours:,.0f} | ${report.dollars:,.0f} | "
     )
     if run.paid is None:
         return f"{text}| |"
     paid, dollars = run.paid
-    return f"{text}{data.tokens / paid / 3600:,.0f} | {paid:,.0f} h, ${dollars} |"
+    return f"{text}{tokens / paid / 3600:,.0f} | {paid:,.0f} h, ${dollars} |"
 
 
 def main() -> None:
@@ -184,7 +180,7 @@ def main() -> None:
         reports.append(report_of(run))
         print(line(run, reports[-1]), flush=True)
     for run, report in zip(RUNS, reports, strict=True):
-        tokens = report.data.tokens
+        tokens = report.data.counts.tokens
         flops = report.meter.flops.of_tokens(tokens, report.data.pairs) / tokens
         print(
             f"\n{run.name}: {tokens:,} tokens / {report.speed:,.0f} tokens/s / 3600 = "

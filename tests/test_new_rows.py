@@ -85,9 +85,9 @@ def test_at_first_nothing_but_the_new_rows_moves(tied, kind):
         models.freeze(model, ["^layers[.](?!.*lora_)", "^norm[.]"])
     matrices = {"tok_embeddings.weight"} | ({"output.weight"} if kind != "tied" else set())
     _, optimizer, weights, _ = train(model, FIRST, STEPS)
-    found = changed(weights[0], weights[FIRST])
-    assert found.keys() == matrices
-    for name, rows in found.items():
+    moved = changed(weights[0], weights[FIRST])
+    assert moved.keys() == matrices
+    for name, rows in moved.items():
         assert not rows[: IDS.start].any() and not rows[IDS.stop :].any(), name
         assert rows[IDS].all() or name != "output.weight"
     # then all that trains does, decay included, and every old row
@@ -199,9 +199,9 @@ def test_two_ranks_do_what_one_does(tmp_path):
             torch.testing.assert_close(
                 ranks[1]["weights"][number], weights[number], atol=2e-3, rtol=1e-3
             )
-        found = changed(ranks[0]["weights"][0], ranks[0]["weights"][FIRST])
-        assert found.keys() <= {"tok_embeddings.weight", "output.weight"}
-        for rows in found.values():
+        moved = changed(ranks[0]["weights"][0], ranks[0]["weights"][FIRST])
+        assert moved.keys() <= {"tok_embeddings.weight", "output.weight"}
+        for rows in moved.values():
             assert rows[IDS].any() and rows.sum() == rows[IDS].sum(), "old rows stay to the bit"
 
 
@@ -234,7 +234,7 @@ def test_the_verdict_says_in_words_what_the_lines_say():
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "words"),
     [
         ("plain", "they learn"),
         ("frozen", "NOT learn: not one row of embedding and head has"),
@@ -242,7 +242,7 @@ def test_the_verdict_says_in_words_what_the_lines_say():
         ("no rate", "do NOT learn: the loss"),
     ],
 )
-def test_the_verdict_on_real_trainings(tmp_path, kind, said):
+def test_the_verdict_on_real_trainings(tmp_path, kind, words):
     """Codes that follow a rule, from rows that are all the mean of the old ones."""
     name = {"_component_": "speechfuse.tokens.mean"}
     layout = expansion.expand(BASE, tmp_path / "expanded", 16, "", 0, name)
@@ -273,7 +273,7 @@ def test_the_verdict_on_real_trainings(tmp_path, kind, said):
         rows.after_step(step)
         lines.append({"step": step, "loss_sound": float(loss.detach()), **rows.measure(step)})
     verdict = rows.verdict(lines)
-    assert verdict and said in verdict, verdict
+    assert verdict and words in verdict, verdict
 
 
 if __name__ == "__main__":

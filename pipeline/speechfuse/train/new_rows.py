@@ -154,15 +154,18 @@ class NewRows:
         few = max(1, min(10, len(losses) // 4))
         begin, end = sum(losses[:few]) / few, sum(losses[-few:]) / few
         guess = math.log(self.layout.codes)
-        course = f"the loss of sound tokens went from {begin:.2f} to {end:.2f}"
-        beside = f"ln({self.layout.codes}) = {guess:.2f}, which guessing among the codes gives"
-        if begin < guess and end < guess:
-            return f"{about}they have learned before: {course}, both below {beside}"
+        cure = ""
         if end < guess:
-            return f"{about}they learn: {course}, below {beside}"
-        if end < begin - 0.1:
-            return f"{about}they begin to learn: {course}, still above {beside}"
+            outcome = "have learned before" if begin < guess else "learn"
+        elif end < begin - 0.1:
+            outcome = "begin to learn"
+        else:
+            outcome = "do NOT learn"
+            cure = (
+                "; try a higher learning rate, a shorter warm-up, or another initialize of "
+                "expand_vocab"
+            )
         return (
-            f"{about}they do NOT learn: {course}, above {beside}; try a higher learning rate, a "
-            "shorter warm-up, or another initialize of expand_vocab"
+            f"{about}they {outcome}: the loss of sound tokens went from {begin:.2f} to {end:.2f}, "
+            f"where guessing among the codes gives ln({self.layout.codes}) = {guess:.2f}{cure}"
         )

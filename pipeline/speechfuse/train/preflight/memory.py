@@ -7,7 +7,7 @@ a rehearsal with fake tensors. No weight is loaded and no GPU is needed.
 
 from collections import Counter
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from speechfuse.train import backbone
 from speechfuse.train import model as models
 from speechfuse.train.backbone import DTYPES
 from speechfuse.train.config import Finetune
-from speechfuse.train.preflight.rehearsal import LiveBytes, Rehearsal, local_shape, numel_of
+from speechfuse.train.preflight.rehearsal import LiveBytes, Rehearsal, local_shape
 
 ROWS = 256  # an optimizer's state is measured on so many rows of a matrix, and on twice as many
 
@@ -50,14 +50,14 @@ def of(job: Finetune, rows: int, length: int, passes: int, ranks: int, gpu: bool
     shapes = {p: local_shape(p, shards or 1) for p in model.parameters()}
     trained = [shape for p, shape in shapes.items() if p.requires_grad]
     size = DTYPES[job.dtype].itemsize
-    gradients = size * sum(map(numel_of, trained))
+    gradients = size * sum(map(prod, trained))
     rehearsal = Rehearsal(job, model, shards, gpu)
     peaks = [
         rehearsal.play(rows, length, again=passes > 1),
         {"gradients": gradients, "update": optimizer_extra(job, trained, gpu)},
     ]
     return Memory(
-        size * sum(map(numel_of, shapes.values())) + rehearsal.buffer_bytes,
+        size * sum(map(prod, shapes.values())) + rehearsal.buffer_bytes,
         gradients,
         optimizer_bytes(job, trained),
         max(peaks, key=lambda peak: sum(peak.values())),
@@ -72,7 +72,7 @@ def optimizer_bytes(job: Finetune, shapes: list[tuple[int, ...]]) -> int:
     """
     total = 0
     for shape, count in Counter(shapes).items():
-        unit = ROWS * ceil(ROWS / numel_of(shape[1:]))  # blocks of quantized states divide it
+        unit = ROWS * ceil(ROWS / prod(shape[1:]))  # blocks of quantized states divide it
         few = unit + shape[0] % unit if shape[0] > 3 * unit else shape[0]
         state = _stepped(job, (few, *shape[1:]))[0]
         if few < shape[0]:
@@ -84,16 +84,16 @@ def optimizer_bytes(job: Finetune, shapes: list[tuple[int, ...]]) -> int:
 
 def optimizer_extra(job: Finetune, shapes: list[tuple[int, ...]], gpu: bool) -> int:
     """Bytes that an update needs beside parameters, gradients and state."""
-    largest = max(shapes, key=numel_of)
+    largest = max(shapes, key=prod)
     small = (min(largest[0], ROWS), *largest[1:])
     _, extra, optimizer = _stepped(job, small)
-    size, place, defaults = numel_of(largest), type(optimizer).__module__, optimizer.defaults
+    size, place, defaults = prod(largest), type(optimizer).__module__, optimizer.defaults
     if place.startswith("torchao."):
         return size * 8  # compiled: the two moments in fp32, of one parameter after the other
     if gpu and place.startswith("torch.optim") and not defaults.get("fused"):
         if defaults.get("foreach") is not False:
-            size = sum(map(numel_of, shapes))  # torch then updates all parameters at once
-    return extra * size // numel_of(small)
+            size = sum(map(prod, shapes))  # torch then updates all parameters at once
+    return extra * size // prod(small)
 
 
 def _stepped(job: Finetune, shape: tuple[int, ...]) -> tuple[int, int, torch.optim.Optimizer]:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -41,11 +41,6 @@ PRODUCTS = [  # results that the compiler keeps for the backward pass, about
 def local_shape(parameter: Tensor, shards: int) -> tuple[int, ...]:
     """Shape of the first rank's shard, which is the largest."""
     return (ceil(parameter.shape[0] / shards), *parameter.shape[1:])
-
-
-def numel_of(shape: tuple[int, ...]) -> int:
-    """Number of elements of a tensor of this shape."""
-    return torch.Size(shape).numel()
 
 
 class LiveBytes(TorchDispatchMode):
@@ -126,6 +121,10 @@ class Rehearsal:
         self.groups = {layer: list(layer.parameters()) for layer in backbone.layers_of(model)}
         in_layers = {id(p) for group in self.groups.values() for p in group}
         self.groups[model] = [p for p in model.parameters() if id(p) not in in_layers]
+        self.own_sizes = {  # of this rank's gradients
+            module: sum(prod(local_shape(p, shards or 1)) for p in group if p.requires_grad)
+            for module, group in self.groups.items()
+        }
         self.gathered: dict[nn.Module, Tensor] = {}
         self.gradients: dict[nn.Module, Tensor] = {}
         self.sent: Tensor | None = None
@@ -198,20 +197,16 @@ class Rehearsal:
             return
         self.sent = None
         with self.live.counting_as("reduced gradients"):
-            trained = [p for p in self.groups[module] if p.requires_grad]
-            whole = sum(numel_of(local_shape(p, self.shards)) for p in trained) * self.shards
-            self.sent = torch.empty(whole, dtype=torch.float32)
-            for parameter in trained:
+            self.sent = torch.empty(self.own_sizes[module] * self.shards, dtype=torch.float32)
+            for parameter in self.groups[module]:
                 parameter.grad = None
             self.gradients.setdefault(module, self._own_gradients(module))
         self._release(module)
 
     def _own_gradients(self, module: nn.Module) -> Tensor:
         """This rank's shard of a group's gradients: summed in float32, kept as the weights are."""
-        trained = [p for p in self.groups[module] if p.requires_grad]
-        size = sum(numel_of(local_shape(p, self.shards or 1)) for p in trained)
         with self.live.counting_as("gradients"):
-            return torch.empty(size, dtype=torch.float32).to(self.stored)
+            return torch.empty(self.own_sizes[module], dtype=torch.float32).to(self.stored)
 
 
 def _recompute(model: Any, mode: str, compiled: bool) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from speechfuse.samples.datasets import Mixture
+from speechfuse.samples.packing import Counts
 from speechfuse.train import attention, gpus, metrics, state
 from speechfuse.train import model as models
 from speechfuse.train.backbone import DTYPES
@@ -46,25 +47,21 @@ GROUPS = {"adapters": r"lora_|magnitude", "embeddings": r"embed", "head": r"^out
 
 @dataclass(frozen=True)
 class Data:
-    """The plan of a run. `samples` and `dropped` (longer than seq_len) by dataset; `positions`:
-    tokens and padding; `pairs`: see metrics.pairs_of; `targets`: about so many tokens are learned;
-    `longest`: the most tokens of a row."""
+    """The data of a run. `targets`: tokens that are learned; `positions`: tokens and padding; both
+    are estimates. `pairs`: see metrics.pairs_of; `longest`: the most tokens of a row."""
 
-    samples: list[int]
-    dropped: list[int]
-    tokens: int
+    counts: Counts
     targets: int
     positions: int
     pairs: int
     longest: int
-    steps: int
-    epochs: int
 
     def __str__(self) -> str:
+        counts = self.counts
         return (
-            f"{' + '.join(f'{n:,}' for n in self.samples)} samples ({sum(self.dropped):,} too "
-            f"long), {self.tokens:,} tokens, about {self.targets:,} of them targets; "
-            f"{self.tokens / max(1, self.positions):.1%} of positions useful"
+            f"{' + '.join(f'{n:,}' for n in counts.samples)} samples ({sum(counts.dropped):,} too "
+            f"long), {counts.tokens:,} tokens, about {self.targets:,} of them targets; "
+            f"{counts.tokens / max(1, self.positions):.1%} of positions useful"
         )
 
     @classmethod
@@ -86,15 +83,11 @@ class Data:
         tokens = max(1, sum(len(sample.tokens) for sample in rendered))
         fitting = [int(e.lengths[e.lengths <= shape.seq_len].max()) for e in indexes]
         return cls(
-            counts.samples,
-            counts.dropped,
-            counts.tokens,
+            counts,
             int(counts.tokens * targets / tokens),
             int(scale * padded),
             int(scale * metrics.pairs_of(lengths)),
             shape.seq_len if shape.packed else max(fitting),
-            counts.steps,
-            len(counts.epoch_ends),
         )
 
 
@@ -160,7 +153,7 @@ class PreflightReport:
 
     @property
     def epochs(self) -> int:
-        return self.data.epochs if self.data else self.job.epochs
+        return len(self.data.counts.epoch_ends) if self.data else self.job.epochs
 
     @property
     def disk(self) -> int:
@@ -171,7 +164,7 @@ class PreflightReport:
     def hours(self) -> float | None:
         if self.speed is None or self.data is None:
             return None
-        return self.data.tokens / self.speed / self.meter.gpus / 3600
+        return self.data.counts.tokens / self.speed / self.meter.gpus / 3600
 
     @property
     def dollars(self) -> float | None:
@@ -191,15 +184,15 @@ class PreflightReport:
         parts |= {"optimizer state": self.memory.optimizer, **self.memory.step}
         if meter.gpu:
             parts["reserve (assumed)"] = self.needed - self.memory.peak
-        steps = data.steps if data else self.job.steps
-        known = f"{steps:,}" if steps else "unknown number"
+        steps = data.counts.steps if data else self.job.steps
+        number = f"{steps:,}" if steps else "unknown number,"
         rows = {
             "run": f"{self.job.out} on {where}",
             "parameters": f"{total:,}: {groups}",
             "memory": f"{_gib(self.needed)} of {_gib(self.limit)} for each rank: {fits}",
             **{f"  {name}": _gib(size) for name, size in parts.items()},
             "data": str(data or "unknown, and so are time and price"),
-            "steps": f"{known} of {self.job.batch_size} rows, epochs: {self.epochs}",
+            "steps": f"{number} of {self.job.batch_size} rows, epochs: {self.epochs}",
             "disk": f"{state.KEEP + 1} states of {_gb(self.state_bytes)}, {self.epochs} epochs "
             f"of {_gb(self.epoch_bytes)}: {_gb(self.disk)} of {_gb(self.free)}",
             "speed": f"{self.speed:,.0f} tokens/s a GPU, {self.source}"
@@ -245,7 +238,7 @@ def preflight(
     """The report of `job`, whose `model` has all its arguments, on the GPUs of `meter`. `model`:
     without memory, frozen as in training; `micro`: rows of a forward; `data`: None where it is not
     there yet. Raises ValueError for no sample and for names that do not exist."""
-    if data and not (data.steps and data.tokens):
+    if data and not (data.counts.steps and data.counts.tokens):
         raise ValueError(
             f"{job.out}: the datasets hold no sample to train on; see their paths, select"
         )
@@ -325,8 +318,8 @@ def _speed(
         return None, f"no peak of {meter.gpu.name} is known and nothing was measured"
     every = models.RECOMPUTED[job.activation_checkpointing]
     again = 1 + (1 / every if every else 0) / 3  # a forward pass is a third of the work
-    work = meter.flops.of_tokens(data.tokens, data.pairs) / data.tokens
-    work *= again * data.positions / data.tokens
+    tokens = data.counts.tokens
+    work = meter.flops.of_tokens(tokens, data.pairs) / tokens * again * data.positions / tokens
     return (
         ASSUMED_MFU * meter.gpu.peak / work,
         f"assumed: {ASSUMED_MFU:.0%} of {meter.gpu.peak / 1e12:g} TFLOP/s, padding and "
