@@ -22,7 +22,7 @@ import yaml
 
 from speechfuse import config
 from speechfuse.evals.sweep import Evaluate
-from speechfuse.train.loop import Finetune
+from speechfuse.train.config import Finetune
 from stages.ask import Ask
 from stages.curate_texts import CurateTexts
 from stages.expand_vocab import ExpandVocab
@@ -71,7 +71,7 @@ DOORS = {  # third party: the files that may import it, tests apart
     "ray": ["pipeline/speechfuse/ray_cluster.py"],
     "huggingface_hub": ["pipeline/speechfuse/hub/*"],
     "markdown_it": ["pipeline/speechfuse/report/page.py"],
-    "huggingface_hub.save_torch_state_dict": ["pipeline/speechfuse/train/model.py"],
+    "huggingface_hub.save_torch_state_dict": ["pipeline/speechfuse/train/checkpoint.py"],
 }
 JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "tokenize.yaml": TokenizeSpeech,

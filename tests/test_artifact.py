@@ -43,10 +43,12 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_absent_is_planned_and_then_completed(tmp_path):
     out = tmp_path / "data"
     made = make(out)
+    assert not made.started() and made.record() == {}
     assert made.begin({"shards": [(1, 2)]})
     assert made.plan == {"shards": [[1, 2]]}  # as it will be read back
     plan = json.loads((out / "plan.json").read_text())
     assert plan["fingerprint"] == made.fingerprint and plan["plan"] == made.plan
+    assert make(out).started() and artifact.record_of(out) == make(out).record() == plan
     assert not (out / "manifest.json").exists()
     artifact.write_atomic(out / "a" / "x.bin", b"abc")
     made.finish({"rows": 1}, [out / "a" / "x.bin"])

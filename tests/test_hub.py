@@ -410,9 +410,10 @@ from pathlib import Path
 from speechfuse import config
 from speechfuse.hub import push
 from speechfuse.train import loop
+from speechfuse.train.config import Finetune
 
 run, later = Path(sys.argv[1]), Path(sys.argv[2])
-job = config.load(loop.Finetune, run.with_suffix(".yaml"), [])
+job = config.load(Finetune, run.with_suffix(".yaml"), [])
 loop.run(job)
 shutil.copytree(run, run.with_name("first"))
 (run / "manifest.json").unlink()  # as if it had been stopped in its second epoch

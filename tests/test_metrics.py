@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.flop_counter import FlopCounterMode
 
-from speechfuse.train import attention, gpus, metrics
+from speechfuse.train import attention, backbone, gpus, metrics
 from speechfuse.train import model as models
 from speechfuse.train.losses import next_token
 
@@ -32,7 +32,7 @@ HEAD = 300 * 32
 
 
 def decoder(spec: dict, freeze: list[str] = ()):  # type: ignore[assignment]
-    model = models.empty(spec, "fp32")
+    model = backbone.empty(spec, "fp32")
     models.freeze(model, list(freeze))
     return model
 

@@ -98,6 +98,14 @@ class Artifact:
             )
         return False
 
+    def started(self) -> bool:
+        """Whether work has begun: what it was begun with is frozen."""
+        return bool(self.record())
+
+    def record(self) -> dict[str, Any]:
+        """What was frozen when work began; see record_of."""
+        return record_of(self.out)
+
     def _lock(self) -> None:
         """Keep other processes out until this one ends: two runs in one folder would mix their
         files."""
@@ -158,6 +166,13 @@ class Artifact:
             "Choose another out=..., or fresh=true, which moves the old folder aside "
             f"(to {_aside(self.out).name}) and starts anew"
         )
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """What a job froze when it began to write `folder`: job, version, config, inputs, fingerprint,
+    plan and time; {} where none has."""
+    path = folder / "plan.json"
+    return _read(path) if path.exists() else {}
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:

@@ -90,6 +90,13 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     return typing.cast(T, OmegaConf.to_object(config))
 
 
+def key(help: str, default: Any = dataclasses.MISSING) -> Any:
+    """A key of a schema, with what `--help` says of it; required where it has no default."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
     """Call what `spec["_component_"]` names with the rest of `spec` and with `extra` as keywords.
 

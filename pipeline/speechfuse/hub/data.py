@@ -4,7 +4,6 @@ In: owner/name@revision. Out: its commit, its files on this disk, or a filesyste
 of them. The token is read from the environment (HF_TOKEN) and from nowhere else.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -21,6 +20,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
+
+from speechfuse import artifact
 
 PATH = re.compile(r"([\w.-]+/[\w.-]+)@([^@]+)")
 
@@ -51,8 +52,7 @@ def pinned_commit(now: str, name: str, out: Path | None) -> str:
     """Return the owner/name@commit of the input `name`: the one in plan.json if the artifact `out`
     was started, else `now`. Prints a notice if the branch has moved since. An input of plan.json
     that is not this repository gives `now` as well."""
-    plan = out / "plan.json" if out else None
-    record = json.loads(plan.read_text("utf-8")) if plan and plan.exists() else {}
+    record = artifact.record_of(out) if out else {}
     before = str(record.get("inputs", {}).get(name, now))
     if before == now or not before.startswith(f"{now.partition('@')[0]}@"):
         return now
