@@ -46,8 +46,8 @@ class Harness:
 
     `task`: e.g. mmlu, gsm8k, arc_challenge. `data`: a folder instead of the Hub's dataset; for mmlu
     <subject>/{test,validation,dev}*.{parquet,jsonl} of 57 subjects, with or without a README that
-    lists them. `num_fewshot` None: the task's own. `include`: a folder of further task files, e.g.
-    what stages.export_tasks wrote. Scores are means over items: for a group that is weighting by
+    lists them. `num_fewshot` None: the task's own. `include`: a folder of further task files.
+    Scores are means over items: for a group that is weighting by
     size, as in the official mmlu. `metric`: the headline, by default the first.
     """
 
