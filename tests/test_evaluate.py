@@ -345,8 +345,8 @@ def test_a_cell_is_worked_on_by_one_process_at_a_time(sweep, parts):
     task = Speech(str(parts / "speech"), "wer", limit=4, max_new_tokens=2)
     cell = Predictions(sweep.out, "a" * 64, task)
     hold = (
-        "import sys; from pathlib import Path; from speechfuse.evals.cells import Cell\n"
-        "cell = Cell.__new__(Cell); cell.folder = Path(sys.argv[1])\n"
+        "import sys; from pathlib import Path; from speechfuse.evals.cells import Predictions\n"
+        "cell = Predictions.__new__(Predictions); cell.folder = Path(sys.argv[1])\n"
         "with cell.locked() as ours:\n    print(ours, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -10,7 +10,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from speechfuse.evals import spoken, text
+from speechfuse.evals import text
 from speechfuse.evals.harness_model import LastPosition
 from speechfuse.tokens.prompts import render
 from speechfuse.tokens.vocabulary import Vocabulary
@@ -305,11 +305,3 @@ def test_a_folder_without_questions_is_named(checkpoints, tmp_path):
     (folder / "world.jsonl").write_text('{"question": "what"}\n')
     with pytest.raises(ValueError, match=r"world\.jsonl, line 1: not JSON with the keys question"):
         multiple_choice(checkpoints["knows"], folder, 8)
-
-
-def test_a_limit_takes_items_of_every_split_though_voices_take_turns():
-    rows = {f"{fact} {voice}": {} for fact in range(90) for voice in "abc"}
-    found = [[id for id in rows if id.endswith(voice)] for voice in "abc"]
-    kept = spoken.subset(rows, found, 9)
-    assert [sum(id.endswith(voice) for id in kept) for voice in "abc"] == [3, 3, 3]
-    assert list(spoken.subset(rows, found, None)) == list(rows)

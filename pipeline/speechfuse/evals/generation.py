@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from speechfuse import config
 from speechfuse.tokens import prompts
-from speechfuse.tokens.vocabulary import Vocabulary, check_quantizer
+from speechfuse.tokens.vocabulary import Vocabulary, check_quantizer, read_config
 
 VERSION = 1  # part of every cell's key: higher when the same prompt may get another reply
 BLOG_SEED = 42
@@ -130,6 +131,13 @@ class Generator:
                 {"reply": text.strip(), "tokens": length, "capped": length == max_new_tokens}
             )
         return found
+
+
+def generator(checkpoint: Path, *arguments: Any) -> Any:
+    """What answers for a checkpoint: `Generator`, or the class of the same methods whose dotted
+    path config.json names as `generator` in its block "speechfuse"."""
+    block = read_config(checkpoint).get("speechfuse") or {}
+    return config.resolve(block.get("generator", f"{__name__}.Generator"))(checkpoint, *arguments)
 
 
 REFUSAL = re.compile(
