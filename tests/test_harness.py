@@ -62,7 +62,7 @@ def like(whole: Harness, **changes) -> Harness:
     for loaded in whole.loaded.values():
         loaded.set_config("num_fewshot", None)  # as it is in the official files
     task.__dict__["loaded"] = {name: task._set(loaded) for name, loaded in whole.loaded.items()}
-    task._groups = whole._groups
+    task._groups, task._total = whole._groups, whole._total
     return task
 
 

@@ -3,5 +3,4 @@
 COMPONENTS = {  # name in YAML, below speechfuse.evals: where it stands
     "Harness": "harness.Harness",
     "Speech": "speech.Speech",
-    "TextMMLU": "text.TextMMLU",
 }

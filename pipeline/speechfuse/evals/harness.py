@@ -11,13 +11,14 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import datasets
 import lm_eval
@@ -26,14 +27,17 @@ import yaml
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
+from speechfuse import artifact
 from speechfuse.evals.harness_model import compiled_once, harness_model
 from speechfuse.evals.tasks import Scored, json_digest, take_evenly
 from speechfuse.scores.intervals import Score, mean
+from speechfuse.tokens.prompts import render
 from speechfuse.tokens.vocabulary import Vocabulary
 
 OFFICIAL = Path(lm_eval.__file__).parent / "tasks"
 MMLU = OFFICIAL / "mmlu" / "default"
 SUBJECTS = sorted(path.stem.removeprefix("mmlu_") for path in MMLU.glob("mmlu_*.yaml"))
+END_OF_TURN = "<|eot_id|>"
 COLUMNS = {"question", "choices", "answer"}
 SPLITS = ("test", "dev")  # what the official task reads
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its advice is on settings not ours
@@ -46,9 +50,11 @@ class Harness:
 
     `task`: e.g. mmlu, gsm8k, arc_challenge. `data`: a folder instead of the Hub's dataset; for mmlu
     <subject>/{test,validation,dev}*.{parquet,jsonl} of 57 subjects, with or without a README that
-    lists them. `num_fewshot` None: the task's own. `include`: a folder of further task files.
-    Scores are means over items: for a group that is weighting by
-    size, as in the official mmlu. `metric`: the headline, by default the first.
+    lists them. `num_fewshot` None: the task's own. `include`: a folder of further task files,
+    whose multiple-choice questions are checked; where their choices hold the end of a turn, each
+    prompt must have the ids that training shows. Scores are means over items: for a group that is
+    weighting by size, as in the official mmlu; a group that aggregates nothing has none of its own.
+    `metric`: the headline, by default the first.
     """
 
     task: str
@@ -72,14 +78,16 @@ class Harness:
         manager, name = _manager(self.task, data and data.absolute(), self.include)
         datasets.disable_progress_bars()
         try:
-            with redirect_stderr(StringIO()):
-                found = manager.load(name)
+            with redirect_stderr(StringIO()), _private_cache() if data else nullcontext():
+                tree = manager.load(name)
         except Exception as error:
-            said = " ".join(str(error).split())
+            message = " ".join(str(error).split())
             where = self.data or "its dataset on the Hub"
-            raise ValueError(f"task={self.task}: {where} cannot be loaded: {said}") from error
-        self._groups = found.get("group_map", {})
-        return {name: self._set(task) for name, task in sorted(found["tasks"].items())}
+            raise ValueError(f"task={self.task}: {where} cannot be loaded: {message}") from error
+        self._groups = tree.get("group_map", {})
+        group = tree.get("groups", {}).get(self.task)
+        self._total = group is None or bool(group.aggregate_metric_list)
+        return {name: self._set(task) for name, task in sorted(tree["tasks"].items())}
 
     def _set(self, task: Any) -> Any:
         """As simple_evaluate does, which would also reseed everything and ask the Hub."""
@@ -96,6 +104,9 @@ class Harness:
                 f"num_fewshot={shots}: {task.task_name} has {there} examples to show; check its "
                 "dev split"
             )
+        if self.include and task.OUTPUT_TYPE == "multiple_choice":
+            with compiled_once():
+                _check_questions(task)
         return task
 
     def inputs(self) -> dict[str, Any]:
@@ -113,6 +124,7 @@ class Harness:
             "lm_eval": metadata.version("lm_eval"),
             "items": json_digest(self.ids()),
             "versions": {name: str(task.VERSION) for name, task in self.loaded.items()},
+            "files": _task_files(self.include) if self.include else None,
         }
 
     def scoring(self) -> dict[str, Any]:
@@ -142,7 +154,7 @@ class Harness:
         for id in todo:
             name, _, number = id.rpartition("/")
             wanted.setdefault(name, []).append(int(number))
-        lm = harness_model(checkpoint, self.batch_size)
+        lm, vocabulary = harness_model(checkpoint, self.batch_size), Vocabulary.load(checkpoint)
         for name, numbers in wanted.items():
             task = self.loaded[name]
             some = None if len(numbers) == len(task.eval_docs) else {name: numbers}
@@ -156,6 +168,9 @@ class Harness:
                     apply_chat_template=self.apply_chat_template,
                     fewshot_as_multiturn=self.apply_chat_template,
                 )
+            if self.include and not task.get_config("num_fewshot"):
+                for sample in results["samples"][name]:
+                    _check_prompt(lm, vocabulary, task, sample)
             means = {metric for metric, how in task.aggregation().items() if _is_mean(how)}
             yield _predictions(name, results["samples"][name], means)
 
@@ -166,7 +181,8 @@ class Harness:
             raise ValueError(f"metric={head}: {self.task} has {', '.join(metrics)}")
         metrics.sort(key=lambda metric: metric != head)
         of = {name: {name} for name in self.loaded} if len(self.loaded) > 1 else {}
-        splits = {"all": set(self.loaded), **self._parts(), **of}
+        total = {"all": set(self.loaded)} if self._total else {}
+        splits = {**total, **self._parts(), **of}
         scores = []
         for split, names in splits.items():
             rows = [s["metrics"] for s in predictions if s["id"].rpartition("/")[0] in names]
@@ -195,6 +211,61 @@ class Harness:
 
         found = {name: leaves(name) for name in self._groups}
         return {n: of for n, of in found.items() if len(of) < len(self.loaded) and len(of) > 1}
+
+
+def _check_questions(task: Any) -> None:
+    """ValueError for a question without text, with an empty choice, or without a right one."""
+    for number, doc in enumerate(task.eval_docs):
+        where = f"question {task.task_name}/{number}"
+        try:
+            question, choices = task.doc_to_text(doc), task.doc_to_choice(doc)
+        except Exception as error:  # a template's, of whatever kind
+            raise ValueError(f"{where}: its choices cannot be read ({error})") from error
+        columns = doc.get("choices", choices)  # before a template makes texts of them
+        texts = [question, *columns, *(choice.removesuffix(END_OF_TURN) for choice in choices)]
+        if type(columns) is not list or not all(isinstance(t, str) and t for t in texts):
+            raise ValueError(
+                f"{where}: {question!r} and the list of its choices {columns!r} must be texts, "
+                "none of them empty"
+            )
+        if type(answer := task.doc_to_target(doc)) is not int or not 0 <= answer < len(choices):
+            raise ValueError(
+                f"{where}: answer={answer!r} must be the index of one of {len(choices)} choices, "
+                "the first is 0"
+            )
+
+
+def _check_prompt(lm: Any, vocabulary: Vocabulary, task: Any, sample: dict[str, Any]) -> None:
+    """ValueError unless the model was shown the ids that training shows, for choices that are whole
+    replies, with the end of the turn."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
+    question = task.doc_to_text(sample["doc"])
+    turn = {"role": "user", "segments": [{"text": question}]}
+    prompt, _ = render(vocabulary, [turn], add_generation_prompt=True)
+    choices = task.doc_to_choice(sample["doc"])
+    for choice, arguments in zip(choices, sample["arguments"], strict=False):
+        text = choice.removesuffix(END_OF_TURN)
+        expected = [*prompt, *vocabulary.text(text), vocabulary.end_of_turn]
+        if text != choice and lm.tok_encode("".join(arguments)) != expected:
+            raise ValueError(
+                f"the question {question!r} with the choice {text!r} is not tokenized as in "
+                "training: either the checkpoint's chat template is not the one of the "
+                "vocabulary, or a text starts with a line break or holds a control token; expand "
+                "the checkpoint again or clean the text"
+            )
+
+
+def _task_files(folder: str) -> dict[str, str]:
+    """sha256 of each file below `folder` that describes a task."""
+    paths = sorted(path for path in Path(folder).rglob("*") if path.name.endswith(("yaml", ".py")))
+    return {path.relative_to(folder).as_posix(): artifact.sha256_of(path) for path in paths}
+
+
+def _private_cache() -> AbstractContextManager[Any]:
+    """Inside, `datasets` keeps what it reads apart from all that it read before: it would know the
+    files of a folder by name and time, not by content."""
+    return patch.object(datasets.config, "HF_DATASETS_CACHE", tempfile.mkdtemp(dir=_scratch()))
 
 
 def _is_mean(aggregation: Any) -> bool:
@@ -237,9 +308,7 @@ def _manager(task: str, data: Path | None, include: str | None) -> tuple[TaskMan
     name = task
     if data is not None:
         name = f"{task}_of_{json_digest(str(data))[:16]}"
-        arrow = str(_scratch() / "arrow")
-        kind = "group" if task == "mmlu" else "task"
-        member = {kind: task, "dataset_path": str(data), "dataset_kwargs": {"cache_dir": arrow}}
+        member = {"group": task, "dataset_path": str(data)}
         folders.append(_scratch() / name)
         (_scratch() / name).mkdir(exist_ok=True)
         text = yaml.safe_dump({"group": name, "task": [member]})
@@ -255,8 +324,7 @@ def _manager(task: str, data: Path | None, include: str | None) -> tuple[TaskMan
 
 @cache
 def _scratch() -> Path:
-    """A folder that goes with this process; a cache of data that stayed would go by the files'
-    names and times, not by their content."""
+    """A folder that goes with this process."""
     held = tempfile.TemporaryDirectory(prefix="speechfuse-lm-eval-")
     atexit.register(held.cleanup)
     return Path(held.name)

@@ -6,12 +6,12 @@ the choices; here only those are computed. It also tokenizes a prompt again for 
 and compiles a task's template again for each item. Batches, order and numbers are the same.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, redirect_stderr
 from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lm_eval import utils
@@ -81,12 +81,6 @@ def harness_model(checkpoint: Path, batch_size: int) -> HFLM:
         return LastPosition(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
-@contextmanager
-def compiled_once() -> Iterator[None]:
+def compiled_once() -> AbstractContextManager[Any]:
     """Inside, lm-eval compiles each template once."""
-    compile_template = utils.env.from_string
-    utils.env.from_string = cache(compile_template)
-    try:
-        yield
-    finally:
-        utils.env.from_string = compile_template
+    return patch.object(utils.env, "from_string", cache(utils.env.from_string))
