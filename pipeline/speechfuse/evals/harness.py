@@ -6,7 +6,6 @@ Prompts, few-shot examples and metrics are lm-eval's, and so are the numbers; a 
 resuming. Its cache (use_cache) is never on: it does not know one checkpoint from another.
 """
 
-import atexit
 import json
 import logging
 import tempfile
@@ -22,8 +21,6 @@ from unittest.mock import patch
 
 import datasets
 import lm_eval
-import pyarrow.parquet as pq
-import yaml
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
@@ -49,11 +46,11 @@ class Harness:
     """A task or group of lm-eval 0.4.13.
 
     `task`: e.g. mmlu, gsm8k, arc_challenge. `data`: a folder instead of the Hub's dataset; for mmlu
-    <subject>/{test,validation,dev}*.{parquet,jsonl} of 57 subjects, with or without a README that
-    lists them. `num_fewshot` None: the task's own. `include`: a folder of further task files,
-    whose multiple-choice questions are checked; where their choices hold the end of a turn, each
-    prompt must have the ids that training shows. Scores are means over items: for a group that is
-    weighting by size, as in the official mmlu; a group that aggregates nothing has none of its own.
+    <subject>/{test,dev}*.{parquet,jsonl} of 57 subjects. `num_fewshot` None: the task's own.
+    `include`: a folder of further task files, whose multiple-choice questions are checked; where
+    their choices hold the end of a turn, each prompt must have the ids that training shows. Scores
+    are means over items: for a group that is weighting by size, as in the official mmlu; a group
+    that aggregates nothing has none of its own.
     `metric`: the headline, by default the first.
     """
 
@@ -70,18 +67,20 @@ class Harness:
     @cached_property
     def loaded(self) -> dict[str, Any]:
         """lm-eval's tasks by name, with their data. ValueError where they cannot be had."""
-        data = None
+        reading: AbstractContextManager[Any] = nullcontext()
         if self.data is not None:
             if not Path(self.data).is_dir():
                 raise ValueError(f"data={self.data} is no folder: check the path")
-            data = mmlu_folder(Path(self.data)) if self.task == "mmlu" else Path(self.data)
-        manager, name = _manager(self.task, data and data.absolute(), self.include)
+            # `datasets` knows files by name and time: its cache goes with this task
+            self._arrow = tempfile.TemporaryDirectory(prefix="speechfuse-lm-eval-")
+            reading = _read_from(Path(self.data), self.task == "mmlu", self._arrow.name)
+        manager = _manager(self.task, self.include)
         datasets.disable_progress_bars()
         try:
-            with redirect_stderr(StringIO()), _private_cache() if data else nullcontext():
-                tree = manager.load(name)
+            with redirect_stderr(StringIO()), reading:
+                tree = manager.load(self.task)
         except Exception as error:
-            message = " ".join(str(error).split())
+            message = " ".join(str(error.__cause__ or error).split())
             where = self.data or "its dataset on the Hub"
             raise ValueError(f"task={self.task}: {where} cannot be loaded: {message}") from error
         self._groups = tree.get("group_map", {})
@@ -262,12 +261,6 @@ def _task_files(folder: str) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): artifact.sha256_of(path) for path in paths}
 
 
-def _private_cache() -> AbstractContextManager[Any]:
-    """Inside, `datasets` keeps what it reads apart from all that it read before: it would know the
-    files of a folder by name and time, not by content."""
-    return patch.object(datasets.config, "HF_DATASETS_CACHE", tempfile.mkdtemp(dir=_scratch()))
-
-
 def _is_mean(aggregation: Any) -> bool:
     return getattr(aggregation, "__name__", "") == "mean"
 
@@ -298,95 +291,54 @@ def _predictions(name: str, samples: list[dict[str, Any]], means: set[str]) -> l
 
 
 @cache
-def _manager(task: str, data: Path | None, include: str | None) -> tuple[TaskManager, str]:
-    """lm-eval's index, and the name to load from it: `task`, or a group of it alone on `data`. The
-    official files of mmlu are in one folder, to read all others takes seconds."""
+def _manager(task: str, include: str | None) -> TaskManager:
+    """lm-eval's index. The official files of mmlu are in one folder, to read all others takes
+    seconds."""
     if include is not None and not Path(include).is_dir():
         raise ValueError(f"include={include} is no folder of task files: check the path")
     folders: list[str | Path] = [MMLU] if task == "mmlu" else []
     folders += [include] if include else []
-    name = task
-    if data is not None:
-        name = f"{task}_of_{json_digest(str(data))[:16]}"
-        member = {"group": task, "dataset_path": str(data)}
-        folders.append(_scratch() / name)
-        (_scratch() / name).mkdir(exist_ok=True)
-        text = yaml.safe_dump({"group": name, "task": [member]})
-        (_scratch() / name / f"{name}.yaml").write_text(text)
     manager = TaskManager(include_defaults=task != "mmlu" and not include, include_path=folders)
     if task not in manager.all_tasks:
         raise ValueError(
             f"task={task}: lm-eval {metadata.version('lm_eval')} has no task or group of this name"
             + (f" in {include}" if include else "; `lm_eval ls tasks` lists them")
         )
-    return manager, name
+    return manager
 
 
-@cache
-def _scratch() -> Path:
-    """A folder that goes with this process."""
-    held = tempfile.TemporaryDirectory(prefix="speechfuse-lm-eval-")
-    atexit.register(held.cleanup)
-    return Path(held.name)
-
-
-def mmlu_folder(folder: Path) -> Path:
-    """`folder` where its README lists the subjects as configs, else a folder of links to its files
-    with such a README, without which `datasets` finds none. ValueError unless all 57 are there,
-    with the columns of cais/mmlu."""
-    listed = _configs(folder / "README.md")
-    subjects = set(listed) or {path.name for path in folder.iterdir() if path.is_dir()}
-    if lost := [name for name in SUBJECTS if name not in subjects]:
+def _read_from(folder: Path, mmlu: bool, arrow: str) -> AbstractContextManager[Any]:
+    """Inside, lm-eval's tasks read `folder` instead of the dataset that they name, by way of the
+    folder `arrow`; those of mmlu a subject's files each. ValueError unless all 57 are there."""
+    load = datasets.load_dataset
+    if mmlu and (lost := [name for name in SUBJECTS if not (folder / name).is_dir()]):
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise ValueError(
             f"data={folder} has {57 - len(lost)} of the 57 subjects of MMLU: {lost[0]}{more} is "
             "not there; copy cais/mmlu again, whole"
         )
-    if listed:
-        return folder.absolute()
-    made, configs = _scratch() / json_digest(str(folder.absolute())), []
-    for subject in SUBJECTS:
-        files = {split: _files(folder / subject, split) for split in SPLITS}
-        (made / subject).mkdir(parents=True, exist_ok=True)
-        for split, paths in files.items():
-            if not paths:
-                raise ValueError(f"{folder / subject} has no {split}*.parquet or {split}*.jsonl")
-            for path in paths:
-                _check_columns(path)
-                link = made / subject / path.name
-                link.unlink(missing_ok=True)
-                link.symlink_to(path.absolute())
-        # short, as `datasets` parses all of it for every subject
-        named = {split: [f"{subject}/{p.name}" for p in paths] for split, paths in files.items()}
-        parts = [
-            {"split": split, "path": names[0] if len(names) == 1 else names}
-            for split, names in named.items()
-        ]
-        configs.append({"config_name": subject, "data_files": parts})
-    header = yaml.safe_dump({"configs": configs})
-    (made / "README.md").write_text(f"---\n{header}---\n", "utf-8")
-    return made
+
+    def read(path: str, name: str | None = None, **options: Any) -> Any:
+        options["cache_dir"] = arrow
+        if not mmlu:
+            return load(str(folder.absolute()), name, **options)
+        kind, files = subject_files(folder / str(name))
+        rows = load(kind, data_files=files, **options)
+        for split, names in rows.column_names.items():
+            if lost := sorted(COLUMNS - {*names}):
+                raise ValueError(
+                    f"{files[split][0]} has no column {', '.join(lost)}; it has "
+                    f"{', '.join(sorted(names))}, and MMLU needs {', '.join(sorted(COLUMNS))}"
+                )
+        return rows
+
+    return patch.object(datasets, "load_dataset", read)
 
 
-def _configs(readme: Path) -> list[str]:
-    parts = readme.read_text("utf-8").split("---\n") if readme.is_file() else []
-    header = yaml.safe_load(parts[1]) if len(parts) > 2 else None
-    configs = header.get("configs", []) if isinstance(header, dict) else []
-    return [str(config["config_name"]) for config in configs]
-
-
-def _files(folder: Path, split: str) -> list[Path]:
-    return sorted(p for kind in ("parquet", "jsonl") for p in folder.glob(f"{split}*.{kind}"))
-
-
-def _check_columns(path: Path) -> None:
-    if path.suffix == ".parquet":
-        there = set(pq.read_schema(path).names)
-    else:
-        with open(path, encoding="utf-8") as file:
-            there = set(json.loads(file.readline() or "{}"))
-    if lost := sorted(COLUMNS - there):
-        raise ValueError(
-            f"{path} has no column {', '.join(lost)}; it has {', '.join(sorted(there)) or 'none'}, "
-            f"and MMLU needs {', '.join(sorted(COLUMNS))}"
-        )
+def subject_files(folder: Path) -> tuple[str, dict[str, list[str]]]:
+    """(how `datasets` reads them, files by split) of one subject of cais/mmlu."""
+    for suffix, kind in (("parquet", "parquet"), ("jsonl", "json")):
+        files = {split: sorted(folder.glob(f"{split}*.{suffix}")) for split in SPLITS}
+        if all(files.values()):
+            return kind, {split: list(map(str, paths)) for split, paths in files.items()}
+    raise ValueError(f"{folder} has no {' and '.join(SPLITS)}, each *.parquet or each *.jsonl")
