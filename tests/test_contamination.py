@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from speechfuse import artifact
-from speechfuse.evals.contamination import Training, words
+from speechfuse.evals.contamination import Training
 from speechfuse.rows import shards
+from speechfuse.texts.shared_words import words
 
 STREAM = {"quantizer": "q", "token_rate": 25.0, "codebooks": 1, "codebook_size": 512}
 LONG = "the quick brown fox jumps over the lazy dog and then runs back home to sleep"  # 16 words
@@ -166,5 +167,5 @@ def test_what_is_no_dataset_is_refused_at_once(tmp_path):
 
 
 def test_words():
-    assert words("What's  Zoë's 2nd_name?!") == ["what", "s", "zoë", "s", "2nd", "name"]
-    assert words("\uff21B 你好") == ["ab", "你", "好"]
+    assert words("What's  Zoë's 2nd_name?!") == ("what", "s", "zoë", "s", "2nd", "name")
+    assert words("\uff21B 你好") == ("ab", "你", "好")
