@@ -128,7 +128,7 @@ def price(judging: dict[str, Any]) -> str:
     if not judging:
         return ""
     cost = judging.get("price")
-    told = [f"{judging.get('calls', 0)} calls", f"{judging.get('cached', 0)} votes from cache"]
+    told = [f"{judging.get('calls', 0)} calls", f"{judging.get('cached', 0)} verdicts from cache"]
     told += [] if cost is None else [f"${cost:.2f}"]
     return ", ".join(told + [f"{n} {why}" for why, n in judging.get("failures", {}).items()])
 
