@@ -179,7 +179,8 @@ class Harness:
         if head not in metrics:
             raise ValueError(f"metric={head}: {self.task} has {', '.join(metrics)}")
         metrics.sort(key=lambda metric: metric != head)
-        of = {name: {name} for name in self.loaded} if len(self.loaded) > 1 else {}
+        several = len(self.loaded) > 1 or not self._total
+        of = {name: {name} for name in self.loaded} if several else {}
         total = {"all": set(self.loaded)} if self._total else {}
         splits = {**total, **self._parts(), **of}
         scores = []
