@@ -14,7 +14,6 @@ latter; "training_id" is the first training row found.
 """
 
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from speechfuse import artifact
-from speechfuse.artifact import manifest_of
 from speechfuse.rows import shards
 from speechfuse.texts.shared_words import SharedWords
 
@@ -33,60 +31,40 @@ RUN = 2 * CODES  # bytes
 KINDS = ("exact", "ngram", "codes")
 
 
-@dataclass(frozen=True)
-class Training:
-    """Training datasets, read when items are looked for."""
+def training_hits(paths: list[str], items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """[{"id", "kind", "training_id", "shared"}] of `items` in their order; `shared` says what.
 
-    paths: tuple[Path, ...]
-
-    @classmethod
-    def of(cls, paths: list[str]) -> "Training":
-        """ValueError for a folder that is no complete dataset."""
-        for path in paths:
-            shards.shard_paths(Path(path))
-        return cls(tuple(Path(path) for path in paths))
-
-    def hits(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """[{"id", "kind", "training_id", "shared"}] in the order of `items`; `shared` says what.
-
-        `codes` of an item may be None. Time grows with the training rows, about 40 us each.
-        """
-        texts, codes = SharedWords(FEWEST_WORDS), _Codes(items)
-        for i, item in enumerate(items):
-            texts.add(i, item["text"] or "")
-        hits: dict[str, dict[int, tuple[str, str]]] = {kind: {} for kind in KINDS}
-        for path in self.paths:
-            rows = tqdm(
-                _rows(path), f"looking in {path.name}", _count(path), unit="row", leave=False
-            )
-            for id, row_texts, recordings in rows:
-                for text in row_texts:
-                    for owners, shared, whole in texts.find(text):
-                        kind = "exact" if whole else "ngram"
-                        what = (
-                            " ".join(shared)
-                            if whole
-                            else f"{len(shared)} words: {' '.join(shared)}"
-                        )
-                        for i in owners - hits[kind].keys():
-                            hits[kind][i] = id, what
-                for recording in recordings:
-                    for i, what in codes.find(recording, hits["codes"]):
-                        hits["codes"].setdefault(i, (id, what))
-        return [
-            {
-                "id": item["id"],
-                "kind": kind,
-                "training_id": hits[kind][i][0],
-                "shared": hits[kind][i][1],
-            }
-            for i, item in enumerate(items)
-            for kind in sorted(KINDS)
-            if i in hits[kind] and not (kind == "ngram" and i in hits["exact"])
-        ]
+    `text` and `codes` of an item may be None. Time grows with the rows of the datasets at `paths`,
+    about 30 us each. ValueError for a folder that is no complete dataset, before any is read.
+    """
+    for path in paths:
+        shards.shard_paths(Path(path))
+    texts, codes = SharedWords(FEWEST_WORDS), _Codes(items)
+    for i, item in enumerate(items):
+        texts.add(i, item["text"] or "")
+    hits: dict[str, dict[int, tuple[str, str]]] = {kind: {} for kind in KINDS}
+    for path in paths:
+        total = artifact.manifest_of(Path(path)).get("totals", {}).get("rows")
+        for id, row_texts, recordings in tqdm(
+            _rows(Path(path)), f"looking in {path}", total, unit="row", leave=False
+        ):
+            for text in row_texts:
+                for owners, run, whole in texts.find(text):
+                    kind, shared = ("exact", "") if whole else ("ngram", f"{len(run)} words: ")
+                    for i in owners - hits[kind].keys():
+                        hits[kind][i] = id, shared + " ".join(run)
+            for recording in recordings:
+                for i, shared in codes.find(recording, hits["codes"]):
+                    hits["codes"].setdefault(i, (id, shared))
+    return [
+        {"id": item["id"], "kind": kind, "training_id": hit[0], "shared": hit[1]}
+        for i, item in enumerate(items)
+        for kind in sorted(KINDS)
+        if (hit := hits[kind].get(i)) and not (kind == "ngram" and i in hits["exact"])
+    ]
 
 
-def _rows(path: Path) -> Iterator[tuple[str, list[str], list[np.ndarray]]]:
+def _rows(path: Path) -> Iterator[tuple[str, list[str], list[Any]]]:
     """(id, texts, recordings) of each row of a dataset in either schema."""
     names = pq.read_schema(shards.shard_paths(path)[0]).names
     if "turns" not in names:
@@ -97,14 +75,8 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str], list[np.ndarray]]]:
     for row in shards.read_rows(path, ["id", "turns"]):
         segments = [segment for turn in row["turns"] for segment in turn["segments"]]
         speech = [segment["speech"] for segment in segments if segment["speech"]]
-        said = [segment["text"] for segment in segments if segment["text"]]
-        said += [spoken["text"] for spoken in speech if spoken["text"]]
-        codes = [np.asarray(s["codes"], np.uint16) for s in speech if s["codes"] is not None]
-        yield row["id"], said, codes
-
-
-def _count(path: Path) -> int | None:
-    return manifest_of(path).get("totals", {}).get("rows")
+        texts = [part["text"] for part in (*segments, *speech) if part["text"]]
+        yield row["id"], texts, [part["codes"] for part in speech if part["codes"] is not None]
 
 
 class _Codes:
@@ -122,7 +94,7 @@ class _Codes:
                 if len({*memoryview(run).cast("H")}) >= DIFFERENT_CODES:
                     self.runs.setdefault(hash(run), []).append((i, start))
 
-    def find(self, recording: np.ndarray, done: Container[int]) -> Iterator[tuple[int, str]]:
+    def find(self, recording: Any, done: Container[int]) -> Iterator[tuple[int, str]]:
         """(item, what is shared) of items that are not `done`."""
         codes = _bytes(recording)
         if len(codes) < RUN:
@@ -152,14 +124,6 @@ def _shared(a: bytes, at: int, b: bytes, start: int) -> int:
 def check_training(paths: list[str]) -> list[str]:
     """Fingerprints of training datasets; ValueError for one that is not there."""
     return [artifact.fingerprint_of(Path(path)) for path in paths]
-
-
-def seen_in(paths: list[str], rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Hits of speech rows in training datasets, as contamination.Training has them."""
-    items = [
-        {"id": id, "text": row["text"] or "", "codes": row["codes"]} for id, row in rows.items()
-    ]
-    return Training.of(paths).hits(items)
 
 
 def contamination(hits: list[dict[str, Any]], without: float | None) -> dict[str, Any]:

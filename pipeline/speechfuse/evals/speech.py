@@ -14,7 +14,7 @@ from typing import Any
 
 from speechfuse import artifact, config, workers
 from speechfuse.evals import controls, generation
-from speechfuse.evals.contamination import check_training, contamination, seen_in
+from speechfuse.evals.contamination import check_training, contamination, training_hits
 from speechfuse.evals.items import (
     OWN,
     Rows,
@@ -115,7 +115,7 @@ class Speech:
     @cached_property
     def hits(self) -> list[dict[str, Any]]:
         """Items found in the training data; the same for every checkpoint."""
-        return seen_in(self.contamination, self.rows)
+        return training_hits(self.contamination, list(self.rows.values()))
 
     def read(self, reply: str) -> tuple[str | None, str]:
         """(what was heard or None, the answer) of a reply."""
