@@ -149,20 +149,20 @@ class Harness:
 
     def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
         """A batch a task: {"id", "doc_hash", "metrics": {name: number}, "said", "target"}."""
-        wanted: dict[str, list[int]] = {}
+        by_task: dict[str, list[int]] = {}
         for id in todo:
             name, _, number = id.rpartition("/")
-            wanted.setdefault(name, []).append(int(number))
+            by_task.setdefault(name, []).append(int(number))
         lm, vocabulary = harness_model(checkpoint, self.batch_size), Vocabulary.load(checkpoint)
-        for name, numbers in wanted.items():
+        for name, numbers in by_task.items():
             task = self.loaded[name]
-            some = None if len(numbers) == len(task.eval_docs) else {name: numbers}
+            samples = None if len(numbers) == len(task.eval_docs) else {name: numbers}
             quiet = redirect_stderr(StringIO()), redirect_stdout(StringIO())  # many progress bars
             with quiet[0], quiet[1], compiled_once():
                 results = evaluate(
                     lm,
                     {"tasks": {name: task}},
-                    samples=some,
+                    samples=samples,
                     bootstrap_iters=0,
                     apply_chat_template=self.apply_chat_template,
                     fewshot_as_multiturn=self.apply_chat_template,
@@ -174,7 +174,7 @@ class Harness:
             yield _predictions(name, results["samples"][name], means)
 
     def score(self, predictions: list[dict[str, Any]]) -> Scored:
-        metrics = list(dict.fromkeys(m for said in predictions for m in said["metrics"]))
+        metrics = list(dict.fromkeys(m for entry in predictions for m in entry["metrics"]))
         head = self.metric or metrics[0]
         if head not in metrics:
             raise ValueError(f"metric={head}: {self.task} has {', '.join(metrics)}")
@@ -185,16 +185,16 @@ class Harness:
         splits = {**total, **self._parts(), **of}
         scores = []
         for split, names in splits.items():
-            rows = [s["metrics"] for s in predictions if s["id"].rpartition("/")[0] in names]
+            rows = [e["metrics"] for e in predictions if e["id"].rpartition("/")[0] in names]
             for metric in metrics:
                 values = [float(row[metric]) for row in rows if metric in row]
                 if values:
                     scores.append(Score("", split, metric, *mean(values, None), len(values)))
         items = []
-        for said in predictions:
-            value = said["metrics"].get(head, 0.0)
+        for entry in predictions:
+            value = entry["metrics"].get(head, 0.0)
             number = {"correct": bool(value)} if value in (0, 1) else {"value": value}
-            items.append({**said, "split": said["id"].rpartition("/")[0], **number})
+            items.append({**entry, "split": entry["id"].rpartition("/")[0], **number})
         shots = sorted({task.get_config("num_fewshot") for task in self.loaded.values()})
         about = (
             f"lm-eval {metadata.version('lm_eval')} {self.task}, {'/'.join(map(str, shots))}-shot, "
@@ -209,8 +209,8 @@ class Harness:
             below = self._groups.get(name)
             return {name} if below is None else {leaf for of in below for leaf in leaves(of)}
 
-        found = {name: leaves(name) for name in self._groups}
-        return {n: of for n, of in found.items() if len(of) < len(self.loaded) and len(of) > 1}
+        groups = {name: leaves(name) for name in self._groups}
+        return {n: of for n, of in groups.items() if len(of) < len(self.loaded) and len(of) > 1}
 
 
 def _check_questions(task: Any) -> None:
@@ -268,27 +268,26 @@ def _is_mean(aggregation: Any) -> bool:
 
 def _predictions(name: str, samples: list[dict[str, Any]], means: set[str]) -> list[dict[str, Any]]:
     """lm-eval's log of a task, one entry an item; a filter's metrics are called metric,filter."""
-    found: dict[int, dict[str, Any]] = {}
+    entries: dict[int, dict[str, Any]] = {}
     for sample in samples:
-        said = sample["filtered_resps"][0]
-        if isinstance(said, (list, tuple)):  # log-likelihoods: which choice is the likeliest
+        reply = sample["filtered_resps"][0]
+        if isinstance(reply, (list, tuple)):  # log-likelihoods: which choice is the likeliest
             values = [float(likelihood) for likelihood, _ in sample["filtered_resps"]]
-            said = max(range(len(values)), key=values.__getitem__)
-        entry = found.setdefault(
-            sample["doc_id"],
-            {
-                "id": f"{name}/{sample['doc_id']}",
-                "doc_hash": sample["doc_hash"],
-                "metrics": {},
-                "said": said,
-                "target": str(sample["target"]),
-            },
-        )
+            reply = max(range(len(values)), key=values.__getitem__)
+        entry = {
+            "id": f"{name}/{sample['doc_id']}",
+            "doc_hash": sample["doc_hash"],
+            "metrics": {},
+            "said": reply,
+            "target": str(sample["target"]),
+        }
         suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
-        for metric in sample["metrics"]:
-            if metric in means:
-                entry["metrics"][f"{metric}{suffix}"] = float(sample[metric])
-    return list(found.values())
+        entries.setdefault(sample["doc_id"], entry)["metrics"] |= {
+            f"{metric}{suffix}": float(sample[metric])
+            for metric in sample["metrics"]
+            if metric in means
+        }
+    return list(entries.values())
 
 
 @cache

@@ -194,10 +194,11 @@ class Speech:
         for name in [*needed, *filter(None, [self.cluster])]:
             self.column(row, name)
         if "turns" in row:
-            if (self.prompt, self.input, self.contamination) != (SPEECH, "speech", []):
+            settings = self.prompt, self.input, self.transcribe, self.contamination
+            if settings != (SPEECH, "speech", None, []):
                 raise ValueError(
                     f"{self.data} holds conversations, which are asked as they are: leave out "
-                    "prompt, input and contamination"
+                    "prompt, input, transcribe and contamination"
                 )
             return
         self.turns(row, row["codes"])
@@ -219,12 +220,9 @@ class Speech:
         if self.input == "transcript":  # one text, which is tokenized as one
             segments = [{"text": f"{before}{self.transcript_texts.get(row['id'], '')}{after}"}]
         else:
-            texts: list[dict[str, Any]] = [
-                {"text": before},
-                {"speech": {"codes": codes}},
-                {"text": after},
-            ]
-            segments = [part for part in texts if part.get("text") != ""]
+            audio: dict[str, Any] = {"speech": {"codes": codes}}
+            segments = [{"text": before}, audio, {"text": after}]
+            segments = [part for part in segments if part.get("text") != ""]
         return [{"role": "user", "segments": segments}]
 
     def ids(self) -> list[str]:

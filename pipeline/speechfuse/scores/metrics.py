@@ -73,11 +73,11 @@ def character_errors(
 def _errors(name: str, result: audiobench_wer.Wer, clusters: list[str] | None) -> Metric:
     errors, words = np.asarray(result.per_item, float).T
     capped = intervals.ratio(np.minimum(errors, words), words, clusters)
-    kept = ("substitutions", "deletions", "insertions", "words", "above_one")
+    named = ("substitutions", "deletions", "insertions", "words", "above_one")
     return Metric(
         [(name, result.value, result.low, result.high), (f"{name}_capped", *capped)],
         [{"errors": e, "words": w} for e, w in result.per_item],
-        {key: value for key, value in asdict(result).items() if key in kept},
+        {key: value for key, value in asdict(result).items() if key in named},
     )
 
 
@@ -144,7 +144,7 @@ def rouge(
             "only; use bleu_zh, cer or a judge"
         )
     each = [scorer.score(r, p) for r, p in zip(references, predictions, strict=True)]
-    values = {name: [float(found[name].fmeasure) for found in each] for name in each[0]}
+    values = {name: [float(rouges[name].fmeasure) for rouges in each] for name in each[0]}
     rows = [(name, *intervals.mean(of, clusters)) for name, of in values.items()]
     return Metric(rows, [{"value": value} for value in values["rougeL"]])
 
