@@ -56,7 +56,7 @@ class Work:
     checkpoint: Path
     task: str
     spec: dict[str, Any]
-    cell: Predictions
+    predictions: Predictions
     fingerprint: str
 
 
@@ -138,10 +138,10 @@ def prepare(job: Evaluate) -> list[Work]:
             of_spec.check(checkpoint)
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} {task}: {error}") from error
-        cell = Predictions(out, fingerprints[checkpoint], of_spec)
+        predictions = Predictions(out, fingerprints[checkpoint], of_spec)
         settings = {key: value for key, value in spec.items() if not is_path(value)}
-        depends = [cell.key, settings, of_spec.scoring(), code(spec)]
-        todo.append(Work(name, checkpoint, task, spec, cell, json_digest(depends)))
+        depends = [predictions.key, settings, of_spec.scoring(), code(spec)]
+        todo.append(Work(name, checkpoint, task, spec, predictions, json_digest(depends)))
     return todo
 
 
@@ -175,8 +175,8 @@ def is_done(work: Work, result: Path) -> bool:
 def predict(work: Work) -> tuple[int, str | None]:
     """(items computed, the error or None) of one cell, in a worker process."""
     try:
-        with work.cell.locked():
-            return sum(work.cell.fill(instance(work.spec), work.checkpoint)), None
+        with work.predictions.locked():
+            return sum(work.predictions.fill(instance(work.spec), work.checkpoint)), None
     except Exception as error:
         return 0, error_line(work, error)
 
@@ -184,12 +184,12 @@ def predict(work: Work) -> tuple[int, str | None]:
 def error_line(work: Work, error: Exception) -> str:
     """An error in one line; its traceback is kept beside the predictions."""
     text = "".join(traceback.format_exception(error))
-    artifact.write_atomic(work.cell.folder / "traceback.txt", text)
+    artifact.write_atomic(work.predictions.folder / "traceback.txt", text)
     line = " ".join(str(error).split())
     return line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
 
 
-def predictions(
+def predict_all(
     todo: list[Work], runtime: Runtime, bar: tqdm
 ) -> Iterator[tuple[Work, int, str | None]]:
     """(cell, items computed, error or None) as they come."""
@@ -212,11 +212,11 @@ def predictions(
         bar.set_postfix_str(f"{work.name} {work.task}")
         computed, error = 0, None
         try:
-            with work.cell.locked(wait) as ours:
+            with work.predictions.locked(wait) as ours:
                 if not ours:  # another process is at work on it: look again when the rest is done
                     waiting.append((work, True))
                     continue
-                for count in work.cell.fill(instance(work.spec), work.checkpoint):
+                for count in work.predictions.fill(instance(work.spec), work.checkpoint):
                     computed += count
                     bar.update(count)
         except Exception as failure:
@@ -226,7 +226,7 @@ def predictions(
 
 def result_of(work: Work, partial: bool) -> dict[str, Any]:
     """The result file's content, from predictions alone."""
-    task, entries = instance(work.spec), work.cell.read()
+    task, entries = instance(work.spec), work.predictions.read()
     scored = task.score([entries[id] for id in task.ids()])
     named = [replace(score, task=score.task or work.task) for score in scored.scores]
     head = named[0]
@@ -240,16 +240,16 @@ def result_of(work: Work, partial: bool) -> dict[str, Any]:
         "n": head.n,
         "fingerprint": work.fingerprint,
         "fingerprints": {
-            "checkpoint": work.cell.inputs["checkpoint"],
-            "predictions": work.cell.key,
-            "data": work.cell.inputs["task"]["data"],
+            "checkpoint": work.predictions.inputs["checkpoint"],
+            "predictions": work.predictions.key,
+            "data": work.predictions.inputs["task"]["data"],
             **{name: json_digest(value) for name, value in task.scoring().items()},
         },
         "scores": [asdict(score) for score in named],
         "items": scored.items,
         "details": {
             "coverage": 1.0,
-            **work.cell.about(),
+            **work.predictions.about(),
             **scored.details,
             **({"partial": True} if partial else {}),
         },
