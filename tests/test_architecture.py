@@ -387,7 +387,7 @@ def test_every_room_and_door_is_in_use():
 
 def test_jobs_start_without_what_few_of_them_use():
     """Each of these takes seconds to import."""
-    jobs = "import stages.gate, stages.report, stages.evaluate, speechfuse.evals.spoken"
+    jobs = "import stages.gate, stages.report, stages.evaluate, speechfuse.evals.speech"
     heavy = "{'openai', 'nltk', 'sacrebleu', 'whisper', 'lm_eval'}"
     code = f"{jobs}, sys; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -1,4 +1,4 @@
-"""Cells: what one checkpoint says to one task, kept by content and never computed twice.
+"""Predictions: the replies of one checkpoint to one task, kept by content, never computed twice.
 
 In: a checkpoint, a task. Out: <out>/cells/<key>/predictions.jsonl, a line an item, and inputs.json,
 what the key was made of. The key is a hash of the checkpoint's content and of all else that
@@ -36,21 +36,21 @@ def fingerprint(checkpoint: Path, out: Path) -> str:
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} is no checkpoint: it holds no config.json; check the path")
     check_weights(checkpoint)
-    known_at = out / "cells" / "fingerprints.json"
-    known = json.loads(known_at.read_text("utf-8")) if known_at.exists() else {}
+    cache = out / "cells" / "fingerprints.json"
+    hashes = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
     files = {p for pattern in CONTENT for p in checkpoint.glob(pattern)}
     names = sorted(p.name for p in files if p.name not in NOT_CONTENT)
     content, hashed = [], False
     for name in tqdm(names, f"hashing {checkpoint}", unit="file", leave=False, delay=1):
         path, stat = checkpoint / name, (checkpoint / name).stat()
         place = os.path.relpath(path, out)
-        entry = known.get(place)
+        entry = hashes.get(place)
         if not entry or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
             sha = _config(path) if name == "config.json" else artifact.sha256_of(path)
-            known[place], hashed = [stat.st_size, stat.st_mtime_ns, sha], True
-        content.append((name, known[place][2]))
+            hashes[place], hashed = [stat.st_size, stat.st_mtime_ns, sha], True
+        content.append((name, hashes[place][2]))
     if hashed:
-        artifact.write_json(known_at, known)
+        artifact.write_json(cache, hashes)
     return json_digest(content)
 
 
@@ -87,7 +87,7 @@ class Predictions:
         if not self.path.exists():
             return {}
         data = self.path.read_bytes()
-        found: dict[str, dict[str, Any]] = {}
+        entries: dict[str, dict[str, Any]] = {}
         for line in data[: data.rfind(END) + 1].split(b"\n"):
             if not line:
                 continue
@@ -97,10 +97,10 @@ class Predictions:
                 raise ValueError(
                     f"{self.path} is damaged: move its folder aside and run it again"
                 ) from None
-            if entry["id"] in found:
+            if entry["id"] in entries:
                 raise ValueError(f"{self.path} has {entry['id']} twice: move its folder aside")
-            found[entry["id"]] = entry
-        return found
+            entries[entry["id"]] = entry
+        return entries
 
     def locked(self, wait: bool = True) -> AbstractContextManager[bool]:
         """Keep other processes off the cell; False when one is at work there and `wait` is not."""
