@@ -4,6 +4,7 @@ dollars, trackers."""
 import json
 import math
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -146,6 +147,7 @@ def test_a_resumed_run_takes_back_what_came_after(tmp_path):
     first.close()
     with first.path.open("a") as file:
         file.write('{"step": 6, "lo')  # killed while it wrote
+    time.sleep(1)  # TensorBoard reads files by the second in their names
     again = metrics.Metrics(tmp_path, 3, meter())
     assert [each["step"] for each in again.earlier] == [1, 2, 3]
     for step in range(4, 7):
