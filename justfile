@@ -121,10 +121,6 @@ gate *args: setup
 score-wer *args: setup
     {{python}} -m stages.score_wer "$@"
 
-# the tasks of speechfuse.evals.Speech as lm-eval YAML, for anybody to run: just export-tasks [out=exported]
-export-tasks *args: setup
-    {{python}} -m stages.export_tasks {{r}}/evaluate.yaml out=out/{{recipe}}/tasks {{args}}
-
 # answer a spoken question with the best epoch: just ask FILE.wav
 ask *args: setup
     {{python}} -m stages.ask {{r}}/ask.yaml "$@"

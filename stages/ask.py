@@ -12,7 +12,7 @@ from pathlib import Path
 
 from speechfuse import config
 from speechfuse.audio import decoding
-from speechfuse.evals.generation import Generator
+from speechfuse.evals import generation
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.tokens import prompts
 
@@ -51,13 +51,13 @@ def main(job: Ask) -> None:
     waveform = decoding.load(Path(job.file))
     checkpoint = Path(job.checkpoint) if job.checkpoint else chosen_checkpoint(Path(job.report))
     quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
-    listener = Generator(checkpoint, quantizer.identity, job.file)
+    generator = generation.generator(checkpoint, quantizer.identity, job.file)
     pieces = decoding.split(waveform, quantizer.window)
     if len(pieces) > 1:
         print(f"{len(waveform) / decoding.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")
     segments = [{"speech": {"codes": codes}} for codes in quantizer.encode(pieces)]
     turns = [{"role": "user", "segments": segments}]
-    heard, answer = prompts.read_spoken_answer(listener.reply([turns], job.max_new_tokens)[0])
+    heard, answer = prompts.read_spoken_answer(generator.reply([turns], job.max_new_tokens)[0])
     if heard:
         print(f"heard:  {heard}")
     print(f"answer: {answer}")

@@ -9,26 +9,30 @@ in <run>/quarantine/step_<n>.samples.jsonl. The run itself is not touched.
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from speechfuse import artifact, config
-from speechfuse.train import loop, state
+from speechfuse.train.config import Finetune
 
 SHOWN = 10
 
 
 @dataclass
-class BisectBatch(loop.Finetune):
-    at: int = field(default=0, metadata={"help": "the step, counted from 1 as in metrics.jsonl"})
+class BisectBatch(Finetune):
+    at: int = config.key("the step, counted from 1 as in metrics.jsonl", 0)
 
 
 def main(job: BisectBatch) -> None:
+    from tqdm import tqdm  # these not above: --help and a misspelt key answer at once
+
+    from speechfuse.train import loop, plan, state
+    from speechfuse.train.model import decoder_of
+    from speechfuse.train.trainer import trainer_of
+
     out = Path(job.out)
-    mixture = loop.load_data(job, loop.pins_of(job))
+    mixture = plan.load_data(job, plan.pins_of(job))
     total = mixture.plan.counts.steps
     if not 1 <= job.at <= total:
         raise ValueError(f"at={job.at}: the run has the steps 1 to {total}")
@@ -36,48 +40,44 @@ def main(job: BisectBatch) -> None:
     job = replace(
         job, compile=False, attention="dense", activation_checkpointing="full", clip_grad_norm=None
     )
-    loop.join(job)
-    trainer = loop.prepare(job)
+    loop.join(job.runtime.device, mixed=job.compute_dtype != job.dtype)
+    trainer = trainer_of(job, decoder_of(job))
     states = state.States(out / "state", trainer.model, trainer.optimizer)
     start = states.restore_weights(job.at - 1)
     print(f"{out}: weights after step {start}, rows of step {job.at}")
-    vocabulary = mixture.vocabulary
-    found: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
     places = [place for row in mixture.plan.rows(job.at - 1) for place in row]
     for dataset, number in tqdm(places, unit="sample"):
-        index = mixture.indexes[dataset]
-        sample = index[number]
+        sample, vocabulary = mixture.indexes[dataset][number], mixture.vocabulary
         part = mixture.collate([[sample]], len(sample.tokens), vocabulary.end, vocabulary.layout)
         losses, _ = trainer.backward([part])
         targets = sum(count for _, count in losses.values())
-        loss = sum(value for value, _ in losses.values()) / max(1, targets)
-        norm = trainer.clipped_norm()
-        trainer.optimizer.zero_grad(set_to_none=True)
-        found.append(
+        samples.append(
             {
                 "dataset": mixture.paths[dataset],
                 "id": sample.name,
-                "loss": loss,
-                "grad_norm": norm,
+                "loss": sum(value for value, _ in losses.values()) / max(1, targets),
+                "grad_norm": trainer.clipped_norm(),
                 "targets": targets,
                 "tokens": len(sample.tokens),
             }
         )
-    # what a sample gives to the step's gradient
-    found.sort(
-        key=lambda each: (
-            math.isfinite(each["loss"] + each["grad_norm"]),
-            -each["grad_norm"] * each["targets"],
-        )
-    )
+        trainer.optimizer.zero_grad(set_to_none=True)
+    samples.sort(key=_rank)
     path = out / "quarantine" / f"step_{job.at}.samples.jsonl"
-    artifact.write_atomic(path, "".join(json.dumps(each) + "\n" for each in found))
-    for each in found[:SHOWN]:
+    artifact.write_atomic(path, "".join(json.dumps(each) + "\n" for each in samples))
+    for each in samples[:SHOWN]:
         print(
             f"{each['dataset']}: {each['id']}: loss {each['loss']:.3g} over {each['targets']} "
             f"targets, gradient norm {each['grad_norm']:.3g}"
         )
-    print(f"{path}: {len(found)} samples, worst first")
+    print(f"{path}: {len(samples)} samples, worst first")
+
+
+def _rank(sample: dict[str, Any]) -> tuple[bool, float]:
+    """First what is not finite, then by what a sample gives to the step's gradient."""
+    finite = math.isfinite(sample["loss"] + sample["grad_norm"])
+    return finite, -sample["grad_norm"] * sample["targets"]
 
 
 if __name__ == "__main__":

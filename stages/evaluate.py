@@ -23,7 +23,7 @@ from speechfuse.evals.sweep import (
     instance,
     is_done,
     move_aside,
-    predictions,
+    predict_all,
     prepare,
     result_of,
 )
@@ -35,11 +35,7 @@ def main(job: Evaluate) -> None:
     every = prepare(job)
     places = {id(work): Path(job.out) / work.name / work.task for work in every}
     todo = [work for work in every if not is_done(work, places[id(work)].with_suffix(".json"))]
-    missing = [
-        sum(id not in there for id in instance(work.spec).ids())
-        for work in todo
-        for there in [work.cell.read()]
-    ]
+    missing = [len({*instance(work.spec).ids()} - work.predictions.read().keys()) for work in todo]
     if job.runtime.dry_run:
         for work, count in zip(todo, missing, strict=True):
             print(f"{work.name} {work.task}: {count:,} items to compute")
@@ -50,7 +46,7 @@ def main(job: Evaluate) -> None:
         return
     failed, computed = [], 0
     with tqdm(total=sum(missing), desc=f"{len(todo)} cells", unit="item") as bar:
-        for work, count, error in predictions(todo, job.runtime, bar):
+        for work, count, error in predict_all(todo, job.runtime, bar):
             place, computed = places[id(work)], computed + count
             result: dict[str, Any] = {"checkpoint": work.name, "task": work.task, "error": error}
             if error is None:
@@ -66,8 +62,8 @@ def main(job: Evaluate) -> None:
                 continue
             artifact.write_json(place.with_suffix(".json"), result)
             place.with_suffix(".failed.json").unlink(missing_ok=True)
-            said = [f"{s['split']} {s['metric']} {s['value']:.3f}" for s in result["scores"]]
-            tqdm.write(f"{work.name} {work.task}: {', '.join(said[:6])}")  # 57 subjects are many
+            lines = [f"{s['split']} {s['metric']} {s['value']:.3f}" for s in result["scores"]]
+            tqdm.write(f"{work.name} {work.task}: {', '.join(lines[:6])}")  # 57 subjects are many
     print(
         f"{job.out}: {len(todo) - len(failed)} results made, {len(every) - len(todo)} were "
         f"there; {computed:,} items computed"

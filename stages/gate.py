@@ -37,41 +37,42 @@ def complete(job: Gate) -> ResultsByCheckpoint:
     run = job.checkpoint.partition("/")[0]
     cure = f"run the sweep of it first: just sweep only=[{run},{job.base}]"
     try:
-        read = results.read(Path(job.evals), job.base, [])
-        found = read.of(job.protocol)
+        every = results.read(Path(job.evals), job.base, [])
+        by_checkpoint = every.of(job.protocol)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{error}; {cure}") from error
     for floor in job.floors:
         needs = [job.checkpoint, *([job.base] if floor.of_base_at_least is not None else [])]
         for name in needs:
-            if name not in found or key(floor) not in found[name].scores:
+            if name not in by_checkpoint or key(floor) not in by_checkpoint[name].scores:
                 what = f"no {' '.join(key(floor))} of {name} in {job.evals}"
-                raise ValueError(f"{what}{why(read, name)}; {cure}")
+                raise ValueError(f"{what}{why(every, name)}; {cure}")
     if job.path:
         now = cells.fingerprint(Path(job.path), Path(job.evals))
-        used = {found[job.checkpoint].file(key(floor)).name for floor in job.floors}
+        used = {by_checkpoint[job.checkpoint].file(key(floor)).name for floor in job.floors}
         for name in used:
-            if found[job.checkpoint].files[name].fingerprints["checkpoint"] != now:
+            if by_checkpoint[job.checkpoint].files[name].fingerprints["checkpoint"] != now:
                 raise ValueError(
                     f"the result {name} of {job.checkpoint} is of other weights than {job.path} "
                     f"holds now; {cure}"
                 )
-    return found
+    return by_checkpoint
 
 
-def why(read: Results, name: str) -> str:
-    failed = [f"{f.task}: {f.error}" for f in read.failures if f.checkpoint == name]
+def why(every: Results, name: str) -> str:
+    failed = [f"{f.task}: {f.error}" for f in every.failures if f.checkpoint == name]
     return f" (failed: {'; '.join(failed)})" if failed else ""
 
 
-def table(job: Gate, found: ResultsByCheckpoint) -> tuple[list[list[str]], int]:
+def table(job: Gate, by_checkpoint: ResultsByCheckpoint) -> tuple[list[list[str]], int]:
     """What each threshold asks for and finds, a head first, and how many are missed."""
     rows, missed = [], 0
     for floor in job.floors:
-        of, cell = key(floor), found[job.checkpoint].file(key(floor))
-        good, line = choice.judge(floor, found, job.checkpoint, job.base)
+        of, cell = key(floor), by_checkpoint[job.checkpoint].file(key(floor))
+        good, line = choice.judge(floor, by_checkpoint, job.checkpoint, job.base)
         missed += not good
-        base, share = found.get(job.base), choice.of_base(found, job.checkpoint, of, job.base)
+        base = by_checkpoint.get(job.base)
+        share = choice.of_base(by_checkpoint, job.checkpoint, of, job.base)
         rows.append(
             [
                 " ".join(of),

@@ -15,7 +15,7 @@ from speechfuse import config
 from speechfuse.hub import cards, push
 
 TEMPLATES = Path(__file__).parent.parent / "data_cards"
-ROOMS = (Path(), Path("out/data"), Path("out/models"))
+PARENTS = (Path(), Path("out/data"), Path("out/models"))
 
 
 @dataclass
@@ -33,10 +33,11 @@ class PushToHub:
 
 
 def folder_of(path: str) -> Path:
-    """`path` itself, or below out/data or out/models; ValueError when it is in none of them."""
-    for room in ROOMS:
-        if (room / path).is_dir():
-            return room / path
+    """Return `path` itself, or the folder of that name below out/data or out/models. Raises
+    ValueError when there is none."""
+    for parent in PARENTS:
+        if (parent / path).is_dir():
+            return parent / path
     raise ValueError(f"path={path}: there is no such folder, neither in out/data nor in out/models")
 
 

@@ -40,12 +40,10 @@ def read(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError as error:
             raise ValueError(f"{where} is not JSON ({error}): one object a line") from None
+        texts = row if isinstance(row, dict) else {}
         for key in ("reference", "prediction"):
-            if not isinstance(row, dict) or key not in row:
-                has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-                raise ValueError(f"{where} has no key {key!r}, it has {has or 'none'}: add it")
-            if not isinstance(row[key], str):
-                raise ValueError(f"{where}: {key}={row[key]!r} must be text")
+            if not isinstance(texts.get(key), str):
+                raise ValueError(f"{where}: {key} must be a text; the line is {line.decode():.80}")
         rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no rows: one line {{reference, prediction}} an utterance")

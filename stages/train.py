@@ -14,35 +14,38 @@ import sys
 from contextlib import redirect_stdout
 from io import StringIO
 
-import torch.distributed as dist
-
 from speechfuse import config
-from speechfuse.train import loop
+from speechfuse.train.config import Finetune
 
 
-def main(job: loop.Finetune) -> None:
+def main(job: Finetune) -> None:
+    import torch.distributed as dist  # not above: --help and a misspelt key answer at once
+
+    from speechfuse.train import loop
+
     if job.runtime.ranks != 1 and "RANK" not in os.environ:
-        return launch(job)
-    loop.join(job)
+        return launch(job, job.runtime.ranks)
+    loop.join(job.runtime.device, mixed=job.compute_dtype != job.dtype)
     loop.run(job)
     # not where it fails: a rank would wait for the others, and torchrun could not see that it has
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def launch(job: loop.Finetune) -> None:
-    """Become torchrun. An error is one sentence here, there a traceback of every rank."""
-    ranks = job.runtime.ranks
+def launch(job: Finetune, ranks: int) -> None:
+    """Become torchrun, unless there is nothing to train. What is refused is one sentence here, and
+    would be a traceback of every rank there."""
+    from speechfuse.train.plan import plan_run
+
     if ranks < 1:
         raise ValueError(f"runtime.ranks={ranks}: at least 1 is needed")
-    said, starts = StringIO(), False
+    printed, plan = StringIO(), None
     try:
-        with redirect_stdout(said):  # rank 0 says it again
-            found = loop.check_and_plan(job, 0, ranks)
-        starts = found is not None and not job.runtime.dry_run
+        with redirect_stdout(printed):  # rank 0 prints it again
+            plan = plan_run(job, 0, ranks)
     finally:
-        print(said.getvalue() if not starts else "", end="")
-    if not starts:
+        print("" if plan else printed.getvalue(), end="")
+    if plan is None:
         return
     # seconds that ranks have to save their state after SIGTERM
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
@@ -51,4 +54,4 @@ def launch(job: loop.Finetune) -> None:
 
 
 if __name__ == "__main__":
-    config.main(main, loop.Finetune, __doc__)
+    config.main(main, Finetune, __doc__)

@@ -23,14 +23,17 @@ from speechfuse import artifact, config
 from speechfuse.rows import shards
 from speechfuse.samples import datasets
 from speechfuse.samples.view import Sample, collate
-from speechfuse.train import loop, optimizers
+from speechfuse.train import optimizers, plan
+from speechfuse.train.config import Finetune
+from speechfuse.train.model import decoder_of
 from speechfuse.train.preflight import report as preflight_report
+from speechfuse.train.trainer import trainer_of
 from tests.small_training import STREAM, make_parts, recipe
 
 TIMED, TRAINED = 30, 9_600  # steps; samples
 
 
-def runs(job: loop.Finetune, packed_rows: int, padded_rows: int) -> dict[str, loop.Finetune]:
+def runs(job: Finetune, packed_rows: int, padded_rows: int) -> dict[str, Finetune]:
     """The same job packed and padded: four samples a forward, or rows with as many positions; and
     packed with products of all pairs of a row."""
     packed = replace(job, batch_size=packed_rows, micro_batch_size=0)
@@ -39,13 +42,17 @@ def runs(job: loop.Finetune, packed_rows: int, padded_rows: int) -> dict[str, lo
     return {"packed": packed, "padded": padded, "packed, dense mask": dense}
 
 
-def compared(jobs: dict[str, loop.Finetune]) -> dict[str, tuple[float, float]]:
+def compared(jobs: dict[str, Finetune]) -> dict[str, tuple[float, float]]:
     """(useful share, useful tokens/s) of each."""
     parts: dict[str, Any] = {}
     for name, job in jobs.items():
-        mixture = loop.load_data(job, {})
+        mixture = plan.load_data(job, {})
         micro = job.micro_batch_size or job.batch_size
-        parts[name] = mixture, datasets.Batches(mixture, 0, 1, micro), loop.prepare(job)
+        parts[name] = (
+            mixture,
+            datasets.Batches(mixture, 0, 1, micro),
+            trainer_of(job, decoder_of(job)),
+        )
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     tokens: dict[str, list[int]] = {name: [] for name in jobs}
     places: dict[str, int] = dict.fromkeys(jobs, 0)
@@ -70,9 +77,9 @@ def compared(jobs: dict[str, loop.Finetune]) -> dict[str, tuple[float, float]]:
     }
 
 
-def trained_loss(job: loop.Finetune, held_out: list[Sample]) -> float:
+def trained_loss(job: Finetune, held_out: list[Sample]) -> float:
     """Loss on samples of no training after so many that train."""
-    mixture, trainer = loop.load_data(job, {}), loop.prepare(job)
+    mixture, trainer = plan.load_data(job, {}), trainer_of(job, decoder_of(job))
     batches = datasets.Batches(mixture, 0, 1, job.micro_batch_size or job.batch_size)
     (peak,) = optimizers.rates(trainer.optimizer)
     seen = step = 0
@@ -95,7 +102,7 @@ def trained_loss(job: loop.Finetune, held_out: list[Sample]) -> float:
     return total / targets
 
 
-def as_long_as_the_original(folder: Path) -> loop.Finetune:
+def as_long_as_the_original(folder: Path) -> Finetune:
     """Samples of a mean of about 294 tokens and 1,024 at most, for a model of 6 M parameters."""
     rng = np.random.default_rng(0)
     sizes = np.clip(rng.lognormal(5.5, 0.55, 6000), 20, 1000).astype(int)
@@ -110,12 +117,12 @@ def as_long_as_the_original(folder: Path) -> loop.Finetune:
     work.finish({}, [folder / "long" / shards.shard_name(0)])
     entry = {"_component_": "speechfuse.samples.sound", "path": str(folder / "long"), "share": 1}
     path = recipe(parts, folder / "run", seq_len=2048, datasets=[entry])
-    return config.load(loop.Finetune, path, [])
+    return config.load(Finetune, path, [])
 
 
 def main() -> None:
     demo = config.load(
-        loop.Finetune, Path("recipes/demo/stage2.yaml"), ["runtime.device=cpu", *sys.argv[1:]]
+        Finetune, Path("recipes/demo/stage2.yaml"), ["runtime.device=cpu", *sys.argv[1:]]
     )
     torch.set_num_threads(demo.runtime.threads or torch.get_num_threads())
     longer = runs(replace(demo, seq_len=2 * demo.seq_len), 8, 48)
@@ -139,7 +146,7 @@ def main() -> None:
         "path": "out/data/speech_test",
         "select": {"split": "seen_facts", "kind": "question"},
     }
-    unseen = loop.load_data(replace(demo, datasets=[entry], epochs=1), {})  # other voices
+    unseen = plan.load_data(replace(demo, datasets=[entry], epochs=1), {})  # other voices
     held_out = [unseen.indexes[0][i] for i in range(len(unseen.indexes[0]))]
     for name, job in list(runs(demo, 16, 48).items())[:2]:
         losses = [trained_loss(replace(job, seed=seed), held_out) for seed in (0, 1)]

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from speechfuse import config
-from speechfuse.train import metrics
-from speechfuse.train.loop import Finetune
+from speechfuse.samples.packing import Counts
+from speechfuse.train import backbone, gpus, metrics
+from speechfuse.train.config import Finetune
+from speechfuse.train.model import freeze
 from speechfuse.train.preflight import report as preflight_report
 
 ROOT = Path(__file__).parent.parent
@@ -126,17 +127,22 @@ def data_of(run: Run, job: Any, micro: int) -> preflight_report.Data:
     if job.packed:
         positions = tokens / 0.99  # of a pack's room that the plan fills
     rows = positions / job.seq_len if job.packed else run.samples * run.epochs
-    return preflight_report.Data(
-        [run.samples * run.epochs],
-        [0],
-        tokens,
-        tokens,
-        int(positions),
-        int(metrics.pairs_of(lengths) * times),
-        job.seq_len,
-        int(rows / job.batch_size),
-        run.epochs,
-    )
+    samples = run.samples * run.epochs
+    counts = Counts(int(rows / job.batch_size), tokens, [samples], [0], [0] * run.epochs)
+    pairs = int(metrics.pairs_of(lengths) * times)
+    return preflight_report.Data(counts, tokens, int(positions), pairs, job.seq_len)
+
+
+def planned(
+    job: Any, shape: dict[str, Any], data: preflight_report.Data | None, ranks: int, **keys: Any
+) -> preflight_report.PreflightReport:
+    """What preflight says of `job` on the GPUs that runtime.gpu names, without a checkpoint."""
+    model = backbone.empty(job.model, job.dtype)
+    freeze(model, job.freeze)
+    price, gpu = job.runtime.dollars_per_gpu_hour, gpus.named(job.runtime.gpu)
+    meter = metrics.Meter(metrics.Flops.of(model, shape), gpu, ranks, price)
+    micro = preflight_report.micro_batch(job, ranks)
+    return preflight_report.preflight(job, model, meter, micro, data, **keys)
 
 
 def report_of(run: Run) -> preflight_report.PreflightReport:
@@ -146,21 +152,22 @@ def report_of(run: Run) -> preflight_report.PreflightReport:
         [f"runtime.gpu={run.gpu}", f"runtime.dollars_per_gpu_hour={run.dollars}"],
     )
     data = data_of(run, job, preflight_report.micro_batch(job, run.gpus))
-    return preflight_report.preflight(
-        job, SHAPE, data, run.gpus, torch.device("cpu"), ROOT / preflight_report.MEASUREMENTS
-    )
+    measurements = ROOT / preflight_report.MEASUREMENTS
+    return planned(job, SHAPE, data, run.gpus, measurements=measurements)
 
 
 def line(run: Run, report: preflight_report.PreflightReport) -> str:
     data, hours = report.data, (report.hours or 0) * run.gpus
+    assert data
+    tokens = data.counts.tokens
     text = (
-        f"| {run.name} | {data.tokens / 1e6:,.0f} M | {data.tokens / data.positions:.0%} | "
+        f"| {run.name} | {tokens / 1e6:,.0f} M | {tokens / data.positions:.0%} | "
         f"{run.gpus} x {run.gpu} | {report.speed:,.0f} | {hours:,.0f} | ${report.dollars:,.0f} | "
     )
     if run.paid is None:
         return f"{text}| |"
     paid, dollars = run.paid
-    return f"{text}{data.tokens / paid / 3600:,.0f} | {paid:,.0f} h, ${dollars} |"
+    return f"{text}{tokens / paid / 3600:,.0f} | {paid:,.0f} h, ${dollars} |"
 
 
 def main() -> None:
@@ -173,7 +180,7 @@ def main() -> None:
         reports.append(report_of(run))
         print(line(run, reports[-1]), flush=True)
     for run, report in zip(RUNS, reports, strict=True):
-        tokens = report.data.tokens
+        tokens = report.data.counts.tokens
         flops = report.meter.flops.of_tokens(tokens, report.data.pairs) / tokens
         print(
             f"\n{run.name}: {tokens:,} tokens / {report.speed:,.0f} tokens/s / 3600 = "

@@ -26,12 +26,14 @@ ROWS = 2000  # of a shard
 OPEN = """
 import json, resource, sys, time
 from pathlib import Path
-from speechfuse import config, datasets
-from speechfuse.train import loop
-job = config.load(loop.Finetune, Path(sys.argv[1]), [])
+from speechfuse import config
+from speechfuse.samples import datasets
+from speechfuse.train import plan
+from speechfuse.train.config import Finetune
+job = config.load(Finetune, Path(sys.argv[1]), [])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()
-mixture = loop.load_data(job, {})
+mixture = plan.load_data(job, {})
 ready = time.perf_counter() - started
 datasets.Batches(mixture, 0, 1, 16)[0]
 first = time.perf_counter() - started

@@ -33,9 +33,12 @@ from speechfuse import artifact
 from speechfuse.samples import datasets, packing
 from speechfuse.samples.view import PADDING, Sample, collate
 from speechfuse.tokens.vocabulary import SoundLayout, read_config
-from speechfuse.train import attention, gpus, loop, metrics
+from speechfuse.train import attention, gpus, metrics
+from speechfuse.train.config import Finetune, Runtime
+from speechfuse.train.model import decoder_of
 from speechfuse.train.preflight import memory
 from speechfuse.train.preflight import report as preflight_report
+from speechfuse.train.trainer import trainer_of
 from tests.prove_preflight import checkpoint
 
 DEFAULTS = {
@@ -127,7 +130,7 @@ def lengths_of(stage: int, count: int) -> np.ndarray:
     return rng.integers(25, 250, count).astype(np.int32) + answers + 14
 
 
-def steps_of(job: loop.Finetune, stage: int, count: int) -> list[list[dict[str, Any]]]:
+def steps_of(job: Finetune, stage: int, count: int) -> list[list[dict[str, Any]]]:
     """Micro-batches of `count` steps, packed by the real plan."""
     codes = 16 if job.model["vocab_size"] < 2000 else 512
     first = job.model["vocab_size"] - codes - 1
@@ -160,7 +163,7 @@ def steps_of(job: loop.Finetune, stage: int, count: int) -> list[list[dict[str, 
     return steps
 
 
-def job_of(size: str, name: str, device: str, folder: str) -> tuple[loop.Finetune, int]:
+def job_of(size: str, name: str, device: str, folder: str) -> tuple[Finetune, int]:
     """The recipe of a case, and the stage whose lengths it has."""
     case = CASES[name] | (MASTER.get(size, {}) if name == "fp32 master" else {})
     if device == "cpu":  # where flex attention and the compiler's kernels are not meant for
@@ -171,7 +174,7 @@ def job_of(size: str, name: str, device: str, folder: str) -> tuple[loop.Finetun
             "micro_batch_size": 1,
         }
     stage = case.pop("stage")
-    return loop.Finetune(
+    return Finetune(
         out="",
         checkpoint=folder,
         model=SIZES[size],
@@ -180,7 +183,7 @@ def job_of(size: str, name: str, device: str, folder: str) -> tuple[loop.Finetun
         warmup_steps=0,
         batch_size=PASSES * case["micro_batch_size"],
         clip_grad_norm=1.0,
-        runtime=loop.Runtime(device=device),
+        runtime=Runtime(device=device),
         **case,
     ), stage
 
@@ -191,7 +194,7 @@ def measure(options: dict[str, str], name: str, folder: str) -> dict[str, Any]:
     job, stage = job_of(options["size"], name, device, folder)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    trainer = loop.prepare(job)
+    trainer = trainer_of(job, decoder_of(job))
     steps = steps_of(job, stage, 3 + timed)
     for number, parts in enumerate(steps):
         if number == 3:  # the first steps compile and choose kernels
@@ -206,10 +209,7 @@ def measure(options: dict[str, str], name: str, folder: str) -> dict[str, Any]:
     if device == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begin
-    gpu = None
-    if device == "cuda":
-        about = torch.cuda.get_device_properties(0)
-        gpu = gpus.reported(about.name, about.total_memory)
+    gpu = gpus.of(trainer.device)
     meter = metrics.Meter(metrics.Flops.of(trainer.model, read_config(Path(folder))), gpu)
     found = [p["input_pos"][p["document"] != PADDING] for s in steps[3:] for p in s]
     tokens = sum(len(each) for each in found)

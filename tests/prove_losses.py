@@ -21,7 +21,7 @@ import yaml
 from torch.utils.data import Dataset
 
 from speechfuse.samples.view import IGNORE
-from speechfuse.train import loop
+from speechfuse.train import plan
 from tests.small_training import ROOT, command, job, losses, make_parts, recipe
 
 STEPS = 50
@@ -40,7 +40,7 @@ class Samples(Dataset):
 
     def __init__(self, tokenizer: Tokenizer, config: str) -> None:
         settings = job(Path(config))
-        self.mixture = loop.load_data(settings, loop.pins_of(settings))
+        self.mixture = plan.load_data(settings, plan.pins_of(settings))
         rows = self.mixture.plan.shape.rows
         self.places = [(n // rows, n % rows) for n in range(rows * self.mixture.plan.counts.steps)]
 
@@ -71,9 +71,9 @@ def in_float64() -> None:
     layers turn to float32 what they are given, by name."""
     import runpy
 
-    from speechfuse.train import model
+    from speechfuse.train import backbone
 
-    model.DTYPES["fp32"] = torch.float64
+    backbone.DTYPES["fp32"] = torch.float64
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
     runpy.run_module("stages.train", run_name="__main__")
 

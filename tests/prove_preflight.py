@@ -27,6 +27,7 @@ from speechfuse.train import attention
 from speechfuse.train import model as models
 from speechfuse.train.losses import next_token
 from speechfuse.train.preflight import memory
+from tests.small_training import built
 
 SIZE = {
     "vocab_size": 32_771,
@@ -147,21 +148,20 @@ def real(folder: Path, job: Any, rows: int, length: int, passes: int) -> dict[st
     """Two real steps: bytes of this rank's weights, gradients and optimizer state, and the peak of
     resident memory beyond what the process had before."""
     before = resident("VmRSS")
-    model = models.build(
-        job.model,
+    model = built(
         folder,
-        torch.device("cpu"),
-        job.dtype,
-        job.compute_dtype,
-        activation_checkpointing=job.activation_checkpointing,
+        job.model,
+        dtype=job.dtype,
+        compute_dtype=job.compute_dtype,
         loss_chunk=job.loss_chunk,
+        activation_checkpointing=job.activation_checkpointing,
     )
     models.freeze(model, job.freeze)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = config.instantiate(job.optimizer, params=trained)
     Path("/proc/self/clear_refs").write_text("5")  # the peak of loading is not asked for
     ids = torch.randint(job.model["vocab_size"], (rows, length))
-    found: dict[str, int] = {}
+    used: dict[str, int] = {}
     for _ in range(2):
         for _ in range(passes):
             batch = {
@@ -174,11 +174,11 @@ def real(folder: Path, job: Any, rows: int, length: int, passes: int) -> dict[st
             sums = next_token(model, batch)
             torch.stack([value for value, _ in sums.values()]).sum().backward()
             del sums, batch
-        found["gradients"] = sum(own_bytes(p.grad) for p in trained)
+        used["gradients"] = sum(own_bytes(p.grad) for p in trained)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     states = [value for each in optimizer.state.values() for value in each.values()]
-    return found | {
+    return used | {
         "weights": sum(own_bytes(p) for p in model.parameters())
         + sum({b.data_ptr(): own_bytes(b) for b in model.buffers()}.values()),
         "optimizer": sum(map(own_bytes, states)),
@@ -206,7 +206,7 @@ def main() -> None:
             "OMP_NUM_THREADS": "1",
         }
         for name in CASES:
-            said = memory.of(*taken(name), 1, gpu=False)
+            estimate = memory.of(*taken(name), 1, gpu=False)
             done = subprocess.run(
                 [sys.executable, __file__, str(folder), name],
                 env=environment,
@@ -215,17 +215,18 @@ def main() -> None:
             )
             if done.returncode:
                 sys.exit(done.stderr[-3000:])
-            found = json.loads(done.stdout.splitlines()[-1])
-            off = said.peak / found["peak"] - 1
+            measured = json.loads(done.stdout.splitlines()[-1])
+            off = estimate.peak / measured["peak"] - 1
             worst = max(worst, abs(off))
             exact = all(
-                getattr(said, part) == found[part] for part in ("weights", "gradients", "optimizer")
+                getattr(estimate, part) == measured[part]
+                for part in ("weights", "gradients", "optimizer")
             )
-            parts = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in said.step.items())
+            parts = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in estimate.step.items())
             print(
-                f"{name}: peak {found['peak'] / 1e9:.2f} GB, said {said.peak / 1e9:.2f} "
+                f"{name}: peak {measured['peak'] / 1e9:.2f} GB, said {estimate.peak / 1e9:.2f} "
                 f"({off:+.1%}); weights, gradients, state "
-                f"{'exact' if exact else f'NOT exact: {said}, {found}'}; "
+                f"{'exact' if exact else f'NOT exact: {estimate}, {measured}'}; "
                 f"beside weights and state: {parts}",
                 flush=True,
             )

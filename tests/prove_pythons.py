@@ -35,8 +35,9 @@ def version(command: str) -> str:
     try:
         said = subprocess.run(
             [command, "-c", "import platform; print(platform.python_version())"],
-            capture_output=True, text=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+        )
     except OSError:
         return ""
     return said.stdout.strip() if said.returncode == 0 else ""
@@ -47,9 +48,12 @@ def run(command: list[str], log: Path, **environment: str) -> bool:
     with log.open("a") as to:
         print("$", shlex.join(command), file=to, flush=True)
         done = subprocess.run(
-            command, cwd=ROOT, stdout=to, stderr=subprocess.STDOUT,
+            command,
+            cwd=ROOT,
+            stdout=to,
+            stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        )  # fmt: skip
+        )
     if done.returncode:
         print(*log.read_text().splitlines()[-15:], sep="\n")
     return done.returncode == 0

@@ -18,7 +18,9 @@ from speechfuse import artifact
 from speechfuse.config import load
 from speechfuse.rows import shards
 from speechfuse.tokens import expansion, vocabulary
-from speechfuse.train import loop
+from speechfuse.train import backbone, checkpoint
+from speechfuse.train import model as models
+from speechfuse.train.config import Finetune
 from speechfuse.train.losses import next_token
 from tests.demo_code import demo
 
@@ -140,6 +142,25 @@ def recipe(parts: Path, out: Path, runtime: dict | None = None, **changes: Any) 
     return path
 
 
+def built(folder: Path, spec: dict[str, Any], **options: Any) -> Any:
+    """The model that `spec` names, with the weights of `folder`, as a training makes it;
+    `options`: other keys of a recipe."""
+    keys = {"datasets": [], "seq_len": 2, "batch_size": 1, "epochs": 1, "warmup_steps": 0}
+    settings = Finetune(
+        out="", checkpoint=str(folder), model=spec, optimizer={}, **(keys | options)
+    )
+    decoder = models.decoder_of(settings)
+    models.load(decoder, settings, torch.device("cpu"))
+    return decoder.model
+
+
+def exported(model: Any, folder: Path, out: Path, manifest: dict[str, Any]) -> None:
+    """Write an epoch's folder as a training does; `folder`: where the model came from."""
+    end = vocabulary.Vocabulary.load(folder).end_of_turn
+    shape = vocabulary.read_config(folder)
+    checkpoint.export(backbone.Decoder(folder, shape, {}, model), end, out, manifest)
+
+
 def command(config: Path, ranks: int = 1, *overrides: str) -> list[str]:
     launch = [sys.executable]
     if ranks > 1:
@@ -173,9 +194,9 @@ def weights(out: Path, epoch: int = 0) -> dict[str, torch.Tensor]:
     return load_file(out / f"epoch_{epoch}" / "model.safetensors")
 
 
-def job(config: Path, **changes: Any) -> loop.Finetune:
+def job(config: Path, **changes: Any) -> Finetune:
     """A recipe as loop.run takes it, to train in this process."""
-    loaded = load(loop.Finetune, config, [])
+    loaded = load(Finetune, config, [])
     return replace(loaded, **changes)
 
 

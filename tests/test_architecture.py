@@ -1,14 +1,19 @@
-"""Who may import whom, what nobody may call, and that its job would accept every recipe.
+"""Who may import whom, what nobody may call, and that each recipe fits its job.
 
 Read from the source with ast; every rule is also shown a tree that breaks it.
 """
 
 import ast
 import fnmatch
+import importlib
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,7 @@ import yaml
 
 from speechfuse import config
 from speechfuse.evals.sweep import Evaluate
-from speechfuse.train.loop import Finetune
+from speechfuse.train.config import Finetune
 from stages.ask import Ask
 from stages.curate_texts import CurateTexts
 from stages.expand_vocab import ExpandVocab
@@ -30,6 +35,26 @@ from tests.demo_code import demo
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "stages", "recipes", "tests")
+LIBRARY = "pipeline/speechfuse/"
+FLOORS = (  # from the ground up; a room imports rooms of lower floors alone
+    ("config", "provenance", "scores", "workers"),
+    ("artifact", "audio", "ray_cluster", "tokens"),
+    ("openai_server", "report", "rows"),
+    ("hub", "samples"),
+    ("corpora", "texts"),
+    ("evals", "quantizer", "train"),
+    ("synthesis",),
+    ("stages", "recipes"),
+)
+NAMED = re.compile(r"speechfuse\.[\w.]*\w")  # in YAML
+GROUND = ("speechfuse.workers.", "speechfuse.ray_cluster.")  # the flat files that YAML may name
+LONGEST = 350  # lines of a file
+STILL_LONG = {
+    "pipeline/speechfuse/rows/verification.py",
+    "pipeline/speechfuse/train/loop.py",
+    "pipeline/speechfuse/train/preflight/report.py",
+    "recipes/demo/world.py",
+}
 DOORS = {  # third party: the files that may import it, tests apart
     "torchtune": ["pipeline/speechfuse/train/*", "pipeline/speechfuse/samples/datasets.py"],
     "whisper": [
@@ -46,7 +71,7 @@ DOORS = {  # third party: the files that may import it, tests apart
     "ray": ["pipeline/speechfuse/ray_cluster.py"],
     "huggingface_hub": ["pipeline/speechfuse/hub/*"],
     "markdown_it": ["pipeline/speechfuse/report/page.py"],
-    "huggingface_hub.save_torch_state_dict": ["pipeline/speechfuse/train/model.py"],
+    "huggingface_hub.save_torch_state_dict": ["pipeline/speechfuse/train/checkpoint.py"],
 }
 JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "tokenize.yaml": TokenizeSpeech,
@@ -85,10 +110,13 @@ RECIPES = sorted(
 )
 
 
+parse = cache(ast.parse)
+
+
 def sources(root: Path, rooms: tuple[str, ...] = ROOMS) -> dict[str, ast.Module]:
     """Python files by path relative to `root`."""
     paths = [path for room in rooms for path in sorted((root / room).rglob("*.py"))]
-    return {p.relative_to(root).as_posix(): ast.parse(p.read_text("utf-8"), str(p)) for p in paths}
+    return {path.relative_to(root).as_posix(): parse(path.read_text("utf-8")) for path in paths}
 
 
 def imports(name: str, tree: ast.Module) -> Iterator[str]:
@@ -134,6 +162,73 @@ def wrong_imports(root: Path) -> list[str]:
     return found
 
 
+def module_of(file: str) -> str:
+    """The dotted name of a file: speechfuse.rows.shards, or of an __init__.py its package's."""
+    dotted = file.removeprefix("pipeline/").removesuffix(".py").replace("/", ".")
+    return dotted.removesuffix(".__init__")
+
+
+def room_of(module: str) -> str | None:
+    """speechfuse.rows.shards: rows; stages.ask: stages; of other packages None."""
+    package, *rest = module.split(".")
+    if package in ("stages", "recipes"):
+        return package
+    return rest[0] if package == "speechfuse" and rest else None
+
+
+def arrows(root: Path) -> set[tuple[str, str]]:
+    """(room, room that it imports), of the library, stages and recipes."""
+    files = sources(root, ("pipeline", "stages", "recipes"))
+    every = {
+        (room_of(module_of(file)), room_of(name))
+        for file, tree in files.items()
+        for name in imports(file, tree)
+    }
+    return {(room, other) for room, other in every if room and other and room != other}
+
+
+def wrong_arrows(root: Path) -> list[str]:
+    """Arrows that do not run down, and rooms that stand on no floor."""
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    files = sources(root, ("pipeline", "stages", "recipes"))
+    rooms = {room for file in files if (room := room_of(module_of(file)))}
+    return [f"{room} stands on no floor" for room in sorted(rooms - floor.keys())] + [
+        f"{room} (floor {floor[room]}) -> {other} (floor {floor[other]})"
+        for room, other in sorted(arrows(root))
+        if room in floor and other in floor and floor[room] <= floor[other]
+    ]
+
+
+def circles(root: Path) -> list[str]:
+    """The first circle of files of the library that import each other, [] where there is none."""
+    files = {module_of(file): (file, tree) for file, tree in sources(root, ("pipeline",)).items()}
+    graph = {
+        module: {
+            other
+            for name in imports(*source)
+            for other in (name, name.rpartition(".")[0])
+            if other in files and other != module
+        }
+        for module, source in files.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def not_of_a_room(text: str) -> list[str]:
+    """What a recipe names in the library that is no component of a room's face."""
+    wrong = []
+    for name in NAMED.findall(text):
+        _, room, *rest = name.split(".")
+        face = getattr(importlib.import_module(f"speechfuse.{room}"), "COMPONENTS", {})
+        if not name.startswith(GROUND) and (not rest or rest[0] not in face):
+            wrong.append(name)
+    return wrong
+
+
 def unsafe_calls(root: Path) -> list[str]:
     """Calls that would run code out of a downloaded file, as "file:line"."""
     found = []
@@ -175,6 +270,108 @@ def test_every_import_obeys_the_rooms():
     assert wrong_imports(ROOT) == []
 
 
+def test_every_arrow_between_rooms_runs_down():
+    assert wrong_arrows(ROOT) == [], f"{len(arrows(ROOT))} arrows between rooms"
+    assert circles(ROOT) == []
+    assert {*chain(*arrows(ROOT))} == {*chain(*FLOORS)}  # no floor speaks of a room that is gone
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "wrong"),
+    [
+        (
+            "rows/a.py",
+            "from speechfuse.samples import index",
+            ["rows (floor 2) -> samples (floor 3)"],
+        ),
+        (
+            "config.py",
+            "def f():\n    import speechfuse.texts.b",
+            ["config (floor 0) -> texts (floor 4)"],
+        ),
+        ("evals/a.py", "from speechfuse.train import loop", ["evals (floor 5) -> train (floor 5)"]),
+        ("evals/a.py", "from stages import ask", ["evals (floor 5) -> stages (floor 7)"]),
+        ("cellar/a.py", "import json", ["cellar stands on no floor"]),
+    ],
+)
+def test_an_arrow_that_runs_up_is_found(tmp_path, file, line, wrong):
+    for room in ("samples", "texts", "train", "rows", "artifact"):
+        (tmp_path / LIBRARY / room).mkdir(parents=True)
+        (tmp_path / LIBRARY / room / "b.py").write_text("")
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "ask.py").write_text("from speechfuse.rows import b")
+    (tmp_path / LIBRARY / "rows/b.py").write_text("from speechfuse import artifact")
+    assert wrong_arrows(tmp_path) == []
+    assert arrows(tmp_path) == {("stages", "rows"), ("rows", "artifact")}
+    path = tmp_path / LIBRARY / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(line)
+    assert wrong_arrows(tmp_path) == wrong
+
+
+def test_a_circle_of_files_is_found(tmp_path):
+    rows = tmp_path / LIBRARY / "rows"
+    rows.mkdir(parents=True)
+    (rows / "a.py").write_text("from speechfuse.rows import b")
+    (rows / "b.py").write_text("from speechfuse import rows")
+    assert circles(tmp_path) == []
+    (rows / "b.py").write_text("def f():\n    from speechfuse.rows.a import c")
+    assert set(circles(tmp_path)) == {"speechfuse.rows.a", "speechfuse.rows.b"}
+
+
+def test_every_component_of_a_room_resolves():
+    """So that a file may move, and YAML that names the room stays as it is."""
+    faces = {
+        path.parent.name: importlib.import_module(f"speechfuse.{path.parent.name}")
+        for path in sorted((ROOT / LIBRARY).glob("*/__init__.py"))
+    }
+    names = [
+        f"speechfuse.{r}.{n}" for r, face in faces.items() for n in getattr(face, "COMPONENTS", {})
+    ]
+    assert len(names) > 50
+    for name in names:
+        assert callable(config.resolve(name)), name
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_a_recipe_names_rooms_and_no_files(path):
+    assert not_of_a_room((ROOT / path).read_text()) == []
+
+
+def test_a_recipe_that_names_a_file_is_found():
+    text = "{a: speechfuse.samples.sound, b: speechfuse.ray_cluster.ray_actors}"
+    assert not_of_a_room(text) == []
+    assert not_of_a_room("x: speechfuse.samples.datasets.sound") == [
+        "speechfuse.samples.datasets.sound"
+    ]
+    assert not_of_a_room("[speechfuse.config.load]") == ["speechfuse.config.load"]
+    assert sum("speechfuse." in (ROOT / path).read_text() for path in RECIPES) > 10
+
+
+def too_long(root: Path) -> set[str]:
+    return {
+        path.relative_to(root).as_posix()
+        for room in ("pipeline", "stages", "recipes")
+        for path in (root / room).rglob("*.py")
+        if len(path.read_text("utf-8").splitlines()) > LONGEST
+    }
+
+
+def test_no_file_is_long(tmp_path):
+    assert too_long(ROOT) - STILL_LONG == set()
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "a.py").write_text("\n" * LONGEST)
+    assert too_long(tmp_path) == set()
+    (tmp_path / "stages" / "a.py").write_text("\n" * (LONGEST + 1))
+    assert too_long(tmp_path) == {"stages/a.py"}
+
+
+def test_the_formatter_has_the_last_word():
+    mark = "fmt: " + "skip"
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    assert [path for path in files if mark in path.read_text("utf-8")] == []
+
+
 def test_every_room_and_door_is_in_use():
     """So that the rules above are rules about something."""
     read = {name: set(imports(name, tree)) for name, tree in sources(ROOT).items()}
@@ -190,7 +387,7 @@ def test_every_room_and_door_is_in_use():
 
 def test_jobs_start_without_what_few_of_them_use():
     """Each of these takes seconds to import."""
-    jobs = "import stages.gate, stages.report, stages.evaluate, speechfuse.evals.spoken"
+    jobs = "import stages.gate, stages.report, stages.evaluate, speechfuse.evals.speech"
     heavy = "{'openai', 'nltk', 'sacrebleu', 'whisper', 'lm_eval'}"
     code = f"{jobs}, sys; print(sorted({heavy} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -43,10 +43,12 @@ def tree(folder: Path) -> dict[str, bytes]:
 def test_absent_is_planned_and_then_completed(tmp_path):
     out = tmp_path / "data"
     made = make(out)
+    assert not made.started() and made.record() == {}
     assert made.begin({"shards": [(1, 2)]})
     assert made.plan == {"shards": [[1, 2]]}  # as it will be read back
     plan = json.loads((out / "plan.json").read_text())
     assert plan["fingerprint"] == made.fingerprint and plan["plan"] == made.plan
+    assert make(out).started() and artifact.record_of(out) == make(out).record() == plan
     assert not (out / "manifest.json").exists()
     artifact.write_atomic(out / "a" / "x.bin", b"abc")
     made.finish({"rows": 1}, [out / "a" / "x.bin"])
@@ -232,6 +234,29 @@ def test_two_processes_are_not_at_work_in_one_folder(tmp_path):
     )
     assert run_python(code, out) == 0
     assert (out / "work").read_text() == "of the first"
+
+
+def test_a_lock_keeps_other_processes_out_and_ends_with_its_block(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from speechfuse import artifact\n"
+        "with artifact.exclusive_lock(Path(sys.argv[1]), wait=False) as inside:\n"
+        "    sys.exit(0 if inside else 3)\n"
+    )
+    with artifact.exclusive_lock(tmp_path / "cache") as inside:
+        assert inside and run_python(code, tmp_path / "cache") == 3
+    assert run_python(code, tmp_path / "cache") == 0
+
+
+def test_moving_aside_takes_the_next_free_name(tmp_path):
+    for text in ("first", "second"):
+        (tmp_path / "a.jsonl").write_text(text)
+        artifact.move_aside(tmp_path / "a.jsonl")
+    assert tree(tmp_path) == {"a.jsonl.old-1": b"first", "a.jsonl.old-2": b"second"}
+
+
+def test_values_are_taken_at_equal_distances():
+    assert artifact.take_evenly(range(10), 4) == [0, 2, 5, 7]
+    assert artifact.take_evenly("abc", 7) == ["a", "b", "c"] and artifact.take_evenly([], 3) == []
 
 
 def test_asking_whether_it_is_complete_refuses_the_same_and_writes_nothing(tmp_path):

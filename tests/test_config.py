@@ -133,6 +133,17 @@ def test_instantiate_calls_the_component_and_leaves_the_spec_alone():
     assert config.instantiate(through_class) == "loaded b"
 
 
+def test_bind_checks_once_and_may_be_called_for_every_row(monkeypatch):
+    call = config.bind({"_component_": f"{__name__}.component", "window": 2.0}, "path")
+    monkeypatch.setattr(config, "resolve", None)  # nothing is looked up again
+    assert [call(path=path) for path in "ab"] == [("a", 2.0), ("b", 2.0)]
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="no value for required path"):
+        config.bind({"_component_": f"{__name__}.component"})
+    with pytest.raises(ValueError, match="the job itself sets path"):
+        config.bind({"_component_": f"{__name__}.component", "path": "a"}, "path")
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -277,6 +288,11 @@ def test_an_interrupt_is_130_and_our_own_mistakes_keep_their_traceback(run):
         ("audio.Noise", {"snr": [0, "many"]}, "snr=.0, 'many'. is not"),
         ("synthesis.Espeak", {"variants": ["m1"], "rate": 170}, "rate=170 is not"),
         ("texts.Alpaca", {"path": None}, "path=None is not of the type str"),
+        (
+            "corpora.synthetic",
+            {"lines": "a", "voices": {"b": 1}},
+            "voices=.* is not of the type dict",
+        ),
     ],
 )
 def test_values_are_of_the_declared_type(component, values, said):

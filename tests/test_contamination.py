@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from speechfuse import artifact
-from speechfuse.evals.contamination import Training, words
+from speechfuse.evals.contamination import training_hits
 from speechfuse.rows import shards
+from speechfuse.texts.shared_words import words
 
 STREAM = {"quantizer": "q", "token_rate": 25.0, "codebooks": 1, "codebook_size": 512}
 LONG = "the quick brown fox jumps over the lazy dog and then runs back home to sleep"  # 16 words
@@ -30,7 +31,7 @@ def look(folder: Path, training: list[dict], *items: dict) -> list[tuple[str, st
     rows = [{"id": f"row {i}", **row} for i, row in enumerate(training)]
     path = dataset(folder, rows)
     asked = [{"id": str(i), "text": None, "codes": None} | item for i, item in enumerate(items)]
-    found = Training.of([path]).hits(asked)
+    found = training_hits([path], asked)
     assert all(hit["shared"] for hit in found)
     return [(hit["id"], hit["kind"], hit["training_id"]) for hit in found]
 
@@ -81,7 +82,7 @@ def test_codes(tmp_path, training, asked, found):
 def test_the_longest_shared_run_is_told(tmp_path):
     path = dataset(tmp_path / "a", [{"id": "t", "text": LONG, "codes": codes(1, 120)}])
     items = [{"id": "i", "text": LONG + " soon", "codes": codes(2, 30) + codes(1, 120)[20:100]}]
-    shared = {hit["kind"]: hit["shared"] for hit in Training.of([path]).hits(items)}
+    shared = {hit["kind"]: hit["shared"] for hit in training_hits([path], items)}
     assert shared["codes"] == "80 codes"
     assert shared["ngram"] == "13 words: " + " ".join(LONG.split()[:13])
 
@@ -113,7 +114,7 @@ def test_conversations_and_several_datasets(tmp_path):
         {"id": "lima", "text": "It is Lima, of course.", "codes": None},
         {"id": "chile", "text": "And of Chile?", "codes": None},
     ]
-    hits = Training.of([talk, rows]).hits(items)
+    hits = training_hits([talk, rows], items)
     assert [(hit["id"], hit["kind"], hit["training_id"]) for hit in hits] == [
         ("peru", "codes", "talk"),
         ("peru", "exact", "talk"),
@@ -154,7 +155,7 @@ def test_memory_does_not_grow_with_the_training_set(tmp_path, monkeypatch):
         shards.write_shard(folder / shards.shard_name(0), rows, shards.SPEECH, STREAM)
         artifact.write_json(folder / "manifest.json", {"totals": {"rows": count}})
         tracemalloc.start()
-        assert Training.of([str(folder)]).hits(items) == []
+        assert training_hits([str(folder)], items) == []
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
@@ -162,9 +163,9 @@ def test_memory_does_not_grow_with_the_training_set(tmp_path, monkeypatch):
 
 def test_what_is_no_dataset_is_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match=r"manifest|complete|artifact"):
-        Training.of([str(tmp_path / "nowhere")])
+        training_hits([str(tmp_path / "nowhere")], [])
 
 
 def test_words():
-    assert words("What's  Zoë's 2nd_name?!") == ["what", "s", "zoë", "s", "2nd", "name"]
-    assert words("\uff21B 你好") == ["ab", "你", "好"]
+    assert words("What's  Zoë's 2nd_name?!") == ("what", "s", "zoë", "s", "2nd", "name")
+    assert words("\uff21B 你好") == ("ab", "你", "好")

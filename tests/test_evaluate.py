@@ -139,7 +139,7 @@ def test_a_renamed_checkpoint_is_known_and_a_changed_one_is_not(sweep, parts, tm
     save_file(weights, tmp_path / "b/model.safetensors", {"format": "pt"})
     sweep.run()
     assert "1 results made, 0 were there; 20 items computed" in capsys.readouterr().out
-    assert (sweep.out / "b" / "same.old-1").exists()
+    assert (sweep.out / "b" / "same.json.old-1").exists()
     after = sweep.results()["b/same.json"]["fingerprints"]
     assert after["checkpoint"] != before["fingerprints"]["checkpoint"]
 
@@ -343,14 +343,14 @@ def test_cells_are_split_between_workers(sweep, capsys, monkeypatch):
 
 def test_a_cell_is_worked_on_by_one_process_at_a_time(sweep, parts):
     task = Speech(str(parts / "speech"), "wer", limit=4, max_new_tokens=2)
-    cell = Predictions(sweep.out, "a" * 64, task)
+    predictions = Predictions(sweep.out, "a" * 64, task)
     hold = (
-        "import sys; from pathlib import Path; from speechfuse.evals.cells import Cell\n"
-        "cell = Cell.__new__(Cell); cell.folder = Path(sys.argv[1])\n"
-        "with cell.locked() as ours:\n    print(ours, flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from speechfuse.evals.cells import Predictions\n"
+        "kept = Predictions.__new__(Predictions); kept.folder = Path(sys.argv[1])\n"
+        "with kept.locked() as ours:\n    print(ours, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", hold, str(cell.folder)],
+        [sys.executable, "-c", hold, str(predictions.folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -358,10 +358,10 @@ def test_a_cell_is_worked_on_by_one_process_at_a_time(sweep, parts):
         env={**os.environ, "PYTHONPATH": str(ROOT / "pipeline")},
     ) as other:
         assert other.stdout and other.stdout.readline() == "True\n"
-        with cell.locked(wait=False) as ours:
+        with predictions.locked(wait=False) as ours:
             assert ours is False
         other.communicate("")
-    with cell.locked(wait=False) as ours:
+    with predictions.locked(wait=False) as ours:
         assert ours is True
 
 

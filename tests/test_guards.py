@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from speechfuse.train import loop
-from speechfuse.train.guards import Guards, Watch
+from speechfuse.train import loop, plan
+from speechfuse.train.config import Finetune, Guards
+from speechfuse.train.guards import Watch
 from stages import bisect_batch
 from tests.small_training import MARK, job, lines, losses, make_parts, plant, recipe, weights
 
@@ -19,7 +20,7 @@ def parts(tmp_path_factory) -> Path:
     return folder
 
 
-def planted(parts: Path, out: Path, step: str, path: str = "planted", **guards) -> loop.Finetune:
+def planted(parts: Path, out: Path, step: str, path: str = "planted", **guards) -> Finetune:
     config = recipe(parts, out, {"guards": guards})
     loaded = job(config, step=f"tests.small_training.{step}", micro_batch_size=1)
     loaded.datasets[0]["path"] = str(parts / path)
@@ -27,7 +28,7 @@ def planted(parts: Path, out: Path, step: str, path: str = "planted", **guards) 
 
 
 def steps_with_the_row(parts: Path, out: Path) -> list[int]:
-    mixture = loop.load_data(planted(parts, out, "nan_where_marked"), {})
+    mixture = plan.load_data(planted(parts, out, "nan_where_marked"), {})
     found = [
         step
         for step in range(1, mixture.plan.counts.steps + 1)

@@ -1,6 +1,7 @@
 """MMLU through lm-eval's official group equals a direct run of lm-eval, item by item, offline."""
 
 import json
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +63,7 @@ def like(whole: Harness, **changes) -> Harness:
     for loaded in whole.loaded.values():
         loaded.set_config("num_fewshot", None)  # as it is in the official files
     task.__dict__["loaded"] = {name: task._set(loaded) for name, loaded in whole.loaded.items()}
-    task._groups = whole._groups
+    task._groups, task._total = whole._groups, whole._total
     return task
 
 
@@ -70,10 +71,20 @@ def like(whole: Harness, **changes) -> Harness:
 def direct(checkpoint, mmlu, tmp_path_factory):
     """lm-eval by itself: (shots, samples) -> its results."""
     folder = tmp_path_factory.mktemp("tasks")
+    listed = shutil.copytree(mmlu, folder / "listed")
+    files = [{"split": split, "path": f"{{}}/{split}.jsonl"} for split in ("test", "dev")]
+    configs = [
+        {
+            "config_name": subject,
+            "data_files": [{**each, "path": each["path"].format(subject)} for each in files],
+        }
+        for subject in SUBJECTS
+    ]
+    (listed / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n")
     member = {
         "group": "mmlu",
-        "dataset_path": str(harness.mmlu_folder(mmlu)),
-        "dataset_kwargs": {"cache_dir": str(harness._scratch() / "arrow")},
+        "dataset_path": str(listed),
+        "dataset_kwargs": {"cache_dir": str(folder / "arrow")},
     }
     (folder / "local.yaml").write_text(yaml.safe_dump({"group": "mmlu_local", "task": [member]}))
     official = Path(lm_eval.__file__).parent / "tasks/mmlu/default"
@@ -196,35 +207,36 @@ def test_a_subject_that_is_missing_is_named(tmp_path):
     for subject in SUBJECTS[1:]:
         (tmp_path / subject).mkdir()
     with pytest.raises(ValueError, match="has 56 of the 57 subjects of MMLU: abstract_algebra"):
-        harness.mmlu_folder(tmp_path)
+        _ = Harness("mmlu", str(tmp_path)).loaded
     (tmp_path / SUBJECTS[0]).mkdir()
-    with pytest.raises(
-        ValueError, match=r"abstract_algebra has no test\*\.parquet or test\*\.json"
-    ):
-        harness.mmlu_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*abstract_algebra has no test and"):
+        _ = Harness("mmlu", str(tmp_path)).loaded
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_both_layouts_are_read_and_the_folder_stays_as_it_is(tmp_path, kind):
+def test_both_kinds_of_files_are_read_and_the_folder_stays_as_it_is(tmp_path, kind):
     folder = write_mmlu(tmp_path / "mmlu", kind, test=1, dev=1)
     before = sorted(path.as_posix() for path in folder.rglob("*"))
-    made = harness.mmlu_folder(folder)
+    with harness._read_from(folder, True, str(tmp_path / "arrow")):
+        rows = harness.datasets.load_dataset("cais/mmlu", "virology")
     assert sorted(path.as_posix() for path in folder.rglob("*")) == before
-    assert made != folder and harness._configs(made / "README.md") == SUBJECTS
-    loaded = harness.datasets.load_dataset(str(made), "virology", cache_dir=str(tmp_path / "arrow"))
-    assert {split: len(rows) for split, rows in loaded.items()} == {"test": 1, "dev": 1}
-    assert loaded["test"][0] == question("virology", "test", 0)
-    (folder / "README.md").write_bytes((made / "README.md").read_bytes())
-    assert harness.mmlu_folder(folder) == folder  # the copy of cais/mmlu has a README of its own
+    assert {split: len(each) for split, each in rows.items()} == {"test": 1, "dev": 1}
+    assert rows["test"][0] == question("virology", "test", 0)
 
 
 def test_wrong_columns_are_named(tmp_path):
     folder = write_mmlu(tmp_path / "mmlu", test=1, dev=1)
-    row = {**question("anatomy", "test", 0)}
-    row["options"] = row.pop("choices")
+    for split in ("test", "dev"):
+        row = {**question("anatomy", split, 0)}
+        row["options"] = row.pop("choices")
+        (folder / f"anatomy/{split}.jsonl").write_text(json.dumps(row) + "\n")
+    says = r"cannot be loaded: .*anatomy/test\.jsonl has no column choices; it has answer, options"
+    with pytest.raises(ValueError, match=says):
+        _ = Harness("mmlu", str(folder)).loaded
+    row = question("anatomy", "test", 0)
     (folder / "anatomy/test.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(ValueError, match=r"anatomy/test\.jsonl has no column choices; it has ans"):
-        harness.mmlu_folder(folder)
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*column names don't match"):
+        _ = Harness("mmlu", str(folder)).loaded
 
 
 def write_task(folder: Path, **changes) -> Path:

@@ -358,7 +358,7 @@ out, commit = Path(sys.argv[1]), sys.argv[2]
 found = {"folder": hub.pinned(str(out)), "fresh": hub.pinned("me/talks@main")}
 found["pinned"] = hub.pinned("me/talks@main", out)
 found["rows"] = sum(1 for _ in shards.read_rows(hub.local(f"me/talks@{commit}"), ["id"]))
-filesystem = hub.filesystem("me/talks", commit)
+filesystem = hub.filesystem()
 root = f"datasets/me/talks@{commit}"
 with filesystem.open(f"{root}/shard-00000.parquet") as file, pq.ParquetFile(file) as table:
     found["range"] = table.read(["seconds"]).num_rows
@@ -410,9 +410,10 @@ from pathlib import Path
 from speechfuse import config
 from speechfuse.hub import push
 from speechfuse.train import loop
+from speechfuse.train.config import Finetune
 
 run, later = Path(sys.argv[1]), Path(sys.argv[2])
-job = config.load(loop.Finetune, run.with_suffix(".yaml"), [])
+job = config.load(Finetune, run.with_suffix(".yaml"), [])
 loop.run(job)
 shutil.copytree(run, run.with_name("first"))
 (run / "manifest.json").unlink()  # as if it had been stopped in its second epoch
@@ -511,10 +512,64 @@ def test_a_card_says_what_the_manifest_does(tmp_path):
         artifact.fingerprint_of(folder),
     ):
         assert said in card, said
-    assert "mixed down" not in card and str(tmp_path) not in card and "$" not in card
+    assert "mixed down" not in card and str(tmp_path) not in card and "{" not in card
     own = cards.card(folder, ROOT / "data_cards", "me/talks", "Talks Licence 2")
     metadata = yaml.safe_load(own.split("---")[1])
     assert (metadata["license"], metadata["license_name"]) == ("other", "talks-licence-2")
+
+
+def test_the_card_of_spoken_text_says_what_was_dropped_and_who_is_hard_to_understand(tmp_path):
+    trip = {"listener": {"_component_": "speechfuse.synthesis.QuantizerDecoder"}}
+    work = artifact.Artifact(
+        tmp_path / "spoken",
+        "synthesize_instructions",
+        1,
+        {"augmentation": [], "round_trip": trip},
+        {},
+    )
+    work.begin()
+    path = tmp_path / "spoken" / shards.shard_name(0)
+    turn = {"role": "user", "segments": [{"text": "say yes"}]}
+    shards.write_shard(path, [{"id": "a", "turns": [turn], "extra": "{}"}], shards.CONVERSATIONS)
+    step = {
+        "step": "length",
+        "dropped": {"short": 1200, "long": 3},
+        "rewritten": {"x": 2},
+        "kept": 4,
+    }
+    totals = {
+        "kinds": {"turns": {"planned": 9, "made": 1}},
+        "voices": {"ann": 3, "bob": 1005},
+        "round_trip": {
+            "ann": {"pieces": 3, "refused": 0, "wer": 0.05},
+            "bob": {"pieces": 4, "refused": 1, "wer": 0.25},
+        },
+        "sources": {"talks": 1},
+        "licences": {"talks": None},
+        "split": 0,
+        "pieces": 0,
+        "rejected": {"too long": 8},
+        "filtered": {},
+        "curation": {"texts": [step]},
+    }
+    work.finish(totals, [path])
+    card = cards.card(tmp_path / "spoken", ROOT / "data_cards", "me/spoken")
+    for line in (
+        "1 conversations.",
+        "The rows hold no codes, so no quantizer had a part in them.",
+        "| samples of the kind `turns` | 1 of 9 planned |",
+        "| voices | 2, each in 3 to 1,005 pieces of speech |",
+        "| pieces by voice | ann 3, bob 1,005 |",
+        "| word errors of a listener, by voice, the worst first | bob 25.0% (1 of 4 left out), ann "
+        "5.0% (0 of 3 left out) |",
+        "- talks: 1 samples, licence not stated",
+        "- 8 samples could not be spoken: 8 too long.",
+        "- length: dropped 3 long, 1,200 short; rewrote 2 x; 4 rows left",
+        "Left out is what a listener (`speechfuse.synthesis.QuantizerDecoder`) gets more than 30% "
+        "wrong of.",
+    ):
+        assert line in card.splitlines(), line
+    assert "Augmentation" not in card and "texts were too long" not in card
 
 
 def test_a_name_is_looked_for_where_artifacts_are(tmp_path, monkeypatch):
@@ -530,8 +585,8 @@ def test_a_slot_that_nothing_fills_is_an_error(tmp_path):
     folder = dataset(tmp_path / "talks", many=1)
     templates = shutil.copytree(ROOT / "data_cards", tmp_path / "cards")
     with (templates / "dataset.md").open("a") as file:
-        file.write("\nAnnotators: $annotators\n")
-    with pytest.raises(ValueError, match=r"dataset\.md: nothing fills the slots annotators"):
+        file.write("\nAnnotators: {{ annotators }}\n")
+    with pytest.raises(ValueError, match=r"dataset\.md cannot be filled: 'annotators' is undef"):
         cards.card(folder, templates, "me/talks")
 
 

@@ -166,7 +166,6 @@ def test_verdicts_are_kept_under_all_they_depend_on(make):
             ({"temperature": 0.5}, items[:1]),
             ({"prompt": judge.RUBRIC + " "}, items[:1]),
             ({"extra": {"seed": 1}}, items[:1]),
-            ({"votes": 2}, items[:1]),
         ]
         for number, (settings, changed) in enumerate(changes, 3):
             make(server, **settings).verdicts(changed)
@@ -193,18 +192,6 @@ def test_a_stop_loses_no_verdict_that_was_paid_for(make):
         rated = make(server).verdicts(items)
         assert rated["seven"] == 1 and rated["one"] == 3
         assert len(server.log) - before == 6 - (before - 1)
-
-
-def test_votes_are_averaged_and_their_spread_shown(make):
-    with JudgeServer({"one": ["Rating: 2", "Rating: 4", "none", "Rating: 3"]}) as server:
-        judged = make(server, votes=3, temperature=0.7, concurrency=1)
-        assert judged.verdicts([item("one")]) == {"one": 3}
-        assert judged.usage.spread == pytest.approx(2**0.5) and judged.usage.coverage == 1
-        assert judged.verdicts([item("one")]) == {"one": 3}  # the third vote is there now
-        assert judged.usage.cached == 2 and judged.usage.spread == pytest.approx(1)
-    with JudgeServer({"two": ["Rating: 4", "none"]}) as server:
-        blog = make(server, BlogJudge, votes=2, concurrency=1)
-        assert blog.verdicts([item("two")]) == {"two": 2}
 
 
 def test_what_is_asked(make):
@@ -258,17 +245,17 @@ def test_the_price_is_said_before_and_counted_after(make, capsys):
     with JudgeServer() as server:
         judged = make(server, price_in=1000.0, price_out=2000.0)
         items = [item("one"), item("two")]
-        before = judged.estimate(items)
-        assert before["calls"] == 2 and not server.log
         tokens = sum(len(judged.message(i)) for i in items) // 4
-        assert before["prompt_tokens"] == tokens
-        assert before["price"] == pytest.approx(tokens / 1000 + 2 * 500 * 2000 / 1e6)
+        price = tokens / 1000 + 2 * 500 * 2000 / 1e6
         judged.verdicts(items)
+        assert f"2 calls to make, at most ${price:.4f}" in (said := capsys.readouterr().out)
         assert (judged.usage.prompt_tokens, judged.usage.completion_tokens) == (200, 20)
         assert judged.usage.price == pytest.approx(0.24)
-        assert "2 of 2 rated (coverage 100.0%)" in capsys.readouterr().out
-        assert judged.estimate(items)["calls"] == 0
-    assert make(server).estimate([item("three")])["price"] is None
+        assert "2 of 2 rated (coverage 100.0%)" in said
+        judged.verdicts(items)
+        assert "calls to make" not in capsys.readouterr().out and judged.usage.price == 0
+        make(server).verdicts([item("three")])
+        assert "1 calls to make\n" in capsys.readouterr().out
 
 
 def test_a_judge_that_answers_nobody_is_one_sentence(make, monkeypatch):
@@ -293,7 +280,6 @@ def test_no_key_and_bad_settings_are_refused_before_any_call(make, monkeypatch, 
     for settings, says in [
         ({"prompt": "{question} {answer}"}, r"no \{reference\}"),
         ({"failures": "one"}, "missing or zero"),
-        ({"votes": 0}, "votes=0"),
         ({"concurrency": 0}, "concurrency=0"),
     ]:
         with pytest.raises(ValueError, match=says):

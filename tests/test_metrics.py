@@ -4,6 +4,7 @@ dollars, trackers."""
 import json
 import math
 import sys
+import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.flop_counter import FlopCounterMode
 
-from speechfuse.train import attention, gpus, metrics
+from speechfuse.train import attention, backbone, gpus, metrics
 from speechfuse.train import model as models
 from speechfuse.train.losses import next_token
 
@@ -32,7 +33,7 @@ HEAD = 300 * 32
 
 
 def decoder(spec: dict, freeze: list[str] = ()):  # type: ignore[assignment]
-    model = models.empty(spec, "fp32")
+    model = backbone.empty(spec, "fp32")
     models.freeze(model, list(freeze))
     return model
 
@@ -146,6 +147,7 @@ def test_a_resumed_run_takes_back_what_came_after(tmp_path):
     first.close()
     with first.path.open("a") as file:
         file.write('{"step": 6, "lo')  # killed while it wrote
+    time.sleep(1)  # TensorBoard reads files by the second in their names
     again = metrics.Metrics(tmp_path, 3, meter())
     assert [each["step"] for each in again.earlier] == [1, 2, 3]
     for step in range(4, 7):

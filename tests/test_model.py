@@ -21,8 +21,10 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from speechfuse.samples.view import IGNORE
-from speechfuse.train import attention, losses
+from speechfuse.train import attention, backbone, losses
 from speechfuse.train import model as models
+from speechfuse.train.shape import complete
+from tests.small_training import built, exported
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "recipes/demo/models/base"
@@ -56,7 +58,7 @@ def spec_of(folder: Path, component: str = LLAMA, **changes: Any) -> dict[str, A
 
 
 def build(folder: Path, spec: dict[str, Any] | None = None, **options: Any) -> Any:
-    return models.build(spec or spec_of(folder), folder, CPU, "fp32", "fp32", **options)
+    return built(folder, spec or spec_of(folder), **options)
 
 
 def make_tied(folder: Path, factor: float = 32.0) -> Path:
@@ -169,7 +171,7 @@ def test_the_other_rope_factor_would_give_other_logits(tied, tmp_path):
         ({}, {"rope_base": 10_000}, "model.rope_base=10000 .* rope_theta=500000"),
         ({}, {"norm_eps": 1e-6}, "model.norm_eps=1e-06 .* rms_norm_eps=1e-05"),
         ({}, {"num_kv_heads": 2}, "model.num_kv_heads=2 .* num_key_value_heads=4"),
-        ({}, {"_component_": TIED, "scale_factor": 8}, "tie_word_embeddings=False: set"),
+        ({}, {"_component_": TIED, "tie_word_embeddings": True}, "tie_word_embeddings=False: set"),
         ({"tie_word_embeddings": True}, {}, "choose a builder that takes it"),
         ({"head_dim": 64}, {}, "head_dim=64"),
         ({"attention_bias": True}, {}, "attention_bias=True"),
@@ -178,27 +180,39 @@ def test_the_other_rope_factor_would_give_other_logits(tied, tmp_path):
             {},
             "rope_type=yarn",
         ),
-        ({"rope_parameters": None, "rope_theta": 500_000}, {}, "rope factor=1"),
+        ({"rope_parameters": None, "rope_theta": 500_000}, {"scale_factor": 8}, "rope factor=1"),
         ({}, LORA | {"quantize_base": True}, "quantize_base"),
         ({}, LORA | {"apply_lora_to_output": True}, "apply_lora_to_output"),
     ],
 )
 def test_a_builder_that_does_not_fit_the_checkpoint_is_refused(tmp_path, changes, given, said):
     shape = json.loads((BASE / "config.json").read_text()) | changes
-    (tmp_path / "config.json").write_text(json.dumps(shape))
     with pytest.raises(ValueError, match=said):
-        models.check_shape(spec_of(BASE) | given, tmp_path)
+        complete(spec_of(BASE) | given, shape, str(tmp_path))
 
 
-def test_llamas_config_of_before_transformers_5_is_read_too(tmp_path):
+def test_what_a_recipe_leaves_out_comes_from_config_json(tied):
+    shape = json.loads((BASE / "config.json").read_text())
+    assert complete({"_component_": LLAMA}, shape, "a/folder") == spec_of(BASE)
+    wide = shape | {"rms_norm_eps": 1e-6, "rope_parameters": None, "rope_theta": 10_000.0}
+    filled = complete({"_component_": THEIRS}, wide, "a/folder")
+    assert (filled["norm_eps"], filled["rope_base"], filled["scale_factor"]) == (1e-6, 10_000, 1)
+    shape = json.loads((tied / "config.json").read_text())
+    filled = complete({"_component_": THEIRS, "max_seq_len": 64}, shape, "a/folder")
+    assert filled["max_seq_len"] == 64 and filled["tie_word_embeddings"] is True
+    batch = batch_of(2)
+    expected = logits(build(tied, spec_of(tied, TIED)), batch)
+    assert torch.equal(logits(build(tied, {"_component_": TIED}), batch), expected)
+
+
+def test_llamas_config_of_before_transformers_5_is_read_too():
     shape = json.loads((BASE / "config.json").read_text())
     rope = shape.pop("rope_parameters")
     shape |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
     del shape["tie_word_embeddings"], shape["head_dim"]
-    (tmp_path / "config.json").write_text(json.dumps(shape))
-    models.check_shape(spec_of(BASE), tmp_path)
+    assert complete(spec_of(BASE), shape, "a/folder") == spec_of(BASE)
     with pytest.raises(ValueError, match=r"scale_factor=16"):
-        models.check_shape(spec_of(BASE, scale_factor=16), tmp_path)
+        complete(spec_of(BASE, scale_factor=16), shape, "a/folder")
 
 
 def saved_bytes(run: Callable[[], Tensor]) -> int:
@@ -350,7 +364,7 @@ def test_adapters_begin_as_nothing_train_with_the_rows_and_are_merged(tmp_path, 
     extra = ("lora_a", "lora_b", "magnitude", "tok_embeddings", "output.weight")
     assert changed == {name for name in begin if any(part in name for part in extra)}
     expected = logits(model, batch)
-    models.export(model, BASE, tmp_path / "epoch_0", {})
+    exported(model, BASE, tmp_path / "epoch_0", {})
     assert torch.equal(logits(model, batch), expected), "the model trains on as it was"
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "epoch_0")
     assert set(stock.state_dict()) == set(load_file(tmp_path / "epoch_0/model.safetensors"))
@@ -370,7 +384,7 @@ def test_an_epochs_folder_is_whole_for_stock_transformers(tied, tmp_path, compon
             json.dumps({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 937})
         )
     model = build(source, spec_of(source, component, **options))
-    models.export(model, source, tmp_path / "epoch_0", {"epoch": 0})
+    exported(model, source, tmp_path / "epoch_0", {"epoch": 0})
     before, after = load_file(source / "model.safetensors"), tmp_path / "epoch_0"
     written = load_file(after / "model.safetensors")
     assert written.keys() == before.keys()
@@ -417,17 +431,17 @@ def rank_main(folder: Path) -> None:
         models.freeze(model, patterns)
         part = {key: value[rank::ranks] for key, value in batch_of(4).items()}
         found = {key: whole(value) * ranks for key, value in gradients(model, part).items()}
-        layer = next(model.layers[0].parameters())
+        layer = next(backbone.layers_of(model)[0].parameters())
         assert isinstance(layer, DTensor)
         shape = tuple(layer.device_mesh.shape)
-        models.export(model, source, folder / name, {})
+        exported(model, source, folder / name, {})
         if rank == 0:
             torch.save({"gradients": found, "mesh": shape}, folder / f"{name}.pt")
     try:
         build(BASE, shard_group=3)
     except ValueError as error:
         (folder / "refused").write_text(str(error))
-    mixed = models.build(spec_of(BASE), BASE, CPU, "fp32", "bf16")
+    mixed = built(BASE, spec_of(BASE), compute_dtype="bf16")
     gradients(mixed, batch_of(4))
     assert {p.dtype for p in mixed.parameters()} == {torch.float32}, "master weights stay fp32"
     hidden = []

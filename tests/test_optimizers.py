@@ -16,6 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torchao.optim.subclass_8bit import OptimState8bit
 from torchtune.training import get_cosine_schedule_with_warmup
 
+from speechfuse import config
 from speechfuse.train import optimizers
 
 FUSED = {"_component_": "torch.optim.AdamW", "lr": 1e-2, "fused": True}
@@ -36,7 +37,7 @@ def make(spec: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Module, torch.opt
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 64)).to(dtype)
     fully_shard(model, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
-    return model, optimizers.make(spec, list(model.parameters()))
+    return model, config.instantiate(spec, params=list(model.parameters()))
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:

@@ -63,13 +63,19 @@ class Target:
     @property
     def environment(self) -> dict[str, str]:
         return {
-            "python_version": self.python, "python_full_version": f"{self.python}.0",
-            "implementation_name": "cpython", "implementation_version": f"{self.python}.0",
-            "platform_python_implementation": "CPython", "os_name": "posix",
-            "sys_platform": self.system, "platform_machine": self.machine,
+            "python_version": self.python,
+            "python_full_version": f"{self.python}.0",
+            "implementation_name": "cpython",
+            "implementation_version": f"{self.python}.0",
+            "platform_python_implementation": "CPython",
+            "os_name": "posix",
+            "sys_platform": self.system,
+            "platform_machine": self.machine,
             "platform_system": "Darwin" if self.system == "darwin" else "Linux",
-            "platform_release": "", "platform_version": "", "extra": "",
-        }  # fmt: skip
+            "platform_release": "",
+            "platform_version": "",
+            "extra": "",
+        }
 
     @property
     def tags(self) -> frozenset[Tag]:
@@ -211,8 +217,11 @@ def index() -> str:
     """Where pip looks for packages, as its own help says after reading all its configuration."""
     said = subprocess.run(
         [sys.executable, "-m", "pip", "install", "--help"],
-        capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "400"},
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "400"},
+    ).stdout
     found = re.search(r"--index-url.*?\(default:? (\S+?)\)", said, re.DOTALL)
     assert found, "pip's help does not say where its index is"
     return found[1].rstrip("/")
@@ -303,10 +312,13 @@ MAC, ARM, OLD = Target("3.12", *PLATFORMS[2]), Target("3.13", *PLATFORMS[1]), TA
 )
 def test_a_pin_without_a_wheel_is_named(target, files, sentence):
     x = [
-        {"filename": name, "yanked": more == "yanked",
-         "requires-python": more if more.startswith(">") else None}
+        {
+            "filename": name,
+            "yanked": more == "yanked",
+            "requires-python": more if more.startswith(">") else None,
+        }
         for name, _, more in (file.partition(" ") for file in files)
-    ]  # fmt: skip
+    ]
     faults = without_wheel(target, {"x": Version("1.0")}, {"x": list(files_in(x))})
     assert len(faults) == bool(sentence)
     if sentence:
@@ -324,10 +336,14 @@ def test_a_wheel_of_what_had_none_is_named():
 def test_a_need_without_a_pin_that_fits_is_named():
     """A marker decides by the target; a pin that is too old, or not there, is said."""
     table = {
-        "speechfuse": ["one", 'two>=2; sys_platform == "darwin"', 'speechfuse[x]; extra == "dev"',
-                       'three[more]; extra == "x"'],
+        "speechfuse": [
+            "one",
+            'two>=2; sys_platform == "darwin"',
+            'speechfuse[x]; extra == "dev"',
+            'three[more]; extra == "x"',
+        ],
         "three": ['four; extra == "more"', 'five; extra == "less"'],
-    }  # fmt: skip
+    }
     pins = pins_on(OLD, 'one==1\ntwo==1\nthree==3\nfour==4; sys_platform == "darwin"\n')
     faults = loose_ends(OLD, pins, lambda name: table.get(name, []))
     assert faults == [f"three needs four on {OLD}: constraints.txt has no pin."]

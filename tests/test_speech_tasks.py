@@ -2,12 +2,12 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
-from speechfuse.evals import generation, speech
+from speechfuse.evals import generation, items, speech
 from speechfuse.evals.generation import Generator
 from speechfuse.rows import shards
 from speechfuse.scores.judge import Judge
@@ -192,6 +192,73 @@ def test_items_of_the_training_data_are_named_and_left_out_of_a_second_score(par
     assert of.scoring() != task(parts).scoring()
 
 
+def questions(parts: Path, **changes: Any) -> speech.Speech:
+    """Answers of which the first line is what was heard, with controls of the split a."""
+    a = {"a": {"part": "a"}}
+    settings = {
+        "metric": "acc",
+        "reference": "answer",
+        "reply": {"_component_": "speechfuse.tokens.read_spoken_answer"},
+        "cluster": "speaker",
+        "splits": a,
+        "transcript_splits": a,
+        "controls_of": "a",
+        "train": str(parts / "evaluation"),
+        "name": "spoken",
+    }
+    return task(parts, **{**settings, **changes})
+
+
+def test_a_reply_is_read_as_what_was_heard_and_the_answer(parts):
+    of = questions(parts, cluster="instruction")
+    of.check(parts / "expanded")
+    assert of.ids() == ["u0", "u2", "u4"]
+    scored = of.score(replied(of, ["red blue green\n0", "moon\n2", "Green  green\nfour"]))
+    assert [(s.task, s.split, s.metric, s.value, s.n) for s in scored.scores] == [
+        ("spoken", "a", "acc", pytest.approx(2 / 3), 3),
+        ("spoken", "shuffled_audio", "acc", 0.0, 3),
+        ("spoken", "majority_answer", "acc", pytest.approx(1 / 3), 3),  # the first of equals: 0
+        ("question_transcript", "a", "wer", pytest.approx(1 / 6), 3),
+        ("spoken", "a_heard_exactly", "acc", 0.5, 2),
+    ]
+    assert [item["heard"] for item in scored.items][1:] == ["moon", "Green  green"]
+    assert [item["correct"] for item in scored.items] == [True, True, False]
+    assert scored.details["mean_words"] == 1  # of the answers alone
+    shared = questions(parts).score(replied(of, ["0", "2", "x"])).scores  # one speaker said all
+    assert [s.split for s in shared] == ["a", "a"] and shared[1].value == 1.0
+
+
+def test_a_transcript_can_be_asked_for_by_itself(parts, monkeypatch):
+    checkpoint = parts / "expanded"
+    words = Vocabulary.load(checkpoint)
+    of = questions(parts, transcribe="repeat: {speech}", batch_size=2)
+    of.check(checkpoint)
+    assert of.inputs() != questions(parts, batch_size=2).inputs()
+    repeat = words.text("repeat: ")
+
+    def record(self, ids, max_new_tokens):
+        asks = [any(row[i : i + len(repeat)] == repeat for i in range(len(row))) for row in ids]
+        texts = ["sun" if each else "sky\n2" for each in asks]
+        return [{"reply": text, "tokens": 1, "capped": False} for text in texts]
+
+    monkeypatch.setattr(Generator, "_generate", record)
+    scored = of.score([entry for batch in of.predict(checkpoint, of.ids()) for entry in batch])
+    assert {(item["heard"], item["answer"]) for item in scored.items} == {("sun", "2")}
+    in_text = questions(parts, input="transcript")
+    items = in_text.score(replied(in_text, ["0", "2", "4"])).items
+    assert [item["heard"] for item in items] == [item["question"] for item in items]
+
+
+def test_what_answers_is_named_by_the_checkpoint(parts, tmp_path, monkeypatch):
+    """By the dotted path `generator` in its config.json; without one it is Generator."""
+    config = json.loads((parts / "expanded/config.json").read_text())
+    config["speechfuse"]["generator"] = "pathlib.PurePosixPath"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert generation.generator(tmp_path, "x", "y") == PurePosixPath(tmp_path, "x", "y")
+    monkeypatch.setattr(generation, "Generator", lambda *arguments: arguments)
+    assert generation.generator(parts / "expanded", None, "x") == (parts / "expanded", None, "x")
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -208,6 +275,10 @@ def test_items_of_the_training_data_are_named_and_left_out_of_a_second_score(par
         ({"splits": {"a": {"part": "c"}}}, "has no row of the splits a"),
         ({"metric": "judge"}, "metric judge and a judge belong together"),
         ({"transcripts": "x"}, "set input=transcript"),
+        ({"transcribe": "repeat"}, "transcribe='repeat' must hold {speech} once"),
+        ({"transcript_splits": {"a": {}}}, "transcript_splits need `reply`"),
+        ({"controls_of": "b"}, r"controls_of=b: choose one of \['all'\]"),
+        ({"train": "nowhere"}, "nowhere does not exist"),
         ({"data": "nowhere"}, "nowhere does not exist"),
         ({"contamination": ["nowhere"]}, "nowhere does not exist"),
     ],
@@ -258,3 +329,11 @@ def test_weights_that_are_not_finite_are_named(parts, tmp_path):
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"weights of lm_head\.weight are not finite"):
         generation.load(tmp_path, "cpu")
+
+
+def test_a_limit_takes_items_of_every_split_though_voices_take_turns():
+    rows = {f"{fact} {voice}": {} for fact in range(90) for voice in "abc"}
+    found = [[id for id in rows if id.endswith(voice)] for voice in "abc"]
+    kept = items.subset(rows, found, 9)
+    assert [sum(id.endswith(voice) for id in kept) for voice in "abc"] == [3, 3, 3]
+    assert list(items.subset(rows, found, None)) == list(rows)

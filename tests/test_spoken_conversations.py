@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from speechfuse.evals.conversations import SpokenConversations
 from speechfuse.evals.generation import Generator
+from speechfuse.evals.speech import Speech
 from speechfuse.rows import shards
 from speechfuse.tokens.vocabulary import Vocabulary
 from tests.small_training import STREAM, dataset, make_parts
@@ -50,13 +50,21 @@ def parts(tmp_path_factory) -> Path:
     return folder
 
 
-def task(parts: Path, **changes: Any) -> SpokenConversations:
+def task(parts: Path, **changes: Any) -> Speech:
     splits = {kind: {"kind": kind} for kind in ("question", "dialogue", "noise")}
-    settings = {"path": str(parts / "asked"), "splits": splits, "refusals": [REFUSAL], **changes}
-    return SpokenConversations(**settings)
+    settings = {
+        "data": str(parts / "asked"),
+        "metric": "acc",
+        "reference": "answer",
+        "reply": {"_component_": "speechfuse.tokens.read_spoken_answer"},
+        "cluster": "fact",
+        "splits": splits,
+        "refusals": [REFUSAL],
+    }
+    return Speech(**{**settings, **changes})
 
 
-def given(of: SpokenConversations, checkpoint: Path, monkeypatch) -> dict[str, list[int]]:
+def given(of: Speech, checkpoint: Path, monkeypatch) -> dict[str, list[int]]:
     seen: list[list[int]] = []
 
     def record(self, ids, max_new_tokens):
@@ -94,7 +102,7 @@ def test_a_limit_takes_items_of_every_split(parts, tmp_path):
     turns = [row(f"r{i}", *one, kind="ab"[i % 2]) for i in range(20)]
     dataset(tmp_path / "turns", shards.CONVERSATIONS, turns, STREAM)
     splits = {kind: {"kind": kind} for kind in "ab"}
-    of = task(parts, path=str(tmp_path / "turns"), splits=splits, limit=10)
+    of = task(parts, data=str(tmp_path / "turns"), splits=splits, limit=10)
     assert [r["extra"]["kind"] for r in of.rows.values()].count("a") == 5 == len(of.rows) / 2
 
 
@@ -121,12 +129,16 @@ def test_right_answers_and_refusals_are_counted_by_split(parts):
 
 
 def test_what_cannot_be_asked_is_said_beforehand(parts, tmp_path):
-    with pytest.raises(ValueError, match=r"no row of .*asked is in nothing"):
+    with pytest.raises(ValueError, match=r"asked has no row of the splits nothing"):
         task(parts, splits={"nothing": {"kind": "x"}}).check(parts / "expanded")
     other = dict(STREAM, quantizer="1" * 64)
     dataset(tmp_path / "deaf", shards.CONVERSATIONS, rows(), other)
     with pytest.raises(ValueError, match="quantizer"):
-        task(parts, path=str(tmp_path / "deaf")).check(parts / "expanded")
-    dataset(tmp_path / "open", shards.CONVERSATIONS, [row("q", ("user", [{"text": "x"}]))], STREAM)
+        task(parts, data=str(tmp_path / "deaf")).check(parts / "expanded")
+    open_row = row("q", ("user", [{"text": "x"}]), kind="question")
+    dataset(tmp_path / "open", shards.CONVERSATIONS, [open_row], STREAM)
     with pytest.raises(ValueError, match="row q does not end in an answer"):
-        task(parts, path=str(tmp_path / "open")).check(parts / "expanded")
+        task(parts, data=str(tmp_path / "open")).check(parts / "expanded")
+    for changes in ({"prompt": "say {speech}"}, {"input": "shuffled"}, {"contamination": ["x"]}):
+        with pytest.raises(ValueError, match=r"conversations, which are asked as they are|x does"):
+            task(parts, **changes).check(parts / "expanded")

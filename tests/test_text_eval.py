@@ -1,20 +1,24 @@
-"""The text task: the model sees the ids of training, the best reply wins, nothing is cached."""
+"""The demo's text_mmlu, an lm-eval task: the model sees the ids of training, the best reply wins,
+nothing is cached."""
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 import torch
+from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from speechfuse.evals import spoken, text
+from speechfuse.evals.harness import Harness
 from speechfuse.evals.harness_model import LastPosition
 from speechfuse.tokens.prompts import render
 from speechfuse.tokens.vocabulary import Vocabulary
 from tests.demo_code import demo
+from tests.small_training import ROOT
 
 train_tokenizer = demo("init_base").train_tokenizer
 
@@ -51,22 +55,27 @@ def mistaken() -> list[dict]:
     return [{**row, "answer": (row["answer"] + 1) % 4} for row in rows()]
 
 
-def write(folder: Path, rows: list[dict], subject: str = "world") -> Path:
+def write(folder: Path, rows: list[dict], subject: str = "replayed") -> Path:
     folder.mkdir(exist_ok=True)
     path = folder / f"{subject}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
+def text_task(folder: Path, batch_size: int = 64, **changes) -> Harness:
+    settings = {"task": "replayed", "include": str(ROOT / "recipes/demo/tasks"), **changes}
+    return Harness(data=str(folder), apply_chat_template=True, batch_size=batch_size, **settings)
+
+
 def multiple_choice(checkpoint: Path, folder: Path, batch_size: int) -> list[dict]:
-    """The items of the task, without their ids and splits."""
-    task = text.TextMMLU(str(folder), batch_size)
+    """{"correct", "said"} of each item of the task."""
+    task = text_task(folder, batch_size)
     task.check(checkpoint)
-    batches = list(task.predict(checkpoint, task.ids()))
-    items = task.score([said for batch in batches for said in batch]).items
-    assert [item.pop("id") for item in items] == task.ids() and len(batches) == 1
-    assert all(item.pop("split") == "world" for item in items)
-    return items
+    (batch,) = task.predict(checkpoint, task.ids())
+    scored = task.score(batch)
+    assert [item["id"] for item in scored.items] == task.ids()
+    assert scored.scores[0].value == sum(item["correct"] for item in scored.items) / len(batch)
+    return [{"correct": item["correct"], "said": item["said"]} for item in scored.items]
 
 
 def user(question: str) -> list[dict]:
@@ -139,18 +148,9 @@ def reply_likelihoods(checkpoint: Path, row: dict) -> list[float]:
 def test_a_model_that_knows_the_answers_scores_1(checkpoints, tmp_path, capfd):
     folder = write(tmp_path / "mmlu", rows())
     items = multiple_choice(checkpoints["knows"], folder, 4)
-    expected = [
-        {
-            "subject": "world",
-            "question": row["question"],
-            "fact": row["fact"],
-            "correct": True,
-            "chosen": row["answer"],
-        }
-        for row in rows()
-    ]
+    expected = [{"correct": True, "said": row["answer"]} for row in rows()]
     assert items == expected  # also where one choice is the start of another
-    assert all(type(item["correct"]) is bool and type(item["chosen"]) is int for item in items)
+    assert all(type(item["correct"]) is bool and type(item["said"]) is int for item in items)
     shown = capfd.readouterr()
     assert shown.out == "" and shown.err.count("\n") <= 1 and "loglikelihood" not in shown.err
     folder = write(tmp_path / "mmlu", mistaken())
@@ -159,32 +159,41 @@ def test_a_model_that_knows_the_answers_scores_1(checkpoints, tmp_path, capfd):
 
 
 def test_scores_by_subject(checkpoints, tmp_path):
-    folder = write(tmp_path / "mmlu", [{**row, "subject": "b"} for row in rows()], "b")
-    write(folder, [{**row, "subject": "a"} for row in mistaken()], "a")
-    task = text.TextMMLU(str(folder))
-    assert len(task.ids()) == 2 * len(QUESTIONS)
+    folder = write(tmp_path / "mmlu", rows(), "replayed")
+    write(folder, mistaken(), "not_replayed")
+    task, count = text_task(folder, task="text_mmlu"), len(QUESTIONS)
+    assert len(task.ids()) == 2 * count
     said = list(task.predict(checkpoints["knows"], task.ids()))
-    assert [len(batch) for batch in said] == [len(QUESTIONS)] * 2  # a batch a subject
+    assert [len(batch) for batch in said] == [count] * 2  # a batch a subject
     scored = task.score([*said[0], *said[1]])
     assert [(s.task, s.split, s.metric, s.value, s.n) for s in scored.scores] == [
-        ("text_mmlu", "a", "acc", 0.0, len(QUESTIONS)),
-        ("text_mmlu", "b", "acc", 1.0, len(QUESTIONS)),
-    ]
-    assert [item["split"] for item in scored.items] == ["a"] * len(QUESTIONS) + ["b"] * len(
-        QUESTIONS
-    )
-    (rest,) = task.predict(checkpoints["knows"], task.ids()[len(QUESTIONS) :])
+        ("", "not_replayed", "acc", 0.0, count),
+        ("", "replayed", "acc", 1.0, count),
+    ]  # and none of all, as the group aggregates nothing
+    assert [item["split"] for item in scored.items] == ["not_replayed"] * count + [
+        "replayed"
+    ] * count
+    (rest,) = task.predict(checkpoints["knows"], task.ids()[count:])
     assert rest == said[1]  # what a resumed cell asks for
 
 
 def test_a_limit_takes_items_at_equal_distances(tmp_path):
     folder = write(tmp_path / "mmlu", rows())
-    whole = text.TextMMLU(str(folder))
-    some = text.TextMMLU(str(folder), limit=3)
-    assert some.ids() == ["world/0", "world/2", "world/4"]
+    whole, some = text_task(folder), text_task(folder, limit=3)
+    assert some.ids() == ["replayed/0", "replayed/2", "replayed/4"]
     assert some.inputs() != whole.inputs() and len(whole.ids()) == len(QUESTIONS)
     with pytest.raises(ValueError, match="limit=0: at least 1"):
-        text.TextMMLU(str(folder), limit=0).ids()
+        text_task(folder, limit=0).ids()
+
+
+def test_a_changed_task_file_is_another_key(tmp_path):
+    folder = write(tmp_path / "mmlu", rows())
+    tasks = shutil.copytree(ROOT / "recipes/demo/tasks", tmp_path / "tasks")
+    before = text_task(folder, include=str(tasks)).inputs()
+    assert before == text_task(folder).inputs()  # wherever the files lie
+    path = tasks / "_question_yaml"
+    path.write_text(path.read_text().replace("doc_to_text: question", "doc_to_text: subject"))
+    assert text_task(folder, include=str(tasks)).inputs() != before
 
 
 def test_the_model_is_shown_the_ids_of_prompts_render(checkpoints, tmp_path, monkeypatch):
@@ -210,13 +219,18 @@ def test_the_model_is_shown_the_ids_of_prompts_render(checkpoints, tmp_path, mon
 def test_a_choice_is_scored_by_the_whole_reply(checkpoints, tmp_path):
     checkpoint = checkpoints["untrained"]
     lm = HFLM(pretrained=str(checkpoint), device="cpu", batch_size=3)
-    items = multiple_choice(checkpoint, write(tmp_path / "mmlu", rows()), 3)
-    for row, sample, item in zip(rows(), text.ask(lm, "world", rows()), items, strict=True):
+    folder = write(tmp_path / "mmlu", rows())
+    items = multiple_choice(checkpoint, folder, 3)
+    tasks = {"tasks": text_task(folder).loaded}
+    theirs = evaluate(
+        lm, tasks, bootstrap_iters=0, apply_chat_template=True, fewshot_as_multiturn=True
+    )["samples"]["replayed"]
+    for row, sample, item in zip(rows(), theirs, items, strict=True):
         expected = torch.tensor(reply_likelihoods(checkpoint, row))
         found = torch.tensor([likelihood for likelihood, _ in sample["filtered_resps"]])
         # lm-eval counts the line break before the reply to each choice; it is the same for all
         torch.testing.assert_close(found - found[0], expected - expected[0], atol=1e-3, rtol=0)
-        assert item["chosen"] == int(expected.argmax())
+        assert item["said"] == int(expected.argmax())
 
 
 def test_an_untrained_model_guesses(checkpoints, tmp_path):
@@ -232,7 +246,7 @@ def test_an_untrained_model_guesses(checkpoints, tmp_path):
 
 def test_nothing_is_remembered_and_the_batch_does_not_matter(checkpoints, tmp_path):
     folder = write(tmp_path / "mmlu", rows())
-    path = folder / "world.jsonl"
+    path = folder / "replayed.jsonl"
     knows = multiple_choice(checkpoints["knows"], folder, 64)
     guesses = multiple_choice(checkpoints["untrained"], folder, 64)
     assert knows != guesses
@@ -246,7 +260,7 @@ def test_nothing_is_remembered_and_the_batch_does_not_matter(checkpoints, tmp_pa
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # same name, size and time
     assert path.stat().st_size == before.st_size
     again = multiple_choice(checkpoints["knows"], folder, 64)
-    assert [item["chosen"] for item in again] == [3 - item["chosen"] for item in knows]
+    assert [item["said"] for item in again] == [3 - item["said"] for item in knows]
 
 
 def test_the_network_is_not_asked(checkpoints, tmp_path, monkeypatch):
@@ -279,14 +293,14 @@ def test_prompts_other_than_those_of_training_are_refused(checkpoints, tmp_path,
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"choices": ["a", "b", "c"]}, r"line 2: choices=\['a', 'b', 'c'\] must be a list of 4"),
-        ({"choices": "abcd"}, "must be a list of 4 texts"),
-        ({"choices": ["a", "b", "c", ""]}, "must be text, none empty"),
-        ({"choices": ["a", "b", "c", 4]}, "must be text, none empty"),
-        ({"answer": 4}, "answer=4 must be 0, 1, 2 or 3"),
-        ({"answer": "A"}, "answer='A' must be 0, 1, 2 or 3"),
-        ({"answer": True}, "answer=True must be"),
-        ({"question": None}, "must be text"),
+        ({"choices": ["a", "b", "c"]}, "question replayed/1: its choices cannot be read"),
+        ({"choices": "abcd"}, "the list of its choices 'abcd' must be texts"),
+        ({"choices": ["a", "b", "c", ""]}, "question replayed/1: .* must be texts, none of them"),
+        ({"choices": ["a", "b", "c", 4]}, "must be texts, none of them empty"),
+        ({"answer": 4}, "question replayed/1: answer=4 must be the index of one of 4 choices"),
+        ({"answer": "A"}, "answer='A' must be the index"),
+        ({"answer": True}, "answer=True must be the index"),
+        ({"question": None}, "must be texts, none of them empty"),
     ],
 )
 def test_a_row_that_is_no_question_is_named(checkpoints, tmp_path, change, says):
@@ -297,19 +311,11 @@ def test_a_row_that_is_no_question_is_named(checkpoints, tmp_path, change, says)
 
 
 def test_a_folder_without_questions_is_named(checkpoints, tmp_path):
-    with pytest.raises(ValueError, match=r"missing holds no <subject>\.jsonl files"):
+    with pytest.raises(ValueError, match="missing is no folder"):
         multiple_choice(checkpoints["knows"], tmp_path / "missing", 8)
     folder = write(tmp_path / "mmlu", [])
-    with pytest.raises(ValueError, match=r"no questions in world\.jsonl"):
+    with pytest.raises(ValueError, match="mmlu cannot be loaded"):
         multiple_choice(checkpoints["knows"], folder, 8)
-    (folder / "world.jsonl").write_text('{"question": "what"}\n')
-    with pytest.raises(ValueError, match=r"world\.jsonl, line 1: not JSON with the keys question"):
+    (folder / "replayed.jsonl").write_text('{"question": "what"}\n')
+    with pytest.raises(ValueError, match="choices"):
         multiple_choice(checkpoints["knows"], folder, 8)
-
-
-def test_a_limit_takes_items_of_every_split_though_voices_take_turns():
-    rows = {f"{fact} {voice}": {} for fact in range(90) for voice in "abc"}
-    found = [[id for id in rows if id.endswith(voice)] for voice in "abc"]
-    kept = spoken.subset(rows, found, 9)
-    assert [sum(id.endswith(voice) for id in kept) for voice in "abc"] == [3, 3, 3]
-    assert list(spoken.subset(rows, found, None)) == list(rows)

@@ -19,13 +19,14 @@ from transformers import AutoModelForCausalLM
 
 from speechfuse.rows import shards
 from speechfuse.train import loop
-from speechfuse.train import model as models
+from speechfuse.train.config import Finetune
 from speechfuse.train.new_rows import NewRows
 from speechfuse.train.preflight import assumed
 from speechfuse.train.state import complete_steps
 from tests.small_training import (
     ROOT,
     STREAM,
+    built,
     command,
     dataset,
     job,
@@ -42,7 +43,7 @@ class Died(Exception):
     """Instead of a kill."""
 
 
-def run_until_it_dies(settings: loop.Finetune, monkeypatch) -> None:
+def run_until_it_dies(settings: Finetune, monkeypatch) -> None:
     """Steps 1 to 6 of a run that saves every fifth; then it is gone."""
 
     def measure(rows: NewRows, step: int) -> dict[str, float]:
@@ -88,6 +89,26 @@ def test_two_ranks_and_one_rank_train_the_same_model(undisturbed, on_two_ranks):
         torch.testing.assert_close(weights(on_two_ranks)[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_torchtunes_command_line_trains_the_same(parts, undisturbed, on_two_ranks, tmp_path, ranks):
+    """Bit for bit; and the recipe names the builder alone, which config.json gives its sizes."""
+    builder = {"_component_": "torchtune.models.llama3_1.llama3_1"}
+    config = recipe(parts, tmp_path / "tuned", model=builder)
+    several = [] if ranks == 1 else ["--nproc_per_node", str(ranks)]
+    tune = Path(sys.executable).with_name("tune")
+    done = subprocess.run(
+        [tune, "run", *several, "stages/train.py", "--config", config, "runtime.state_every=10"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    reference = weights(undisturbed if ranks == 1 else on_two_ranks)
+    tuned = weights(tmp_path / "tuned")
+    assert tuned.keys() == reference.keys()
+    assert all(torch.equal(tensor, reference[name]) for name, tensor in tuned.items())
+
+
 def test_micro_batches_weigh_every_target_alike(parts, undisturbed, tmp_path):
     out = tmp_path / "micro"
     assert train(recipe(parts, out, micro_batch_size=1)).returncode == 0
@@ -122,7 +143,7 @@ def test_killed_and_started_again_ends_as_if_undisturbed(
 def test_exported_model_gives_the_trainers_logits_in_transformers(parts, undisturbed):
     config = yaml.safe_load((undisturbed.with_suffix(".yaml")).read_text())
     folder = undisturbed / "epoch_0"
-    ours = models.build(config["model"], folder, torch.device("cpu"), "fp32", "fp32")
+    ours = built(folder, config["model"])
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     tokens = torch.randint(0, config["model"]["vocab_size"], (2, 50))
     with torch.no_grad():
@@ -181,7 +202,8 @@ def test_a_dry_run_plans_for_its_ranks_in_one_process(parts, tmp_path, monkeypat
 
 
 def test_a_dry_run_needs_neither_checkpoint_nor_data(parts, tmp_path, monkeypatch, capsys):
-    arguments = [str(recipe(parts, tmp_path / "run")), "--dry-run", "runtime.gpu=4090", "steps=7"]
+    arguments = [str(recipe(parts, tmp_path / "run")), "--dry-run", "runtime.gpu=4090"]
+    arguments += ["steps=7", "runtime.dollars_per_gpu_hour=2"]
     _, whole, _ = launched(arguments, monkeypatch, capsys)
     more = ["checkpoint=out/models/expanded_8b/x", "datasets.1.path=out/data/none"]
     code, said, _ = launched([*arguments, *more], monkeypatch, capsys)
@@ -189,11 +211,14 @@ def test_a_dry_run_needs_neither_checkpoint_nor_data(parts, tmp_path, monkeypatc
     assert code is None and not (tmp_path / "run").exists()
     assert lines[0].endswith("x is not there; `just recipe=early_fusion_8b expand` makes it")
     assert lines[1].startswith("out/data/none is not there; no recipe here makes it")
-    assert lines[2].startswith("assumed until all is there: samples of 400 tokens, 97% of")
+    rows = dict(line.split(maxsplit=1) for line in lines[2:])
+    assert rows["data"] == "unknown, and so are time and price"
+    assert rows["steps"] == "7 of 4 rows, epochs: 1"
+    assert rows["speed"] == "not known: nothing was measured, and an assumption needs the data"
+    assert not rows.keys() & {"time", "price"} and "\ntime" in whole and "\nprice" in whole
     for name in ("parameters", "memory", "  weights", "  activations", "disk", "formula"):
         mine, full = ([s for s in t.splitlines() if s.startswith(name)] for t in (said, whole))
         assert len(mine) == 1 and (mine == full or name == "disk"), "the model's shapes suffice"
-    assert "97.0% of positions useful" in said and "7 of 4 rows" in said
     tied = {"_component_": "torchtune.models.llama3_2.llama3_2", "num_heads": 2, "embed_dim": 8}
     assert assumed.shape(tied, [])["tie_word_embeddings"] is True
     with pytest.raises(ValueError, match=r"it is gone .*no num_heads and embed_dim to plan with"):

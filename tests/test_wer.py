@@ -190,9 +190,12 @@ def test_seconds_and_speakers_are_used_where_every_line_has_them(tmp_path, capsy
         (None, "no file at"),
         ("", "holds no rows"),
         ('{"reference": "a", "prediction": "b"}\nnonsense\n', "line 2 is not JSON"),
-        ('\n{"reference": "a"}', "line 2 has no key 'prediction', it has reference"),
-        ('["a", "b"]', "line 1 has no key 'reference', it has list"),
-        ('{"reference": "a", "prediction": null}', "line 1: prediction=None must be text"),
+        (
+            '\n{"reference": "a"}',
+            'line 2: prediction must be a text; the line is {"reference": "a"}',
+        ),
+        ('["a", "b"]', "line 1: reference must be a text; the line is"),
+        ('{"reference": "a", "prediction": null}', "line 1: prediction must be a text"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, monkeypatch, capsys, text, says):

@@ -8,6 +8,10 @@ written last, by rename, and its existence is the only meaning of "complete". A 
     if artifact.begin(plan, config.fresh):
         ...                                    # skip what artifact.plan says and disk already holds
         artifact.finish({"rows": 10}, outputs)
+
+Who trusts what: a job that resumes trusts every whole file that it finds, as files get their names
+last; a job that reads a finished artifact trusts its manifest. Only stages.verify and a push to the
+Hub read all files again, for their sha256.
 """
 
 import fcntl
@@ -15,39 +19,17 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib import metadata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-# where and how a job runs; none of these may change the bytes it writes
-_NOT_IDENTITY = ("out", "fresh", "runtime")
-_LIBRARIES = (
-    "speechfuse",
-    "torch",
-    "torchtune",
-    "torchao",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "datasets",
-    "pyarrow",
-    "numpy",
-    "soundfile",
-    "soxr",
-    "openai-whisper",
-    "vector-quantize-pytorch",
-    "lm_eval",
-    "peft",
-    "huggingface_hub",
-    "datasketch",
-    "py3langid",
-    "num2words",
-)
+from speechfuse import provenance
+from speechfuse.provenance import NOT_IDENTITY
+
+T = TypeVar("T")
 
 
 class Artifact:
@@ -60,43 +42,44 @@ class Artifact:
     ):
         self.out = Path(out)
         self.plan = None
+        self._config = provenance.portable(config)
         self._identity = {
             "job": job,
             "version": version,
-            "config": {key: _portable(config[key]) for key in config if key not in _NOT_IDENTITY},
+            "config": {key: v for key, v in self._config.items() if key not in NOT_IDENTITY},
             "inputs": dict(inputs),
         }
-        self._config = _portable(config)
         text = json.dumps(self._identity, sort_keys=True, separators=(",", ":"))
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
     def begin(self, plan: Any = None, fresh: bool = False) -> bool:
-        """Say whether there is work to do: False when this very artifact is already complete.
+        """Return whether there is work to do: False when this very artifact is already complete.
 
-        Absent: `plan` (JSON-able, or a function that makes it) is frozen in plan.json. Incomplete:
-        its frozen plan is read back, and none is made.
-        `fresh` first moves whatever is there aside, to <out>.old-1, -2, ... Raises ValueError when
-        the folder was written from another job, config or inputs, or by no job at all, and when
-        files that its manifest lists are gone.
+        If the folder is absent, `plan` (JSON, or a function that returns it) is frozen in
+        plan.json; if it is incomplete, the frozen plan is read back. `fresh` first moves whatever
+        is there aside, to <out>.old-1, -2, ... Raises ValueError when the folder was written from
+        another job, config or inputs, or by no job at all, and when files that its manifest lists
+        are gone.
         """
         if fresh and self.out.exists():
-            self._lock()  # what is at work there would go on by path, in the new folder
-            self._move_aside()
+            self._lock()  # a job at work there would go on by path, in the new folder
+            aside = move_aside(self.out)
+            (aside / ".lock").unlink()
+            print(f"{self.out}: moved aside to {aside}")
         frozen = self.out / "plan.json"
         if self.complete():
             print(f"{self.out}: complete, nothing to do")
             return False
         if not frozen.exists():
-            made = plan() if callable(plan) else plan
-            record = {**self._record(), "plan": made, "started": _now()}
-            write_json(frozen, record)
+            new_plan = plan() if callable(plan) else plan
+            write_json(frozen, {**self._record(), "plan": new_plan, "started": provenance.now()})
         self._lock()
         self.plan = _read(frozen)["plan"]
         return True
 
     def complete(self) -> bool:
-        """Whether this very artifact is complete. Refuses what `begin` would refuse, also a folder
-        where another process is at work, and writes nothing."""
+        """Return whether this very artifact is complete. Writes nothing. Raises ValueError as
+        `begin` does, and for a folder where another process is at work."""
         frozen, manifest = self.out / "plan.json", self.out / "manifest.json"
         for path in (manifest, frozen):
             if path.exists():
@@ -107,7 +90,7 @@ class Artifact:
         if frozen.exists():
             if (self.out / ".lock").exists():
                 self._lock()
-                self._held.close()
+                self._unlock()
         elif self.out.is_dir() and any(p.name[0] != "." for p in self.out.iterdir()):
             raise ValueError(
                 f"out={self.out} is not empty and no job made it (it holds no plan.json and no "
@@ -115,17 +98,24 @@ class Artifact:
             )
         return False
 
+    def started(self) -> bool:
+        """Whether work has begun: what it was begun with is frozen."""
+        return bool(self.record())
+
+    def record(self) -> dict[str, Any]:
+        """What was frozen when work began; see record_of."""
+        return record_of(self.out)
+
     def _lock(self) -> None:
         """Keep other processes out until this one ends: two runs in one folder would mix their
         files."""
-        self._held = open(self.out / ".lock", "w")
-        try:
-            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        lock = ExitStack()
+        if not lock.enter_context(exclusive_lock(self.out, wait=False)):
             raise ValueError(
                 f"out={self.out}: another process is at work there; wait for it, or "
                 "choose another out=..."
-            ) from None
+            )
+        self._unlock = lock.close
 
     def finish(self, totals: dict[str, Any], outputs: list[Path]) -> None:
         """Write manifest.json, which completes the artifact.
@@ -142,16 +132,16 @@ class Artifact:
             hashes[relative.as_posix()] = sha256_of(path)
         record = {
             **self._record(),
-            "libraries": _libraries(),
-            "git": _commit(),
+            "libraries": provenance.libraries(),
+            "git": provenance.commit(),
             "outputs": hashes,
             "totals": totals,
             "started": _read(self.out / "plan.json")["started"],
-            "finished": _now(),
+            "finished": provenance.now(),
         }
         write_json(self.out / "manifest.json", record)
         (self.out / ".lock").unlink()
-        self._held.close()
+        self._unlock()
 
     def _record(self) -> dict[str, Any]:
         return {**self._identity, "config": self._config, "fingerprint": self.fingerprint}
@@ -169,34 +159,25 @@ class Artifact:
         there = _read(path)
         if there.get("fingerprint") == self.fingerprint:
             return
-        old, new = _flat(there), _flat(self._identity)
-        differ = [
-            f"{key.removeprefix('config.')}: {_shown(old, key)} there, {_shown(new, key)} now"
-            for key in sorted(old.keys() | new.keys())
-            if _shown(old, key) != _shown(new, key)
-        ]
+        differ = provenance.differences(there, self._identity)
         raise ValueError(
             f"out={self.out} was made from something else; what differs: "
             f"{'; '.join(differ) or 'the fingerprint alone'}. "
             "Choose another out=..., or fresh=true, which moves the old folder aside "
-            f"(to {self._aside().name}) and starts anew"
+            f"(to {_aside(self.out).name}) and starts anew"
         )
 
-    def _aside(self) -> Path:
-        number = 1
-        while (aside := self.out.with_name(f"{self.out.name}.old-{number}")).exists():
-            number += 1
-        return aside
 
-    def _move_aside(self) -> None:
-        aside = self._aside()
-        os.rename(self.out, aside)
-        (aside / ".lock").unlink()
-        print(f"{self.out}: moved aside to {aside}")
+def record_of(folder: Path) -> dict[str, Any]:
+    """What a job froze when it began to write `folder`: job, version, config, inputs, fingerprint,
+    plan and time; {} where none has."""
+    path = folder / "plan.json"
+    return _read(path) if path.exists() else {}
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """The manifest of a complete artifact; else ValueError with what is missing and the cure."""
+    """Return the manifest of a complete artifact. Raises ValueError for any other folder, with what
+    is missing and the cure."""
     if (folder / "manifest.json").exists():
         return _read(folder / "manifest.json")
     if (folder / "plan.json").exists():
@@ -213,14 +194,14 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint_of(folder: Path) -> str:
-    """The fingerprint of a complete artifact, 64 hex digits; else ValueError as `manifest_of`."""
+    """Return the fingerprint of a complete artifact, 64 hex digits. Raises as `manifest_of`."""
     return manifest_of(folder)["fingerprint"]
 
 
 def fingerprint_of_files(folder: Path) -> str:
-    """A fingerprint of raw data: sha256 of the sorted relative paths and sizes of all files below.
+    """Return a fingerprint of raw data: a hash of the sorted relative paths and sizes of its files.
 
-    File contents are not read. Raises ValueError when the folder is missing or holds no file.
+    Does not read the files. Raises ValueError when the folder is missing or holds no file.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; check the path of the data")
@@ -228,19 +209,57 @@ def fingerprint_of_files(folder: Path) -> str:
     if not files:
         raise ValueError(f"{folder} holds no files; check the path of the data")
     sizes = sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in files)
-    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+    return json_digest(sizes)
+
+
+def json_digest(value: Any) -> str:
+    """Return sha256 of JSON, 64 hex digits; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes, 64 hex digits."""
+    """Return sha256 of a file's bytes, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def code_digest(modules: Iterable[str]) -> str:
-    """A hash of the source files of imported `modules`; an edit of any changes it."""
+    """Return a hash of the source files of imported `modules`; an edit of any changes it."""
     files = sorted({str(sys.modules[module].__file__) for module in modules})
     return hashlib.sha256("".join(sha256_of(Path(file)) for file in files).encode()).hexdigest()
+
+
+@contextmanager
+def exclusive_lock(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Keep other processes out of the block; gives False, without `wait`, where one is inside.
+
+    The lock ends with the process, also when that is killed. Creates the folder and a file .lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a file or folder to <name>.old-1, or the next number that is free; return that."""
+    return path.rename(_aside(path))
+
+
+def _aside(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}.old-{number}") for number in count(1))
+    return next(name for name in names if not name.exists())
+
+
+def take_evenly(values: Sequence[T], limit: int) -> list[T]:
+    """Return `limit` of the values at equal distances from the first on, or all if there are fewer:
+    of 10 values 4 are those at 0, 2, 5 and 7."""
+    number = min(limit, len(values))
+    return [values[i * len(values) // number] for i in range(number)]
 
 
 @contextmanager
@@ -279,65 +298,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not readable JSON ({error}); move the folder aside") from error
 
 
-def _portable(value: Any) -> Any:
-    """Config as JSON without absolute paths: relative to the current directory, else .../name."""
-    if isinstance(value, dict):
-        return {str(key): _portable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_portable(item) for item in value]
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, str) and os.path.isabs(value) and "\n" not in value:
-        path = Path(value)
-        inside = path.is_relative_to(Path.cwd())
-        return path.relative_to(Path.cwd()).as_posix() if inside else f".../{path.name}"
-    return value
-
-
-def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of what makes the identity, from an identity, a plan or a manifest."""
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if not prefix and key not in ("job", "version", "config", "inputs"):
-            continue
-        if prefix == "config." and key in _NOT_IDENTITY:
-            continue
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _shown(flat: dict[str, Any], key: str) -> str:
-    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "absent"
-
-
-def _libraries() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _commit() -> str | None:
-    """Commit of the checkout that holds this file, -dirty if it was changed; None outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() or None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def id_digest(id: str) -> int:
-    """64 bits of an id: eight bytes an item are kept where all ids would fill the memory. Two ids
-    of ten million share one with a chance of 3 in a million."""
+    """Return 64 bits of an id, for where all ids would fill the memory. Among ten million ids two
+    share theirs with a chance of 3 in a million."""
     return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest())

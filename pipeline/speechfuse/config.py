@@ -13,14 +13,14 @@ dotted.path` plus keyword arguments) are free-form in the schema and are checked
 import dataclasses
 import difflib
 import errno
-import functools
 import importlib
 import inspect
+import json
 import re
 import sys
-import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,8 +53,8 @@ def with_files(value: Any) -> Any:
 
 
 def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
-    """Read `path` into an instance of `schema`; of `overrides` ("a.b=value") the last one wins.
-    Without a `path` they are all there is.
+    """Return an instance of `schema` with the values of the YAML file `path`, if any, and of
+    `overrides` ("a.b=value"), of which the last one wins.
 
     Values of overrides are YAML: `steps=10`, `name=null`, `tasks=[a,b]`; `tracks.0.weight=2`
     reaches into a list. Raises ValueError (unknown key, wrong type, missing required key, bad
@@ -63,11 +63,10 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     config = OmegaConf.structured(schema)
     source = file = str(path or "the command line")
     try:
-        given = OmegaConf.load(path) if path else OmegaConf.create()
-        if not OmegaConf.is_dict(given):
+        settings = OmegaConf.to_container(OmegaConf.load(path)) if path else {}
+        if not isinstance(settings, dict):
             raise ValueError(f"{path}: a configuration is a mapping of keys to values")
-        values = typing.cast(dict[str, Any], OmegaConf.to_container(given))
-        for key, value in with_files(values).items():
+        for key, value in with_files(settings).items():
             OmegaConf.update(config, str(key), value, merge=True)
         for override in overrides:
             source = f"override {override!r}"
@@ -91,57 +90,63 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     return typing.cast(T, OmegaConf.to_object(config))
 
 
+def key(help: str, default: Any = dataclasses.MISSING) -> Any:
+    """A key of a schema, with what `--help` says of it; required where it has no default."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
     """Call what `spec["_component_"]` names with the rest of `spec` and with `extra` as keywords.
 
-    `extra` is what the job itself passes, so `spec` may not also set it. The path may lead through
-    a class: `speechfuse.quantizer.model.Quantizer.load`. Raises ValueError for a path that cannot
-    be imported, for keywords the component does not take or lacks and, of components here, for
-    values that are not of the declared type; its own errors pass through.
+    `extra` is what the job itself passes, so `spec` may not also set it. Raises ValueError as
+    `bind` does; errors of the component itself pass through.
     """
     return bind(spec, *extra)(**extra)
 
 
-def bind(spec: dict[str, Any], *extra: str) -> Callable[..., Any]:
-    """What `instantiate` would call with the keywords `extra`, to be called with them many times:
-    the component with the rest of `spec` as its keywords. Raises ValueError as `instantiate`."""
+def bind(spec: dict[str, Any], *names: str) -> Callable[..., Any]:
+    """Return a callable of what `spec["_component_"]` names, with the rest of `spec` as keywords.
+
+    It still takes the keywords `names`, and does not check them again, so it may be called for
+    every row. The path may lead through a class: `speechfuse.quantizer.model.Quantizer.load`.
+    Raises ValueError for a path that cannot be imported, for keywords the component does not take
+    or lacks and, of components here, for values that are not of the declared type.
+    """
     arguments = dict(spec)
     dotted = arguments.pop("_component_", None)
     if not isinstance(dotted, str):
         raise ValueError(f"_component_ is missing from {spec}: give the dotted path to call")
     component = resolve(dotted)
-    if both := sorted(arguments.keys() & set(extra)):
+    if both := sorted(arguments.keys() & set(names)):
         raise ValueError(f"{dotted}: the job itself sets {', '.join(both)}; remove from the config")
-    bound = functools.partial(component, **arguments)
     try:
         parameters = inspect.signature(component).parameters.values()
     except ValueError:  # some builtins have no signature; then the call itself is the check
-        return bound
-    passed = [*arguments, *extra]
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    names = [p.name for p in named]
+        return partial(component, **arguments)
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    passed = [*arguments, *names]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for name in passed:
-            if name not in names:
-                raise ValueError(f"{dotted}: unknown argument '{name}'{_nearest(name, names)}")
-    required = [p.name for p in named if p.default is p.empty and p.name not in passed]
-    if required:
+            if name not in named:
+                raise ValueError(f"{dotted}: unknown argument '{name}'{_nearest(name, named)}")
+    if required := [n for n, p in named.items() if p.default is p.empty and n not in passed]:
         raise ValueError(
             f"{dotted}: no value for required {', '.join(required)}; add it beside _component_"
         )
     if dotted.startswith(f"{__package__}."):  # others declare types that they do not mean
-        hints = typing.get_type_hints(
-            component.__init__ if inspect.isclass(component) else component
-        )
-        for name in spec.keys() & hints.keys():
-            if not _fits(spec[name], hints[name]):
-                wanted = inspect.formatannotation(hints[name])
-                raise ValueError(f"{dotted}: {name}={spec[name]!r} is not of the type {wanted}")
-    return bound
+        function = component.__init__ if inspect.isclass(component) else component
+        hints = typing.get_type_hints(function)
+        for name in arguments.keys() & hints.keys():
+            if not _fits(arguments[name], hints[name]):
+                hint = inspect.formatannotation(hints[name])
+                raise ValueError(f"{dotted}: {name}={arguments[name]!r} is not of the type {hint}")
+    return partial(component, **arguments)
 
 
 def modules_of(spec: Any) -> set[str]:
-    """Names of the modules that define the components which `spec` names, at any depth."""
+    """Return the names of the modules that define the components of `spec`, at any depth."""
     if isinstance(spec, dict):
         dotted = spec.get("_component_")
         own = {resolve(dotted).__module__} if isinstance(dotted, str) else set()
@@ -150,30 +155,24 @@ def modules_of(spec: Any) -> set[str]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value as YAML has it can be of a declared type; of a class yes, whatever it is."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, each) for each in inner)
-    if origin is tuple and Ellipsis not in inner:
-        several = isinstance(value, list | tuple) and len(value) == len(inner)
-        return several and all(map(_fits, value, inner))
-    if origin in (list, tuple, Sequence, Iterable):
-        return isinstance(value, list | tuple) and all(_fits(each, inner[0]) for each in value)
-    if (origin or hint) is dict:
-        return isinstance(value, dict)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (str, bool, type(None)):
-        return isinstance(value, hint)
+    """Whether a value from YAML is of a declared type: true as well of a class that pydantic does
+    not know, which no YAML could write."""
+    from pydantic import TypeAdapter, ValidationError  # 0.2 s
+    from pydantic.errors import PydanticSchemaGenerationError
+
+    try:  # as JSON: there a list may stand for a tuple, and an int for a float, but no bool for one
+        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+    except PydanticSchemaGenerationError:
+        return True
+    except ValidationError:
+        return False
     return True
 
 
 def main(
     job: Callable[[T], None], schema: type[T], doc: str, positional: tuple[str, ...] = ()
 ) -> None:
-    """The command line of a job: `[config.yaml] key=value ...`, or `--help` for `doc` and the keys.
+    """Run the command line of a job: `[config.yaml] key=value ...`, or `--help` for `doc` and keys.
 
     Arguments that are neither a first YAML file nor key=value are values of the keys `positional`,
     in order. `--dry-run` is short for runtime.dry_run=true; torchtune's `--config FILE` is FILE.
@@ -222,8 +221,7 @@ def _fail(message: str) -> None:
 
 
 def _sentence(schema: type, source: str, error: Exception) -> str:
-    """What OmegaConf or YAML complained of, as one sentence that starts with `source`."""
-    first = str(error).splitlines()[0]
+    """Return an error of OmegaConf or YAML as one sentence that starts with `source`."""
     if isinstance(error, yaml.YAMLError):
         return f"{source}: not valid YAML: {' '.join(str(error).split())}"
     key = str(getattr(error, "full_key", None) or "")
@@ -234,11 +232,11 @@ def _sentence(schema: type, source: str, error: Exception) -> str:
             return f"{source}: unknown key '{key}'{_nearest(key, names)}"
     declared = {name: kind for name, kind, _, _ in _rows(schema)}.get(key)
     must = f" ('{key}' is declared as {declared})" if declared else f" (at '{key}')" if key else ""
-    return f"{source}: {first}{must}"
+    return f"{source}: {str(error).splitlines()[0]}{must}"
 
 
 def _nearest(key: str, names: Iterable[str]) -> str:
-    """ "; did you mean 'x'? Allowed: ..." for the last part of a dotted `key`."""
+    """Return "; did you mean 'x'? Allowed here: ..." for the last part of a dotted `key`."""
     prefix, dot, last = key.rpartition(".")
     names = list(names)
     close = difflib.get_close_matches(last, names, n=1, cutoff=0.5)
@@ -247,12 +245,12 @@ def _nearest(key: str, names: Iterable[str]) -> str:
 
 
 def resolve(dotted: str) -> Any:
-    """The class or function at a dotted path; ValueError when there is none."""
+    """Return the class or function at a dotted path. Raises ValueError when there is none."""
     parts = dotted.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:cut])
         try:
-            found = importlib.import_module(name)
+            value = importlib.import_module(name)
         except ModuleNotFoundError as error:
             # only "this very path is no module" means: try a shorter one
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
@@ -260,19 +258,19 @@ def resolve(dotted: str) -> Any:
                     f"{dotted}: {name} needs the module {error.name}, which is not installed here"
                 ) from error
             continue
-        names = getattr(found, "COMPONENTS", {})  # a room's face, not imported before it is used
+        names = getattr(value, "COMPONENTS", {})  # a room's face, not imported before it is used
         if parts[cut] in names:
             return resolve(".".join([name, names[parts[cut]], *parts[cut + 1 :]]))
         for part in parts[cut:]:
-            if not hasattr(found, part):
-                names = [*names, *(known for known in dir(found) if not known.startswith("_"))]
+            if not hasattr(value, part):
+                names = [*names, *(public for public in dir(value) if not public.startswith("_"))]
                 close = difflib.get_close_matches(part, names, n=1)
                 guess = f"; did you mean '{close[0]}'?" if close else ""
                 raise ValueError(f"_component_ {dotted}: {name} has no '{part}'{guess}")
-            found = getattr(found, part)
-        if not callable(found):
+            value = getattr(value, part)
+        if not callable(value):
             raise ValueError(f"_component_ {dotted} is not a class or a function")
-        return found
+        return value
     raise ValueError(
         f"_component_ {dotted}: there is no module '{parts[0]}'; give the full dotted "
         "path, e.g. speechfuse.quantizer.model.Quantizer.load"
@@ -280,7 +278,7 @@ def resolve(dotted: str) -> Any:
 
 
 def _rows(schema: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:
-    """(dotted key, type, default, help) of every key of a dataclass, or of an instance of one."""
+    """Return (dotted key, type, default, help) of every key of a dataclass or of an instance."""
     rows = []
     hints = typing.get_type_hints(schema if isinstance(schema, type) else type(schema))
     for field in dataclasses.fields(schema):
@@ -293,8 +291,7 @@ def _rows(schema: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:
         if dataclasses.is_dataclass(hint):
             rows += _rows(hint if default is dataclasses.MISSING else default, f"{key}.")
             continue
-        plain = isinstance(hint, type) and typing.get_origin(hint) is None
-        kind = hint.__name__ if plain else str(hint).replace("typing.", "").replace("pathlib.", "")
+        kind = re.sub(r"(typing|pathlib)\.", "", inspect.formatannotation(hint))
         shown = "required" if default in (dataclasses.MISSING, "???") else f"{default}"
         rows.append((key, kind, shown, field.metadata.get("help", "")))
     return rows

@@ -41,11 +41,11 @@ def ray_actors(
     cpus: float = 1.0,
     gpus: float = 0.0,
 ) -> Iterator[Any]:
-    """Run the tasks in `workers` actors of `cpus` CPUs and `gpus` GPUs each, results as they come.
+    """Run the tasks in `workers` actors of `cpus` CPUs and `gpus` GPUs each and give their results.
 
-    A task whose worker is lost is given to a new one, which is said; ValueError when one task loses
-    three, and when the cluster cannot hold a single worker. Fractions are allowed: two CPUs hold
-    four actors of 0.5.
+    Prints a notice for every lost worker, whose task goes to a new one. Raises ValueError when one
+    task loses three, and when the cluster cannot hold a single worker. Fractions are allowed: two
+    CPUs hold four actors of 0.5.
     """
     if not tasks:
         return
@@ -65,11 +65,11 @@ def ray_actors(
                 f"the Ray cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, a "
                 f"worker asks for {cpus:g} and {gpus:g}: lower runtime.engine.cpus or .gpus"
             )
-        on = "cuda:0" if gpus else "cpu"  # Ray shows an actor only its own GPU
+        own_device = "cuda:0" if gpus else "cpu"  # Ray shows an actor only its own GPU
         actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(Worker)
 
         def start() -> Any:
-            return actor.remote(os.getcwd(), sys.path, on)
+            return actor.remote(os.getcwd(), sys.path, own_device)
 
         waiting, lost = list(reversed(tasks)), Counter[int]()
         running: dict[Any, tuple[Any, tuple]] = {}

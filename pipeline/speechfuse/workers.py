@@ -1,7 +1,7 @@
 """Worker processes of the jobs that make shards.
 
-In: a function and its tasks, one a shard. Out: the results, as they come. A worker ends with the
-job, also when that is killed. On another engine (`speechfuse.ray_cluster`) the same tasks run on
+In: a function and its tasks, one a shard. Out: the results, in the order in which they finish. A
+worker ends with the job, also when that is killed. `speechfuse.ray_cluster` runs the same tasks on
 other machines.
 """
 
@@ -20,12 +20,12 @@ _device = "cpu"
 
 
 def device() -> str:
-    """The device of this worker process: "cpu" or "cuda:3"."""
+    """Return the device of this worker process: "cpu" or "cuda:3"."""
     return _device
 
 
 def use(name: str, threads: int = 0) -> None:
-    """Make `name` the device of this worker process, of `threads` CPU threads; 0: as torch has."""
+    """Set this process's device, and its torch threads unless `threads` is 0."""
     global _device
     _device = name
     if threads:
@@ -45,8 +45,8 @@ def _begin(devices: Any, threads: int) -> None:
 
 
 def gpus(device: str) -> list[str]:
-    """["cuda:0", ...] of this machine for `device` cuda or auto, [] for the CPU; ValueError when
-    there is no such device."""
+    """Return ["cuda:0", ...] of this machine for `device` cuda or auto, [] for the CPU. Raises
+    ValueError when there is no such device."""
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"runtime.device={device!r}: choose auto, cpu or cuda")
     count = torch.cuda.device_count() if device != "cpu" else 0
@@ -56,8 +56,8 @@ def gpus(device: str) -> list[str]:
 
 
 def pool(workers: int, devices: list[str] | None = None, threads: int = 0) -> ProcessPoolExecutor:
-    """`workers` processes on the CPU, or one for each of `devices`, of `threads` threads each;
-    spawned, not forked: torch's threads do not survive a fork."""
+    """Return a pool of `workers` processes on the CPU, or of one for each of `devices`, each with
+    `threads` torch threads. They are spawned, not forked: torch's threads do not survive a fork."""
     if workers < 1:
         raise ValueError(f"runtime.workers={workers}: at least 1 process is needed")
     devices = devices or ["cpu"] * workers
@@ -73,10 +73,8 @@ def pool(workers: int, devices: list[str] | None = None, threads: int = 0) -> Pr
 def processes(
     function: Callable[..., Any], tasks: list[tuple], workers: int, device: str
 ) -> Iterator[Any]:
-    """Run the tasks on this machine: `workers` processes on the CPU, or one for each GPU.
-
-    ValueError when a worker is killed; what the others had finished is on disk.
-    """
+    """Give the results of the tasks, run in `workers` processes on the CPU or one for each GPU of
+    this machine. Raises ValueError when a worker is killed; finished shards are on disk."""
     if not tasks:
         return
     with pool(workers, gpus(device)) as executor:
@@ -96,8 +94,8 @@ def processes(
 def prefetch(
     work: Callable[[Any], Any], items: Iterable[Any], threads: int, depth: int
 ) -> Iterator[Any]:
-    """`work` of each item in order, up to `depth` items ahead of the consumer in `threads`
-    threads."""
+    """Give `work` of each item in order, computed in `threads` threads up to `depth` items ahead of
+    the consumer."""
     waiting: deque[Future] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

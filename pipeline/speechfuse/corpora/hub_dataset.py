@@ -85,7 +85,7 @@ class Hub:
             yield clip
 
     def _at(self, sha: str) -> tuple[Any, str]:
-        return hub_data.filesystem(self.repo, sha), f"datasets/{self.repo}@{sha}"
+        return hub_data.filesystem(), f"datasets/{self.repo}@{sha}"
 
 
 def _repository_file(filesystem: Any, root: str, path: str) -> tuple[bytes, str]:

@@ -4,17 +4,15 @@ In: transcripts.txt and segments.txt, read a line at a time and side by side, an
 clips. A plan holds byte offsets: the English part has eleven million lines.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
-from hashlib import sha256
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
-from speechfuse.artifact import sha256_of
+from speechfuse.artifact import json_digest, sha256_of
 from speechfuse.corpora import planning
 from speechfuse.corpora.clip import Clip
 from speechfuse.rows.rejects import Reject
@@ -78,8 +76,7 @@ class Mls:
     @cached_property
     def fingerprint(self) -> str:
         size = self.segments.stat().st_size if self.segments.is_file() else None
-        parts = [sha256_of(self.transcripts), size, sorted(self.handles or ())]
-        return sha256(json.dumps(parts).encode()).hexdigest()
+        return json_digest([sha256_of(self.transcripts), size, sorted(self.handles or ())])
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
         self.ignored.clear()

@@ -10,12 +10,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from speechfuse.artifact import sha256_of
+from speechfuse.artifact import json_digest, sha256_of
 from speechfuse.corpora import planning
 from speechfuse.corpora.clip import Clip, clip_fields, utf8
 from speechfuse.corpora.tar_members import find, read
@@ -79,7 +78,7 @@ class Nemo:
     def fingerprint(self) -> str:
         manifests = [(name, sha256_of(self.folder / name)) for name in self.manifests]
         tars = [(self._tar_name(tar), tar.stat().st_size) for tar in self.tars.values()]
-        return sha256(json.dumps([manifests, tars]).encode()).hexdigest()
+        return json_digest([manifests, tars])
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
         for path in [*(self.folder / name for name in self.manifests), *self.tars.values()]:

@@ -5,18 +5,16 @@ In: patterns from configuration; items with their ids and places. Out: paths; di
 """
 
 import glob
-import json
 import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator
-from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from speechfuse.artifact import id_digest
+from speechfuse.artifact import id_digest, json_digest
 
 LINE_LIMIT = 1 << 20  # bytes; a longer line is none of a list of clips
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
@@ -50,8 +48,7 @@ def files(patterns: str | list[str], suffix: str) -> tuple[Path, list[str]]:
 
 def digest_of_sizes(folder: Path, names: list[str]) -> str:
     """Return a hash of the names and sizes of files below `folder`."""
-    sizes = [(name, (folder / name).stat().st_size) for name in names]
-    return sha256(json.dumps(sizes).encode()).hexdigest()
+    return json_digest([(name, (folder / name).stat().st_size) for name in names])
 
 
 def _braces(pattern: str) -> list[str]:

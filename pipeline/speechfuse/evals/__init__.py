@@ -3,8 +3,4 @@
 COMPONENTS = {  # name in YAML, below speechfuse.evals: where it stands
     "Harness": "harness.Harness",
     "Speech": "speech.Speech",
-    "SpokenConversations": "conversations.SpokenConversations",
-    "SpokenQA": "spoken.SpokenQA",
-    "TextMMLU": "text.TextMMLU",
-    "Transcription": "spoken.Transcription",
 }

@@ -1,4 +1,4 @@
-"""Cells: what one checkpoint says to one task, kept by content and never computed twice.
+"""Predictions: the replies of one checkpoint to one task, kept by content, never computed twice.
 
 In: a checkpoint, a task. Out: <out>/cells/<key>/predictions.jsonl, a line an item, and inputs.json,
 what the key was made of. The key is a hash of the checkpoint's content and of all else that
@@ -7,12 +7,11 @@ the disk before the next batch starts; a blank line ends a batch, and a batch th
 is dropped when the cell is opened again. One process at a time is at work on a cell.
 """
 
-import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,21 +36,21 @@ def fingerprint(checkpoint: Path, out: Path) -> str:
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} is no checkpoint: it holds no config.json; check the path")
     check_weights(checkpoint)
-    known_at = out / "cells" / "fingerprints.json"
-    known = json.loads(known_at.read_text("utf-8")) if known_at.exists() else {}
+    cache = out / "cells" / "fingerprints.json"
+    hashes = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
     files = {p for pattern in CONTENT for p in checkpoint.glob(pattern)}
     names = sorted(p.name for p in files if p.name not in NOT_CONTENT)
     content, hashed = [], False
     for name in tqdm(names, f"hashing {checkpoint}", unit="file", leave=False, delay=1):
         path, stat = checkpoint / name, (checkpoint / name).stat()
         place = os.path.relpath(path, out)
-        entry = known.get(place)
+        entry = hashes.get(place)
         if not entry or entry[:2] != [stat.st_size, stat.st_mtime_ns]:
             sha = _config(path) if name == "config.json" else artifact.sha256_of(path)
-            known[place], hashed = [stat.st_size, stat.st_mtime_ns, sha], True
-        content.append((name, known[place][2]))
+            hashes[place], hashed = [stat.st_size, stat.st_mtime_ns, sha], True
+        content.append((name, hashes[place][2]))
     if hashed:
-        artifact.write_json(known_at, known)
+        artifact.write_json(cache, hashes)
     return json_digest(content)
 
 
@@ -88,7 +87,7 @@ class Predictions:
         if not self.path.exists():
             return {}
         data = self.path.read_bytes()
-        found: dict[str, dict[str, Any]] = {}
+        entries: dict[str, dict[str, Any]] = {}
         for line in data[: data.rfind(END) + 1].split(b"\n"):
             if not line:
                 continue
@@ -98,22 +97,14 @@ class Predictions:
                 raise ValueError(
                     f"{self.path} is damaged: move its folder aside and run it again"
                 ) from None
-            if entry["id"] in found:
+            if entry["id"] in entries:
                 raise ValueError(f"{self.path} has {entry['id']} twice: move its folder aside")
-            found[entry["id"]] = entry
-        return found
+            entries[entry["id"]] = entry
+        return entries
 
-    @contextmanager
-    def locked(self, wait: bool = True) -> Iterator[bool]:
+    def locked(self, wait: bool = True) -> AbstractContextManager[bool]:
         """Keep other processes off the cell; False when one is at work there and `wait` is not."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        return artifact.exclusive_lock(self.folder, wait)
 
     def fill(self, task: Task, checkpoint: Path) -> Iterator[int]:
         """Compute what is missing; gives the number of items after each batch that is on disk.

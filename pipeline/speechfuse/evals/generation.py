@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
+from speechfuse import config
 from speechfuse.tokens import prompts
-from speechfuse.tokens.vocabulary import Vocabulary, check_quantizer
+from speechfuse.tokens.vocabulary import Vocabulary, check_quantizer, read_config
 
-VERSION = 1  # part of every cell's key: higher when the same prompt may get another reply
+VERSION = 1  # part of every key of predictions: higher when the same prompt may get another reply
 BLOG_SEED = 42
 _loaded: dict[Any, Any] = {}  # the last model: tasks of one checkpoint follow each other
 
@@ -95,41 +97,47 @@ class Generator:
             + prompts.render(self.vocabulary, turns, add_generation_prompt=True)[0]
             for id, turns in asked.items()
         }
-        wanted = set(todo)
+        unanswered = set(todo)
         order = sorted(ids, key=lambda id: len(ids[id]))  # little padding in a batch
         for start in range(0, len(order), batch_size):
-            chosen = [id for id in order[start : start + batch_size] if id in wanted]
+            chosen = [id for id in order[start : start + batch_size] if id in unanswered]
             if chosen:
                 torch.manual_seed(BLOG_SEED + start)
-                made = self._generate([ids[id] for id in chosen], max_new_tokens)
-                yield [{"id": id, **reply} for id, reply in zip(chosen, made, strict=True)]
+                replies = self._generate([ids[id] for id in chosen], max_new_tokens)
+                yield [{"id": id, **reply} for id, reply in zip(chosen, replies, strict=True)]
 
     @torch.inference_mode()
     def _generate(self, ids: list[list[int]], max_new_tokens: int) -> list[dict[str, Any]]:
-        longest = max(map(len, ids))
-        tokens = torch.full((len(ids), longest), self.vocabulary.end)
-        mask = torch.zeros_like(tokens)
-        for row, prompt in enumerate(ids):
-            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
+        """{reply, tokens, capped} to each prompt of one batch."""
+        prompts_ids = [torch.tensor(prompt) for prompt in ids]
+        tokens = pad_sequence(prompts_ids, True, self.vocabulary.end, "left")
+        mask = pad_sequence([torch.ones_like(each) for each in prompts_ids], True, 0, "left")
         greedy = {} if self.blog else {"do_sample": False, "temperature": None, "top_p": None}
         ends = [self.vocabulary.end_of_turn, self.vocabulary.end]
-        made = self.model.generate(
+        replies = self.model.generate(
             tokens.to(self.model.device),
             attention_mask=mask.to(self.model.device),
             max_new_tokens=max_new_tokens,
             eos_token_id=ends,
             pad_token_id=self.vocabulary.end,
             **greedy,
-        )[:, longest:]
-        texts = self.vocabulary.tokenizer.batch_decode(made, skip_special_tokens=True)
-        found = []
-        for text, row in zip(texts, made.tolist(), strict=True):
-            length = next((i for i, token in enumerate(row) if token in ends), len(row))
-            found.append(
-                {"reply": text.strip(), "tokens": length, "capped": length == max_new_tokens}
-            )
-        return found
+        )[:, tokens.shape[1] :]
+        texts = self.vocabulary.tokenizer.batch_decode(replies, skip_special_tokens=True)
+        lengths = [
+            next((i for i, token in enumerate(reply) if token in ends), len(reply))
+            for reply in replies.tolist()
+        ]
+        return [
+            {"reply": text.strip(), "tokens": length, "capped": length == max_new_tokens}
+            for text, length in zip(texts, lengths, strict=True)
+        ]
+
+
+def generator(checkpoint: Path, *arguments: Any) -> Any:
+    """What answers for a checkpoint: `Generator`, or the class of the same methods whose dotted
+    path config.json names as `generator` in its block "speechfuse"."""
+    block = read_config(checkpoint).get("speechfuse") or {}
+    return config.resolve(block.get("generator", f"{__name__}.Generator"))(checkpoint, *arguments)
 
 
 REFUSAL = re.compile(

@@ -6,34 +6,35 @@ Prompts, few-shot examples and metrics are lm-eval's, and so are the numbers; a 
 resuming. Its cache (use_cache) is never on: it does not know one checkpoint from another.
 """
 
-import atexit
 import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import datasets
 import lm_eval
-import pyarrow.parquet as pq
-import yaml
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
+from speechfuse import artifact
 from speechfuse.evals.harness_model import compiled_once, harness_model
 from speechfuse.evals.tasks import Scored, json_digest, take_evenly
 from speechfuse.scores.intervals import Score, mean
+from speechfuse.tokens.prompts import render
 from speechfuse.tokens.vocabulary import Vocabulary
 
 OFFICIAL = Path(lm_eval.__file__).parent / "tasks"
 MMLU = OFFICIAL / "mmlu" / "default"
 SUBJECTS = sorted(path.stem.removeprefix("mmlu_") for path in MMLU.glob("mmlu_*.yaml"))
+END_OF_TURN = "<|eot_id|>"
 COLUMNS = {"question", "choices", "answer"}
 SPLITS = ("test", "dev")  # what the official task reads
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its advice is on settings not ours
@@ -45,10 +46,12 @@ class Harness:
     """A task or group of lm-eval 0.4.13.
 
     `task`: e.g. mmlu, gsm8k, arc_challenge. `data`: a folder instead of the Hub's dataset; for mmlu
-    <subject>/{test,validation,dev}*.{parquet,jsonl} of 57 subjects, with or without a README that
-    lists them. `num_fewshot` None: the task's own. `include`: a folder of further task files, e.g.
-    what stages.export_tasks wrote. Scores are means over items: for a group that is weighting by
-    size, as in the official mmlu. `metric`: the headline, by default the first.
+    <subject>/{test,dev}*.{parquet,jsonl} of 57 subjects. `num_fewshot` None: the task's own.
+    `include`: a folder of further task files, whose multiple-choice questions are checked; where
+    their choices hold the end of a turn, each prompt must have the ids that training shows. Scores
+    are means over items: for a group that is weighting by size, as in the official mmlu; a group
+    that aggregates nothing has none of its own.
+    `metric`: the headline, by default the first.
     """
 
     task: str
@@ -64,22 +67,26 @@ class Harness:
     @cached_property
     def loaded(self) -> dict[str, Any]:
         """lm-eval's tasks by name, with their data. ValueError where they cannot be had."""
-        data = None
+        reading: AbstractContextManager[Any] = nullcontext()
         if self.data is not None:
             if not Path(self.data).is_dir():
                 raise ValueError(f"data={self.data} is no folder: check the path")
-            data = mmlu_folder(Path(self.data)) if self.task == "mmlu" else Path(self.data)
-        manager, name = _manager(self.task, data and data.absolute(), self.include)
+            # `datasets` knows files by name and time: its cache goes with this task
+            self._arrow = tempfile.TemporaryDirectory(prefix="speechfuse-lm-eval-")
+            reading = _read_from(Path(self.data), self.task == "mmlu", self._arrow.name)
+        manager = _manager(self.task, self.include)
         datasets.disable_progress_bars()
         try:
-            with redirect_stderr(StringIO()):
-                found = manager.load(name)
+            with redirect_stderr(StringIO()), reading:
+                tree = manager.load(self.task)
         except Exception as error:
-            said = " ".join(str(error).split())
+            message = " ".join(str(error.__cause__ or error).split())
             where = self.data or "its dataset on the Hub"
-            raise ValueError(f"task={self.task}: {where} cannot be loaded: {said}") from error
-        self._groups = found.get("group_map", {})
-        return {name: self._set(task) for name, task in sorted(found["tasks"].items())}
+            raise ValueError(f"task={self.task}: {where} cannot be loaded: {message}") from error
+        self._groups = tree.get("group_map", {})
+        group = tree.get("groups", {}).get(self.task)
+        self._total = group is None or bool(group.aggregate_metric_list)
+        return {name: self._set(task) for name, task in sorted(tree["tasks"].items())}
 
     def _set(self, task: Any) -> Any:
         """As simple_evaluate does, which would also reseed everything and ask the Hub."""
@@ -96,6 +103,9 @@ class Harness:
                 f"num_fewshot={shots}: {task.task_name} has {there} examples to show; check its "
                 "dev split"
             )
+        if self.include and task.OUTPUT_TYPE == "multiple_choice":
+            with compiled_once():
+                _check_questions(task)
         return task
 
     def inputs(self) -> dict[str, Any]:
@@ -113,6 +123,7 @@ class Harness:
             "lm_eval": metadata.version("lm_eval"),
             "items": json_digest(self.ids()),
             "versions": {name: str(task.VERSION) for name, task in self.loaded.items()},
+            "files": _task_files(self.include) if self.include else None,
         }
 
     def scoring(self) -> dict[str, Any]:
@@ -138,47 +149,52 @@ class Harness:
 
     def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
         """A batch a task: {"id", "doc_hash", "metrics": {name: number}, "said", "target"}."""
-        wanted: dict[str, list[int]] = {}
+        by_task: dict[str, list[int]] = {}
         for id in todo:
             name, _, number = id.rpartition("/")
-            wanted.setdefault(name, []).append(int(number))
-        lm = harness_model(checkpoint, self.batch_size)
-        for name, numbers in wanted.items():
+            by_task.setdefault(name, []).append(int(number))
+        lm, vocabulary = harness_model(checkpoint, self.batch_size), Vocabulary.load(checkpoint)
+        for name, numbers in by_task.items():
             task = self.loaded[name]
-            some = None if len(numbers) == len(task.eval_docs) else {name: numbers}
+            samples = None if len(numbers) == len(task.eval_docs) else {name: numbers}
             quiet = redirect_stderr(StringIO()), redirect_stdout(StringIO())  # many progress bars
             with quiet[0], quiet[1], compiled_once():
                 results = evaluate(
                     lm,
                     {"tasks": {name: task}},
-                    samples=some,
+                    samples=samples,
                     bootstrap_iters=0,
                     apply_chat_template=self.apply_chat_template,
                     fewshot_as_multiturn=self.apply_chat_template,
                 )
+            if self.include and not task.get_config("num_fewshot"):
+                for sample in results["samples"][name]:
+                    _check_prompt(lm, vocabulary, task, sample)
             means = {metric for metric, how in task.aggregation().items() if _is_mean(how)}
             yield _predictions(name, results["samples"][name], means)
 
     def score(self, predictions: list[dict[str, Any]]) -> Scored:
-        metrics = list(dict.fromkeys(m for said in predictions for m in said["metrics"]))
+        metrics = list(dict.fromkeys(m for entry in predictions for m in entry["metrics"]))
         head = self.metric or metrics[0]
         if head not in metrics:
             raise ValueError(f"metric={head}: {self.task} has {', '.join(metrics)}")
         metrics.sort(key=lambda metric: metric != head)
-        of = {name: {name} for name in self.loaded} if len(self.loaded) > 1 else {}
-        splits = {"all": set(self.loaded), **self._parts(), **of}
+        several = len(self.loaded) > 1 or not self._total
+        of = {name: {name} for name in self.loaded} if several else {}
+        total = {"all": set(self.loaded)} if self._total else {}
+        splits = {**total, **self._parts(), **of}
         scores = []
         for split, names in splits.items():
-            rows = [s["metrics"] for s in predictions if s["id"].rpartition("/")[0] in names]
+            rows = [e["metrics"] for e in predictions if e["id"].rpartition("/")[0] in names]
             for metric in metrics:
                 values = [float(row[metric]) for row in rows if metric in row]
                 if values:
                     scores.append(Score("", split, metric, *mean(values, None), len(values)))
         items = []
-        for said in predictions:
-            value = said["metrics"].get(head, 0.0)
+        for entry in predictions:
+            value = entry["metrics"].get(head, 0.0)
             number = {"correct": bool(value)} if value in (0, 1) else {"value": value}
-            items.append({**said, "split": said["id"].rpartition("/")[0], **number})
+            items.append({**entry, "split": entry["id"].rpartition("/")[0], **number})
         shots = sorted({task.get_config("num_fewshot") for task in self.loaded.values()})
         about = (
             f"lm-eval {metadata.version('lm_eval')} {self.task}, {'/'.join(map(str, shots))}-shot, "
@@ -193,8 +209,57 @@ class Harness:
             below = self._groups.get(name)
             return {name} if below is None else {leaf for of in below for leaf in leaves(of)}
 
-        found = {name: leaves(name) for name in self._groups}
-        return {n: of for n, of in found.items() if len(of) < len(self.loaded) and len(of) > 1}
+        groups = {name: leaves(name) for name in self._groups}
+        return {n: of for n, of in groups.items() if len(of) < len(self.loaded) and len(of) > 1}
+
+
+def _check_questions(task: Any) -> None:
+    """ValueError for a question without text, with an empty choice, or without a right one."""
+    for number, doc in enumerate(task.eval_docs):
+        where = f"question {task.task_name}/{number}"
+        try:
+            question, choices = task.doc_to_text(doc), task.doc_to_choice(doc)
+        except Exception as error:  # a template's, of whatever kind
+            raise ValueError(f"{where}: its choices cannot be read ({error})") from error
+        columns = doc.get("choices", choices)  # before a template makes texts of them
+        texts = [question, *columns, *(choice.removesuffix(END_OF_TURN) for choice in choices)]
+        if type(columns) is not list or not all(isinstance(t, str) and t for t in texts):
+            raise ValueError(
+                f"{where}: {question!r} and the list of its choices {columns!r} must be texts, "
+                "none of them empty"
+            )
+        if type(answer := task.doc_to_target(doc)) is not int or not 0 <= answer < len(choices):
+            raise ValueError(
+                f"{where}: answer={answer!r} must be the index of one of {len(choices)} choices, "
+                "the first is 0"
+            )
+
+
+def _check_prompt(lm: Any, vocabulary: Vocabulary, task: Any, sample: dict[str, Any]) -> None:
+    """ValueError unless the model was shown the ids that training shows, for choices that are whole
+    replies, with the end of the turn."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
+    question = task.doc_to_text(sample["doc"])
+    turn = {"role": "user", "segments": [{"text": question}]}
+    prompt, _ = render(vocabulary, [turn], add_generation_prompt=True)
+    choices = task.doc_to_choice(sample["doc"])
+    for choice, arguments in zip(choices, sample["arguments"], strict=False):
+        text = choice.removesuffix(END_OF_TURN)
+        expected = [*prompt, *vocabulary.text(text), vocabulary.end_of_turn]
+        if text != choice and lm.tok_encode("".join(arguments)) != expected:
+            raise ValueError(
+                f"the question {question!r} with the choice {text!r} is not tokenized as in "
+                "training: either the checkpoint's chat template is not the one of the "
+                "vocabulary, or a text starts with a line break or holds a control token; expand "
+                "the checkpoint again or clean the text"
+            )
+
+
+def _task_files(folder: str) -> dict[str, str]:
+    """sha256 of each file below `folder` that describes a task."""
+    paths = sorted(path for path in Path(folder).rglob("*") if path.name.endswith(("yaml", ".py")))
+    return {path.relative_to(folder).as_posix(): artifact.sha256_of(path) for path in paths}
 
 
 def _is_mean(aggregation: Any) -> bool:
@@ -203,122 +268,77 @@ def _is_mean(aggregation: Any) -> bool:
 
 def _predictions(name: str, samples: list[dict[str, Any]], means: set[str]) -> list[dict[str, Any]]:
     """lm-eval's log of a task, one entry an item; a filter's metrics are called metric,filter."""
-    found: dict[int, dict[str, Any]] = {}
+    entries: dict[int, dict[str, Any]] = {}
     for sample in samples:
-        said = sample["filtered_resps"][0]
-        if isinstance(said, (list, tuple)):  # log-likelihoods: which choice is the likeliest
+        reply = sample["filtered_resps"][0]
+        if isinstance(reply, (list, tuple)):  # log-likelihoods: which choice is the likeliest
             values = [float(likelihood) for likelihood, _ in sample["filtered_resps"]]
-            said = max(range(len(values)), key=values.__getitem__)
-        entry = found.setdefault(
-            sample["doc_id"],
-            {
-                "id": f"{name}/{sample['doc_id']}",
-                "doc_hash": sample["doc_hash"],
-                "metrics": {},
-                "said": said,
-                "target": str(sample["target"]),
-            },
-        )
+            reply = max(range(len(values)), key=values.__getitem__)
+        entry = {
+            "id": f"{name}/{sample['doc_id']}",
+            "doc_hash": sample["doc_hash"],
+            "metrics": {},
+            "said": reply,
+            "target": str(sample["target"]),
+        }
         suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
-        for metric in sample["metrics"]:
-            if metric in means:
-                entry["metrics"][f"{metric}{suffix}"] = float(sample[metric])
-    return list(found.values())
+        entries.setdefault(sample["doc_id"], entry)["metrics"] |= {
+            f"{metric}{suffix}": float(sample[metric])
+            for metric in sample["metrics"]
+            if metric in means
+        }
+    return list(entries.values())
 
 
 @cache
-def _manager(task: str, data: Path | None, include: str | None) -> tuple[TaskManager, str]:
-    """lm-eval's index, and the name to load from it: `task`, or a group of it alone on `data`. The
-    official files of mmlu are in one folder, to read all others takes seconds."""
+def _manager(task: str, include: str | None) -> TaskManager:
+    """lm-eval's index. The official files of mmlu are in one folder, to read all others takes
+    seconds."""
     if include is not None and not Path(include).is_dir():
         raise ValueError(f"include={include} is no folder of task files: check the path")
     folders: list[str | Path] = [MMLU] if task == "mmlu" else []
     folders += [include] if include else []
-    name = task
-    if data is not None:
-        name = f"{task}_of_{json_digest(str(data))[:16]}"
-        arrow = str(_scratch() / "arrow")
-        kind = "group" if task == "mmlu" else "task"
-        member = {kind: task, "dataset_path": str(data), "dataset_kwargs": {"cache_dir": arrow}}
-        folders.append(_scratch() / name)
-        (_scratch() / name).mkdir(exist_ok=True)
-        text = yaml.safe_dump({"group": name, "task": [member]})
-        (_scratch() / name / f"{name}.yaml").write_text(text)
     manager = TaskManager(include_defaults=task != "mmlu" and not include, include_path=folders)
     if task not in manager.all_tasks:
         raise ValueError(
             f"task={task}: lm-eval {metadata.version('lm_eval')} has no task or group of this name"
             + (f" in {include}" if include else "; `lm_eval ls tasks` lists them")
         )
-    return manager, name
+    return manager
 
 
-@cache
-def _scratch() -> Path:
-    """A folder that goes with this process; a cache of data that stayed would go by the files'
-    names and times, not by their content."""
-    held = tempfile.TemporaryDirectory(prefix="speechfuse-lm-eval-")
-    atexit.register(held.cleanup)
-    return Path(held.name)
-
-
-def mmlu_folder(folder: Path) -> Path:
-    """`folder` where its README lists the subjects as configs, else a folder of links to its files
-    with such a README, without which `datasets` finds none. ValueError unless all 57 are there,
-    with the columns of cais/mmlu."""
-    listed = _configs(folder / "README.md")
-    subjects = set(listed) or {path.name for path in folder.iterdir() if path.is_dir()}
-    if lost := [name for name in SUBJECTS if name not in subjects]:
+def _read_from(folder: Path, mmlu: bool, arrow: str) -> AbstractContextManager[Any]:
+    """Inside, lm-eval's tasks read `folder` instead of the dataset that they name, by way of the
+    folder `arrow`; those of mmlu a subject's files each. ValueError unless all 57 are there."""
+    load = datasets.load_dataset
+    if mmlu and (lost := [name for name in SUBJECTS if not (folder / name).is_dir()]):
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise ValueError(
             f"data={folder} has {57 - len(lost)} of the 57 subjects of MMLU: {lost[0]}{more} is "
             "not there; copy cais/mmlu again, whole"
         )
-    if listed:
-        return folder.absolute()
-    made, configs = _scratch() / json_digest(str(folder.absolute())), []
-    for subject in SUBJECTS:
-        files = {split: _files(folder / subject, split) for split in SPLITS}
-        (made / subject).mkdir(parents=True, exist_ok=True)
-        for split, paths in files.items():
-            if not paths:
-                raise ValueError(f"{folder / subject} has no {split}*.parquet or {split}*.jsonl")
-            for path in paths:
-                _check_columns(path)
-                link = made / subject / path.name
-                link.unlink(missing_ok=True)
-                link.symlink_to(path.absolute())
-        # short, as `datasets` parses all of it for every subject
-        named = {split: [f"{subject}/{p.name}" for p in paths] for split, paths in files.items()}
-        parts = [
-            {"split": split, "path": names[0] if len(names) == 1 else names}
-            for split, names in named.items()
-        ]
-        configs.append({"config_name": subject, "data_files": parts})
-    header = yaml.safe_dump({"configs": configs})
-    (made / "README.md").write_text(f"---\n{header}---\n", "utf-8")
-    return made
+
+    def read(path: str, name: str | None = None, **options: Any) -> Any:
+        options["cache_dir"] = arrow
+        if not mmlu:
+            return load(str(folder.absolute()), name, **options)
+        kind, files = subject_files(folder / str(name))
+        rows = load(kind, data_files=files, **options)
+        for split, names in rows.column_names.items():
+            if lost := sorted(COLUMNS - {*names}):
+                raise ValueError(
+                    f"{files[split][0]} has no column {', '.join(lost)}; it has "
+                    f"{', '.join(sorted(names))}, and MMLU needs {', '.join(sorted(COLUMNS))}"
+                )
+        return rows
+
+    return patch.object(datasets, "load_dataset", read)
 
 
-def _configs(readme: Path) -> list[str]:
-    parts = readme.read_text("utf-8").split("---\n") if readme.is_file() else []
-    header = yaml.safe_load(parts[1]) if len(parts) > 2 else None
-    configs = header.get("configs", []) if isinstance(header, dict) else []
-    return [str(config["config_name"]) for config in configs]
-
-
-def _files(folder: Path, split: str) -> list[Path]:
-    return sorted(p for kind in ("parquet", "jsonl") for p in folder.glob(f"{split}*.{kind}"))
-
-
-def _check_columns(path: Path) -> None:
-    if path.suffix == ".parquet":
-        there = set(pq.read_schema(path).names)
-    else:
-        with open(path, encoding="utf-8") as file:
-            there = set(json.loads(file.readline() or "{}"))
-    if lost := sorted(COLUMNS - there):
-        raise ValueError(
-            f"{path} has no column {', '.join(lost)}; it has {', '.join(sorted(there)) or 'none'}, "
-            f"and MMLU needs {', '.join(sorted(COLUMNS))}"
-        )
+def subject_files(folder: Path) -> tuple[str, dict[str, list[str]]]:
+    """(how `datasets` reads them, files by split) of one subject of cais/mmlu."""
+    for suffix, kind in (("parquet", "parquet"), ("jsonl", "json")):
+        files = {split: sorted(folder.glob(f"{split}*.{suffix}")) for split in SPLITS}
+        if all(files.values()):
+            return kind, {split: list(map(str, paths)) for split, paths in files.items()}
+    raise ValueError(f"{folder} has no {' and '.join(SPLITS)}, each *.parquet or each *.jsonl")

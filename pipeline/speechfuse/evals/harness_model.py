@@ -6,16 +6,18 @@ the choices; here only those are computed. It also tokenizes a prompt again for 
 and compiles a task's template again for each item. Batches, order and numbers are the same.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from functools import cache
+from collections.abc import Callable
+from contextlib import AbstractContextManager, redirect_stderr
+from functools import cache, cached_property, lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lm_eval import utils
 from lm_eval.models.huggingface import HFLM
+from torch.nn.utils.rnn import pad_sequence
 
 from speechfuse import workers
 from speechfuse.evals import generation
@@ -25,15 +27,13 @@ from speechfuse.tokens.vocabulary import Vocabulary
 class LastPosition(HFLM):
     """An HFLM of a transformers Llama."""
 
+    @cached_property
+    def _encode(self) -> Callable[..., list[int]]:
+        return lru_cache(16)(super().tok_encode)
+
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
         """Ids of a text; those of the last few texts are remembered."""
-        known = self.__dict__.setdefault("_known", {})
-        key = (string, args, tuple(sorted(kwargs.items())))
-        if key not in known:
-            if len(known) >= 16:
-                known.clear()
-            known[key] = super().tok_encode(string, *args, **kwargs)
-        return list(known[key])
+        return list(self._encode(string, *args, **kwargs))
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], *args: Any, **kwargs: Any
@@ -45,7 +45,7 @@ class LastPosition(HFLM):
         if any(len(ids) > self.max_length for ids in asked):  # lm-eval cuts those from the left
             return super()._loglikelihood_tokens(requests, *args, **kwargs)
         order = sorted(asked, key=lambda ids: (-len(ids), ids))
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for start in range(0, len(order), self.batch_size):
             chunk = order[start : start + self.batch_size]
             read = [max(len(requests[i][2]) for i in asked[ids]) for ids in chunk]
@@ -54,16 +54,14 @@ class LastPosition(HFLM):
                 for i in asked[ids]:
                     answer = requests[i][2]
                     places = torch.arange(len(logs) - len(answer), len(logs))
-                    said = logs[places, torch.tensor(answer)].sum()
-                    found[i] = (float(said), best[-len(answer) :] == answer)
-        return found
+                    likelihood = logs[places, torch.tensor(answer)].sum()
+                    results[i] = (float(likelihood), best[-len(answer) :] == answer)
+        return results
 
     @torch.inference_mode()
     def _last(self, inputs: list[tuple[int, ...]], read: list[int]) -> list[torch.Tensor]:
         """Log-probabilities (read, vocabulary) of what follows the last `read` ids of each."""
-        tokens = torch.zeros(len(inputs), max(map(len, inputs)), dtype=torch.long)
-        for row, ids in enumerate(inputs):
-            tokens[row, : len(ids)] = torch.tensor(ids)
+        tokens = pad_sequence([torch.tensor(ids) for ids in inputs], batch_first=True)
         states = self.model.model(tokens.to(self.device), use_cache=False).last_hidden_state
         last = [
             states[row, len(ids) - count : len(ids)]
@@ -81,12 +79,6 @@ def harness_model(checkpoint: Path, batch_size: int) -> HFLM:
         return LastPosition(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
-@contextmanager
-def compiled_once() -> Iterator[None]:
+def compiled_once() -> AbstractContextManager[Any]:
     """Inside, lm-eval compiles each template once."""
-    compile_template = utils.env.from_string
-    utils.env.from_string = cache(compile_template)
-    try:
-        yield
-    finally:
-        utils.env.from_string = compile_template
+    return patch.object(utils.env, "from_string", cache(utils.env.from_string))

@@ -1,47 +1,70 @@
 """Any speech task as a record: a dataset of codes, a prompt, a reference, a metric.
 
-In: a checkpoint and a dataset that stages.tokenize_speech wrote, made once for all checkpoints.
-Out: scores by split and the items behind them. AudioBench's tasks are such records, in
-recipes/early_fusion_8b/evaluate.yaml.
+In: a checkpoint and a dataset that stages.tokenize_speech or stages.synthesize_instructions wrote,
+made once for all checkpoints. Out: scores by split and the items behind them. AudioBench's tasks
+are such records, in recipes/early_fusion_8b/evaluate.yaml; the demo's are in recipes/demo.
 """
 
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config, workers
-from speechfuse.evals import generation
-from speechfuse.evals.contamination import check_training, contamination, seen_in
-from speechfuse.evals.generation import Generator
-from speechfuse.evals.tasks import Scored, json_digest, take_evenly
+from speechfuse.evals import controls, generation
+from speechfuse.evals.contamination import check_training, contamination, training_hits
+from speechfuse.evals.items import (
+    OWN,
+    Rows,
+    Splits,
+    column,
+    ids_by_split,
+    others,
+    read_items,
+    read_transcripts,
+    subset,
+)
+from speechfuse.evals.tasks import Scored, json_digest
 from speechfuse.rows import shards
+from speechfuse.rows.selection import matches
 from speechfuse.scores import audiobench_wer
 from speechfuse.scores.intervals import Score, mean
 from speechfuse.scores.judge import BlogJudge, Judge
-from speechfuse.scores.metrics import METRICS
+from speechfuse.scores.metrics import METRICS, lower_case
 from speechfuse.tokens.vocabulary import check_quantizer
 
 SPEECH = "{speech}"
-OWN = ("id", "text", "speaker", "language", "seconds")  # columns of a row; all else is in `extra`
 INPUTS, PROTOCOLS = ("speech", "transcript", "shuffled"), ("clean", "blog")
+OF_PREDICTIONS = (  # settings that predictions depend on
+    *("prompt", "input", "history", "transcribe"),
+    *("max_new_tokens", "batch_size", "protocol"),
+)
+Items = list[dict[str, Any]]
 
 
 @dataclass
 class Speech:
     """A speech task.
 
-    `data`: folder of the dataset. `metric`: wer, cer, bleu, bleu_zh, rouge, accuracy, or judge with
-    a `judge` beside it. `prompt`: the user's turn; {speech} stands for the audio and {column} for a
-    column of the row or a key of its `extra`. `reference` and `question` (what the judge reads) are
-    such columns; `cluster` is one whose values belong together in the interval. `splits`: name ->
-    `extra` values of its rows; without them all rows are the split "all".
+    `data`: folder of the dataset. `metric`: one of scores.metrics.METRICS, or judge with a `judge`
+    beside it. `prompt`: the user's turn; {speech} stands for the audio and {column} for a column of
+    the row or a key of its `extra`. A conversation is asked as it is, with its `history` or without
+    the turns before its last question. `reference` and `question` (what the judge reads) are
+    columns; `cluster` is one whose values belong together in the interval. `splits`: name ->
+    `select` of its rows; without them all rows are the split "all".
     `input`: transcript shows the text instead of the audio (an upper bound), that of `transcripts`
     ({id, text} a line, of any recognizer) if given (a cascade); shuffled gives each item the audio
     of another (a floor). `contamination`: training datasets to be searched for the items.
+    `name`: the task that the scores are given under, if not the recipe's.
+
+    `reply`: a component that reads a reply as (what was heard, the answer); without it all is the
+    answer. What was heard, or the reply to the prompt `transcribe`, is scored by word errors in
+    `transcript_splits` ("question_transcript"). `refusals`: replies that count as one, compared
+    without case, for a `refusal_rate`. `controls_of` names a split that is also scored with each
+    other's answers ("shuffled_audio"), with the commonest reference of the dataset `train`
+    ("majority_answer"), and where it was heard without an error ("_heard_exactly").
     """
 
     data: str
@@ -51,7 +74,7 @@ class Speech:
     question: str = "text"
     input: str = "speech"
     transcripts: str | None = None
-    splits: dict[str, dict[str, Any]] = field(default_factory=lambda: {"all": {}})
+    splits: Splits = field(default_factory=lambda: {"all": {}})
     cluster: str | None = None
     judge: dict[str, Any] | None = None
     contamination: list[str] = field(default_factory=list)
@@ -59,32 +82,31 @@ class Speech:
     batch_size: int = 32
     protocol: str = "clean"
     limit: int | None = None
+    name: str = ""
+    history: bool = True
+    reply: dict[str, Any] | None = None
+    transcribe: str | None = None
+    transcript_splits: Splits = field(default_factory=dict)
+    refusals: list[str] = field(default_factory=list)
+    controls_of: str | None = None
+    train: str | None = None
 
     @cached_property
-    def rows(self) -> dict[str, dict[str, Any]]:
+    def rows(self) -> Rows:
         """Rows of any split by id; `extra` is read."""
-        every = {}
-        for row in shards.read_rows(Path(self.data)):
-            row["extra"] = json.loads(row["extra"] or "{}")
-            if any(wanted.items() <= row["extra"].items() for wanted in self.splits.values()):
-                every[row["id"]] = row
-        if not every:
+        splits = [*self.splits.values(), *self.transcript_splits.values()]
+        rows = read_items(Path(self.data), splits, self.cluster, self.read)
+        if not rows:
             raise ValueError(f"data={self.data} has no row of the splits {', '.join(self.splits)}")
-        return {id: every[id] for id in take_evenly(list(every), self.limit)}
+        by_split = ids_by_split(rows, self.splits), ids_by_split(rows, self.transcript_splits)
+        return subset(rows, [ids for splits in by_split for ids in splits.values()], self.limit)
 
     @cached_property
-    def heard(self) -> dict[str, str]:
+    def transcript_texts(self) -> dict[str, str]:
         """Transcripts by id, of a recognizer or the dataset's own."""
         if self.transcripts is None:
             return {id: row["text"] for id, row in self.rows.items()}
-        lines = Path(self.transcripts).read_text("utf-8").split("\n")
-        try:
-            found = [json.loads(line) for line in lines if line.strip()]
-            return {str(line["id"]): str(line["text"]) for line in found}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"transcripts={self.transcripts}: not JSON lines of id and text ({error})"
-            ) from error
+        return read_transcripts(Path(self.transcripts))
 
     @cached_property
     def rater(self) -> Judge | None:
@@ -93,30 +115,33 @@ class Speech:
     @cached_property
     def hits(self) -> list[dict[str, Any]]:
         """Items found in the training data; the same for every checkpoint."""
-        return seen_in(self.contamination, self.rows)
+        return training_hits(self.contamination, list(self.rows.values()))
+
+    def read(self, reply: str) -> tuple[str | None, str]:
+        """(what was heard or None, the answer) of a reply."""
+        return config.instantiate(self.reply, text=reply) if self.reply else (None, reply)
 
     def column(self, row: dict[str, Any], name: str) -> str:
         """ValueError when the row has no such column, or nothing in it."""
-        value = row[name] if name in OWN else row["extra"].get(name)
+        value = column(row, name)
         if value is None:
-            known = ", ".join([*OWN, *row["extra"]])
-            raise ValueError(f"{self.data}: row {row['id']} has no {name!r}; there are {known}")
+            names = ", ".join([*OWN, *row["extra"]])
+            raise ValueError(f"{self.data}: row {row['id']} has no {name!r}; there are {names}")
         return str(value)
 
     def inputs(self) -> dict[str, Any]:
         settings = asdict(self)
-        named = ("prompt", "input", "max_new_tokens", "batch_size", "protocol")
         return {
             "task": "speech",
             "data": artifact.fingerprint_of(Path(self.data)),
             "decoding": generation.VERSION,
             "items": json_digest(list(self.rows)),
-            "transcripts": json_digest(self.heard) if self.transcripts else None,
-            **{key: settings[key] for key in named},
+            "transcripts": json_digest(self.transcript_texts) if self.transcripts else None,
+            **{key: settings[key] for key in OF_PREDICTIONS},
         }
 
     def scoring(self) -> dict[str, Any]:
-        training = check_training(self.contamination)
+        training = check_training([*filter(None, [self.train]), *self.contamination])
         return {
             **({"judge": self.rater.identity()} if self.rater else {}),
             **({"training": training} if training else {}),
@@ -135,146 +160,185 @@ class Speech:
                 raise ValueError(
                     f"protocol={self.protocol} needs another judge: BlogJudge is for blog alone"
                 )
-        if self.prompt.count(SPEECH) != 1:
-            raise ValueError(f"prompt={self.prompt!r} must hold {SPEECH} once")
+        for name in ("prompt", "transcribe"):
+            if (prompt := getattr(self, name)) is not None and prompt.count(SPEECH) != 1:
+                raise ValueError(f"{name}={prompt!r} must hold {SPEECH} once")
         if self.transcripts and self.input != "transcript":
             raise ValueError(f"transcripts are given, but input={self.input}; set input=transcript")
+        if self.transcript_splits and not (self.reply or self.transcribe):
+            raise ValueError(
+                "transcript_splits need `reply`, which reads what was heard, or "
+                "`transcribe`, which asks for it"
+            )
+        if self.controls_of and (self.rater or self.controls_of not in self.splits):
+            raise ValueError(
+                f"controls_of={self.controls_of}: choose one of {[*self.splits]}, and no judge"
+            )
         if self.input != "transcript":
             stream = shards.read_stream(Path(self.data))
             check_quantizer(checkpoint, stream.get("quantizer", ""), self.data)
-        elif lost := [id for id in self.rows if not self.heard.get(id)]:
+        elif lost := [id for id in self.rows if not self.transcript_texts.get(id)]:
             raise ValueError(
                 f"{self.transcripts or self.data} has no transcript of {len(lost)} of "
                 f"{len(self.rows)} items, {lost[0]!r} the first of them"
             )
-        check_training(self.contamination)
+        self.scoring()
         for row in self.rows.values():
-            self.turns(row, row["codes"])
-            self.column(row, self.reference)
-            if self.cluster:
-                self.column(row, self.cluster)
-            if self.rater:
-                self.column(row, self.question)
-            if self.input != "transcript" and row["codes"] is None:
-                raise ValueError(f"{self.data}: row {row['id']} has no codes: tokenize its audio")
+            self._check_row(row)
         references = [self.column(row, self.reference) for row in self.rows.values()]
         if self.metric in METRICS:
             METRICS[self.metric](references[:50], references[:50], None)  # says what does not fit
 
-    def turns(self, row: dict[str, Any], codes: Any) -> list[dict[str, Any]]:
-        """The user's turn about a row, with these codes as its audio."""
+    def _check_row(self, row: dict[str, Any]) -> None:
+        needed = [self.reference, *([self.question] if self.rater else [])]
+        for name in [*needed, *filter(None, [self.cluster])]:
+            self.column(row, name)
+        if "turns" in row:
+            settings = self.prompt, self.input, self.transcribe, self.contamination
+            if settings != (SPEECH, "speech", None, []):
+                raise ValueError(
+                    f"{self.data} holds conversations, which are asked as they are: leave out "
+                    "prompt, input, transcribe and contamination"
+                )
+            return
+        self.turns(row, row["codes"])
+        if self.input != "transcript" and row["codes"] is None:
+            raise ValueError(f"{self.data}: row {row['id']} has no codes: tokenize its audio")
+
+    def turns(
+        self, row: dict[str, Any], codes: Any, prompt: str | None = None
+    ) -> list[dict[str, Any]]:
+        """What a row asks: the turns of a conversation, or `prompt` with these codes as audio."""
+        if "turns" in row:
+            return row["turns"][:-1] if self.history else row["turns"][-2:-1]
 
         def filled(text: str) -> str:
             return re.sub(r"\{(\w+)\}", lambda match: self.column(row, match[1]), text)
 
-        before, _, after = self.prompt.partition(SPEECH)
+        before, _, after = (prompt or self.prompt).partition(SPEECH)
         before, after = filled(before), filled(after)
         if self.input == "transcript":  # one text, which is tokenized as one
-            segments = [{"text": f"{before}{self.heard.get(row['id'], '')}{after}"}]
+            segments = [{"text": f"{before}{self.transcript_texts.get(row['id'], '')}{after}"}]
         else:
-            texts: list[dict[str, Any]] = [
-                {"text": before},
-                {"speech": {"codes": codes}},
-                {"text": after},
-            ]
-            segments = [part for part in texts if part.get("text") != ""]
+            audio: dict[str, Any] = {"speech": {"codes": codes}}
+            segments = [{"text": before}, audio, {"text": after}]
+            segments = [part for part in segments if part.get("text") != ""]
         return [{"role": "user", "segments": segments}]
 
     def ids(self) -> list[str]:
         return list(self.rows)
 
     def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
-        """{"id", "reply", "tokens", "capped"}."""
+        """{"id", "reply", "tokens", "capped"}, and "transcript" where it is asked for."""
         identity = None
         if self.input != "transcript":
             identity = shards.read_stream(Path(self.data))["quantizer"]
         blog = self.protocol == "blog"
-        listener = Generator(checkpoint, identity, self.data, workers.device(), blog)
-        audio = self._others() if self.input == "shuffled" else {id: id for id in self.rows}
+        generator = generation.generator(checkpoint, identity, self.data, workers.device(), blog)
+        rows = list(self.rows.values())
+        audio = list(range(len(rows)))
+        if self.input == "shuffled":
+            audio = others([self.column(row, self.reference) for row in rows])
         asked = {
-            id: self.turns(row, self.rows[audio[id]]["codes"]) for id, row in self.rows.items()
+            row["id"]: self.turns(row, rows[other]["codes"])
+            for row, other in zip(rows, audio, strict=True)
         }
-        yield from listener.replies(asked, todo, self.max_new_tokens, self.batch_size)
-
-    def _others(self) -> dict[str, str]:
-        """Whose audio each item gets: half the list away, or the next with another reference."""
-        ids, given = list(self.rows), {}
-        said = [self.column(row, self.reference) for row in self.rows.values()]
-        for place, id in enumerate(ids):
-            steps = [len(ids) // 2 + i for i in range(len(ids))]
-            places = [(place + step) % len(ids) for step in steps]
-            given[id] = ids[next((p for p in places if said[p] != said[place]), place)]
-        return given
+        size = self.batch_size
+        for batch in generator.replies(asked, todo, self.max_new_tokens, size):
+            if self.transcribe:
+                of_batch = [self.rows[entry["id"]] for entry in batch]
+                turns = [self.turns(row, row["codes"], self.transcribe) for row in of_batch]
+                transcripts = generator.reply(turns, self.max_new_tokens, size)
+                for entry, transcript in zip(batch, transcripts, strict=True):
+                    entry["transcript"] = transcript
+            yield batch
 
     def score(self, predictions: list[dict[str, Any]]) -> Scored:
-        replies = {said["id"]: said["reply"] for said in predictions}
-        items = {id: self._item(row, replies[id]) for id, row in self.rows.items()}
-        ends = (said["capped"] for said in predictions)
-        details = generation.of_replies(list(replies.values()), ends)
+        items = {entry["id"]: self._item(self.rows[entry["id"]], entry) for entry in predictions}
+        ends = (entry["capped"] for entry in predictions)
+        details = generation.of_replies([item["answer"] for item in items.values()], ends)
         if self.rater:
-            asked = [
+            rated = [
                 {
                     "id": id,
                     "question": self.column(row, self.question),
-                    "answer": replies[id],
+                    "answer": items[id]["answer"],
                     "reference": self.column(row, self.reference),
                 }
                 for id, row in self.rows.items()
             ]
-            for id, rating in self.rater.verdicts(asked).items():
+            for id, rating in self.rater.verdicts(rated).items():
                 items[id]["value"] = rating
             details |= {"coverage": self.rater.usage.coverage, "judging": asdict(self.rater.usage)}
+        by_split = {
+            split: [items[id] for id in ids]
+            for split, ids in ids_by_split(self.rows, self.splits).items()
+        }
         scores: list[Score] = []
-        for split, wanted in self.splits.items():
-            rows = [row for row in self.rows.values() if wanted.items() <= row["extra"].items()]
-            if rows:
-                scores += self._scores(split, [items[row["id"]] for row in rows], details)
+        for split, of_split in by_split.items():
+            scores += self._scores(split, of_split, details)
+        if self.refusals:
+            scores += [controls.refusals(*pair) for pair in by_split.items()]
+        control = self.controls_of or ""
+        if control in by_split:
+            commonest = controls.commonest(self.train, self.reference) if self.train else None
+            scores += controls.controls(self.metric, by_split[control], commonest)
+        for split, ids in ids_by_split(self.rows, self.transcript_splits).items():
+            scores.append(controls.transcripts(split, [items[id] for id in ids]))
+        if control in by_split:
+            scores += controls.heard_exactly(control, self.metric, by_split[control])
         if self.contamination:
             without = self._without_hits(items, scores[0])
             details["contamination"] = contamination(self.hits, without)
-        return Scored(scores, list(items.values()), details)
+        named = [replace(score, task=score.task or self.name) for score in scores]
+        return Scored(named, list(items.values()), details)
 
-    def _item(self, row: dict[str, Any], reply: str) -> dict[str, Any]:
-        match = (name for name, of in self.splits.items() if of.items() <= row["extra"].items())
-        cluster = {"cluster": self.column(row, self.cluster)} if self.cluster else {}
+    def _item(self, row: dict[str, Any], prediction: dict[str, Any]) -> dict[str, Any]:
+        heard, answer = self.read(prediction["reply"])
+        if self.reply and self.input == "transcript":
+            heard = self.transcript_texts[row["id"]]
+        heard = prediction.get("transcript", heard)
+        splits = (name for name, extra in self.splits.items() if matches(row, extra))
+        refused = {lower_case(refusal) for refusal in self.refusals}
         return {
             "id": row["id"],
             "question": row["text"],
-            "answer": reply,
-            "split": next(match),
+            **({} if heard is None else {"heard": heard}),
+            "answer": answer,
+            "split": next(splits, None),
             "expected": self.column(row, self.reference),
             "speaker": row["speaker"],
-            **cluster,
+            **({"cluster": self.column(row, self.cluster)} if self.cluster else {}),
+            **({"refused": lower_case(answer) in refused} if refused else {}),
             "audio": (row["source"] or {}).get("uri") or "",
         }
 
-    def _scores(self, split: str, items: list[dict[str, Any]], details: dict[str, Any]) -> list:
+    def _scores(self, split: str, items: Items, details: dict[str, Any]) -> list[Score]:
         """Of one split; each item is given its own numbers."""
         if self.rater:
             items = [item for item in items if item["value"] is not None]
             if not items:
                 raise ValueError(f"the judge rated none of {split}: {self.rater.usage}")
-        clusters = [item["cluster"] for item in items] if self.cluster else None
-        if self.rater:
-            rated = mean([item["value"] for item in items], clusters)
-            return [Score("", split, "judge", *rated, len(items))]
-        expected, said = ([item[side] for item in items] for side in ("expected", "answer"))
-        found = METRICS[self.metric](expected, said, clusters)
-        for item, numbers in zip(items, found.items, strict=True):
+            rating = mean([item["value"] for item in items], controls.clusters(items))
+            return [Score("", split, "judge", *rating, len(items))]
+        references, answers = ([item[side] for item in items] for side in ("expected", "answer"))
+        result = METRICS[self.metric](references, answers, controls.clusters(items))
+        for item, numbers in zip(items, result.items, strict=True):
             item |= numbers
-        about = dict(found.details)
+        about = dict(result.details)
         if self.metric == "wer":
             seconds = [float(self.rows[item["id"]]["seconds"]) for item in items]
-            about["by_duration"] = audiobench_wer.score(expected, said, seconds).by_duration
-        details.setdefault("by_split", {})[split] = about
-        return [Score("", split, *row, len(items)) for row in found.scores]
+            about["by_duration"] = audiobench_wer.score(references, answers, seconds).by_duration
+        if about:
+            details.setdefault("by_split", {})[split] = about
+        return [Score("", split, *row, len(items)) for row in result.scores]
 
     def _without_hits(self, items: dict[str, dict[str, Any]], head: Score) -> float | None:
         """The headline of the items that the training data does not hold."""
-        hit, wanted = {found["id"] for found in self.hits}, self.splits[head.split]
+        hit, extra = {hit["id"] for hit in self.hits}, self.splits[head.split]
         rest = [
             dict(item)
             for id, item in items.items()
-            if id not in hit and wanted.items() <= self.rows[id]["extra"].items()
+            if id not in hit and matches(self.rows[id], extra)
         ]
         return self._scores(head.split, rest, {})[0].value if rest else None

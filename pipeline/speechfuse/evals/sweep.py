@@ -17,26 +17,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from speechfuse import artifact, config, workers
-from speechfuse.evals import cells, contamination, generation
+from speechfuse import artifact, config, scores, workers
+from speechfuse.evals import cells
 from speechfuse.evals.cells import Predictions
 from speechfuse.evals.tasks import Task, json_digest
 from speechfuse.hub import data as hub_data
-from speechfuse.scores import audiobench_wer, intervals, judge, metrics, verdicts, word_errors
-
-SCORING = [
-    module.__name__
-    for module in (
-        audiobench_wer,
-        contamination,
-        generation,
-        intervals,
-        judge,
-        metrics,
-        verdicts,
-        word_errors,
-    )
-]
 
 
 @dataclass
@@ -71,7 +56,7 @@ class Work:
     checkpoint: Path
     task: str
     spec: dict[str, Any]
-    cell: Predictions
+    predictions: Predictions
     fingerprint: str
 
 
@@ -88,7 +73,7 @@ def expand(entry: dict[str, Any]) -> list[tuple[str, Path]]:
 def cells_of(job: Evaluate) -> list[tuple[str, Path, str]]:
     """(checkpoint's name, its folder, task) of what `only` leaves; runs that it leaves out need not
     be there. ValueError for a name that is none, and a task that is not described."""
-    names, found = [*job.tasks], []
+    names, chosen = [*job.tasks], []
     tasks, others = {*job.only} & {*job.tasks}, {*job.only} - {*job.tasks}
     for entry in job.checkpoints:
         if missing := {"name", "path", "tasks"} - entry.keys():
@@ -108,17 +93,17 @@ def cells_of(job: Evaluate) -> list[tuple[str, Path, str]]:
         for full, checkpoint in expand(entry):
             names.append(full)
             if not others or {name, full} & others:
-                wanted = [task for task in entry["tasks"] if not tasks or task in tasks]
-                found += [(full, checkpoint, task) for task in wanted]
+                of_entry = [task for task in entry["tasks"] if not tasks or task in tasks]
+                chosen += [(full, checkpoint, task) for task in of_entry]
     if unknown := [name for name in job.only if name not in names]:
-        known = ", ".join(dict.fromkeys(names))
         raise ValueError(
-            f"only={job.only}: no checkpoint or task is named {unknown[0]!r}; there are {known}"
+            f"only={job.only}: no checkpoint or task is named {unknown[0]!r}; there are "
+            f"{', '.join(dict.fromkeys(names))}"
         )
-    places = [(name, task) for name, _, task in found]
+    places = [(name, task) for name, _, task in chosen]
     if twice := [place for place in places if places.count(place) > 1]:
         raise ValueError(f"checkpoints: {' '.join(twice[0])} is there twice; name them differently")
-    return found
+    return chosen
 
 
 def pinned(spec: dict[str, Any]) -> dict[str, Any]:
@@ -128,35 +113,36 @@ def pinned(spec: dict[str, Any]) -> dict[str, Any]:
     return {**spec, **{key: str(hub_data.local(pin)) for key, pin in pins.items()}}
 
 
-@cache
-def task_of(spec: str) -> Task:
-    return config.instantiate(json.loads(spec))
+_tasks: dict[str, Task] = {}
 
 
 def instance(spec: dict[str, Any]) -> Task:
     """The task; one for all its cells, as it may hold much data."""
-    return task_of(json.dumps(spec))  # its splits keep their order
+    key = json.dumps(spec)  # not sorted: its splits keep their order
+    if key not in _tasks:
+        _tasks[key] = config.instantiate(spec)
+    return _tasks[key]
 
 
 def prepare(job: Evaluate) -> list[Work]:
     """All cells, checked; ValueError for the first that could not succeed."""
     limit = {} if job.limit is None else {"limit": job.limit}
-    out, wanted = Path(job.out), cells_of(job)
-    specs = {task: {**pinned(job.tasks[task]), **limit} for _, _, task in wanted}
-    found, prints = [], dict[Path, str]()
-    for name, checkpoint, task in tqdm(wanted, "checking", unit="cell", leave=False, delay=1):
-        if checkpoint not in prints:
-            prints[checkpoint] = cells.fingerprint(checkpoint, out)
-        made = instance(specs[task])
+    out, chosen = Path(job.out), cells_of(job)
+    specs = {task: {**pinned(job.tasks[task]), **limit} for _, _, task in chosen}
+    todo, fingerprints = [], dict[Path, str]()
+    for name, checkpoint, task in tqdm(chosen, "checking", unit="cell", leave=False, delay=1):
+        if checkpoint not in fingerprints:
+            fingerprints[checkpoint] = cells.fingerprint(checkpoint, out)
+        spec, of_spec = specs[task], instance(specs[task])
         try:
-            made.check(checkpoint)
+            of_spec.check(checkpoint)
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} {task}: {error}") from error
-        cell = Predictions(out, prints[checkpoint], made)
-        settings = {key: value for key, value in specs[task].items() if not is_path(value)}
-        depends = [cell.key, settings, made.scoring(), code(specs[task])]
-        found.append(Work(name, checkpoint, task, specs[task], cell, json_digest(depends)))
-    return found
+        predictions = Predictions(out, fingerprints[checkpoint], of_spec)
+        settings = {key: value for key, value in spec.items() if not is_path(value)}
+        depends = [predictions.key, settings, of_spec.scoring(), code(spec)]
+        todo.append(Work(name, checkpoint, task, spec, predictions, json_digest(depends)))
+    return todo
 
 
 def is_path(value: Any) -> bool:
@@ -164,26 +150,33 @@ def is_path(value: Any) -> bool:
     return isinstance(value, str) and len(value) < 256 and Path(value).exists()
 
 
+@cache
+def code_of_rooms() -> list[str]:
+    """Hashes of all modules of evals and scores."""
+    folders = Path(__file__).parent, Path(scores.__file__).parent
+    return [artifact.sha256_of(path) for each in folders for path in sorted(each.glob("*.py"))]
+
+
 def code(spec: dict[str, Any]) -> str:
-    """Hash of the modules that turn predictions into scores, the task's own and its components'
-    among them: when one changes, all is scored again."""
-    return artifact.code_digest([*SCORING, *config.modules_of(spec)])
+    """Hash of the code that turns predictions into scores, the task's own and its components'
+    among it: when it changes, all is scored again."""
+    return json_digest([artifact.code_digest(config.modules_of(spec)), *code_of_rooms()])
 
 
 def is_done(work: Work, result: Path) -> bool:
     """Whether its result is there, of the same content, and lacks no verdict."""
     if not result.exists():
         return False
-    there = json.loads(result.read_text("utf-8"))
-    whole = there.get("details", {}).get("coverage", 1.0) == 1.0
-    return there.get("fingerprint") == work.fingerprint and whole
+    content = json.loads(result.read_text("utf-8"))
+    whole = content.get("details", {}).get("coverage", 1.0) == 1.0
+    return content.get("fingerprint") == work.fingerprint and whole
 
 
 def predict(work: Work) -> tuple[int, str | None]:
     """(items computed, the error or None) of one cell, in a worker process."""
     try:
-        with work.cell.locked():
-            return sum(work.cell.fill(instance(work.spec), work.checkpoint)), None
+        with work.predictions.locked():
+            return sum(work.predictions.fill(instance(work.spec), work.checkpoint)), None
     except Exception as error:
         return 0, error_line(work, error)
 
@@ -191,12 +184,12 @@ def predict(work: Work) -> tuple[int, str | None]:
 def error_line(work: Work, error: Exception) -> str:
     """An error in one line; its traceback is kept beside the predictions."""
     text = "".join(traceback.format_exception(error))
-    artifact.write_atomic(work.cell.folder / "traceback.txt", text)
-    said = " ".join(str(error).split())
-    return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
+    artifact.write_atomic(work.predictions.folder / "traceback.txt", text)
+    line = " ".join(str(error).split())
+    return line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
 
 
-def predictions(
+def predict_all(
     todo: list[Work], runtime: Runtime, bar: tqdm
 ) -> Iterator[tuple[Work, int, str | None]]:
     """(cell, items computed, error or None) as they come."""
@@ -219,11 +212,11 @@ def predictions(
         bar.set_postfix_str(f"{work.name} {work.task}")
         computed, error = 0, None
         try:
-            with work.cell.locked(wait) as ours:
+            with work.predictions.locked(wait) as ours:
                 if not ours:  # another process is at work on it: look again when the rest is done
                     waiting.append((work, True))
                     continue
-                for count in work.cell.fill(instance(work.spec), work.checkpoint):
+                for count in work.predictions.fill(instance(work.spec), work.checkpoint):
                     computed += count
                     bar.update(count)
         except Exception as failure:
@@ -233,12 +226,10 @@ def predictions(
 
 def result_of(work: Work, partial: bool) -> dict[str, Any]:
     """The result file's content, from predictions alone."""
-    task, said = instance(work.spec), work.cell.read()
-    scored = task.score([said[id] for id in task.ids()])
-    scores = [replace(score, task=score.task or work.task) for score in scored.scores]
-    head, prints = scores[0], {"checkpoint": work.cell.inputs["checkpoint"]}
-    prints |= {"predictions": work.cell.key, "data": work.cell.inputs["task"]["data"]}
-    prints |= {name: json_digest(value) for name, value in task.scoring().items()}
+    task, entries = instance(work.spec), work.predictions.read()
+    scored = task.score([entries[id] for id in task.ids()])
+    named = [replace(score, task=score.task or work.task) for score in scored.scores]
+    head = named[0]
     return {
         "checkpoint": work.name,
         "task": work.task,
@@ -248,12 +239,17 @@ def result_of(work: Work, partial: bool) -> dict[str, Any]:
         "interval": [head.ci_low, head.ci_high],
         "n": head.n,
         "fingerprint": work.fingerprint,
-        "fingerprints": prints,
-        "scores": [asdict(score) for score in scores],
+        "fingerprints": {
+            "checkpoint": work.predictions.inputs["checkpoint"],
+            "predictions": work.predictions.key,
+            "data": work.predictions.inputs["task"]["data"],
+            **{name: json_digest(value) for name, value in task.scoring().items()},
+        },
+        "scores": [asdict(score) for score in named],
         "items": scored.items,
         "details": {
             "coverage": 1.0,
-            **work.cell.about(),
+            **work.predictions.about(),
             **scored.details,
             **({"partial": True} if partial else {}),
         },
@@ -261,8 +257,5 @@ def result_of(work: Work, partial: bool) -> dict[str, Any]:
 
 
 def move_aside(path: Path) -> None:
-    number = 1
-    while (aside := path.with_suffix(f".old-{number}")).exists():
-        number += 1
-    path.rename(aside)
+    aside = artifact.move_aside(path)
     tqdm.write(f"{path} was made from something else: moved aside to {aside.name}")

@@ -4,13 +4,13 @@ A task is a dataclass that a recipe names by its dotted path. `predict` needs th
 once for each (checkpoint content, `inputs()`); `score` needs only what `predict` wrote.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from speechfuse import artifact
+from speechfuse.artifact import json_digest as json_digest
 from speechfuse.scores.intervals import Score
 
 
@@ -58,16 +58,10 @@ class Task(Protocol):
         ...
 
 
-def json_digest(value: Any) -> str:
-    """sha256 of JSON, 64 hex digits; the order of keys does not matter."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def take_evenly(values: list[Any], limit: int | None) -> list[Any]:
     """`limit` of the values at equal distances; all when None. ValueError for less than 1."""
     if limit is None:
         return values
     if limit < 1:
         raise ValueError(f"limit={limit}: at least 1 item is needed; leave it out for all")
-    count = min(limit, len(values))
-    return [values[i * len(values) // count] for i in range(count)]
+    return artifact.take_evenly(values, limit)

@@ -1,25 +1,16 @@
-"""The Hub, and the one door to it: data at a commit in, finished artifacts out.
+"""Reading from the Hub: a dataset at a commit.
 
 In: owner/name@revision. Out: its commit, its files on this disk, or a filesystem that reads ranges
-of them. And: a finished artifact with its card becomes one commit; until that commit is there
-nothing of it can be seen, and what an interrupted push has sent is not sent again.
-
-The token is read from the environment (HF_TOKEN) and from nowhere else.
+of them. The token is read from the environment (HF_TOKEN) and from nowhere else.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import (
-    HfApi,
-    HfFileSystem,
-    constants,
-    snapshot_download,
-)
+from huggingface_hub import HfApi, HfFileSystem, constants, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
@@ -30,37 +21,38 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
+from speechfuse import artifact
+
 PATH = re.compile(r"([\w.-]+/[\w.-]+)@([^@]+)")
 
 
 def resolve(repo: str, revision: str, repo_type: str = "dataset") -> str:
-    """The commit, 40 hex digits, that a branch, tag or commit of a repository is now. Without a
-    connection, what it was when last seen. ValueError where there is none."""
+    """Return the commit, 40 hex digits, that a branch, tag or commit of a repository names now;
+    without a connection, the one it named when last seen. Raises ValueError where there is none."""
     with hub_errors(f"{repo}@{revision}"):
-        found = _api().resolve_revision(repo, repo_type=repo_type, revision=revision)
-    return found.resolved
+        return _api().resolve_revision(repo, repo_type=repo_type, revision=revision).resolved
 
 
-def filesystem(repo: str, commit: str) -> HfFileSystem:
-    """An fsspec filesystem in which the files of a dataset lie under datasets/{repo}@{commit}. Only
-    the ranges that are read are fetched. What it cannot find is a FileNotFoundError."""
+def filesystem() -> HfFileSystem:
+    """Return an fsspec filesystem in which the files of a dataset lie under
+    datasets/{repo}@{commit}. Only the ranges that are read are fetched. Opening a file that is not
+    there raises FileNotFoundError."""
     return HfFileSystem(token=_token())
 
 
 def pinned(path: str, out: Path | None = None) -> str | None:
-    """owner/name@commit for owner/name@revision; None for the path of a folder. `out`: as `kept`,
-    where the input has the name `path`."""
+    """Resolve owner/name@revision to owner/name@commit; return None for the path of a folder. A job
+    that has already started in `out` keeps the commit of its input `path`."""
     if not (match := _on_hub(path)):
         return None
     return pinned_commit(f"{match[1]}@{resolve(match[1], match[2])}", path, out)
 
 
 def pinned_commit(now: str, name: str, out: Path | None) -> str:
-    """The owner/name@commit that an artifact stays with: once `out` is begun, the one that stands
-    as input `name` in its plan.json, else `now`. Where the branch has moved since, that is said and
-    makes no difference. What is not on the Hub is given back as it is."""
-    plan = out / "plan.json" if out else None
-    record = json.loads(plan.read_text("utf-8")) if plan and plan.exists() else {}
+    """Return the owner/name@commit of the input `name`: the one in plan.json if the artifact `out`
+    was started, else `now`. Prints a notice if the branch has moved since. An input of plan.json
+    that is not this repository gives `now` as well."""
+    record = artifact.record_of(out) if out else {}
     before = str(record.get("inputs", {}).get(name, now))
     if before == now or not before.startswith(f"{now.partition('@')[0]}@"):
         return now
@@ -69,14 +61,15 @@ def pinned_commit(now: str, name: str, out: Path | None) -> str:
 
 
 def local(path: str) -> Path:
-    """The folder that `path` names; of owner/name@revision the files of that commit, fetched once
-    into the cache of huggingface_hub (HF_HOME). ValueError where they cannot be had."""
+    """Return the folder that `path` names. The files of owner/name@revision are fetched once into
+    the cache of huggingface_hub (HF_HOME). Raises ValueError where they cannot be had."""
     if not (match := _on_hub(path)):
         return Path(path)
     commit = resolve(match[1], match[2])
     with hub_errors(path):
-        place = snapshot_download(match[1], repo_type="dataset", revision=commit, token=_token())
-    return Path(place)
+        return Path(
+            snapshot_download(match[1], repo_type="dataset", revision=commit, token=_token())
+        )
 
 
 def _on_hub(path: str) -> re.Match[str] | None:
@@ -94,7 +87,7 @@ def _api() -> HfApi:
 
 @contextmanager
 def hub_errors(what: str) -> Iterator[None]:
-    """What the Hub or the network refuses, as a ValueError of one sentence."""
+    """Convert errors of the Hub and the network to a ValueError of one sentence about `what`."""
     token = "HF_TOKEN has no right to it" if _token() else "HF_TOKEN is not set"
     try:
         yield

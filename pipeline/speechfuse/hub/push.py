@@ -3,16 +3,12 @@
 In: an artifact folder. Out: one repository whose last commit holds all files of the manifest.
 """
 
-import hashlib
 import json
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.hf_api import RepoFile
 
 from speechfuse import artifact
@@ -20,8 +16,6 @@ from speechfuse.hub.data import _api, _token, hub_errors
 
 # such files go when the artifact no more has them: data_files and from_pretrained would find them
 STRAY = ("shard-*", "*.safetensors", "*.safetensors.index.json")
-
-
 BATCH = 50  # files; what a batch has sent is known to the Hub, whatever happens to the next
 
 
@@ -34,12 +28,13 @@ def push(
     message: str | None = None,
     dry_run: bool = False,
 ) -> str | None:
-    """Make `repo` hold the finished artifact `folder` and its README.md, `card`. Gives the commit.
+    """Make `repo` hold the finished artifact `folder` and its README.md, `card`; return the commit.
 
-    The repository is made where there is none. All files come in one commit; there is none when
-    nothing differs. Files of others stay, shards and weights that the artifact does not have go.
-    The commit is recorded in pushed-NAME.json beside the folder. `dry_run` sends nothing.
-    ValueError when files are not what the manifest says, and when the Hub refuses.
+    Creates the repository where there is none. All files come in one commit; there is none when
+    nothing differs. Shards and weights that the artifact does not have are removed, other files of
+    the repository stay. Records the commit in pushed-NAME.json beside the folder. With `dry_run`
+    it sends nothing and returns None. Raises ValueError when files are not what the manifest says,
+    and when the Hub refuses.
     """
     files: dict[str, Path | bytes] = {**files_of(folder), "README.md": card.encode()}
     sizes = {k: len(f) if isinstance(f, bytes) else f.stat().st_size for k, f in files.items()}
@@ -52,49 +47,37 @@ def push(
     _needs_token()
     with hub_errors(repo):
         commit, changed = _commit(repo, repo_type, private, files, message or f"Push {folder.name}")
-    manifest = artifact.manifest_of(folder)
-    record = {
-        "repo": repo,
-        "type": repo_type,
-        "revision": commit,
-        "private": private,
-        "fingerprint": manifest["fingerprint"],
-    }
-    artifact.write_json(record_of(folder), record)
+    record = {"repo": repo, "type": repo_type, "revision": commit, "private": private}
+    record["fingerprint"] = artifact.fingerprint_of(folder)
+    # beside the folder, whose content is the artifact's alone
+    name = f"pushed-{folder.absolute().name}.json"
+    artifact.write_json(folder.absolute().with_name(name), record)
     if changed:
-        print(
-            f"{folder}: {what} are {repo}@{commit} ({how}); {changed:,} files were added, changed "
-            "or removed"
-        )
+        print(f"{folder}: {what} are {repo}@{commit} ({how})")
     else:
         print(f"{folder}: {repo}@{commit} ({how}) has exactly this, nothing to do")
     return commit
 
 
-def record_of(folder: Path) -> Path:
-    """Where a push is recorded: beside the folder, whose content is the artifact's alone."""
-    return folder.absolute().with_name(f"pushed-{folder.absolute().name}.json")
-
-
 def own_name() -> str:
-    """Whose token it is."""
+    """Return the name of the account that the token belongs to."""
     _needs_token()
     with hub_errors("your account"):
         return _api().whoami()["name"]
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """The files of a finished artifact by their path in it, its manifest among them.
+    """Return the files of a finished artifact by their path in it, its manifest among them.
 
-    All are read once: ValueError for one that is missing, has another sha256 than the manifest says
-    or leads out of the folder. An epoch has no list of its own; its run's has the weights.
+    Reads each once. Raises ValueError for one that is missing, has another sha256 than the manifest
+    says or leads out of the folder. An epoch has no list of its own; its run's has the weights.
     """
     hashes: dict[str, Any] | None = artifact.manifest_of(folder).get("outputs")
     if hashes is None:
         run = folder.parent / "manifest.json"
-        known = json.loads(run.read_text("utf-8"))["outputs"] if run.exists() else {}
-        inside = (p.name for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
-        hashes = {name: known.get(f"{folder.name}/{name}") for name in sorted(inside)}
+        outputs = json.loads(run.read_text("utf-8"))["outputs"] if run.exists() else {}
+        names = (p.name for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
+        hashes = {name: outputs.get(f"{folder.name}/{name}") for name in sorted(names)}
         hashes.pop("README.md", None)
     files = {}
     for name, sha256 in {**hashes, "manifest.json": None}.items():
@@ -115,47 +98,42 @@ def files_of(folder: Path) -> dict[str, Path]:
 
 def _commit(
     repo: str, repo_type: str, private: bool, files: dict[str, Path | bytes], message: str
-) -> tuple[str, int]:
-    """(commit, files that were changed for it): one commit, or none."""
+) -> tuple[str, bool]:
+    """Return the last commit of `repo`, and whether it is a new one: one commit, or none.
+
+    Not upload_folder: by Xet it commits every 5 minutes and every 250 files, so that readers and an
+    interrupted push would see half a dataset.
+    """
     api = _api()
     api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=True)
     info = api.repo_info(repo, repo_type=repo_type)
     if bool(info.private) != private:
-        is_now, wanted = ("private", "false") if info.private else ("public", "true")
+        is_now, asked = ("private", "false") if info.private else ("public", "true")
         raise ValueError(
-            f"{repo} is there and {is_now}, but private={wanted} is asked for: give the other "
+            f"{repo} is there and {is_now}, but private={asked} is asked for: give the other "
             "value or another repo, or change it in its settings on the Hub"
         )
     tree = api.list_repo_tree(repo, recursive=True, repo_type=repo_type, revision=info.sha)
-    there = {file.path: file for file in tree if isinstance(file, RepoFile)}
-    new = [
-        CommitOperationAdd(name, file if isinstance(file, bytes) else str(file))
-        for name, file in files.items()
-        if name not in there or not _same(there[name], file)
+    remote = {entry.path: entry.lfs for entry in tree if isinstance(entry, RepoFile)}
+    additions = [CommitOperationAdd(name, file) for name, file in files.items()]
+    additions = [  # create_commit drops unchanged files as well, but only once it has sent them
+        addition
+        for addition in additions
+        if not (lfs := remote.get(addition.path_in_repo))
+        or lfs.sha256 != addition.upload_info.sha256.hex()
     ]
-    stray = [p for p in there if p not in files and any(fnmatch(p, pattern) for pattern in STRAY)]
-    if not new and not stray:
-        return str(info.sha), 0
-    for i in range(0, len(new), BATCH):
-        some = new[i : i + BATCH]
-        api.preupload_lfs_files(repo, some, repo_type=repo_type, free_memory=False)
-    done = api.create_commit(
+    stray = [p for p in remote if p not in files and any(fnmatch(p, pattern) for pattern in STRAY)]
+    for i in range(0, len(additions), BATCH):
+        batch = additions[i : i + BATCH]
+        api.preupload_lfs_files(repo, batch, repo_type=repo_type, free_memory=False)
+    commit = api.create_commit(  # makes none where nothing has changed
         repo,
-        [*new, *(CommitOperationDelete(path) for path in stray)],
+        [*additions, *(CommitOperationDelete(path) for path in stray)],
         commit_message=message,
         repo_type=repo_type,
         parent_commit=info.sha,
     )
-    return done.oid, len(new) + len(stray)
-
-
-def _same(there: RepoFile, file: Path | bytes) -> bool:
-    data = file if isinstance(file, bytes) else None
-    if there.lfs:
-        found = hashlib.sha256(data).hexdigest() if data else artifact.sha256_of(Path(str(file)))
-        return found == there.lfs.sha256
-    data = Path(str(file)).read_bytes() if data is None else data
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == there.blob_id
+    return commit.oid, commit.oid != info.sha
 
 
 def _needs_token() -> None:

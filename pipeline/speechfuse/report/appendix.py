@@ -125,7 +125,7 @@ def judging(details: dict[str, Any]) -> str:
     """Return what the verdicts of a judge took."""
     if not details:
         return ""
-    parts = [f"{details.get('calls', 0)} calls", f"{details.get('cached', 0)} votes from cache"]
+    parts = [f"{details.get('calls', 0)} calls", f"{details.get('cached', 0)} verdicts from cache"]
     parts += [] if details.get("price") is None else [f"${details['price']:.2f}"]
     return ", ".join(parts + [f"{n} {why}" for why, n in details.get("failures", {}).items()])
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from speechfuse import config
+from speechfuse import artifact, config
 from speechfuse.rows import shards
 from speechfuse.samples import index, packing
 from speechfuse.samples.view import Collate, Sample, View
@@ -149,7 +149,7 @@ def load(
         )
     total = sum(shares)
     key = index.key_of([each.key for each in indexes], shares, shape, epochs, steps, seed)
-    with index.exclusive_lock(folder):
+    with artifact.exclusive_lock(folder):
         plan = packing.make(
             [each.lengths for each in indexes],
             [s / total for s in shares],

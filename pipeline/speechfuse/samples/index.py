@@ -6,12 +6,9 @@ of its samples. Made once, by worker processes where there are many shards, and 
 `index.json` is there; from then on a training opens a few files, however large the dataset is.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,7 +86,7 @@ def build(spec: dict[str, Any], checkpoint: Path, folder: Path) -> Index:
     settings = {key: value for key, value in spec.items() if key != "path"}
     key = key_of(source, settings, _tokens_of(checkpoint), _code(spec), VERSION)
     rows, samples = folder / f"rows-{key_of(source, VERSION)}", folder / f"view-{key}"
-    with exclusive_lock(folder):
+    with artifact.exclusive_lock(folder):
         if not (samples / "index.json").exists():
             rows.mkdir(exist_ok=True)
             samples.mkdir(exist_ok=True)
@@ -187,12 +184,3 @@ def _code(spec: dict[str, Any]) -> str:
     """Hash of the modules that render samples, components of the user among them: part of the
     cache's key, as changed code can change lengths."""
     return artifact.code_digest({prompts.__name__, vocabulary.__name__, *config.modules_of(spec)})
-
-
-@contextmanager
-def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Keep other processes that would write the same files waiting."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield

@@ -97,21 +97,21 @@ def score(
     interval. With `characters` and jiwer.process_characters it is a character error rate.
     ValueError for no utterances, and for other than one prediction, second, cluster for each.
     """
-    found = word_errors.errors(
+    counts = word_errors.errors(
         [normalise(text) or "empty" for text in references],
         [normalise(text) or "empty" for text in predictions],
         align,
     )
-    per_item = [(each.total, each.words) for each in found]
+    per_item = [(each.total, each.words) for each in counts]
     errors, words = np.asarray(per_item, float).T
     value, low, high = intervals.ratio(errors, words, clusters)
     return Wer(
         value,
         low,
         high,
-        sum(each.substitutions for each in found),
-        sum(each.deletions for each in found),
-        sum(each.insertions for each in found),
+        sum(each.substitutions for each in counts),
+        sum(each.deletions for each in counts),
+        sum(each.insertions for each in counts),
         int(words.sum()),
         capped=float(np.minimum(errors, words).sum() / words.sum()),
         above_one=float((errors > words).mean()),

@@ -61,8 +61,8 @@ def paired(
     one. ValueError when the results are not of the same items, or no item has both numbers. Source:
     Bisani and Ney 2004.
     """
-    there = {item["id"]: item for item in second}
-    if len(there) != len(second) or {item["id"] for item in first} != there.keys():
+    partners = {item["id"]: item for item in second}
+    if len(partners) != len(second) or {item["id"] for item in first} != partners.keys():
         raise ValueError(
             f"{len(first)} items against {len(second)}, or of other ids: two results can be paired "
             "only when they are of the same items, each once"
@@ -71,12 +71,12 @@ def paired(
         clusters = [str(item.get("cluster", item["id"])) for item in first]
     if len(clusters) != len(first):
         raise ValueError(f"{len(clusters)} clusters for {len(first)} items: name one for each")
-    rows = [(*_parts(item), *_parts(there[item["id"]])) for item in first]
-    kept = [i for i, row in enumerate(rows) if None not in row]
-    numbers = np.asarray([rows[i] for i in kept], dtype=float).reshape(-1, 4)
+    rows = [(*_parts(item), *_parts(partners[item["id"]])) for item in first]
+    rated = [i for i, row in enumerate(rows) if None not in row]
+    numbers = np.asarray([rows[i] for i in rated], dtype=float).reshape(-1, 4)
     if not (numbers[:, 1].any() and numbers[:, 3].any()):
         raise ValueError("no item has a number in both results: nothing to compare")
-    drawn = resampled(numbers.T, [clusters[i] for i in kept])
+    drawn = resampled(numbers.T, [clusters[i] for i in rated])
     drawn = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
     low, high = np.percentile(drawn[:, 2] / drawn[:, 3] - drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
     total = numbers.sum(0)

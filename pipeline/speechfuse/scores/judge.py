@@ -11,7 +11,6 @@ samples, reads and counts as the evaluation behind the first published scores di
 
 import hashlib
 import json
-import math
 import os
 import re
 import sqlite3
@@ -33,15 +32,14 @@ class Usage:
     """What the verdicts of one call of `Judge.verdicts` took. `price` is None without prices."""
 
     items: int = 0
-    rated: int = 0  # items with at least one vote
-    cached: int = 0  # votes
+    rated: int = 0
+    cached: int = 0
     calls: int = 0
     retries: int = 0
-    failures: dict[str, int] = field(default_factory=dict)  # reason: votes
+    failures: dict[str, int] = field(default_factory=dict)  # reason: verdicts
     prompt_tokens: int = 0
     completion_tokens: int = 0
     price: float | None = None
-    spread: float | None = None  # mean standard deviation of an item's votes
 
     @property
     def coverage(self) -> float:
@@ -53,7 +51,7 @@ class Usage:
         cost = "price not known" if self.price is None else f"${self.price:.4f}"
         return (
             f"{self.rated} of {self.items} rated (coverage {self.coverage:.1%}), {self.cached} "
-            f"votes from cache, {self.calls} calls, {self.retries} retries, {failed or 'none'} "
+            f"verdicts from cache, {self.calls} calls, {self.retries} retries, {failed or 'none'} "
             f"failed, {self.prompt_tokens} + {self.completion_tokens} tokens, {cost}"
         )
 
@@ -80,7 +78,6 @@ class Judge:
     top_p: float | None = None
     max_tokens: int | None = 500
     extra: dict[str, Any] = field(default_factory=dict)
-    votes: int = 1
     concurrency: int = 8
     timeout: float = 60.0
     retries: int = 6
@@ -96,9 +93,8 @@ class Judge:
                 raise ValueError(f"judge: prompt has no {{{name}}}: the judge would not see it")
         if self.failures not in ("missing", "zero"):
             raise ValueError(f"judge: failures={self.failures!r} must be missing or zero")
-        for name in ("votes", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"judge: {name}={getattr(self, name)} must be at least 1")
+        if self.concurrency < 1:
+            raise ValueError(f"judge: concurrency={self.concurrency} must be at least 1")
         self.usage = Usage()
 
     def check(self) -> None:
@@ -116,7 +112,6 @@ class Judge:
             "model": self.model,
             "prompt": hashlib.sha256(self.prompt.encode()).hexdigest(),
             "parameters": self._parameters(),
-            "votes": self.votes,
             "read": type(self).read.__name__,
             "failures": self.failures,
         }
@@ -134,58 +129,37 @@ class Judge:
             r"\{(question|reference|answer|fence)\}", lambda name: texts[name[1]], self.prompt
         )
 
-    def estimate(self, items: list[dict[str, str]]) -> dict[str, Any]:
-        """{calls, prompt_tokens, price} of what `verdicts` would ask for now: 4 characters a token,
-        and every reply at max_tokens, so rather too much. Asks nobody."""
-        with self._opened() as database:
-            wanted, _ = self._wanted(items, database)
-        return self._expected([item for item, _ in wanted.values()])
-
-    def _expected(self, items: list[dict[str, str]]) -> dict[str, Any]:
-        tokens = sum(len(self.message(item)) for item in items) // 4
-        price = self._price(tokens, len(items) * (self.max_tokens or 0))
-        return {"calls": len(items), "prompt_tokens": tokens, "price": price}
-
     def verdicts(self, items: list[dict[str, str]]) -> dict[str, float | None]:
-        """id -> rating (the mean of its votes), None (or 0 by `failures`) where there is none.
+        """id -> rating, None (or 0 by `failures`) where there is none.
 
-        One call for each vote that the cache lacks; the client repeats it with growing pauses after
-        429, 5xx, time-outs and lost connections, and heeds Retry-After. Raises `Unreachable` where
-        the key or model is refused, or a whole round of calls brings no reply.
+        One call for each verdict that the cache lacks; the client repeats it with growing pauses
+        after 429, 5xx, time-outs and lost connections, and heeds Retry-After. Raises `Unreachable`
+        where the key or model is refused, or a whole round of calls brings no reply.
         """
         self.check()
         self.usage = usage = Usage(items=len(items))
+        keys = {item["id"]: self._key(item) for item in items}
         with self._opened() as database:
-            wanted, known = self._wanted(items, database)
-            usage.cached = len(known)
-            if wanted:
-                expected = self._expected([item for item, _ in wanted.values()])
-                cost = "" if expected["price"] is None else f", at most ${expected['price']:.4f}"
-                print(f"judge {self.model}: {len(wanted)} calls to make{cost}")
-                known |= self._ask_all(wanted, database)
-        if not known and usage.failures.keys() - {NO_RATING}:
+            ratings = self._cached(set(keys.values()), database)
+            usage.cached = len(ratings)
+            if todo := {k: i for i in items if (k := keys[i["id"]]) not in ratings}:
+                tokens = sum(len(self.message(item)) for item in todo.values()) // 4
+                price = self._price(tokens, len(todo) * (self.max_tokens or 0))  # rather too much
+                cost = "" if price is None else f", at most ${price:.4f}"
+                print(f"judge {self.model}: {len(todo)} calls to make{cost}")
+                ratings |= self._ask_all(todo, database)
+        if not ratings and usage.failures.keys() - {NO_RATING}:
             raise Unreachable(f"judge {self.model}: no reply at all ({usage.failures})")
         usage.price = self._price(usage.prompt_tokens, usage.completion_tokens)
-        rated: dict[str, float | None] = {}
-        spreads = []
-        for item in items:
-            votes = [known[k] for v in range(self.votes) if (k := self._key(item, v)) in known]
-            usage.rated += bool(votes)
-            missing = None if self.failures == "missing" else 0.0
-            if self.failures == "zero":
-                votes += [0.0] * (self.votes - len(votes))
-            rated[item["id"]] = sum(votes) / len(votes) if votes else missing
-            if len(votes) > 1:
-                mean = sum(votes) / len(votes)
-                spreads.append(math.sqrt(sum((v - mean) ** 2 for v in votes) / (len(votes) - 1)))
-        usage.spread = sum(spreads) / len(spreads) if spreads else None
+        usage.rated = sum(key in ratings for key in keys.values())
         print(f"judge {self.model}: {usage}")
-        return rated
+        missing = None if self.failures == "missing" else 0.0
+        return {id: ratings.get(key, missing) for id, key in keys.items()}
 
-    def _key(self, item: dict[str, str], vote: int) -> str:
+    def _key(self, item: dict[str, str]) -> str:
         texts = [item[name] for name in ("question", "reference", "answer")]
-        identity = {k: v for k, v in self.identity().items() if k not in ("votes", "failures")}
-        key = json.dumps([identity, *texts, vote], sort_keys=True)
+        identity = {key: value for key, value in self.identity().items() if key != "failures"}
+        key = json.dumps([identity, *texts, 0], sort_keys=True)  # 0: as all caches so far have it
         return hashlib.sha256(key.encode()).hexdigest()
 
     @contextmanager
@@ -196,30 +170,20 @@ class Judge:
             with closing(sqlite3.connect(path, timeout=60, check_same_thread=False)) as database:
                 database.execute(
                     "create table if not exists verdicts (key text primary key, model text, "
-                    "question text, reference text, answer text, vote integer, rating real, "
-                    "reply text)"
+                    "question text, reference text, answer text, rating real, reply text)"
                 )
                 yield database
         except sqlite3.DatabaseError as error:
             raise ValueError(f"judge: cache={self.cache} cannot be used ({error})") from error
 
-    def _wanted(
-        self, items: list[dict[str, str]], database: sqlite3.Connection
-    ) -> tuple[dict[str, tuple[dict[str, str], int]], dict[str, float]]:
-        """(key -> (item, vote) that has no verdict yet, key -> rating that has one)."""
-        every = {
-            self._key(item, vote): (item, vote) for item in items for vote in range(self.votes)
-        }
-        known = {}
-        for key in every:
-            if row := database.execute(
-                "select rating from verdicts where key = ?", [key]
-            ).fetchone():
-                known[key] = row[0]
-        return {key: value for key, value in every.items() if key not in known}, known
+    @staticmethod
+    def _cached(keys: set[str], database: sqlite3.Connection) -> dict[str, float]:
+        """key -> rating of those that have a verdict."""
+        query = "select key, rating from verdicts where key = ?"
+        return dict(row for key in keys for row in database.execute(query, [key]))
 
     def _ask_all(
-        self, wanted: dict[str, tuple[dict[str, str], int]], database: sqlite3.Connection
+        self, todo: dict[str, dict[str, str]], database: sqlite3.Connection
     ) -> dict[str, float]:
         """key -> rating of those that succeeded, each kept as soon as it is there."""
         import openai  # where it is used: it takes seconds, and most sweeps ask no judge
@@ -239,7 +203,7 @@ class Judge:
             http_client=openai.DefaultHttpxClient(event_hooks={"request": [count]}),
         )
 
-        def ask(key: str, item: dict[str, str], vote: int) -> float | str:
+        def ask(key: str, item: dict[str, str]) -> float | str:
             reply, used = self._ask(client, item)
             rating = None if reply is None else type(self).read(reply)
             with lock:
@@ -250,15 +214,16 @@ class Judge:
             texts = (self.model, item["question"], item["reference"], item["answer"])
             with lock, database:
                 database.execute(
-                    "insert or replace into verdicts values (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (key, *texts, vote, rating, reply),
+                    "insert or replace into verdicts (key, model, question, reference, answer, "
+                    "rating, reply) values (?, ?, ?, ?, ?, ?, ?)",
+                    (key, *texts, rating, reply),
                 )
             return rating
 
         rated: dict[str, float] = {}
         silent = 0
         with client, ThreadPoolExecutor(self.concurrency) as pool:
-            asked = {pool.submit(ask, key, *value): key for key, value in wanted.items()}
+            asked = {pool.submit(ask, key, item): key for key, item in todo.items()}
             try:
                 for done in tqdm(as_completed(asked), "judging", len(asked), unit="call"):
                     self.usage.calls += 1
@@ -288,15 +253,15 @@ class Judge:
         The client builds its objects without checking them, so anything may be missing."""
         parameters = {k: v for k, v in self._parameters().items() if k not in self.extra}
         try:
-            made: Any = client.chat.completions.create(
+            completion: Any = client.chat.completions.create(
                 model=self.model,
                 messages=[{"role": "user", "content": self.message(item)}],
                 extra_body=self.extra,
                 **parameters,
             )
-            used = made.usage
+            used = completion.usage
             tokens = (used.prompt_tokens, used.completion_tokens) if used else (0, 0)
-            choice = made.choices[0]
+            choice = completion.choices[0]
             reply = choice.message.content
         except (json.JSONDecodeError, AttributeError, IndexError, TypeError):
             return None, (0, 0)

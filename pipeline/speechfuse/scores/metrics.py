@@ -1,8 +1,8 @@
-"""Metrics of texts against references, by name: wer, cer, bleu, bleu_zh, rouge, accuracy.
+"""Metrics of texts against references, by name: the keys of METRICS.
 
 In: references, predictions, and the cluster of each item or None. Out: `Metric`: scores with 95 %
 intervals, the first of which is the headline, and each item's own numbers for paired tests. What
-needs a judge is evals/judge.py.
+needs a judge is in scores.judge.
 """
 
 import unicodedata
@@ -15,6 +15,7 @@ import jiwer
 import numpy as np
 
 from speechfuse.scores import audiobench_wer, intervals
+from speechfuse.scores.word_errors import errors, whisper_english, word_error_rate
 
 Row = tuple[str, float, float, float]  # metric, value, low, high
 
@@ -45,6 +46,16 @@ def word_errors(
     )
 
 
+def whisper_word_errors(
+    references: list[str], predictions: list[str], clusters: list[str] | None = None
+) -> Metric:
+    """The WER ("wer") after Whisper's English normaliser alone, as of scores.word_errors."""
+    rate = word_error_rate(references, predictions, clusters)
+    normalise = whisper_english()
+    each = errors([normalise(t) for t in references], [normalise(t) for t in predictions])
+    return Metric([("wer", *rate)], [{"errors": e.total, "words": e.words} for e in each])
+
+
 def character_errors(
     references: list[str], predictions: list[str], clusters: list[str] | None = None
 ) -> Metric:
@@ -62,11 +73,11 @@ def character_errors(
 def _errors(name: str, result: audiobench_wer.Wer, clusters: list[str] | None) -> Metric:
     errors, words = np.asarray(result.per_item, float).T
     capped = intervals.ratio(np.minimum(errors, words), words, clusters)
-    kept = ("substitutions", "deletions", "insertions", "words", "above_one")
+    named = ("substitutions", "deletions", "insertions", "words", "above_one")
     return Metric(
         [(name, result.value, result.low, result.high), (f"{name}_capped", *capped)],
         [{"errors": e, "words": w} for e, w in result.per_item],
-        {key: value for key, value in asdict(result).items() if key in kept},
+        {key: value for key, value in asdict(result).items() if key in named},
     )
 
 
@@ -133,7 +144,7 @@ def rouge(
             "only; use bleu_zh, cer or a judge"
         )
     each = [scorer.score(r, p) for r, p in zip(references, predictions, strict=True)]
-    values = {name: [float(found[name].fmeasure) for found in each] for name in each[0]}
+    values = {name: [float(rouges[name].fmeasure) for rouges in each] for name in each[0]}
     rows = [(name, *intervals.mean(of, clusters)) for name, of in values.items()]
     return Metric(rows, [{"value": value} for value in values["rougeL"]])
 
@@ -145,14 +156,24 @@ def plain(answer: str) -> str:
     return text.strip("\"'\u201c\u201d\u2018\u2019.,!?;: ") or text
 
 
+def lower_case(text: str) -> str:
+    """`text` in lower case with single spaces."""
+    return " ".join(text.lower().split())
+
+
 def accuracy(
-    references: list[str], predictions: list[str], clusters: list[str] | None = None
+    references: list[str],
+    predictions: list[str],
+    clusters: list[str] | None = None,
+    name: str = "accuracy",
+    normalise: Callable[[str], str] = plain,
 ) -> Metric:
-    """Share of predictions that equal their reference, both as `plain` has them."""
+    """Share of predictions that equal their reference, both through `normalise`."""
     _check(references, predictions)
-    right = [plain(r) == plain(p) for r, p in zip(references, predictions, strict=True)]
+    pairs = zip(references, predictions, strict=True)
+    right = [normalise(reference) == normalise(prediction) for reference, prediction in pairs]
     interval = intervals.mean([float(each) for each in right], clusters)
-    return Metric([("accuracy", *interval)], [{"correct": each} for each in right])
+    return Metric([(name, *interval)], [{"correct": each} for each in right])
 
 
 def _check(references: list[str], predictions: list[str]) -> None:
@@ -171,4 +192,6 @@ METRICS: dict[str, Callable[[list[str], list[str], list[str] | None], Metric]] =
     "bleu_zh": bleu_zh,
     "rouge": rouge,
     "accuracy": accuracy,
+    "acc": partial(accuracy, name="acc", normalise=lower_case),
+    "wer_whisper": whisper_word_errors,
 }

@@ -41,15 +41,15 @@ def errors(
     if not references:
         raise ValueError("an error rate of no utterances: the split is empty")
     aligned = align(references, hypotheses)
-    found = []
+    counts = []
     for reference, chunks in zip(aligned.references, aligned.alignments, strict=True):
         spans = {"substitute": 0, "delete": 0, "insert": 0, "equal": 0}
         for chunk in chunks:
             spans[chunk.type] += max(
                 chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx
             )
-        found.append(Errors(spans["substitute"], spans["delete"], spans["insert"], len(reference)))
-    return found
+        counts.append(Errors(spans["substitute"], spans["delete"], spans["insert"], len(reference)))
+    return counts
 
 
 def word_error_rate(
@@ -66,10 +66,10 @@ def word_error_rate(
         if not text.strip():
             raise ValueError(f"reference {i} of {len(references)} is blank: give what was said")
     normalise = whisper_english()
-    found = errors([normalise(t) for t in references], [normalise(t) for t in hypotheses])
-    if not sum(each.words for each in found):
+    counts = errors([normalise(t) for t in references], [normalise(t) for t in hypotheses])
+    if not sum(each.words for each in counts):
         raise ValueError("the normaliser leaves nothing of any reference: no word error rate")
-    total, words = [each.total for each in found], [each.words for each in found]
+    total, words = [each.total for each in counts], [each.words for each in counts]
     return ratio(np.asarray(total, float), np.asarray(words, float), clusters)
 
 

@@ -6,7 +6,6 @@ of it is run.
 """
 
 import codecs
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -74,7 +73,7 @@ class Documents:
         if self.repo:
             return self.root.removeprefix("datasets/")
         files = [(name, artifact.sha256_of(Path(self.root) / name)) for name in self.files]
-        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        return artifact.json_digest(files)
 
     @cached_property
     def files(self) -> list[str]:
@@ -109,7 +108,7 @@ class Documents:
     def _filesystem(self, root: str) -> Any:
         if not self.repo:
             return LocalFileSystem()
-        return hub_data.filesystem(self.repo, root.rpartition("@")[2])
+        return hub_data.filesystem()
 
     def licence(self) -> str | None:
         """Return the licence on the card of a Hub dataset, or None."""

@@ -5,4 +5,5 @@ COMPONENTS = {  # name in YAML, below speechfuse.tokens: where it stands
     "mean": "initialization.mean",
     "mean_and_covariance": "initialization.mean_and_covariance",
     "normal": "initialization.normal",
+    "read_spoken_answer": "prompts.read_spoken_answer",
 }

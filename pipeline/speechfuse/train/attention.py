@@ -15,15 +15,13 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 
 KINDS = ("auto", "dense", "varlen", "flex")
-LONG = (
-    512  # tokens of a row; on a CPU rows of 128 are 1.2 times faster dense, of 2,048 half as fast
-)
+LONG = 512  # tokens of a row: on a CPU dense is 1.2 times as fast for 128, half as fast for 2,048
 
 
 def kind_of(name: str, device: torch.device, packed: bool, seq_len: int) -> str:
-    """dense, varlen or flex, for `attention` of a recipe; auto is dense but for rows packed on
-    a GPU (flex) and long ones on a CPU (varlen). ValueError for flex elsewhere: it is compiled for
-    each length of a row, and after eight of them no more.
+    """Return dense, varlen or flex for `attention` of a recipe. auto is dense, but flex for packed
+    rows on a GPU and varlen for long packed rows on a CPU. Raises ValueError for flex elsewhere: it
+    is compiled anew for each length of a row, and no more after eight of them.
     """
     if name not in KINDS:
         raise ValueError(f"attention={name!r}: choose one of {', '.join(KINDS)}")
@@ -44,8 +42,8 @@ def kind_of(name: str, device: torch.device, packed: bool, seq_len: int) -> str:
 
 
 def mask_of(document: Tensor, kind: str) -> Tensor | BlockMask:
-    """The mask of a batch for `document` (rows, length), integers: dense is bool (rows, length,
-    length), True where the second index may be seen from the first; varlen is `document` itself.
+    """Return the mask of a batch for `document` (rows, length), integers: dense is bool (rows,
+    length, length), True where the first position sees the second; varlen is `document` itself.
 
     Padding is a document like any other: its tokens see each other, so that no token sees nothing
     (which would be NaN), and nobody sees them.

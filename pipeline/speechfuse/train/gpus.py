@@ -1,11 +1,14 @@
-"""GPUs that are known here: what fits on one, and the speed that utilisation is measured against.
+"""Devices: where a rank computes, and the memory and peak speed of the GPUs in a table.
 
 In: a name, from a recipe (`runtime.gpu`) or from the driver. Out: memory and peak, from the makers'
 data sheets. A GPU that is not in the table has no peak: its utilisation is left out, not guessed.
 """
 
+import os
 import re
 from dataclasses import dataclass
+
+import torch
 
 GIB = 2**30
 
@@ -13,7 +16,7 @@ GIB = 2**30
 @dataclass(frozen=True)
 class Gpu:
     """`memory`: bytes that the driver gives to one process. `peak`: FLOP/s of dense bfloat16
-    matrix products summed in float32, without sparsity; None: not known."""
+    matrix products summed in float32, without sparsity; None: unknown."""
 
     name: str
     memory: int
@@ -33,12 +36,12 @@ _TABLE = {  # what the whole of the driver's name looks like: the GPU
 
 
 def named(name: str) -> Gpu:
-    """The GPU that `runtime.gpu` names; ValueError for one that is not in the table."""
+    """The GPU that `runtime.gpu` names. Raises ValueError for one that is not in the table."""
     for gpu in _TABLE.values():
         if gpu.name.lower() == name.lower():
             return gpu
-    known = ", ".join(gpu.name for gpu in _TABLE.values())
-    raise ValueError(f"runtime.gpu={name!r}: the table of GPUs has {known}; choose one of them")
+    names = ", ".join(gpu.name for gpu in _TABLE.values())
+    raise ValueError(f"runtime.gpu={name!r}: the table of GPUs has {names}; choose one of them")
 
 
 def reported(name: str, memory: int) -> Gpu:
@@ -47,3 +50,18 @@ def reported(name: str, memory: int) -> Gpu:
         if re.fullmatch(pattern, name):
             return Gpu(gpu.name, memory, gpu.peak)
     return Gpu(name, memory, None)
+
+
+def device_of(name: str) -> torch.device:
+    """The device of this rank for `runtime.device`: cpu, cuda or auto."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
+
+
+def of(device: torch.device) -> Gpu | None:
+    """The GPU that a device is; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    return reported(properties.name, properties.total_memory)

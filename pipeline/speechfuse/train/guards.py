@@ -1,4 +1,4 @@
-"""Guards: a step whose loss or gradient is not credible does not reach the weights.
+"""Guards: a step whose loss or gradient is not finite, or a spike, does not reach the weights.
 
 In: loss and gradient norm of every step, and of the steps before. Out: what is wrong with a step,
 in words, and a file with its rows. The run then stops (`policy: stop`, with its state saved), or
@@ -7,106 +7,78 @@ leaves the step out and goes on (`policy: quarantine`), which is counted.
 
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from speechfuse import artifact
 from speechfuse.samples.datasets import Mixture
+from speechfuse.train.config import Guards
 
 WINDOW = 100  # steps that a step is compared with
 
 
-@dataclass
-class Guards:
-    policy: str = field(
-        default="stop", metadata={"help": "what a bad row or step does: stop, or quarantine"}
-    )
-    spike: float = field(
-        default=10.0,
-        metadata={"help": "a loss or gradient norm so many times the median of 100 steps is bad"},
-    )
-    enough: int = field(
-        default=20, metadata={"help": "steps before there is something to compare with"}
-    )
-    most: int = field(
-        default=10, metadata={"help": "steps or rows in quarantine after which a run stops"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.policy not in ("stop", "quarantine"):
-            raise ValueError(f"guards.policy={self.policy!r}: choose stop or quarantine")
-        if self.spike <= 1:
-            raise ValueError(f"guards.spike={self.spike}: it must be above 1")
-
-
 class Watch:
-    """Compares every step with the last hundred good ones; `earlier`: the lines of metrics.jsonl of
-    a run that is resumed. Up to step `first` other weights train, so what follows is compared with
-    what follows only."""
+    """Compares every step with the last hundred good ones. `earlier`: the lines of metrics.jsonl of
+    a run that is resumed. Up to step `first` other weights train, so that later steps are compared
+    with steps after it alone."""
 
     def __init__(self, guards: Guards, earlier: list[dict[str, Any]], first: int = 0) -> None:
         self.guards, self.first = guards, first
         self.quarantined = sum("quarantined" in line for line in earlier)
-        self._seen: list[tuple[int, float, float]] = []
+        self._good: list[tuple[int, float, float]] = []
         for line in earlier:
             if "quarantined" not in line:
                 self._remember(line["step"], line["loss"], line["grad_norm"])
 
     def _remember(self, step: int, loss: float, norm: float) -> None:
-        self._seen = [*self._seen, (step, loss, norm)][-WINDOW:]
+        self._good = [*self._good, (step, loss, norm)][-WINDOW:]
 
     def fault(self, step: int, loss: float, norm: float) -> str | None:
-        """What is wrong with a step, None for a good one, which is remembered."""
-        comparable = [each for each in self._seen if (each[0] > self.first) == (step > self.first)]
-        for name, value, seen in (
+        """Return what is wrong with a step; None for a good one, which is remembered."""
+        comparable = [each for each in self._good if (each[0] > self.first) == (step > self.first)]
+        for name, value, earlier in (
             ("loss", loss, [each[1] for each in comparable]),
             ("gradient norm", norm, [each[2] for each in comparable]),
         ):
             if not math.isfinite(value):
                 return f"{name} is {value}"
-            if len(seen) >= self.guards.enough and value > self.guards.spike * median(seen):
+            if len(earlier) >= self.guards.enough and value > self.guards.spike * median(earlier):
                 return (
                     f"{name} {value:.3g} is more than {self.guards.spike:g} times the median of "
-                    f"the last {len(seen)} steps, {median(seen):.3g}"
+                    f"the last {len(earlier)} steps, {median(earlier):.3g}"
                 )
         self._remember(step, loss, norm)
         return None
 
 
-def write_rows(folder: Path, step: int, fault: str, mixture: Mixture) -> Path:
-    """What step `step` (from 1) was made of, a sample a line, to <folder>/step_<n>.jsonl."""
-    lines = [json.dumps({"step": step, "fault": fault})]
+def write_rows(folder: Path, step: int, fault: str, mixture: Mixture) -> None:
+    """Write the samples of step `step` (from 1), one a line, to <folder>/step_<n>.jsonl."""
+    lines: list[dict[str, Any]] = [{"step": step, "fault": fault}]
     for number, row in enumerate(mixture.plan.rows(step - 1)):
-        for dataset, sample in row:
-            index = mixture.indexes[dataset]
-            content = index.row(sample)
-            rendered = index[sample]
+        for dataset, place in row:
+            content, sample = mixture.indexes[dataset].row(place), mixture.indexes[dataset][place]
             lines.append(
-                json.dumps(
-                    {
-                        "row": number,
-                        "dataset": mixture.paths[dataset],
-                        "id": content["id"],
-                        "tokens": rendered.tokens.tolist(),
-                        "targets": int(rendered.targets[1:].sum()),
-                        "source": content.get("source"),
-                    }
-                )
+                {
+                    "row": number,
+                    "dataset": mixture.paths[dataset],
+                    "id": content["id"],
+                    "tokens": sample.tokens.tolist(),
+                    "targets": int(sample.targets[1:].sum()),
+                    "source": content.get("source"),
+                }
             )
-    path = folder / f"step_{step}.jsonl"
-    artifact.write_atomic(path, "".join(f"{line}\n" for line in lines))
-    return path
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    artifact.write_atomic(folder / f"step_{step}.jsonl", text)
 
 
 def check_rejected(guards: Guards, mixture: Mixture) -> list[str]:
-    """Lines that say what was left out of the datasets. ValueError for rows that are broken (codes
-    the checkpoint does not have, no answer), unless they are few and go to quarantine."""
-    said = []
+    """Return lines that say what was left out of the datasets. Raises ValueError for broken rows
+    (codes the checkpoint does not have, no answer), unless they are few and go to quarantine."""
+    lines = []
     for path, index in zip(mixture.paths, mixture.indexes, strict=True):
         if index.left_out:
-            said.append(f"{path}: {index.left_out:,} rows without a transcript are left out")
+            lines.append(f"{path}: {index.left_out:,} rows without a transcript are left out")
         if not index.rejected:
             continue
         first = f"{index.rejected[0]['id']}: {index.rejected[0]['reason']}"
@@ -117,5 +89,5 @@ def check_rejected(guards: Guards, mixture: Mixture) -> list[str]:
                 "again without them, or guards.policy=quarantine with guards.most of so many "
                 "leaves them out"
             )
-        said.append(f"{path}: {count:,} rows in quarantine; first {first}")
-    return said
+        lines.append(f"{path}: {count:,} rows in quarantine; first {first}")
+    return lines

@@ -89,7 +89,7 @@ def linear_cross_entropy(
 
 
 class Head(nn.Module):
-    """Takes the place of a decoder's last linear layer, and its weight, under the same name.
+    """The head that replaces a decoder's last linear layer and has its weight, under the same name.
 
     It gives logits, (rows, length, vocabulary), as that layer did. Inside `with head.scoring(...)`
     the decoder's forward gives sums of losses instead: they are computed here, and not after the
@@ -126,12 +126,12 @@ class Head(nn.Module):
         if self._targets is None:
             return F.linear(hidden, weight)
         labels, groups, count = self._targets
-        kept = (labels.flatten() != IGNORE).nonzero().squeeze(1)
+        targets = (labels.flatten() != IGNORE).nonzero().squeeze(1)
         return linear_cross_entropy(
-            hidden.flatten(0, 1)[kept],
+            hidden.flatten(0, 1)[targets],
             weight,
-            labels.flatten()[kept],
-            groups.flatten()[kept],
+            labels.flatten()[targets],
+            groups.flatten()[targets],
             count,
             self.chunk,
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from speechfuse.samples.view import IGNORE
-from speechfuse.train.head import Head
+from speechfuse.train.backbone import head_of
 
 
 def next_token(model: nn.Module, batch: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -16,12 +16,11 @@ def next_token(model: nn.Module, batch: dict[str, Any]) -> dict[str, tuple[Tenso
     `batch`: tokens, labels, input_pos (rows, length), mask (see attention.mask_of), sound (rows,
     length): where the label is a sound token.
     """
-    head, labels, sound = model.output, batch["labels"], batch["sound"]
-    assert isinstance(head, Head)
-    with head.scoring(labels, sound.long(), 2):
+    labels, sound = batch["labels"], batch["sound"]
+    with head_of(model).scoring(labels, sound.long(), 2):
         sums = model(batch["tokens"], mask=batch["mask"], input_pos=batch["input_pos"])
-    kept = labels != IGNORE
+    targets = labels != IGNORE
     return {
-        "text": (sums[0], torch.count_nonzero(kept & ~sound)),
-        "sound": (sums[1], torch.count_nonzero(kept & sound)),
+        "text": (sums[0], torch.count_nonzero(targets & ~sound)),
+        "sound": (sums[1], torch.count_nonzero(targets & sound)),
     }

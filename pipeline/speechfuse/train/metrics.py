@@ -1,4 +1,4 @@
-"""What a run shows of itself while it trains.
+"""The log of a run: a line of numbers for every step.
 
 In: the numbers of every optimizer step. Out: metrics.jsonl (one line a step), TensorBoard's files
 under tensorboard/, and where `runtime.tracker` asks for it Weights & Biases or Trackio. Speed and
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from speechfuse import artifact
+from speechfuse.train import backbone
 from speechfuse.train.gpus import Gpu
 
 TRACKERS = ("none", "wandb", "trackio")
@@ -29,10 +30,10 @@ TRACKERS = ("none", "wandb", "trackio")
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations that training needs for a token of a sample.
+    """Floating-point operations (FLOP) that training takes for a token of a sample.
 
-    `products`: of the matrix products, for every token. `attention`: for every token that a token
-    may see in its own document, itself included. Nothing is counted twice for recomputation.
+    `products`: of the matrix products. `attention`: times the tokens that the token may see in its
+    own document, itself included. Recomputation is not counted.
     """
 
     products: float
@@ -41,16 +42,17 @@ class Flops:
 
     @classmethod
     def of(cls, model: nn.Module, shape: dict[str, Any]) -> "Flops":
-        """For a decoder, on any device, and its config.json. A weight takes 2 operations in the
-        forward pass, 2 for the gradient of what comes in where something below it trains, and 2
-        for its own gradient if it trains itself."""
+        """Of a decoder, on any device, whose config.json is `shape`. A weight takes 2 operations in
+        the forward pass, 2 for the gradient of its input where something below it trains, and 2 for
+        its own gradient if it trains itself."""
         embeddings: list[Tensor] = [
             m.weight for m in model.modules() if isinstance(m, nn.Embedding)
         ]
+        layers = backbone.of(model).layers
         groups: dict[str, list[Tensor]] = {}  # in the order of the forward pass
         for name, parameter in model.named_parameters():
             if not any(parameter is each for each in embeddings):
-                layer = re.search(r"layers\.\d+", name)
+                layer = re.match(rf"{re.escape(layers)}\.\d+", name)
                 groups.setdefault(layer[0] if layer else name, []).append(parameter)
         if shape.get("tie_word_embeddings"):
             groups["head"] = embeddings
@@ -59,11 +61,11 @@ class Flops:
         for group, parameters in groups.items():
             trains = any(p.requires_grad for p in parameters)
             # inside a layer there are weights below others
-            through = reached or (trains and group.startswith("layers"))
+            through = reached or (trains and group.startswith(layers))
             for weight in parameters:
                 if weight.ndim > 1:
                     weights[2 + 2 * through + 2 * weight.requires_grad] += weight.numel()
-            if group.startswith("layers"):
+            if group.startswith(layers):
                 times += 12 if through else 4
             reached |= trains
         heads = shape["num_attention_heads"]
@@ -151,16 +153,14 @@ class Metrics:
         self._tracker = tracker_of(tracker)
         if self._tracker:
             name = f"{out.name}-{identity[:8]}"
-            known = {"id": name} if tracker == "wandb" else {}  # Trackio knows a run by its name
-            self._tracker.init(
-                project="speechfuse", name=name, config=config, resume="allow", **known
-            )
+            id = {"id": name} if tracker == "wandb" else {}  # Trackio finds a run by its name
+            self._tracker.init(project="speechfuse", name=name, config=config, resume="allow", **id)
 
     def add(
         self, step: int, loss: float, lengths: list[int], seconds: float, **values: Any
     ) -> None:
-        """The line of a step: `lengths` of its samples, `seconds` it took, and what else is known
-        of it."""
+        """Write the line of a step: `lengths`: tokens of its samples; `seconds`: how long it took;
+        `values`: other numbers of it."""
         assert self._board
         tokens, pairs = sum(lengths), pairs_of(lengths)
         elapsed = self._before + time.perf_counter() - self._began
@@ -201,7 +201,7 @@ class Metrics:
         return shown
 
     def close(self) -> None:
-        """Until all is written."""
+        """Return when all is written."""
         if self._board:
             self._board.close()
         if self._tracker:
@@ -220,7 +220,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def tracker_of(name: str) -> ModuleType | None:
-    """The module that `runtime.tracker` names; ValueError when it is unknown or not installed."""
+    """The module that `runtime.tracker` names. Raises ValueError where it is not installed."""
     if name not in TRACKERS:
         raise ValueError(f"runtime.tracker={name!r}: choose one of {', '.join(TRACKERS)}")
     if name == "none":

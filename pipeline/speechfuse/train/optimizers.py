@@ -7,11 +7,9 @@ torchao keeps in tensors and torch does not.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torchao.optim.subclass_8bit import OptimState8bit
-
-from speechfuse import config
 
 
 @OptimState8bit.implements(torch.ops.aten.new_empty.default)
@@ -20,11 +18,6 @@ def _(function: Any, types: Any, arguments: tuple[Any, ...], keywords: dict[str,
     state, shape = arguments[:2]
     device = keywords.get("device") or state.device
     return OptimState8bit.zeros(shape, state.signed, state.block_size, device)
-
-
-def make(spec: dict[str, Any], parameters: list[nn.Parameter]) -> Optimizer:
-    """The optimizer that `spec` ({_component_, lr, ...}) names, for `parameters`."""
-    return config.instantiate(spec, params=parameters)
 
 
 def rates(optimizer: Optimizer) -> list[float]:

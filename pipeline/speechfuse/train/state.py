@@ -16,19 +16,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_model_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.optim import Optimizer
 
 # a run of one process has no process group, and needs none
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
 # frozen weights are the checkpoint's; not strict, else moments not there are an error
-TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+TRAINED = dcp_state.StateDictOptions(ignore_frozen_params=True, strict=False)
 KEEP = 2  # the newest complete state survives the writing of the next
 
 
@@ -38,7 +32,7 @@ def complete_steps(folder: Path) -> list[int]:
 
 
 def broadcast_from_rank0(value: Any) -> Any:
-    """What rank 0 has, on every rank: on a shared disk each may see other files for a while."""
+    """Return rank 0's value on every rank: on a shared disk they may see different files."""
     shared = [value]
     if dist.is_initialized():
         dist.broadcast_object_list(shared)
@@ -50,12 +44,12 @@ def _first() -> bool:
 
 
 def _chance() -> dict[str, Tensor]:
-    """Where this rank's random numbers stand."""
+    """The states of this rank's random number generators, by the name they are saved under."""
     rank = dist.get_rank() if dist.is_initialized() else 0
-    found = {f"cpu_{rank}": torch.get_rng_state()}
+    states = {f"cpu_{rank}": torch.get_rng_state()}
     if torch.cuda.is_available():
-        found[f"cuda_{rank}"] = torch.cuda.get_rng_state()
-    return found
+        states[f"cuda_{rank}"] = torch.cuda.get_rng_state()
+    return states
 
 
 class States:
@@ -72,7 +66,7 @@ class States:
         self.wait()
         if broadcast_from_rank0(step in complete_steps(self.folder)):
             return
-        weights, moments = get_state_dict(self.model, self.optimizer, options=TRAINED)
+        weights, moments = dcp_state.get_state_dict(self.model, self.optimizer, options=TRAINED)
         content = {"model": weights, "optimizer": moments, "chance": _chance()}
         future = dcp.async_save(
             content, checkpoint_id=self.folder / f"step_{step}", process_group=self._group
@@ -81,8 +75,8 @@ class States:
         self._writing = step, future
 
     def wait(self) -> None:
-        """Until what was begun is on disk; then drop all but the newest two. ValueError when it
-        could not be written: the states before are as they were."""
+        """Return when the state that is being written is on disk, and delete all but the newest
+        two. Raises ValueError where it could not be written: those before are as they were."""
         if self._writing is None:
             return
         (step, future), self._writing = self._writing, None
@@ -91,11 +85,11 @@ class States:
         except Exception as error:  # a full disk comes as OSError, RuntimeError or others
             if _first():
                 shutil.rmtree(self.folder / f"step_{step}", ignore_errors=True)
-            kept = complete_steps(self.folder)
+            whole = complete_steps(self.folder)
             raise ValueError(
                 f"{self.folder}: the state of step {step} could not be written "
                 f"({_first_cause(error)}); "
-                + (f"that of step {kept[-1]} is whole: " if kept else "there is none before it: ")
+                + (f"that of step {whole[-1]} is whole: " if whole else "there is none before it: ")
                 + "make room on the disk and run again to resume"
             ) from error
         if _first():
@@ -103,19 +97,19 @@ class States:
                 shutil.rmtree(self.folder / f"step_{old}")
 
     def restore_weights(self, at_most: int) -> int:
-        """Load the weights alone of the newest state of step `at_most` or before; returns its step,
+        """Load the weights alone of the newest state of step `at_most` or before. Returns its step,
         0 when there is none."""
         steps = [step for step in complete_steps(self.folder) if step <= at_most]
         if not steps:
             return 0
-        content = {"model": get_model_state_dict(self.model, options=TRAINED)}
+        content = {"model": dcp_state.get_model_state_dict(self.model, options=TRAINED)}
         dcp.load(content, checkpoint_id=self.folder / f"step_{steps[-1]}")
-        set_model_state_dict(self.model, content["model"], options=TRAINED)
+        dcp_state.set_model_state_dict(self.model, content["model"], options=TRAINED)
         return steps[-1]
 
     def restore(self) -> int:
-        """Load the newest complete state; returns its step, 0 when there is none. What a kill left
-        of others is removed."""
+        """Load the newest complete state and delete incomplete ones, which a kill has left. Returns
+        its step, 0 when there is none."""
         steps = broadcast_from_rank0(complete_steps(self.folder))
         if _first():
             for path in self.folder.glob("step_*"):
@@ -125,21 +119,21 @@ class States:
         if not steps:
             return 0
         place = self.folder / f"step_{steps[-1]}"
-        weights, moments = get_state_dict(self.model, self.optimizer, options=TRAINED)
+        weights, moments = dcp_state.get_state_dict(self.model, self.optimizer, options=TRAINED)
         chance = _chance()
         saved = dcp.FileSystemReader(place).read_metadata().state_dict_metadata
         # with another number of ranks there is no such place to go on from
         chance = {name: value for name, value in chance.items() if f"chance.{name}" in saved}
         # nor moments of what had not begun to train (new_rows_first)
-        begun: dict[str, Any] = moments["state"]  # type: ignore[assignment]
+        every: dict[str, Any] = moments["state"]  # type: ignore[assignment]
         moments["state"] = {
             name: value
-            for name, value in begun.items()
+            for name, value in every.items()
             if any(key.startswith(f"optimizer.state.{name}.") for key in saved)
         }
         content: dict[str, Any] = {"model": weights, "optimizer": moments, "chance": chance}
         dcp.load(content, checkpoint_id=place)
-        set_state_dict(
+        dcp_state.set_state_dict(
             self.model,
             self.optimizer,
             model_state_dict=content["model"],
@@ -154,7 +148,6 @@ class States:
 
 def _first_cause(error: BaseException) -> str:
     """The innermost reason, in a line."""
-    found: BaseException = error
-    while found.__cause__ or found.__context__:
-        found = found.__cause__ or found.__context__  # type: ignore[assignment]
-    return " ".join(str(found).split())[-200:] or type(found).__name__
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return " ".join(str(error).split())[-200:] or type(error).__name__

@@ -14,30 +14,41 @@ from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from speechfuse.train.attention import mask_of
+from speechfuse.train.backbone import Weights
 
-HEAD_NAMES = {"lm_head.weight": "output.weight"}  # the one weight that has another name here
+HEAD_NAMES = {"lm_head.weight": "output.weight"}  # theirs: ours; all other weights are named alike
+
+
+class Transformers:
+    """The backbone of `Llama`."""
+
+    embedding, layers, head = "model.embed_tokens", "model.layers", "output"
+
+    def prepare(self, model: nn.Module) -> None:
+        """Llama.forward takes every mask."""
+
+    def read_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
+        return {HEAD_NAMES.get(name, name): tensor for name, tensor in weights.items()}
+
+    def write_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
+        theirs = {ours: name for name, ours in HEAD_NAMES.items()}
+        return {theirs.get(name, name): tensor for name, tensor in weights.items()}
 
 
 class Llama(nn.Module):
-    """Weights have the names of a Hugging Face folder, except for the head's (HEAD_NAMES)."""
+    """transformers' Llama without its head, and a head `output`."""
+
+    backbone = Transformers()
 
     def __init__(self, shape: LlamaConfig) -> None:
         super().__init__()
         self.model = LlamaModel(shape)
         self.model.set_attn_implementation("sdpa")
         self.output: Any = (
-            TiedLinear(self.tok_embeddings)
+            TiedLinear(self.model.embed_tokens)
             if shape.tie_word_embeddings
             else nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
         )
-
-    @property
-    def tok_embeddings(self) -> nn.Embedding:
-        return self.model.embed_tokens
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        return self.model.layers
 
     def rope_init(self) -> None:
         """Fill the tables of positions, which a model made on the meta device lacks."""

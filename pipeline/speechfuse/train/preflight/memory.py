@@ -2,29 +2,33 @@
 
 In: a recipe, the shape of one forward and the number of ranks. Out: bytes of one rank. Weights,
 gradients and the optimizer's state follow from the shapes; what a step needs beside them comes from
-a rehearsal without content. No weight is loaded and no GPU is needed.
+a rehearsal with fake tensors. No weight is loaded and no GPU is needed.
 """
 
 from collections import Counter
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from speechfuse import config
+from speechfuse.train import backbone
 from speechfuse.train import model as models
-from speechfuse.train.preflight.rehearsal import Live, Rehearsal, bytes_of, local_shape, numel_of
+from speechfuse.train.backbone import DTYPES
+from speechfuse.train.config import Finetune
+from speechfuse.train.preflight.rehearsal import LiveBytes, Rehearsal, local_shape
 
 ROWS = 256  # an optimizer's state is measured on so many rows of a matrix, and on twice as many
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a rank. `step`: what else there is when most is in use, by what it is for, the
-    gradients that exist by then among it. `gradients`: all of them."""
+    """Bytes of a rank. `step`: what else there is at the peak, by what it is for, the gradients
+    that exist by then among it. `gradients`: all of them."""
 
     weights: int
     gradients: int
@@ -36,31 +40,31 @@ class Memory:
         return self.weights + self.optimizer + sum(self.step.values())
 
 
-def of(job: Any, rows: int, length: int, passes: int, ranks: int, gpu: bool) -> Memory:
+def of(job: Finetune, rows: int, length: int, passes: int, ranks: int, gpu: bool) -> Memory:
     """The memory of `job` on each of `ranks` ranks, on a GPU or on the CPU, where an optimizer
     step is `passes` forwards of `rows` x `length` tokens."""
-    model = models.empty(job.model, job.dtype, job.loss_chunk)
+    model = backbone.empty(job.model, job.dtype, job.loss_chunk)
     models.freeze(model, job.freeze)
     sharded = ranks > 1 or job.compute_dtype != job.dtype or dist.is_initialized()
-    shards = job.shard_group or ranks
-    parts = {p: local_shape(p, shards) if sharded else tuple(p.shape) for p in model.parameters()}
-    trained = [shape for p, shape in parts.items() if p.requires_grad]
-    size = models.DTYPES[job.dtype].itemsize
-    gradients = size * sum(map(numel_of, trained))
-    step = Rehearsal(job, model, rows, length, shards if sharded else None, gpu)
+    shards = (job.shard_group or ranks) if sharded else None
+    shapes = {p: local_shape(p, shards or 1) for p in model.parameters()}
+    trained = [shape for p, shape in shapes.items() if p.requires_grad]
+    size = DTYPES[job.dtype].itemsize
+    gradients = size * sum(map(prod, trained))
+    rehearsal = Rehearsal(job, model, shards, gpu)
     peaks = [
-        step.play(again=passes > 1),
+        rehearsal.play(rows, length, again=passes > 1),
         {"gradients": gradients, "update": optimizer_extra(job, trained, gpu)},
     ]
     return Memory(
-        size * sum(map(numel_of, parts.values())) + step.buffers,
+        size * sum(map(prod, shapes.values())) + rehearsal.buffer_bytes,
         gradients,
         optimizer_bytes(job, trained),
         max(peaks, key=lambda peak: sum(peak.values())),
     )
 
 
-def optimizer_bytes(job: Any, shapes: list[tuple[int, ...]]) -> int:
+def optimizer_bytes(job: Finetune, shapes: list[tuple[int, ...]]) -> int:
     """Bytes of the optimizer's state for parameters of these shapes.
 
     Measured on what it makes for small ones, so that it holds for any optimizer whose state grows
@@ -68,40 +72,49 @@ def optimizer_bytes(job: Any, shapes: list[tuple[int, ...]]) -> int:
     """
     total = 0
     for shape, count in Counter(shapes).items():
-        unit = ROWS * ceil(ROWS / numel_of(shape[1:]))  # blocks of quantized states divide it
-        if shape[0] <= 3 * unit:
-            total += count * _stepped(job, shape)[0]
-            continue
-        few = unit + shape[0] % unit
-        less, more = (_stepped(job, (rows, *shape[1:]))[0] for rows in (few, few + unit))
-        total += count * (less + (more - less) * ((shape[0] - few) // unit))
+        unit = ROWS * ceil(ROWS / prod(shape[1:]))  # blocks of quantized states divide it
+        few = unit + shape[0] % unit if shape[0] > 3 * unit else shape[0]
+        state = _stepped(job, (few, *shape[1:]))[0]
+        if few < shape[0]:
+            more = _stepped(job, (few + unit, *shape[1:]))[0]
+            state += (more - state) * ((shape[0] - few) // unit)
+        total += count * state
     return total
 
 
-def optimizer_extra(job: Any, shapes: list[tuple[int, ...]], gpu: bool) -> int:
+def optimizer_extra(job: Finetune, shapes: list[tuple[int, ...]], gpu: bool) -> int:
     """Bytes that an update needs beside parameters, gradients and state."""
-    largest = max(shapes, key=numel_of)
+    largest = max(shapes, key=prod)
     small = (min(largest[0], ROWS), *largest[1:])
     _, extra, optimizer = _stepped(job, small)
-    size, place, defaults = numel_of(largest), type(optimizer).__module__, optimizer.defaults
+    size, place, defaults = prod(largest), type(optimizer).__module__, optimizer.defaults
     if place.startswith("torchao."):
         return size * 8  # compiled: the two moments in fp32, of one parameter after the other
     if gpu and place.startswith("torch.optim") and not defaults.get("fused"):
         if defaults.get("foreach") is not False:
-            size = sum(map(numel_of, shapes))  # torch then updates all parameters at once
-    return extra * size // numel_of(small)
+            size = sum(map(prod, shapes))  # torch then updates all parameters at once
+    return extra * size // prod(small)
 
 
-def _stepped(job: Any, shape: tuple[int, ...]) -> tuple[int, int, torch.optim.Optimizer]:
+def _stepped(job: Finetune, shape: tuple[int, ...]) -> tuple[int, int, torch.optim.Optimizer]:
     """Bytes of state after a real step of the optimizer on one parameter, and the most that a
     second step had in use beside it."""
-    parameter = nn.Parameter(torch.zeros(shape, dtype=models.DTYPES[job.dtype]))
+    parameter = nn.Parameter(torch.zeros(shape, dtype=DTYPES[job.dtype]))
     optimizer = config.instantiate(job.optimizer, params=[parameter])
-    live = Live()
+    live = LiveBytes()
     parameter.grad = torch.zeros_like(parameter)
     with torch.compiler.set_stance("force_eager"):
         optimizer.step()
         with live:
             optimizer.step()
-    state = sum(bytes_of(value) for value in optimizer.state[parameter].values())
-    return state, sum(live.peak.values()), optimizer
+    state = sum(_bytes_of(value) for value in optimizer.state[parameter].values())
+    return state, live.peak.total(), optimizer
+
+
+def _bytes_of(value: Any) -> int:
+    """Bytes of a tensor, also of one that is made of others (quantized states); else 0."""
+    if not isinstance(value, Tensor):
+        return 0
+    if is_traceable_wrapper_subclass(value):
+        return sum(_bytes_of(getattr(value, name)) for name in value.__tensor_flatten__()[0])
+    return value.untyped_storage().nbytes()

@@ -1,0 +1,75 @@
+"""What is scored of a speech task beside its splits: controls, what was heard, refusals.
+
+In: items of speechfuse.evals.speech with their answers. Out: scores. No model is asked again.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from speechfuse.evals.items import column, others
+from speechfuse.rows import shards
+from speechfuse.scores.intervals import Score, mean
+from speechfuse.scores.metrics import METRICS, lower_case
+from speechfuse.scores.word_errors import word_error_rate
+
+Items = list[dict[str, Any]]
+
+
+def clusters(items: Items) -> list[str] | None:
+    """Cluster of each item; None where the task has none."""
+    return [item["cluster"] for item in items] if "cluster" in items[0] else None
+
+
+def score(split: str, metric: str, items: Items, answers: list[str]) -> Score:
+    """The headline of `metric`, had the items got these answers."""
+    row = METRICS[metric]([item["expected"] for item in items], answers, clusters(items)).scores[0]
+    return Score("", split, *row, len(items))
+
+
+def controls(metric: str, items: Items, commonest: str | None) -> list[Score]:
+    """`items` of a split with the answers to others' audio ("shuffled_audio"), and with the
+    `commonest` reference of the training ("majority_answer"). None where all share a cluster."""
+    owners = clusters(items) or [item["id"] for item in items]
+    if len({*owners}) < 2:
+        return []
+    answers = [items[other]["answer"] for other in others(owners)]
+    scores = [score("shuffled_audio", metric, items, answers)]
+    if commonest is not None:
+        scores.append(score("majority_answer", metric, items, [commonest] * len(items)))
+    return scores
+
+
+def commonest(train: str, reference: str) -> str:
+    """What most rows of the dataset `train` have in the column `reference`."""
+    values: Counter[str] = Counter()
+    for row in shards.read_rows(Path(train)):
+        row["extra"] = json.loads(row["extra"] or "{}")
+        if (value := column(row, reference)) is not None:
+            values[str(value)] += 1
+    if not values:
+        raise ValueError(f"train={train}: no row has {reference!r}, so no answer is the commonest")
+    return values.most_common(1)[0][0]
+
+
+def heard_exactly(split: str, metric: str, items: Items) -> list[Score]:
+    """Those of a split's items whose transcript has no error."""
+    exact = [
+        item for item in items if lower_case(item.get("heard", "")) == lower_case(item["question"])
+    ]
+    answers = [item["answer"] for item in exact]
+    return [score(f"{split}_heard_exactly", metric, exact, answers)] if exact else []
+
+
+def transcripts(split: str, items: Items) -> Score:
+    """Word errors of what was heard."""
+    texts, heard = [item["question"] for item in items], [item["heard"] for item in items]
+    rate = word_error_rate(texts, heard, clusters(items))
+    return Score("question_transcript", split, "wer", *rate, len(items))
+
+
+def refusals(split: str, items: Items) -> Score:
+    """Share of items whose answer is a refusal."""
+    rate = mean([float(item["refused"]) for item in items], clusters(items))
+    return Score("", split, "refusal_rate", *rate, len(items))

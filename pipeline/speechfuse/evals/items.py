@@ -1,0 +1,96 @@
+"""The items of a speech task: rows of a dataset, of speech or of conversations, by split.
+
+In: a folder of rows in either schema. Out: rows by id with `extra` read. A conversation becomes an
+item by its last question: `text` is what was asked, `extra.answer` what should be said.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from speechfuse.evals.tasks import take_evenly
+from speechfuse.rows import shards
+from speechfuse.rows.selection import matches
+
+Rows = dict[str, dict[str, Any]]
+Splits = dict[str, dict[str, Any]]
+Reader = Callable[[str], tuple[str | None, str]]  # a reply -> (what was heard, the answer)
+OWN = ("id", "text", "speaker", "language", "seconds")  # columns of a row; all else is in `extra`
+
+
+def read_items(data: Path, splits: list[dict[str, Any]], cluster: str | None, read: Reader) -> Rows:
+    """Rows that any of `splits` takes, by id. Answers of conversations are read by `read`; one
+    without the key `cluster` is its own. ValueError for a conversation that ends in no answer."""
+    rows = {}
+    for row in shards.read_rows(data):
+        row["extra"] = json.loads(row["extra"] or "{}")
+        if any(matches(row, split) for split in splits):
+            item = _of_conversation(row, data, read) if "turns" in row else row
+            if "turns" in row and cluster:
+                item["extra"].setdefault(cluster, row["id"])
+            rows[row["id"]] = item
+    return rows
+
+
+def _of_conversation(row: dict[str, Any], data: Path, read: Reader) -> dict[str, Any]:
+    if [turn["role"] for turn in row["turns"]][-2:] != ["user", "assistant"]:
+        raise ValueError(f"{data}: row {row['id']} does not end in an answer")
+    *questions, answer = map(turn_text, row["turns"])
+    return {
+        **dict.fromkeys((*OWN, "codes", "source")),
+        **row,
+        "text": " / ".join(questions),
+        "extra": {**row["extra"], "answer": read(answer)[1]},
+    }
+
+
+def turn_text(turn: dict[str, Any]) -> str:
+    """A turn as text; sound without words is (sound)."""
+    parts = []
+    for segment in turn["segments"]:
+        speech = segment.get("speech")
+        parts.append(segment["text"] if speech is None else speech["text"] or "(sound)")
+    return " ".join(part.strip() for part in parts)
+
+
+def read_transcripts(path: Path) -> dict[str, str]:
+    """Transcripts by id of a file of {id, text} a line. ValueError for any other."""
+    lines = path.read_text("utf-8").split("\n")
+    try:
+        entries = [json.loads(line) for line in lines if line.strip()]
+        return {str(entry["id"]): str(entry["text"]) for entry in entries}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"transcripts={path}: not JSON lines of id and text ({error})") from error
+
+
+def ids_by_split(rows: Rows, splits: Splits) -> dict[str, list[str]]:
+    """Split name -> ids of its rows; a split without rows is left out."""
+    ids = {
+        name: [id for id, row in rows.items() if matches(row, extra)]
+        for name, extra in splits.items()
+    }
+    return {name: of for name, of in ids.items() if of}
+
+
+def subset(rows: Rows, splits: list[list[str]], limit: int | None) -> Rows:
+    """`limit` of the rows in `splits`, at equal distances split by split: voices take turns in a
+    corpus, and equal distances in it could meet one alone."""
+    ids = dict.fromkeys(id for split in splits for id in split)
+    taken = {*take_evenly(list(ids), limit)}
+    return {id: row for id, row in rows.items() if id in taken}
+
+
+def column(row: dict[str, Any], name: str) -> Any:
+    """A column of a row or a value of its `extra`; None without one."""
+    return row[name] if name in OWN else row["extra"].get(name)
+
+
+def others(values: list[str]) -> list[int]:
+    """For each place another one that holds another value: half the list away, or the next after
+    that; the place itself where all values are equal."""
+    chosen = []
+    for place, value in enumerate(values):
+        places = [(place + len(values) // 2 + i) % len(values) for i in range(len(values))]
+        chosen.append(next((other for other in places if values[other] != value), place))
+    return chosen

@@ -1,0 +1,92 @@
+"""What a manifest records of where its artifact comes from.
+
+In: a job's configuration. Out: it without absolute paths; what differs between two records; the
+versions of libraries, the commit of this checkout, the time.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# where and how a job runs; none of these may change the bytes it writes
+NOT_IDENTITY = ("out", "fresh", "runtime")
+_LIBRARIES = (
+    "speechfuse torch torchtune torchao transformers tokenizers safetensors datasets pyarrow numpy "
+    "soundfile soxr openai-whisper vector-quantize-pytorch lm_eval peft huggingface_hub datasketch "
+    "py3langid num2words"
+).split()
+
+
+def portable(value: Any) -> Any:
+    """Return config as JSON without absolute paths: relative to the current folder, or .../name."""
+    if isinstance(value, dict):
+        return {str(key): portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(item) for item in value]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and os.path.isabs(value) and "\n" not in value:
+        path = Path(value)
+        inside = path.is_relative_to(Path.cwd())
+        return path.relative_to(Path.cwd()).as_posix() if inside else f".../{path.name}"
+    return value
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return "key: 1 there, 2 now" for what makes another identity of two plans or manifests."""
+    there, now = _identity(old), _identity(new)
+    return [
+        f"{key.removeprefix('config.')}: {_shown(there, key)} there, {_shown(now, key)} now"
+        for key in sorted(there.keys() | now.keys())
+        if _shown(there, key) != _shown(now, key)
+    ]
+
+
+def _identity(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return what makes the identity, by dotted keys, of an identity, a plan or a manifest."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if not prefix and key not in ("job", "version", "config", "inputs"):
+            continue
+        if prefix == "config." and key in NOT_IDENTITY:
+            continue
+        if isinstance(value, dict) and value:
+            flat |= _identity(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(flat: dict[str, Any], key: str) -> str:
+    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "absent"
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of Python and of the installed libraries that decide results."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def commit() -> str | None:
+    """Return the commit of this file's checkout, -dirty if it was changed; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return git.stdout.strip() or None
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,117 @@
+"""Families of decoders: what the training has to know of each.
+
+In: `model` of a recipe (a builder and its arguments). Out: the decoder without memory, the parts of
+it that the training handles by name, and its weights under the names of a Hugging Face folder. A
+model whose class has no `backbone` is torchtune's.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torchtune import training
+from torchtune.models import convert_weights
+
+from speechfuse import config
+from speechfuse.train import attention
+from speechfuse.train.head import Head
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Weights = dict[str, Tensor]
+
+
+class Backbone(Protocol):
+    """`embedding`, `layers`, `head`: names of those modules. `shape`: config.json of a Hugging Face
+    folder."""
+
+    embedding: str
+    layers: str
+    head: str
+
+    def prepare(self, model: nn.Module) -> None:
+        """Make the attention of a new model take every mask of attention.mask_of."""
+
+    def read_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
+        """The weights of a Hugging Face folder under the names of the model."""
+
+    def write_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
+        """The weights of the model under the names of a Hugging Face folder."""
+
+
+class Torchtune:
+    """torchtune's Llama, with adapters (LoRA, DoRA) or without."""
+
+    embedding, layers, head = "tok_embeddings", "layers", "output"
+
+    def prepare(self, model: nn.Module) -> None:
+        for layer in layers_of(model):
+            inner = layer.attn  # the only door that torchtune has to its attention function
+            inner._attention_call = partial(attention.by_document, inner._attention_call)
+
+    def read_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
+        return convert_weights.hf_to_tune(weights, **_sizes(shape))
+
+    def write_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
+        return convert_weights.tune_to_hf(weights, **_sizes(shape))
+
+
+def _sizes(shape: dict[str, Any]) -> dict[str, int]:
+    return {
+        "num_heads": shape["num_attention_heads"],
+        "num_kv_heads": shape["num_key_value_heads"],
+        "dim": shape["hidden_size"],
+    }
+
+
+_TORCHTUNE = Torchtune()
+
+
+def of(model: nn.Module) -> Backbone:
+    """The backbone that a model belongs to."""
+    return getattr(model, "backbone", _TORCHTUNE)
+
+
+def embedding_of(model: nn.Module) -> Any:
+    """The module that has the embedding of the tokens, `weight` (vocabulary, width)."""
+    return model.get_submodule(of(model).embedding)
+
+
+def layers_of(model: nn.Module) -> Any:
+    """The layers, in the order of the forward pass."""
+    return model.get_submodule(of(model).layers)
+
+
+def head_of(model: nn.Module) -> Any:
+    """The head.Head that gives logits or losses."""
+    return attrgetter(of(model).head)(model)  # torchtune's own is no module where it is tied
+
+
+def set_head(model: nn.Module, head: nn.Module) -> None:
+    """Put another head in the place of the model's."""
+    owner, _, name = of(model).head.rpartition(".")
+    setattr(model.get_submodule(owner), name, head)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """`folder`: the checkpoint, whose config.json is `shape`; `spec`: `model` of the recipe with
+    all arguments; `model`: what that builds, at first without memory."""
+
+    folder: Path
+    shape: dict[str, Any]
+    spec: dict[str, Any]
+    model: nn.Module
+
+
+def empty(spec: dict[str, Any], dtype: str, loss_chunk: int = 1024) -> nn.Module:
+    """The decoder that `spec` (`_component_` and arguments) builds, with our head, on the meta
+    device: shapes without memory."""
+    with torch.device("meta"), training.set_default_dtype(DTYPES[dtype]):
+        model = config.instantiate(spec)
+        set_head(model, Head(head_of(model), loss_chunk))
+    of(model).prepare(model)
+    return model

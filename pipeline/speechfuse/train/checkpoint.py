@@ -1,0 +1,101 @@
+"""Hugging Face folders in and out of a decoder that trains.
+
+In: a folder (config.json, safetensors, tokenizer) and a model. Out: its weights under the model's
+names; and after every epoch the same folder layout again, adapters merged into the weights.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torchtune.modules.peft import DoRALinear, LoRALinear, get_merged_lora_ckpt
+
+from speechfuse.train import backbone
+from speechfuse.train.backbone import Decoder
+
+# files of a checkpoint that training does not change
+CARRIED = (
+    "config.json tokenizer.json tokenizer_config.json special_tokens_map.json chat_template.jinja"
+).split()
+# keys of generation_config.json that ask for sampling
+SAMPLING = "do_sample temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff".split()
+
+
+def read(decoder: Decoder) -> dict[str, Tensor]:
+    """The weights of the checkpoint by the names of the model. Raises ValueError where there are
+    none."""
+    weights: dict[str, Tensor] = {}
+    for path in sorted(decoder.folder.glob("*.safetensors")):
+        weights |= load_file(path)
+    if not weights:
+        raise ValueError(f"{decoder.folder} holds no *.safetensors")
+    if decoder.shape.get("tie_word_embeddings"):
+        weights.pop("lm_head.weight", None)
+    return backbone.of(decoder.model).read_hf(weights, decoder.shape)
+
+
+def export(decoder: Decoder, end_of_turn: int, out: Path, manifest: dict[str, Any]) -> None:
+    """Write the weights to `out`, a Hugging Face folder with config.json and tokenizer of the
+    checkpoint, complete or absent. The model itself stays as it is.
+
+    Call it on every rank; rank 0 writes, into a hidden folder that is renamed at the end.
+    """
+    model, folder = decoder.model, decoder.folder
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    if dist.is_initialized() and dist.get_rank() != 0:
+        return
+    _merge_adapters(model, weights)
+    weights = backbone.of(model).write_hf(weights, decoder.shape)
+    hidden = out.with_name(f".{out.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir(parents=True)
+    for name, tensor in weights.items():
+        # rows gathered from ranks with unequal shares lie in a larger block of memory
+        whole_block = tensor.untyped_storage().nbytes() == tensor.nbytes
+        weights[name] = tensor.contiguous() if whole_block else tensor.clone()
+    save_torch_state_dict(weights, hidden)
+    for name in CARRIED:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, hidden / name)
+    generation = _generation_config(folder, decoder.shape, end_of_turn)
+    for name, content in (("generation_config.json", generation), ("manifest.json", manifest)):
+        (hidden / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    os.replace(hidden, out)
+
+
+def _merge_adapters(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put adapters into the weights beside them, in fp32, one layer after the other."""
+    for name, module in model.named_modules():
+        if not isinstance(module, LoRALinear | DoRALinear):
+            continue
+        scale = module.scaling if isinstance(module, DoRALinear) else module.alpha / module.rank
+        dtype = weights[f"{name}.weight"].dtype
+        # copies, because these tensors may be the model's own
+        parts = {
+            key: weights.pop(key).to(torch.float32, copy=True)
+            for key in list(weights)
+            if key.startswith(f"{name}.")
+        }
+        (merged,) = get_merged_lora_ckpt(parts, rank=1, alpha=scale).values()
+        weights[f"{name}.weight"] = merged.to(dtype)
+
+
+def _generation_config(folder: Path, shape: dict[str, Any], end_of_turn: int) -> dict[str, Any]:
+    """That of `folder` without sampling (generation is greedy unless asked otherwise), and with an
+    answer that ends where its turn ends."""
+    path = folder / "generation_config.json"
+    ids = {key: shape.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    content = ids | (json.loads(path.read_text()) if path.is_file() else {})
+    ends = content["eos_token_id"]
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    content["eos_token_id"] = sorted({*ends, end_of_turn})
+    return {key: value for key, value in content.items() if key not in SAMPLING}

@@ -1,0 +1,90 @@
+"""The keys of a training's YAML (`stages/train.py`), their defaults and what they mean.
+
+Nothing heavy is imported here, so that `--help` and a misspelt key answer at once.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from speechfuse.config import key
+
+DTYPE_NAMES = ("bf16", "fp32")
+
+
+@dataclass
+class Guards:
+    policy: str = key("what a bad row or step does: stop, or quarantine", "stop")
+    spike: float = key("a loss or gradient norm so many times the median of 100 steps is bad", 10.0)
+    enough: int = key("steps before there is something to compare with", 20)
+    most: int = key("steps or rows in quarantine after which a run stops", 10)
+
+    def __post_init__(self) -> None:
+        if self.policy not in ("stop", "quarantine"):
+            raise ValueError(f"guards.policy={self.policy!r}: choose stop or quarantine")
+        if self.spike <= 1:
+            raise ValueError(f"guards.spike={self.spike}: it must be above 1")
+
+
+@dataclass
+class Runtime:
+    device: str = key("cpu, cuda, or auto: cuda where present", "auto")
+    threads: int = key("CPU threads a rank; 0 divides the cores among ranks", 0)
+    state_every: int = key("steps between saved states", 200)
+    loader_workers: int = key("processes a rank that render batches ahead; 0: none", 0)
+    tracker: str = key("wandb or trackio, beside TensorBoard; or none", "none")
+    ranks: int = key("processes, one a GPU, that stages/train.py starts", 1)
+    dry_run: bool = key("say what it would take; train nothing", False)
+    gpu: str | None = key("plan for such GPUs (H100, ...) instead of those here", None)
+    gpus: int | None = key("plan for so many instead of ranks", None)
+    dollars_per_gpu_hour: float | None = key("price, for the bill beforehand and so far", None)
+    cache: str = key("folder of indexes and plans; may be deleted", "out/cache")
+    guards: Guards = field(default_factory=Guards)
+
+
+@dataclass
+class Finetune:
+    out: str = key("folder of the run")
+    checkpoint: str = key("Hugging Face folder to start from, made by a job here")
+    model: dict[str, Any] = key(
+        "builder of that checkpoint's model; what is left out of its sizes is read from config.json"
+    )
+    datasets: list[dict[str, Any]] = key(
+        "entries {_component_, path, share of the samples, ...}; path: folder or repo@revision"
+    )
+    seq_len: int = key("tokens of a row; longer samples are left out")
+    batch_size: int = key("rows of an optimizer step, over all ranks")
+    epochs: int = key("passes over the first dataset")
+    optimizer: dict[str, Any] = key("optimizer with its peak lr")
+    warmup_steps: int = key("linear warm-up, then cosine to 0")
+    packed: bool = key(
+        "fill rows with samples; false: one a row, padded to its micro-batch", default=True
+    )
+    steps: int | None = key("stop after so many steps", None)
+    micro_batch_size: int = key("rows of one forward a rank; 0: all", 0)
+    clip_grad_norm: float | None = key("null: no clipping", None)
+    freeze: list[str] = key("regular expressions of parameter names not trained", [])
+    dtype: str = key("of the weights and moments: fp32 or bf16", "fp32")
+    compute_dtype: str = key("of the products: fp32 or bf16", "fp32")
+    activation_checkpointing: str = key(
+        "recomputed in the backward pass: none, selective, full", "none"
+    )
+    compile: bool = key("torch.compile every layer", False)
+    attention: str = key("dense, varlen, flex (GPU only), or auto: the fastest", "auto")
+    loss_chunk: int = key("targets whose logits exist at a time", 1024)
+    shard_group: int | None = key("ranks that share one copy of the model; null: all (FSDP)", None)
+    new_rows_first: int = key("first steps train the sound tokens' rows alone", 0)
+    step: str = key(
+        "dotted path of step(model, batch) -> {name: (loss sum, count)}",
+        "speechfuse.train.next_token",
+    )
+    seed: int = key("of the data's order, and of adapters", 0)
+    fresh: bool = key("move an artifact that differs aside", False)
+    runtime: Runtime = field(default_factory=Runtime)
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("dtype", self.dtype), ("compute_dtype", self.compute_dtype)):
+            if dtype not in DTYPE_NAMES:
+                raise ValueError(f"{name}={dtype!r}: choose one of {list(DTYPE_NAMES)}")
+        for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("seq_len", 2)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name}={value}: at least {least} is needed")
