@@ -121,6 +121,12 @@ def test_the_blog_protocol_doubles_what_the_blog_doubled(parts, monkeypatch):
     assert of.inputs() != replace(of, protocol="clean").inputs()
 
 
+def test_a_list_under_a_split_means_any_of_its_values(parts):
+    of = task(parts, splits={"b": {"part": "b"}, "both": {"part": ["a", "b"]}})
+    scored = of.score(replied(of, ["red"] * 6))
+    assert {s.split: s.n for s in scored.scores} == {"b": 3, "both": 6}
+
+
 def test_wer_by_split_and_duration_and_what_each_item_got(parts):
     of = task(parts, splits={"a": {"part": "a"}, "b": {"part": "b"}}, cluster="speaker")
     replies = ["red blue green", "cat cat", "sun", "", "green green", "I'm sorry, no"]

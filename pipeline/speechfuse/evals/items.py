@@ -67,8 +67,8 @@ def read_transcripts(path: Path) -> dict[str, str]:
 def ids_by_split(rows: Rows, splits: Splits) -> dict[str, list[str]]:
     """Split name -> ids of its rows; a split without rows is left out."""
     ids = {
-        name: [id for id, row in rows.items() if matches(row, extra)]
-        for name, extra in splits.items()
+        name: [id for id, row in rows.items() if matches(row, select)]
+        for name, select in splits.items()
     }
     return {name: of for name, of in ids.items() if of}
 

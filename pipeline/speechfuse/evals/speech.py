@@ -298,7 +298,7 @@ class Speech:
         if self.reply and self.input == "transcript":
             heard = self.transcript_texts[row["id"]]
         heard = prediction.get("transcript", heard)
-        splits = (name for name, extra in self.splits.items() if matches(row, extra))
+        splits = (name for name, select in self.splits.items() if matches(row, select))
         refused = {lower_case(refusal) for refusal in self.refusals}
         return {
             "id": row["id"],
@@ -335,10 +335,10 @@ class Speech:
 
     def _without_hits(self, items: dict[str, dict[str, Any]], head: Score) -> float | None:
         """The headline of the items that the training data does not hold."""
-        hit, extra = {hit["id"] for hit in self.hits}, self.splits[head.split]
+        hit, select = {hit["id"] for hit in self.hits}, self.splits[head.split]
         rest = [
             dict(item)
             for id, item in items.items()
-            if id not in hit and matches(self.rows[id], extra)
+            if id not in hit and matches(self.rows[id], select)
         ]
         return self._scores(head.split, rest, {})[0].value if rest else None
