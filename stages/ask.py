@@ -12,8 +12,6 @@ from pathlib import Path
 
 from speechfuse import config
 from speechfuse.audio import decoding
-from speechfuse.evals import generation
-from speechfuse.quantizer.model import Quantizer
 from speechfuse.tokens import prompts
 
 
@@ -50,6 +48,9 @@ def chosen_checkpoint(report: Path) -> Path:
 def main(job: Ask) -> None:
     waveform = decoding.load(Path(job.file))
     checkpoint = Path(job.checkpoint) if job.checkpoint else chosen_checkpoint(Path(job.report))
+    from speechfuse.evals import generation  # torch with it: what can be refused has been
+    from speechfuse.quantizer.model import Quantizer
+
     quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
     generator = generation.generator(checkpoint, quantizer.identity, job.file)
     pieces = decoding.split(waveform, quantizer.window)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config
-from speechfuse.quantizer.model import Quantizer
-from speechfuse.tokens import expansion, vocabulary
+from speechfuse.tokens import vocabulary
 
 
 @dataclass
@@ -37,6 +36,9 @@ class ExpandVocab:
 def main(job: ExpandVocab) -> None:
     out, base = Path(job.out), Path(job.base)
     vocabulary.read_config(base)
+    from speechfuse.quantizer.model import Quantizer  # torch with it: what can be refused has been
+    from speechfuse.tokens import expansion
+
     quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
     inputs = {"base": artifact.fingerprint_of_files(base), "quantizer": quantizer.identity}
     work = artifact.Artifact(out, "expand_vocab", 2, asdict(job), inputs)

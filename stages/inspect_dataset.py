@@ -11,10 +11,9 @@ codes. Nothing is written into the dataset's folder.
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from speechfuse import artifact, config
 from speechfuse.hub import data as hub_data
@@ -22,6 +21,9 @@ from speechfuse.report import page
 from speechfuse.rows import shards, statistics
 from speechfuse.rows.rejects import FILTERED, read_rejects
 from speechfuse.rows.statistics import Statistics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TOP, EXAMPLES, CODES_SHOWN, MOST_LISTED = 16, 3, 40, 10
 Table = list[list[str]]  # the head first
@@ -115,7 +117,7 @@ def listed(counts: Counter[str]) -> str:
     return ", ".join([*names, *(["..."] if len(counts) > MOST_LISTED else [])])
 
 
-def plots(counts: Statistics) -> list[tuple[str, Figure]]:
+def plots(counts: Statistics) -> list[tuple[str, "Figure"]]:
     """Return (alt text, plot) of codes by rank, run lengths, seconds and characters a second."""
     drawn = []
     if counts.codes:
@@ -140,7 +142,10 @@ def plots(counts: Statistics) -> list[tuple[str, Figure]]:
     return drawn
 
 
-def bars(shares: np.ndarray, edges: np.ndarray, xlabel: str, of: str, log: bool = False) -> Figure:
+def bars(shares: np.ndarray, edges: np.ndarray, xlabel: str, of: str, log: bool = False
+) -> "Figure":
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     ax = figure.subplots()
     ax.stairs(shares, edges, fill=True, color="C0")

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,9 +27,9 @@ from speechfuse.rows.rejects import Rejects, by_reason
 from speechfuse.synthesis import plan as synthesis_plan
 from speechfuse.synthesis.engines import Engine
 from speechfuse.synthesis.plan import Entry
-from speechfuse.synthesis.recording import engines_of, speakers_of
-from speechfuse.synthesis.round_trip import RoundTrip
-from speechfuse.synthesis.shard import ROUND_TRIP, synthesize_shard
+
+if TYPE_CHECKING:  # torch is imported when work starts
+    from speechfuse.synthesis.round_trip import RoundTrip
 
 
 @dataclass
@@ -158,7 +158,7 @@ def _by_voice(counts: Counter[str]) -> dict[str, dict[str, Any]]:
 
 
 def settings_of(
-    job: SynthesizeInstructions, engines: dict[str, Engine], trip: RoundTrip | None
+    job: SynthesizeInstructions, engines: dict[str, Engine], trip: "RoundTrip | None"
 ) -> dict[str, Any]:
     """The job's configuration. Arguments that change nothing of what engines and transcriber answer
     move to `runtime`, which is no part of an artifact's fingerprint."""
@@ -181,6 +181,9 @@ def main(job: SynthesizeInstructions) -> None:
     if low := [f"{key}={n}" for key, n in least.items() if n is not None and n < 1]:
         raise ValueError(f"{', '.join(low)}: at least 1 is needed")
     workers.gpus(job.runtime.device)
+    from speechfuse.synthesis.recording import engines_of, speakers_of
+    from speechfuse.synthesis.shard import ROUND_TRIP, synthesize_shard
+
     kinds, engines = synthesis_plan.entries_of(job.kinds, job.texts), engines_of(job.voices)
     quantizer = job.quantizer.load("cpu")
     trip = making.component(ROUND_TRIP | job.round_trip) if job.round_trip else None

@@ -16,7 +16,6 @@ from typing import Any
 
 from speechfuse import artifact, config, workers
 from speechfuse.hub import data as hub_data
-from speechfuse.quantizer import tokenize
 from speechfuse.quantizer.model import QuantizerSpec
 from speechfuse.rows import making, shards
 from speechfuse.rows.rejects import Rejects, by_reason
@@ -54,6 +53,8 @@ def clips_of(job: TokenizeSpeech) -> dict[str, Any]:
 def mark_duplicates(job: TokenizeSpeech, plan: list[dict[str, Any]]) -> None:
     """Note in each shard of `plan`, as `same_audio` {id: id of the first}, its clips whose samples
     an earlier clip has too."""
+    from speechfuse.quantizer import tokenize
+
     function = partial(tokenize.audio_digests, **clips_of(job))
     digests_by_shard = making.gather(job.runtime, function, plan, "duplicates")
     first: dict[str, str] = {}
@@ -87,6 +88,8 @@ def main(job: TokenizeSpeech) -> None:
     workers.gpus(job.runtime.device)
     for spec in job.filters:
         config.instantiate(spec)
+    from speechfuse.quantizer import tokenize  # torch with it: what can be refused has been
+
     corpus = config.instantiate(job.corpus)
     quantizer = job.quantizer.load("cpu")
     if job.runtime.dry_run:

@@ -13,16 +13,15 @@ import math
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
 from tqdm import tqdm
 
 from speechfuse import artifact, config, workers
 from speechfuse.hub import data as hub_data
-from speechfuse.quantizer.training.mels import load, make
-from speechfuse.train import state
+
+if TYPE_CHECKING:  # torch is imported when work starts
+    from torch import Tensor, nn, optim
 
 SHARD = 250  # clips; espeak-ng starts anew with each, so another size is other speech
 
@@ -58,9 +57,11 @@ def learning_rate(job: TrainQuantizer, step: int) -> float:
     return job.lr * warmup * (1 + math.cos(math.pi * step / job.steps)) / 2
 
 
-def optimizer_of(trainee: nn.Module, lr: float) -> torch.optim.Optimizer:
+def optimizer_of(trainee: "nn.Module", lr: float) -> "optim.Optimizer":
     """AdamW whose state is there from the start: a parameter that gets its first gradient late
     would otherwise be missing in the states saved before, and these could not be loaded."""
+    import torch
+
     trained = [p for p in trainee.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.01)
     for parameter in trained:
@@ -69,14 +70,18 @@ def optimizer_of(trainee: nn.Module, lr: float) -> torch.optim.Optimizer:
     return optimizer
 
 
-def train(job: TrainQuantizer, method: Any, trainee: nn.Module, device: str) -> dict[str, float]:
+def train(job: TrainQuantizer, method: Any, trainee: "nn.Module", device: str) -> dict[str, float]:
     """The losses of the last step."""
+    import torch
+
+    from speechfuse.train import state
+
     folder = Path(job.out) / "state"
     optimizer = optimizer_of(trainee, job.lr)
     states = state.States(folder, trainee, optimizer)
     if start := states.restore():
         print(f"{job.out}: goes on at step {start + 1:,} of {job.steps:,}")
-    losses: dict[str, torch.Tensor] = {}
+    losses: dict[str, Tensor] = {}
     bar = tqdm(range(start, job.steps), "training", job.steps, initial=start)
     for step in bar:
         losses = method.losses(step, job.steps, job.batch_size, job.seed)
@@ -96,6 +101,10 @@ def train(job: TrainQuantizer, method: Any, trainee: nn.Module, device: str) -> 
 def main(job: TrainQuantizer) -> None:
     if job.steps < 1 or job.batch_size < 1:
         raise ValueError(f"steps={job.steps}, batch_size={job.batch_size}: both must be at least 1")
+    import torch
+
+    from speechfuse.quantizer.training.mels import load, make
+
     out, runtime = Path(job.out), job.runtime
     device = (workers.gpus(runtime.device) or ["cpu"])[0]
     torch.set_num_threads(runtime.threads)

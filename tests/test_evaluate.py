@@ -311,7 +311,7 @@ def test_a_failed_scoring_leaves_the_predictions(sweep, capsys, monkeypatch):
 
 def test_threads_are_those_of_the_configuration(sweep, monkeypatch):
     asked: list[int] = []
-    monkeypatch.setattr(sweep_module.workers.torch, "set_num_threads", asked.append)
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
     sweep.run("runtime.threads=3", "only=[base]", "limit=2")
     sweep.run("only=[base]", "limit=3")
     assert asked == [3]

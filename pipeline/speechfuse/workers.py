@@ -14,8 +14,6 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
 from typing import Any
 
-import torch
-
 _device = "cpu"
 
 
@@ -29,6 +27,8 @@ def use(name: str, threads: int = 0) -> None:
     global _device
     _device = name
     if threads:
+        import torch  # not above: jobs answer mistakes before it is imported, which takes seconds
+
         torch.set_num_threads(threads)
 
 
@@ -49,7 +49,11 @@ def gpus(device: str) -> list[str]:
     ValueError when there is no such device."""
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"runtime.device={device!r}: choose auto, cpu or cuda")
-    count = torch.cuda.device_count() if device != "cpu" else 0
+    count = 0
+    if device != "cpu":
+        import torch
+
+        count = torch.cuda.device_count()
     if device == "cuda" and not count:
         raise ValueError("runtime.device=cuda, but torch finds no GPU here; use auto or cpu")
     return [f"cuda:{i}" for i in range(count)]

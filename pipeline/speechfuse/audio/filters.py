@@ -14,7 +14,6 @@ from math import inf, log10
 from typing import Any
 
 import numpy as np
-import torch
 
 from speechfuse.audio.decoding import SAMPLE_RATE
 
@@ -74,6 +73,8 @@ def speech_share(min_share: float, threshold: float = 0.5) -> Filter:
 @cache
 def _silero() -> Any:
     """Silero VAD in its sequence form, which keeps nothing between calls: threads may share it."""
+    import torch
+
     threads = torch.get_num_threads()
     try:
         import onnxruntime  # noqa: F401

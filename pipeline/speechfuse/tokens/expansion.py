@@ -10,10 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from speechfuse.tokens import initialization
-from speechfuse.tokens.vocabulary import CHAT_TEMPLATE, END, SOUND, START, SoundLayout, read_config
+from speechfuse.tokens.vocabulary import (
+    CHAT_TEMPLATE,
+    END,
+    SOUND,
+    START,
+    SoundLayout,
+    read_config,
+    tokenizer_of,
+)
 
 
 def add_sound_tokens(tokenizer: PreTrainedTokenizerBase, codes: int) -> None:
@@ -42,7 +50,7 @@ def expand(
     """
     if read_config(base).get("speechfuse"):
         raise ValueError(f"{base} already has sound tokens: expand the original base model")
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = tokenizer_of(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     add_sound_tokens(tokenizer, codes)
     start, end, first = (tokenizer.get_vocab()[name] for name in (START, END, SOUND.format(0)))

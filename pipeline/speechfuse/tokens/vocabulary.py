@@ -10,11 +10,12 @@ code and the mask code (513 for WhisperVQ), in the original Llama3-s's order: id
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 START, END, SOUND = "<|sound_start|>", "<|sound_end|>", "<|sound_{:04d}|>"
 CHAT_TEMPLATE = (  # Llama 3's layout without the system block that its own template always adds
@@ -25,8 +26,6 @@ CHAT_TEMPLATE = (  # Llama 3's layout without the system block that its own temp
     "{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
-transformers_logging.set_verbosity_error()  # its advice is on settings not ours to change
-transformers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class SoundLayout:
 class Vocabulary:
     """Text, control tokens and (if expanded) sound tokens of one checkpoint, as ids."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: SoundLayout | None) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", layout: SoundLayout | None) -> None:
         self.tokenizer, self.layout = tokenizer, layout
         self.begin = self._id("<|begin_of_text|>")
         self.end = self._id("<|end_of_text|>")
@@ -63,9 +62,7 @@ class Vocabulary:
         tokens."""
         config = read_config(checkpoint)
         layout = config.get("speechfuse")
-        return cls(
-            AutoTokenizer.from_pretrained(checkpoint), SoundLayout(**layout) if layout else None
-        )
+        return cls(tokenizer_of(checkpoint), SoundLayout(**layout) if layout else None)
 
     def _id(self, token: str) -> int:
         id = self.tokenizer.convert_tokens_to_ids(token)
@@ -97,6 +94,17 @@ class Vocabulary:
                 f"0-{layout.codes}"
             )
         return [layout.start, *ids.tolist(), layout.end]
+
+
+def tokenizer_of(checkpoint: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a Hugging Face folder. Every reader of a checkpoint begins here, so
+    transformers, which takes seconds to import, is quietened here too."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # its advice is on settings not ours to change
+    logging.disable_progress_bar()
+    return AutoTokenizer.from_pretrained(checkpoint)
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
