@@ -142,7 +142,8 @@ def plots(counts: Statistics) -> list[tuple[str, "Figure"]]:
     return drawn
 
 
-def bars(shares: np.ndarray, edges: np.ndarray, xlabel: str, of: str, log: bool = False
+def bars(
+    shares: np.ndarray, edges: np.ndarray, xlabel: str, of: str, log: bool = False
 ) -> "Figure":
     from matplotlib.figure import Figure
 

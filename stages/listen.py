@@ -17,7 +17,7 @@ from typing import Any
 from speechfuse import artifact, config
 from speechfuse.report.page import Trusted, audio, escape, html, table
 from speechfuse.rows import shards
-from speechfuse.synthesis.shard import EXAMPLES, example_name
+from speechfuse.synthesis.examples import EXAMPLES, example_name
 
 Example = tuple[Path, int, dict[str, Any]]  # shard, number of the row, row
 

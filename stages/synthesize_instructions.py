@@ -21,7 +21,7 @@ import numpy as np
 
 from speechfuse import artifact, config, workers
 from speechfuse.audio import augmentation
-from speechfuse.quantizer.model import QuantizerSpec
+from speechfuse.quantizer.spec import QuantizerSpec
 from speechfuse.rows import making, shards, statistics
 from speechfuse.rows.rejects import Rejects, by_reason
 from speechfuse.synthesis import plan as synthesis_plan

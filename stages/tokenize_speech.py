@@ -16,7 +16,7 @@ from typing import Any
 
 from speechfuse import artifact, config, workers
 from speechfuse.hub import data as hub_data
-from speechfuse.quantizer.model import QuantizerSpec
+from speechfuse.quantizer.spec import QuantizerSpec
 from speechfuse.rows import making, shards
 from speechfuse.rows.rejects import Rejects, by_reason
 

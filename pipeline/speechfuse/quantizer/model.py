@@ -11,8 +11,7 @@ mel space.
 import hashlib
 import json
 import pickle
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -298,33 +297,3 @@ def projection(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     old = f"rq.layers.0.{name}"
     place = old if f"{old}.weight" in state else f"rq.{name}"
     return {f"{name}.{part}": state[f"{place}.{part}"] for part in ("weight", "bias")}
-
-
-@dataclass
-class QuantizerSpec:
-    checkpoint: str = field(
-        metadata={"help": "folder of ours, or a published WhisperVQ .model file"}
-    )
-    whisper: str | None = field(
-        default=None, metadata={"help": "openai-whisper .pt beside a .model"}
-    )
-    dtype: str = field(
-        default="float32",
-        metadata={"help": "float32 (exact) or bfloat16 (faster; changes some codes)"},
-    )
-
-    def load(self, device: str) -> Quantizer:
-        """The quantizer on `device`, read once in each process. Raises ValueError for another dtype
-        and for what cannot be read."""
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"quantizer.dtype={self.dtype!r}: choose float32 or bfloat16")
-        return _quantizer(self.checkpoint, self.whisper, self.dtype, device)
-
-
-@cache
-def _quantizer(path: str, whisper: str | None, dtype: str, device: str) -> Quantizer:
-    torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
-    quantizer = Quantizer.load(Path(path), Path(whisper) if whisper else None)
-    quantizer.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    return quantizer.to(device)

@@ -22,7 +22,8 @@ from speechfuse.artifact import sha256_of
 from speechfuse.audio import decoding
 from speechfuse.audio.filters import Filter
 from speechfuse.corpora.clip import Clip
-from speechfuse.quantizer.model import Quantizer, QuantizerSpec
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.quantizer.spec import QuantizerSpec
 from speechfuse.rows.making import component
 from speechfuse.rows.rejects import FILTERED, Reject
 from speechfuse.rows.shards import Shard

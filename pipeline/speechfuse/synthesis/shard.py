@@ -17,22 +17,17 @@ import soundfile
 
 from speechfuse import workers
 from speechfuse.audio.decoding import SAMPLE_RATE
-from speechfuse.quantizer.model import Quantizer, QuantizerSpec
+from speechfuse.quantizer.model import Quantizer
+from speechfuse.quantizer.spec import QuantizerSpec
 from speechfuse.rows import shards
 from speechfuse.rows.making import component
 from speechfuse.rows.rejects import Reject
+from speechfuse.synthesis.examples import EXAMPLES, example_name
 from speechfuse.synthesis.plan import entries_of, with_texts
 from speechfuse.synthesis.recording import Piece, Recorder, SpokenSample, engines_of
 from speechfuse.synthesis.round_trip import RoundTrip, SynthesizedClip
 
 ROUND_TRIP = {"_component_": "speechfuse.synthesis.round_trip.RoundTrip"}
-
-EXAMPLES = "examples.json"  # the shard's rows whose audio is kept: [number, ...]
-
-
-def example_name(row: int, piece: int) -> str:
-    """Name of the audio of one piece of speech of a row, behind the shard's own."""
-    return f"{row:05d}-{piece}.flac"
 
 
 def synthesize_shard(

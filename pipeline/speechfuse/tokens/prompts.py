@@ -6,15 +6,16 @@ targets. Codes become sound tokens here and nowhere earlier.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from speechfuse.tokens.vocabulary import Vocabulary
+if TYPE_CHECKING:  # it brings transformers, and SPOKEN_ANSWER needs none
+    from speechfuse.tokens.vocabulary import Vocabulary
 
 SPOKEN_ANSWER = "{transcript}\n{answer}"  # a target that repeats the question first
 
 
 def render(
-    vocabulary: Vocabulary,
+    vocabulary: "Vocabulary",
     turns: list[dict[str, Any]],
     add_generation_prompt: bool = False,
     speech_ids: Callable[[dict[str, Any]], list[int]] | None = None,
@@ -47,7 +48,7 @@ def render(
     return ids, targets
 
 
-def render_sound(vocabulary: Vocabulary, codes: list[int]) -> tuple[list[int], list[bool]]:
+def render_sound(vocabulary: "Vocabulary", codes: list[int]) -> tuple[list[int], list[bool]]:
     """The stage 1 sample: begin, sound_start, codes, sound_end, end_of_text; every id but the first
     a target.
 

@@ -1,0 +1,42 @@
+"""The quantizer that a job's configuration names.
+
+Neither torch nor whisper is imported before a quantizer is loaded, so that `--help` and a misspelt
+key answer at once.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from speechfuse.config import key
+
+if TYPE_CHECKING:
+    from speechfuse.quantizer.model import Quantizer
+
+
+@dataclass
+class QuantizerSpec:
+    checkpoint: str = key("folder of ours, or a published WhisperVQ .model file")
+    whisper: str | None = key("openai-whisper .pt beside a .model", None)
+    dtype: str = key("float32 (exact) or bfloat16 (faster; changes some codes)", "float32")
+
+    def load(self, device: str) -> "Quantizer":
+        """Returns the quantizer on `device`, read once in each process. Raises ValueError for
+        another dtype and for a checkpoint that cannot be read."""
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"quantizer.dtype={self.dtype!r}: choose float32 or bfloat16")
+        return _quantizer(self.checkpoint, self.whisper, self.dtype, device)
+
+
+@cache
+def _quantizer(path: str, whisper: str | None, dtype: str, device: str) -> "Quantizer":
+    import torch
+
+    from speechfuse.quantizer.model import Quantizer
+
+    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    quantizer = Quantizer.load(Path(path), Path(whisper) if whisper else None)
+    quantizer.dtype = getattr(torch, dtype)
+    return quantizer.to(device)
