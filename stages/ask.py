@@ -12,6 +12,7 @@ from pathlib import Path
 
 from speechfuse import config
 from speechfuse.audio import decoding
+from speechfuse.quantizer.spec import check_files
 from speechfuse.tokens import prompts
 
 
@@ -48,6 +49,7 @@ def chosen_checkpoint(report: Path) -> Path:
 def main(job: Ask) -> None:
     waveform = decoding.load(Path(job.file))
     checkpoint = Path(job.checkpoint) if job.checkpoint else chosen_checkpoint(Path(job.report))
+    check_files(job.quantizer, job.whisper)
     from speechfuse.evals import generation  # torch with it: what can be refused has been
     from speechfuse.quantizer.model import Quantizer
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config
+from speechfuse.quantizer.spec import check_files
 from speechfuse.tokens import vocabulary
 
 
@@ -36,6 +37,7 @@ class ExpandVocab:
 def main(job: ExpandVocab) -> None:
     out, base = Path(job.out), Path(job.base)
     vocabulary.read_config(base)
+    check_files(job.quantizer, job.whisper)
     from speechfuse.quantizer.model import Quantizer  # torch with it: what can be refused has been
     from speechfuse.tokens import expansion
 

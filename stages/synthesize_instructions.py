@@ -21,7 +21,7 @@ import numpy as np
 
 from speechfuse import artifact, config, workers
 from speechfuse.audio import augmentation
-from speechfuse.quantizer.spec import QuantizerSpec
+from speechfuse.quantizer.spec import QuantizerSpec, check_files
 from speechfuse.rows import making, shards, statistics
 from speechfuse.rows.rejects import Rejects, by_reason
 from speechfuse.synthesis import plan as synthesis_plan
@@ -180,11 +180,14 @@ def main(job: SynthesizeInstructions) -> None:
     least = {"shard_size": job.shard_size, "batch_size": job.batch_size, "samples": job.samples}
     if low := [f"{key}={n}" for key, n in least.items() if n is not None and n < 1]:
         raise ValueError(f"{', '.join(low)}: at least 1 is needed")
-    workers.gpus(job.runtime.device)
+    kinds = synthesis_plan.entries_of(job.kinds, job.texts)
+    texts = {f"texts.{n}": artifact.fingerprint_of(kind.texts) for n, kind in kinds.items()}
+    check_files(job.quantizer.checkpoint, job.quantizer.whisper)
     from speechfuse.synthesis.recording import engines_of, speakers_of
     from speechfuse.synthesis.shard import ROUND_TRIP, synthesize_shard
 
-    kinds, engines = synthesis_plan.entries_of(job.kinds, job.texts), engines_of(job.voices)
+    workers.gpus(job.runtime.device)
+    engines = engines_of(job.voices)
     quantizer = job.quantizer.load("cpu")
     trip = making.component(ROUND_TRIP | job.round_trip) if job.round_trip else None
     complete = (out / "manifest.json").exists() and not job.fresh
@@ -208,7 +211,7 @@ def main(job: SynthesizeInstructions) -> None:
         identities["round_trip"] = trip.transcriber.identity()
     inputs = {
         "quantizer": quantizer.identity,
-        **{f"texts.{name}": artifact.fingerprint_of(kind.texts) for name, kind in kinds.items()},
+        **texts,
         **{name: json.dumps(value, sort_keys=True) for name, value in identities.items()},
     }
     if sounds := augmentation.check(job.augmentation):

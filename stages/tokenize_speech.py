@@ -85,13 +85,13 @@ def main(job: TokenizeSpeech) -> None:
         raise ValueError(
             f"shard_size={job.shard_size}, batch_size={job.batch_size}: both must be at least 1"
         )
-    workers.gpus(job.runtime.device)
     for spec in job.filters:
         config.instantiate(spec)
-    from speechfuse.quantizer import tokenize  # torch with it: what can be refused has been
-
     corpus = config.instantiate(job.corpus)
     quantizer = job.quantizer.load("cpu")
+    workers.gpus(job.runtime.device)
+    from speechfuse.quantizer import tokenize  # torch with it: what can be refused has been
+
     if job.runtime.dry_run:
         shard_list = plan_of(job, corpus)["shards"]
         clips = sum(shard["count"] for shard in shard_list)

@@ -15,11 +15,19 @@ from contextlib import redirect_stdout
 from io import StringIO
 
 from speechfuse import config
+from speechfuse.hub import data as hub_data
 from speechfuse.train.config import Finetune
+from speechfuse.train.preflight import assumed
 
 
 def main(job: Finetune) -> None:
-    import torch.distributed as dist  # not above: --help and a misspelt key answer at once
+    paths = [spec["path"] for spec in job.datasets if "path" in spec]
+    folders: dict[str, str | None] = dict.fromkeys(
+        path for path in paths if not hub_data.PATH.fullmatch(path)
+    )
+    if not job.runtime.dry_run and (lacks := assumed.missing(job, folders)):
+        raise ValueError("; ".join(lacks))  # before torch and torchtune are imported
+    import torch.distributed as dist
 
     from speechfuse.train import loop
 

@@ -101,17 +101,17 @@ def train(job: TrainQuantizer, method: Any, trainee: "nn.Module", device: str) -
 def main(job: TrainQuantizer) -> None:
     if job.steps < 1 or job.batch_size < 1:
         raise ValueError(f"steps={job.steps}, batch_size={job.batch_size}: both must be at least 1")
-    import torch
+    out, runtime = Path(job.out), job.runtime
+    specs = {"corpus": job.corpus, "validation": job.validation}
+    corpora = {name: config.instantiate(spec) for name, spec in specs.items()}
+    import torch  # now that what can be refused has been
 
     from speechfuse.quantizer.training.mels import load, make
 
-    out, runtime = Path(job.out), job.runtime
     device = (workers.gpus(runtime.device) or ["cpu"])[0]
     torch.set_num_threads(runtime.threads)
     torch.manual_seed(job.seed)
     method = config.instantiate(job.method)
-    specs = {"corpus": job.corpus, "validation": job.validation}
-    corpora = {name: config.instantiate(spec) for name, spec in specs.items()}
     started = None if job.fresh else out
     inputs = {
         name: hub_data.pinned_commit(corpus.fingerprint, name, started)

@@ -7,6 +7,7 @@ import ast
 import fnmatch
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -385,13 +386,83 @@ def test_every_room_and_door_is_in_use():
         assert any(fnmatch.fnmatch(user, file) for user in users for file in files), door
 
 
-def test_jobs_start_without_what_few_of_them_use():
-    """Each of these takes seconds to import."""
-    jobs = "import stages.gate, stages.report, stages.evaluate, speechfuse.evals.speech"
-    heavy = "{'openai', 'nltk', 'sacrebleu', 'whisper', 'lm_eval'}"
-    code = f"{jobs}, sys; print(sorted({heavy} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout == "[]\n", done.stderr
+HEAVY = (
+    "torch transformers torchtune lm_eval datasets scipy sklearn pandas numba whisper openai nltk "
+    "sacrebleu ray"
+)
+NOTHING = "absent-folder/absent"
+ANSWERED = """
+import io, runpy, sys, time
+from contextlib import redirect_stderr, redirect_stdout
+for line in sys.stdin:
+    job, *arguments = line.split("\\t")
+    text = io.StringIO()
+    sys.argv = [job, *(a.strip() for a in arguments)]
+    try:
+        with redirect_stderr(text), redirect_stdout(text):
+            run = runpy.run_path if job.endswith(".py") else runpy.run_module
+            run(job, run_name="__main__")
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code
+    except BaseException as error:
+        code = repr(error)
+    print(job, code, " ".join(text.getvalue().split())[:9000], sep="|")
+    if heavy := sorted({*HEAVY.split()} & sys.modules.keys()):
+        sys.exit(f"{job} {arguments} imported {heavy}")
+"""
+
+
+def answers(lines: list[list[str]]) -> list[list[str]]:
+    """[job, exit status, what it printed] of each job, given its arguments, all in one process
+    that fails once any of them has imported what takes seconds."""
+    code = f"HEAVY = {HEAVY!r}\n{ANSWERED}"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input="\n".join("\t".join(line) for line in lines),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/pipeline:{ROOT}"},
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.split("|", 2) for line in done.stdout.splitlines()]
+
+
+def test_help_and_a_misspelt_key_need_no_heavy_import():
+    modules = sorted(p.stem for p in (ROOT / "stages").glob("*.py") if p.stem != "__init__")
+    jobs = [f"stages.{name}" for name in modules] + ["recipes/demo/say.py"]
+    assert len(jobs) >= 15
+    for job, code, text in answers([[job, "--help"] for job in jobs]):
+        assert (code == "0" and "default" in text) or "key" in text, (job, code, text)
+    for job, code, text in answers([[job, "outt=x"] for job in jobs]):
+        assert code == "2" and "unknown key 'outt'" in text, (job, code, text)
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments"),
+    [
+        ("stages.train", ["recipes/demo/stage1.yaml", f"checkpoint={NOTHING}"]),
+        ("stages.train", ["recipes/demo/stage1.yaml", f"datasets.0.path={NOTHING}"]),
+        ("stages.tokenize_speech", ["recipes/demo/tokenize.yaml", f"corpus.path={NOTHING}"]),
+        ("stages.expand_vocab", ["recipes/demo/expand_vocab.yaml", f"base={NOTHING}"]),
+        ("stages.expand_vocab", ["recipes/demo/expand_vocab.yaml", f"quantizer={NOTHING}"]),
+        ("stages.ask", ["recipes/demo/ask.yaml", f"{NOTHING}.wav"]),
+        ("stages.verify", [NOTHING]),
+        ("stages.inspect_dataset", [NOTHING]),
+        ("stages.listen", [NOTHING]),
+        ("stages.push_to_hub", [NOTHING]),
+        ("stages.score_wer", [f"{NOTHING}.jsonl"]),
+        ("stages.evaluate", ["recipes/demo/evaluate.yaml", f"checkpoints.0.path={NOTHING}"]),
+        ("stages.report", ["recipes/demo/report.yaml", f"evals={NOTHING}"]),
+        ("stages.gate", ["recipes/demo/gate.yaml", f"evals={NOTHING}"]),
+        ("stages.curate_texts", ["recipes/demo/curate_texts.yaml", f"texts.0.path={NOTHING}"]),
+        ("stages.synthesize_instructions", ["recipes/demo/synthesize.yaml", f"texts={NOTHING}"]),
+    ],
+)
+def test_a_missing_file_needs_no_heavy_import(job, arguments):
+    ((_, code, text),) = answers([[job, *arguments]])
+    assert code == "2" and text.startswith("error: ") and "absent" in text, (code, text)
 
 
 @pytest.mark.parametrize(

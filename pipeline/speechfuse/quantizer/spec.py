@@ -26,7 +26,15 @@ class QuantizerSpec:
         another dtype and for a checkpoint that cannot be read."""
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"quantizer.dtype={self.dtype!r}: choose float32 or bfloat16")
+        check_files(self.checkpoint, self.whisper)
         return _quantizer(self.checkpoint, self.whisper, self.dtype, device)
+
+
+def check_files(checkpoint: str, whisper: str | None) -> None:
+    """Raises FileNotFoundError for a quantizer that is not there, before torch is imported."""
+    for path in (checkpoint, whisper):
+        if path is not None and not Path(path).exists():
+            raise FileNotFoundError(f"no quantizer at {path}: a folder of ours or a published file")
 
 
 @cache
