@@ -83,12 +83,12 @@ def road(tmp_path_factory) -> Path:
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     run(*launch, "-m", "stages.train", write(folder / "stage2.yaml", stage2))
     evaluate = yaml.safe_load((DEMO / "evaluate.yaml").read_text())
-    task = evaluate["tasks"]["transcription"] | {"path": str(folder / "test")}
+    task = evaluate["tasks"]["transcription"] | {"data": str(folder / "test")}
     task["splits"] = {"unseen_voices": {"voices": "unseen"}}
     evaluate |= {"out": str(folder / "evals"), "tasks": {"transcription": task}}
     evaluate["checkpoints"] = [
         {"name": "expanded", "path": str(folder / "expanded"), "tasks": ["transcription"]},
-        {"name": "stage2", "path": str(folder / "stage2"), "tasks": ["transcription"]},
+        {"name": "stage2", "path": str(folder / "stage2/epoch_5"), "tasks": ["transcription"]},
     ]
     write(folder / "evaluate.yaml", evaluate)
     run("-m", "stages.evaluate", str(folder / "evaluate.yaml"))
@@ -103,7 +103,7 @@ def right(road: Path, checkpoint: str) -> float:
 
 def test_two_ranks_learn_to_hear_unseen_voices(road):
     assert right(road, "expanded") < 0.2, "the model must not know it before"
-    assert right(road, "stage2/epoch_5") >= FLOOR
+    assert right(road, "stage2") >= FLOOR
 
 
 def test_the_loss_falls(road):
@@ -122,4 +122,4 @@ def test_a_second_run_has_nothing_to_do(road):
     said += run("-m", "stages.tokenize_speech", str(road / "train.yaml"))
     said += run("-m", "stages.evaluate", str(road / "evaluate.yaml"))
     assert said.count("complete, nothing to do") == 2
-    assert "0 results made, 7 were there" in said
+    assert "0 results made, 2 were there" in said
