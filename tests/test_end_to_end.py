@@ -98,7 +98,7 @@ def road(tmp_path_factory) -> Path:
 def right(road: Path, checkpoint: str) -> float:
     items = json.loads((road / "evals" / checkpoint / "transcription.json").read_text())["items"]
     assert len(items) == 5 * len(WORDS)
-    return sum(item["heard"] == item["text"] for item in items) / len(items)
+    return sum(item["answer"] == item["expected"] for item in items) / len(items)
 
 
 def test_two_ranks_learn_to_hear_unseen_voices(road):
