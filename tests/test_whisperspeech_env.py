@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,9 +31,13 @@ INTERPRETER = os.environ.get("SPEECHFUSE_WHISPERSPEECH", str(ROOT / PYTHON))
 CODES, WIDTH = 32, 8
 TEXTS = ["What is three plus four?", "Name the capital of France.", "Why do birds sing?"]
 
-needs_environment = pytest.mark.skipif(
+skip_without_it = pytest.mark.skipif(
     not Path(INTERPRETER).exists(), reason="no WhisperSpeech here: just test-whisperspeech"
 )
+
+
+def needs_environment(test: Any) -> Any:
+    return pytest.mark.whisperspeech(skip_without_it(test))
 
 
 def quantizer(folder: Path, seed: int) -> Quantizer:
