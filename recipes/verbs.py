@@ -69,8 +69,8 @@ def gate(recipe: Path, arguments: list[str]) -> int:
 def synthesize(recipe: Path, arguments: list[str]) -> int:
     for world in (recipe / "world", recipe / "dialogues"):  # seconds, in a dry run too
         if world.with_suffix(".py").exists():
-            made = [sys.executable, str(world.with_suffix(".py")), str(world.with_suffix(".yaml"))]
-            if code := subprocess.run(made).returncode:
+            command = [sys.executable, str(world.with_suffix(".py")), str(world.with_suffix(".yaml"))]
+            if code := subprocess.run(command).returncode:
                 return code
     texts = recipe / "curate_texts.yaml"
     manifest = Path(yaml.safe_load(texts.read_text())["out"]) / "manifest.json"
