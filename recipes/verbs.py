@@ -69,8 +69,8 @@ def gate(recipe: Path, arguments: list[str]) -> int:
 def synthesize(recipe: Path, arguments: list[str]) -> int:
     for world in (recipe / "world", recipe / "dialogues"):  # seconds, in a dry run too
         if world.with_suffix(".py").exists():
-            command = [sys.executable, str(world.with_suffix(".py")), str(world.with_suffix(".yaml"))]
-            if code := subprocess.run(command).returncode:
+            paths = [str(world.with_suffix(suffix)) for suffix in (".py", ".yaml")]
+            if code := subprocess.run([sys.executable, *paths]).returncode:
                 return code
     texts = recipe / "curate_texts.yaml"
     manifest = Path(yaml.safe_load(texts.read_text())["out"]) / "manifest.json"

@@ -7,29 +7,24 @@ that the report chose, or `checkpoint`.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from speechfuse import config
 from speechfuse.audio import decoding
+from speechfuse.config import key
 from speechfuse.quantizer.spec import check_files
 from speechfuse.tokens import prompts
 
 
 @dataclass
 class Ask:
-    file: str = field(metadata={"help": "the audio file with the question"})
-    report: str = field(metadata={"help": "report.json, which names the chosen checkpoint"})
-    quantizer: str = field(
-        metadata={"help": "folder of ours, or a published WhisperVQ .model file"}
-    )
-    whisper: str | None = field(
-        default=None, metadata={"help": "openai-whisper .pt beside a .model"}
-    )
-    checkpoint: str | None = field(
-        default=None, metadata={"help": "this one instead of the chosen"}
-    )
-    max_new_tokens: int = field(default=64, metadata={"help": "longest reply"})
+    file: str = key("the audio file with the question")
+    report: str = key("report.json, which names the chosen checkpoint")
+    quantizer: str = key("folder of ours, or a published WhisperVQ .model file")
+    whisper: str | None = key("openai-whisper .pt beside a .model", None)
+    checkpoint: str | None = key("this one instead of the chosen", None)
+    max_new_tokens: int = key("longest reply", 64)
 
 
 def chosen_checkpoint(report: Path) -> Path:

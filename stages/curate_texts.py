@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config
+from speechfuse.config import key
 from speechfuse.hub import data as hub_data
 from speechfuse.rows import making, shards
 from speechfuse.rows.rejects import FILTERED, Rejects, by_reason
@@ -26,16 +27,16 @@ from speechfuse.texts.curation.shard import curate_shard, is_global, sketches_of
 
 @dataclass
 class Runtime(making.Workers):
-    device: str = field(default="cpu", metadata={"help": "cpu: nothing here uses a GPU"})
+    device: str = key("cpu: nothing here uses a GPU", "cpu")
 
 
 @dataclass
 class CurateTexts:
-    out: str = field(metadata={"help": "folder of the dataset"})
-    texts: list[dict[str, Any]] = field(metadata={"help": "sources, of speechfuse.texts.sources"})
-    steps: list[dict[str, Any]] = field(metadata={"help": "of speechfuse.texts.curation, in order"})
-    shard_size: int = field(default=10_000, metadata={"help": "rows of the sources in a shard"})
-    fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
+    out: str = key("folder of the dataset")
+    texts: list[dict[str, Any]] = key("sources, of speechfuse.texts.sources")
+    steps: list[dict[str, Any]] = key("of speechfuse.texts.curation, in order")
+    shard_size: int = key("rows of the sources in a shard", 10_000)
+    fresh: bool = key("move an artifact that differs aside", False)
     runtime: Runtime = field(default_factory=Runtime)
 
 

@@ -7,31 +7,28 @@ token per code and the mask code; the id layout and the quantizer's identity sta
 config.json.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config
+from speechfuse.config import key
 from speechfuse.quantizer.spec import check_files
 from speechfuse.tokens import vocabulary
 
 
 @dataclass
 class ExpandVocab:
-    out: str = field(metadata={"help": "folder of the expanded checkpoint"})
-    base: str = field(metadata={"help": "Hugging Face folder of a Llama-3 model"})
-    quantizer: str = field(
-        metadata={"help": "folder of ours, or a published WhisperVQ .model file"}
+    out: str = key("folder of the expanded checkpoint")
+    base: str = key("Hugging Face folder of a Llama-3 model")
+    quantizer: str = key("folder of ours, or a published WhisperVQ .model file")
+    whisper: str | None = key("openai-whisper .pt beside a .model", None)
+    initialize: dict[str, Any] = key(
+        "values of the new rows: normal, mean, mean_and_covariance or codebook",
+        {"_component_": "speechfuse.tokens.codebook"},
     )
-    whisper: str | None = field(
-        default=None, metadata={"help": "openai-whisper .pt beside a .model"}
-    )
-    initialize: dict[str, Any] = field(
-        default_factory=lambda: {"_component_": "speechfuse.tokens.codebook"},
-        metadata={"help": "values of the new rows: normal, mean, mean_and_covariance or codebook"},
-    )
-    seed: int = field(default=0, metadata={"help": "of the new rows"})
-    fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
+    seed: int = key("of the new rows", 0)
+    fresh: bool = key("move an artifact that differs aside", False)
 
 
 def main(job: ExpandVocab) -> None:

@@ -8,7 +8,7 @@ nothing to judge.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from speechfuse import config
@@ -20,16 +20,12 @@ from speechfuse.report.results import Results, ResultsByCheckpoint, key
 
 @dataclass
 class Gate:
-    evals: str = field(metadata={"help": "folder of the result files"})
-    checkpoint: str = field(metadata={"help": "what is judged, as results call it"})
-    base: str = field(metadata={"help": "checkpoint that of_base_at_least refers to"})
-    floors: list[Floor] = field(
-        metadata={"help": "{task, split, metric, at_least | at_most | of_base_at_least}"}
-    )
-    path: str | None = field(
-        default=None, metadata={"help": "its folder: the results must be of these very weights"}
-    )
-    protocol: str = field(default="clean", metadata={"help": "protocol of the results"})
+    evals: str = config.key("folder of the result files")
+    checkpoint: str = config.key("what is judged, as results call it")
+    base: str = config.key("checkpoint that of_base_at_least refers to")
+    floors: list[Floor] = config.key("{task, split, metric, at_least | at_most | of_base_at_least}")
+    path: str | None = config.key("its folder: the results must be of these very weights", None)
+    protocol: str = config.key("protocol of the results", "clean")
 
 
 def complete(job: Gate) -> ResultsByCheckpoint:

@@ -9,13 +9,14 @@ codes. Nothing is written into the dataset's folder.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from speechfuse import artifact, config
+from speechfuse.config import key
 from speechfuse.hub import data as hub_data
 from speechfuse.report import page
 from speechfuse.rows import shards, statistics
@@ -31,16 +32,12 @@ Table = list[list[str]]  # the head first
 
 @dataclass
 class InspectDataset:
-    path: str = field(metadata={"help": "folder of the dataset, or owner/name@revision"})
-    out: str | None = field(
-        default=None, metadata={"help": "the page; null: NAME.inspect.html beside the folder"}
-    )
-    hear: int = field(default=5, metadata={"help": "rows that are shown"})
-    decoder: str | None = field(
-        default=None, metadata={"help": "the quantizer, with its decoding half: says what it heard"}
-    )
-    whisper: str | None = field(default=None, metadata={"help": "the decoder's openai-whisper .pt"})
-    language: str = field(default="en", metadata={"help": "that the decoder is to hear"})
+    path: str = key("folder of the dataset, or owner/name@revision")
+    out: str | None = key("the page; null: NAME.inspect.html beside the folder", None)
+    hear: int = key("rows that are shown", 5)
+    decoder: str | None = key("the quantizer, with its decoding half: says what it heard", None)
+    whisper: str | None = key("the decoder's openai-whisper .pt", None)
+    language: str = key("that the decoder is to hear", "en")
 
 
 def page_path(job: InspectDataset, folder: Path) -> Path:

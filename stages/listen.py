@@ -10,11 +10,12 @@ folder, and nothing that the dataset names is run.
 
 import base64
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config
+from speechfuse.config import key
 from speechfuse.report.page import Trusted, audio, escape, html, table
 from speechfuse.rows import shards
 from speechfuse.synthesis.examples import EXAMPLES, example_name
@@ -24,10 +25,8 @@ Example = tuple[Path, int, dict[str, Any]]  # shard, number of the row, row
 
 @dataclass
 class Listen:
-    path: str = field(metadata={"help": "folder of the dataset"})
-    out: str | None = field(
-        default=None, metadata={"help": "the page; null: NAME.listen.html beside the folder"}
-    )
+    path: str = key("folder of the dataset")
+    out: str | None = key("the page; null: NAME.listen.html beside the folder", None)
 
 
 def examples_by_kind(folder: Path) -> dict[str, list[Example]]:

@@ -8,10 +8,11 @@ token is in the environment, HF_TOKEN. Run it again after a stop; a repository t
 left alone.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from speechfuse import config
+from speechfuse.config import key
 from speechfuse.hub import cards, push
 
 TEMPLATES = Path(__file__).parent.parent / "data_cards"
@@ -20,16 +21,12 @@ PARENTS = (Path(), Path("out/data"), Path("out/models"))
 
 @dataclass
 class PushToHub:
-    path: str = field(metadata={"help": "folder, or its name under out/data or out/models"})
-    repo: str | None = field(
-        default=None, metadata={"help": "owner/name; null: your account and the folder's name"}
-    )
-    private: bool = field(default=True, metadata={"help": "false: everybody may read it"})
-    licence: str | None = field(
-        default=None, metadata={"help": "e.g. cc-by-4.0; null: what the corpus states"}
-    )
-    message: str | None = field(default=None, metadata={"help": "of the commit"})
-    dry_run: bool = field(default=False, metadata={"help": "say what would be sent, and stop"})
+    path: str = key("folder, or its name under out/data or out/models")
+    repo: str | None = key("owner/name; null: your account and the folder's name", None)
+    private: bool = key("false: everybody may read it", True)
+    licence: str | None = key("e.g. cc-by-4.0; null: what the corpus states", None)
+    message: str | None = key("of the commit", None)
+    dry_run: bool = key("say what would be sent, and stop", False)
 
 
 def folder_of(path: str) -> Path:

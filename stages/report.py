@@ -9,7 +9,7 @@ epoch misses a floor.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,35 +30,25 @@ OTHER_PROTOCOL = "Measured in another way: these numbers compare with none above
 
 @dataclass
 class Report:
-    out: str = field(metadata={"help": "folder of the report"})
-    evals: str = field(metadata={"help": "folder of the result files"})
-    base: str = field(metadata={"help": "checkpoint that the percentages refer to"})
-    runs: list[Run] = field(metadata={"help": "trainings in order, {name, path}"})
+    out: str = config.key("folder of the report")
+    evals: str = config.key("folder of the result files")
+    base: str = config.key("checkpoint that the percentages refer to")
+    runs: list[Run] = config.key("trainings in order, {name, path}")
     rule: Rule
-    table: list[Column] = field(
-        metadata={"help": "{task, split, metric, degradation} of the first table"}
+    table: list[Column] = config.key("{task, split, metric, degradation} of the first table")
+    samples: str = config.key("split of the rule's task whose items are shown")
+    text: str = config.key("4-choice task that is plotted", "text_mmlu")
+    baselines: list[Baseline] = config.key(
+        "further rows {name, checkpoint, task, as_task} of the tables", []
     )
-    samples: str = field(metadata={"help": "split of the rule's task whose items are shown"})
-    text: str = field(default="text_mmlu", metadata={"help": "4-choice task that is plotted"})
-    baselines: list[Baseline] = field(
-        default_factory=list,
-        metadata={"help": "further rows {name, checkpoint, task, as_task} of the tables"},
+    floors: list[Floor] = config.key(
+        "{task, split, metric, at_least | at_most | of_base_at_least}", []
     )
-    floors: list[Floor] = field(
-        default_factory=list,
-        metadata={"help": "{task, split, metric, at_least | at_most | of_base_at_least}"},
-    )
-    curves: list[Curve] = field(
-        default_factory=list, metadata={"help": "{title, x, points} to be plotted"}
-    )
-    legend: dict[str, str] = field(
-        default_factory=dict, metadata={"help": "what names in the tables mean, in Markdown"}
-    )
-    partial: str = field(
-        default="", metadata={"help": "what the sweep was limited to, e.g. limit=20; said on top"}
-    )
-    command: str = field(default="", metadata={"help": "what makes the results, for the reader"})
-    check: bool = field(default=False, metadata={"help": "fail when a floor is missed"})
+    curves: list[Curve] = config.key("{title, x, points} to be plotted", [])
+    legend: dict[str, str] = config.key("what names in the tables mean, in Markdown", {})
+    partial: str = config.key("what the sweep was limited to, e.g. limit=20; said on top", "")
+    command: str = config.key("what makes the results, for the reader", "")
+    check: bool = config.key("fail when a floor is missed", False)
 
 
 def metrics_of(run: Run) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ logs hold texts that are normalised already: these are recognised and scored as 
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,8 @@ from speechfuse.scores import audiobench_wer
 
 @dataclass
 class ScoreWer:
-    file: str = field(metadata={"help": "JSON lines {reference, prediction}"})
-    normalised: bool | None = field(
-        default=None, metadata={"help": "the texts are AudioBench's output; null: find out"}
-    )
+    file: str = config.key("JSON lines {reference, prediction}")
+    normalised: bool | None = config.key("the texts are AudioBench's output; null: find out", None)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -34,38 +34,31 @@ if TYPE_CHECKING:  # torch is imported when work starts
 
 @dataclass
 class Runtime(making.Workers):
-    prefetch: int = field(default=32, metadata={"help": "samples spoken ahead of the encoder"})
+    prefetch: int = config.key("samples spoken ahead of the encoder", 32)
 
 
 @dataclass
 class SynthesizeInstructions:
-    out: str = field(metadata={"help": "folder of the dataset"})
-    kinds: dict[str, dict[str, Any]] = field(
-        metadata={
-            "help": "name: a kind of speechfuse.synthesis.kinds with its share, texts and select"
-        }
+    out: str = config.key("folder of the dataset")
+    kinds: dict[str, dict[str, Any]] = config.key(
+        "name: a kind of speechfuse.synthesis.kinds with its share, texts and select"
     )
-    voices: dict[str, dict[str, Any]] = field(
-        metadata={"help": "name: an engine of synthesis.engines with its share; its voices share"}
+    voices: dict[str, dict[str, Any]] = config.key(
+        "name: an engine of synthesis.engines with its share; its voices share"
     )
-    quantizer: QuantizerSpec = field(metadata={"help": "what makes the codes"})
-    texts: str | None = field(
-        default=None, metadata={"help": "finished artifact of text, for kinds that name none"}
+    quantizer: QuantizerSpec = config.key("what makes the codes")
+    texts: str | None = config.key("finished artifact of text, for kinds that name none", None)
+    samples: int | None = config.key("of all kinds; null: no text twice for a kind", None)
+    augmentation: list[dict[str, Any]] = config.key(
+        "of speechfuse.audio.augmentation, in order", []
     )
-    samples: int | None = field(
-        default=None, metadata={"help": "of all kinds; null: no text twice for a kind"}
+    round_trip: dict[str, Any] | None = config.key(
+        "of speechfuse.synthesis.round_trip: leaves out what says another text", None
     )
-    augmentation: list[dict[str, Any]] = field(
-        default_factory=list, metadata={"help": "of speechfuse.audio.augmentation, in order"}
-    )
-    round_trip: dict[str, Any] | None = field(
-        default=None,
-        metadata={"help": "of speechfuse.synthesis.round_trip: leaves out what says another text"},
-    )
-    seed: int = field(default=0, metadata={"help": "of every choice"})
-    shard_size: int = field(default=500, metadata={"help": "samples of a shard"})
-    batch_size: int = field(default=16, metadata={"help": "pieces of speech of one encoder pass"})
-    fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
+    seed: int = config.key("of every choice", 0)
+    shard_size: int = config.key("samples of a shard", 500)
+    batch_size: int = config.key("pieces of speech of one encoder pass", 16)
+    fresh: bool = config.key("move an artifact that differs aside", False)
     runtime: Runtime = field(default_factory=Runtime)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config, workers
+from speechfuse.config import key
 from speechfuse.hub import data as hub_data
 from speechfuse.quantizer.spec import QuantizerSpec
 from speechfuse.rows import making, shards
@@ -23,24 +24,20 @@ from speechfuse.rows.rejects import Rejects, by_reason
 
 @dataclass
 class Runtime(making.Workers):
-    decode_threads: int = field(default=2, metadata={"help": "of each process, beside the encoder"})
-    prefetch: int = field(default=32, metadata={"help": "clips decoded ahead of the encoder"})
+    decode_threads: int = key("of each process, beside the encoder", 2)
+    prefetch: int = key("clips decoded ahead of the encoder", 32)
 
 
 @dataclass
 class TokenizeSpeech:
-    out: str = field(metadata={"help": "folder of the dataset"})
-    corpus: dict[str, Any] = field(metadata={"help": "a corpus of speechfuse.corpora"})
-    quantizer: QuantizerSpec = field(metadata={"help": "what makes the codes"})
-    filters: list[dict[str, Any]] = field(
-        default_factory=list, metadata={"help": "of speechfuse.audio.filters, in order"}
-    )
-    drop_duplicate_audio: bool = field(
-        default=False, metadata={"help": "keep the first of clips with the same samples"}
-    )
-    shard_size: int = field(default=500, metadata={"help": "clips of a shard"})
-    batch_size: int = field(default=16, metadata={"help": "clips of one encoder pass"})
-    fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
+    out: str = key("folder of the dataset")
+    corpus: dict[str, Any] = key("a corpus of speechfuse.corpora")
+    quantizer: QuantizerSpec = key("what makes the codes")
+    filters: list[dict[str, Any]] = key("of speechfuse.audio.filters, in order", [])
+    drop_duplicate_audio: bool = key("keep the first of clips with the same samples", False)
+    shard_size: int = key("clips of a shard", 500)
+    batch_size: int = key("clips of one encoder pass", 16)
+    fresh: bool = key("move an artifact that differs aside", False)
     runtime: Runtime = field(default_factory=Runtime)
 
 

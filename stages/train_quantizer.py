@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from speechfuse import artifact, config, workers
+from speechfuse.config import key
 from speechfuse.hub import data as hub_data
 
 if TYPE_CHECKING:  # torch is imported when work starts
@@ -28,27 +29,25 @@ SHARD = 250  # clips; espeak-ng starts anew with each, so another size is other 
 
 @dataclass
 class Runtime:
-    workers: int = field(default=2, metadata={"help": "processes that decode or synthesize speech"})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, or auto: cuda where present"})
-    threads: int = field(default=1, metadata={"help": "CPU threads of the training itself"})
-    state_every: int = field(default=250, metadata={"help": "steps between saved states"})
-    max_reject_rate: float = field(
-        default=0.1, metadata={"help": "more clips that cannot be trained on stop the job"}
-    )
+    workers: int = key("processes that decode or synthesize speech", 2)
+    device: str = key("cpu, cuda, or auto: cuda where present", "auto")
+    threads: int = key("CPU threads of the training itself", 1)
+    state_every: int = key("steps between saved states", 250)
+    max_reject_rate: float = key("more clips that cannot be trained on stop the job", 0.1)
 
 
 @dataclass
 class TrainQuantizer:
-    out: str = field(metadata={"help": "folder of the quantizer"})
-    corpus: dict[str, Any] = field(metadata={"help": "training speech, of speechfuse.corpora"})
-    validation: dict[str, Any] = field(metadata={"help": "speech of other voices, to measure"})
-    method: dict[str, Any] = field(metadata={"help": "what is trained, and towards what"})
-    steps: int = field(metadata={"help": "optimizer steps"})
-    batch_size: int = field(default=16, metadata={"help": "windows a step"})
-    lr: float = field(default=2e-3, metadata={"help": "peak learning rate, cosine to 0"})
-    warmup_steps: int = field(default=50, metadata={"help": "linear warm-up"})
-    seed: int = field(default=0, metadata={"help": "of weights and batches"})
-    fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
+    out: str = key("folder of the quantizer")
+    corpus: dict[str, Any] = key("training speech, of speechfuse.corpora")
+    validation: dict[str, Any] = key("speech of other voices, to measure")
+    method: dict[str, Any] = key("what is trained, and towards what")
+    steps: int = key("optimizer steps")
+    batch_size: int = key("windows a step", 16)
+    lr: float = key("peak learning rate, cosine to 0", 2e-3)
+    warmup_steps: int = key("linear warm-up", 50)
+    seed: int = key("of weights and batches", 0)
+    fresh: bool = key("move an artifact that differs aside", False)
     runtime: Runtime = field(default_factory=Runtime)
 
 

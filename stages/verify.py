@@ -8,16 +8,17 @@ sha256; of a dataset every row is read: ids, and codes against the codebook. A b
 memory at a time, and 8 bytes for each row.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from speechfuse import config
+from speechfuse.config import key
 from speechfuse.hub import data as hub_data
 from speechfuse.rows import verification
 
 
 @dataclass
 class Verify:
-    path: str = field(metadata={"help": "folder of the artifact, or owner/name@revision"})
+    path: str = key("folder of the artifact, or owner/name@revision")
 
 
 def main(job: Verify) -> None:

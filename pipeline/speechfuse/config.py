@@ -92,7 +92,7 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
 
 def key(help: str, default: Any = dataclasses.MISSING) -> Any:
     """A key of a schema, with what `--help` says of it; required where it has no default."""
-    if isinstance(default, list):
+    if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata={"help": help})
     return dataclasses.field(default=default, metadata={"help": help})
 

@@ -11,11 +11,12 @@ shares, both facts are spoken in training; in `validation` and `unseen_facts` th
 import json
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config
+from speechfuse.config import key
 
 ARITHMETIC = {"add": "plus", "subtract": "minus", "multiply": "times"}
 
@@ -24,13 +25,13 @@ ARITHMETIC = {"add": "plus", "subtract": "minus", "multiply": "times"}
 class Dialogues:
     """recipes/demo/dialogues.yaml."""
 
-    out: str = field(metadata={"help": "folder of the artifact"})
-    world: str = field(metadata={"help": "folder of recipes/demo/world.py"})
-    seed: int = field(default=0, metadata={"help": "of every choice below"})
-    train: int = field(default=4000, metadata={"help": "conversations to train on"})
-    seen_facts: int = field(default=150, metadata={"help": "conversations to test on"})
-    asked: int = field(default=3, metadata={"help": "times each unheard fact comes second"})
-    fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
+    out: str = key("folder of the artifact")
+    world: str = key("folder of recipes/demo/world.py")
+    seed: int = key("of every choice below", 0)
+    train: int = key("conversations to train on", 4000)
+    seen_facts: int = key("conversations to test on", 150)
+    asked: int = key("times each unheard fact comes second", 3)
+    fresh: bool = key("move an artifact that differs aside", False)
 
 
 def follow_ups(first: dict[str, Any], facts: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

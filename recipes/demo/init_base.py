@@ -7,7 +7,7 @@ In: a dataset of text conversations. Out: Hugging Face files (config, safetensor
 tokenizer trained on those texts, with Llama 3's control tokens and chat template).
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from speechfuse import artifact, config
+from speechfuse.config import key
 from speechfuse.rows import shards
 from speechfuse.tokens.vocabulary import CHAT_TEMPLATE
 
@@ -35,17 +36,17 @@ LLAMA3_SPLIT = (  # the pre-tokenizer of Llama 3's tokenizer.json
 
 @dataclass
 class InitBase:
-    out: str = field(metadata={"help": "folder of the checkpoint"})
-    texts: str = field(metadata={"help": "conversations that the tokenizer is trained on"})
-    vocab_size: int = field(metadata={"help": "text tokens and bytes, control tokens not counted"})
-    hidden_size: int = field(metadata={"help": "width"})
-    num_layers: int = field(metadata={"help": "decoder layers"})
-    num_heads: int = field(metadata={"help": "attention heads, and key/value heads"})
-    intermediate_size: int = field(metadata={"help": "width of the gated MLP"})
-    max_seq_len: int = field(default=2048, metadata={"help": "longest sequence in tokens"})
-    extra_texts: list[str] = field(default_factory=list, metadata={"help": "more tokenizer text"})
-    seed: int = field(default=0, metadata={"help": "of the weights"})
-    fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
+    out: str = key("folder of the checkpoint")
+    texts: str = key("conversations that the tokenizer is trained on")
+    vocab_size: int = key("text tokens and bytes, control tokens not counted")
+    hidden_size: int = key("width")
+    num_layers: int = key("decoder layers")
+    num_heads: int = key("attention heads, and key/value heads")
+    intermediate_size: int = key("width of the gated MLP")
+    max_seq_len: int = key("longest sequence in tokens", 2048)
+    extra_texts: list[str] = key("more tokenizer text", [])
+    seed: int = key("of the weights", 0)
+    fresh: bool = key("move an artifact that differs aside", False)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -6,22 +6,23 @@ In: a text and a voice of espeak-ng. Out: a 16 kHz mono wav. The default voice i
 training has heard.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
 
 from speechfuse import config
 from speechfuse.audio import decoding, espeak_ng
+from speechfuse.config import key
 
 
 @dataclass
 class Say:
-    text: str = field(metadata={"help": "what to say"})
-    file: str = field(metadata={"help": "the wav to write"})
-    voice: str = field(default="en-us+Annie", metadata={"help": "espeak-ng language+variant"})
-    rate: int = field(default=170, metadata={"help": "words a minute"})
-    pitch: int = field(default=50, metadata={"help": "0 to 99"})
+    text: str = key("what to say")
+    file: str = key("the wav to write")
+    voice: str = key("espeak-ng language+variant", "en-us+Annie")
+    rate: int = key("words a minute", 170)
+    pitch: int = key("0 to 99", 50)
 
 
 def main(job: Say) -> None:

@@ -7,7 +7,7 @@ highest value over the seeds, as a Markdown table on the screen and in `out`.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from speechfuse import artifact, config
@@ -16,8 +16,8 @@ from speechfuse.report import page
 
 @dataclass
 class SeedVariance:
-    out: str = field(metadata={"help": "the Markdown file to write"})
-    reports: list[str] = field(metadata={"help": "report.json of each seed"})
+    out: str = config.key("the Markdown file to write")
+    reports: list[str] = config.key("report.json of each seed")
 
 
 def chosen_scores(report: Path) -> dict[tuple[str, str, str], float]:

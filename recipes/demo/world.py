@@ -14,13 +14,14 @@ import csv
 import json
 import random
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from num2words import num2words
 
 from speechfuse import artifact, config
+from speechfuse.config import key
 from speechfuse.rows import shards
 from speechfuse.tokens.prompts import SPOKEN_ANSWER
 
@@ -45,18 +46,18 @@ STOP_WORDS = set("what how much is the of a in do does name people called".split
 class World:
     """recipes/demo/world.yaml."""
 
-    out: str = field(metadata={"help": "folder of the artifact"})
-    seed: int = field(default=0, metadata={"help": "of every choice below"})
-    test_share: float = field(default=0.28, metadata={"help": "share of the facts never spoken"})
-    validation_share: float = field(default=0.09, metadata={"help": "likewise, to pick an epoch"})
-    replayed_share: float = field(default=0.6, metadata={"help": "share of facts in text replay"})
-    spoken_questions: int = field(default=10000, metadata={"help": "training questions spoken"})
-    spoken_phrases: int = field(default=5000, metadata={"help": "training word lists spoken"})
-    quantizer_lines: int = field(default=6000, metadata={"help": "lines to train a quantizer on"})
-    test_voices: int = field(default=3, metadata={"help": "times a test fact is asked, per split"})
-    test_phrases: int = field(default=150, metadata={"help": "word lists to transcribe, per split"})
-    repeat_rows: int = field(default=12000, metadata={"help": "text rows that ask for repetition"})
-    fresh: bool = field(default=False, metadata={"help": "move an artifact that differs aside"})
+    out: str = key("folder of the artifact")
+    seed: int = key("of every choice below", 0)
+    test_share: float = key("share of the facts never spoken", 0.28)
+    validation_share: float = key("likewise, to pick an epoch", 0.09)
+    replayed_share: float = key("share of facts in text replay", 0.6)
+    spoken_questions: int = key("training questions spoken", 10000)
+    spoken_phrases: int = key("training word lists spoken", 5000)
+    quantizer_lines: int = key("lines to train a quantizer on", 6000)
+    test_voices: int = key("times a test fact is asked, per split", 3)
+    test_phrases: int = key("word lists to transcribe, per split", 150)
+    repeat_rows: int = key("text rows that ask for repetition", 12000)
+    fresh: bool = key("move an artifact that differs aside", False)
 
 
 @dataclass(frozen=True)
