@@ -34,7 +34,7 @@ class Report:
     evals: str = config.key("folder of the result files")
     base: str = config.key("checkpoint that the percentages refer to")
     runs: list[Run] = config.key("trainings in order, {name, path}")
-    rule: Rule
+    rule: Rule = config.key("how the epoch is chosen")
     table: list[Column] = config.key("{task, split, metric, degradation} of the first table")
     samples: str = config.key("split of the rule's task whose items are shown")
     text: str = config.key("4-choice task that is plotted", "text_mmlu")
