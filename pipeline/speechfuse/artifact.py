@@ -1,4 +1,6 @@
-"""Artifacts: folders that a job writes once, resumes after a stop, and never overwrites.
+"""Artifacts: folders that a job writes once, resumes after a stop, and never overwrites. A second
+start of a complete artifact does nothing; one that was made from another config or from other
+inputs is refused.
 
 In: the folder, the job's name and version, its resolved config, and the fingerprints of its inputs.
 Out: plan.json when work starts (then frozen) and manifest.json when it is complete: the manifest is

@@ -31,8 +31,6 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 T = TypeVar("T")
 YAML = (".yaml", ".yml")
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
-
-
 _FILE = re.compile(r"\$\{file:([^,}]+),([^}]+)\}")
 
 
