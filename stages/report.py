@@ -17,7 +17,7 @@ from speechfuse import artifact, config
 from speechfuse.report import choice, differences, page, plots, results, sections, tables
 from speechfuse.report.choice import Choice, Floor, Rule
 from speechfuse.report.media import Media
-from speechfuse.report.results import Baseline, Curve, Results, ResultsByCheckpoint, Run, key
+from speechfuse.report.results import Curve, Results, ResultsByCheckpoint, Run, key
 from speechfuse.report.sections import section
 from speechfuse.report.tables import Column
 
@@ -38,9 +38,6 @@ class Report:
     table: list[Column] = config.key("{task, split, metric, degradation} of the first table")
     samples: str = config.key("split of the rule's task whose items are shown")
     text: str = config.key("4-choice task that is plotted", "text_mmlu")
-    baselines: list[Baseline] = config.key(
-        "further rows {name, checkpoint, task, as_task} of the tables", []
-    )
     floors: list[Floor] = config.key(
         "{task, split, metric, at_least | at_most | of_base_at_least}", []
     )
@@ -60,7 +57,7 @@ def metrics_of(run: Run) -> list[dict[str, Any]]:
 
 
 def main(job: Report) -> None:
-    protocols = results.read(Path(job.evals), job.base, job.runs, job.baselines)
+    protocols = results.read(Path(job.evals), job.base, job.runs)
     checkpoints, out, rule = protocols.of(job.rule.protocol), Path(job.out), job.rule
     if sections.partial(checkpoints, job.partial):  # a few items need not be of every split
         scored = {of for checkpoint in checkpoints.values() for of in checkpoint.scores}
@@ -100,7 +97,8 @@ def main(job: Report) -> None:
 
 def rows(checkpoints: ResultsByCheckpoint, chosen: str) -> list[dict[str, Any]]:
     return [
-        {"checkpoint": name, "chosen": name == chosen, **asdict(score)}
+        {"checkpoint": name, "chosen": name == chosen}
+        | {field: value for field, value in asdict(score).items() if field != "paired"}
         for name, checkpoint in checkpoints.items()
         for score in checkpoint.scores.values()
     ]

@@ -3,6 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from speechfuse.evals.tasks import Scored
+from speechfuse.report.differences import numbers
+from speechfuse.report.results import ResultFile, key
+
 
 def score(
     task: str,
@@ -62,7 +68,8 @@ def scored(task: str, split: str, numbers: list[float | bool], **more) -> tuple[
     """A score and the items behind it: of bools "correct", of floats "value"."""
     kind = "correct" if isinstance(numbers[0], bool) else "value"
     items = [{"id": f"{split}-{i}", "split": split, kind: x} for i, x in enumerate(numbers)]
-    return score(task, split, sum(numbers) / len(numbers), n=len(numbers), **more), items
+    whole = score(task, split, sum(numbers) / len(numbers), n=len(numbers), **more)
+    return whole | {"paired": True}, items
 
 
 def worded(task: str, split: str, errors: list[int], words: int = 10) -> tuple[dict, list[dict]]:
@@ -72,4 +79,21 @@ def worded(task: str, split: str, errors: list[int], words: int = 10) -> tuple[d
         for i, e in enumerate(errors)
     ]
     rate = sum(errors) / (words * len(errors))
-    return score(task, split, rate, metric="wer", n=len(errors)), items
+    return score(task, split, rate, metric="wer", n=len(errors)) | {"paired": True}, items
+
+
+def paired(result: Scored) -> set[tuple[str, str]]:
+    """(split, metric) of the paired scores; each must be what its items' numbers give."""
+    scores = {key(score): score for score in result.scores}
+    file = ResultFile("", "", "clean", scores, result.items, {}, {})
+    for of, score in scores.items():
+        items = [i for i in numbers(file, of) if i.get("value", 0) is not None]
+        above = sum(
+            i["errors"] if "errors" in i else i.get("correct", i.get("value")) for i in items
+        )
+        if score.paired:
+            assert len(items) == score.n
+            assert score.value == pytest.approx(above / sum(i.get("words", 1) for i in items))
+        else:
+            assert not items
+    return {(score.split, score.metric) for score in result.scores if score.paired}

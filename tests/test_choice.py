@@ -6,7 +6,7 @@ import pytest
 
 from speechfuse.report import choice, results, tables
 from speechfuse.report.choice import Floor, Measure, Rule
-from speechfuse.report.differences import difference
+from speechfuse.report.differences import difference, numbers
 from speechfuse.report.results import Run, key
 from tests.eval_results import score, scored, worded, write, write_failure
 
@@ -152,8 +152,8 @@ def test_items_that_do_not_give_the_score_are_no_evidence_for_it(tmp_path):
         write(tmp_path, f"stage2/epoch_{number}", "qa", [qa, other], items)
     found = read(tmp_path).of("clean")
     cell = found["stage2/epoch_0"].files["qa"]
-    assert len(results.numbers(cell, ("qa", "validation", "acc"))) == 200
-    assert results.numbers(cell, ("qa", "validation", "exact")) is None
+    assert len(numbers(cell, ("qa", "validation", "acc"))) == 200
+    assert numbers(cell, ("qa", "validation", "exact")) == []
     assert chosen(tmp_path, metric="exact").checkpoint == "stage2/epoch_1"
     assert chosen(tmp_path).checkpoint == "stage2/epoch_0"
 
@@ -162,11 +162,11 @@ def test_a_missing_verdict_is_paired_with_nothing(tmp_path):
     for number, given in enumerate(([4.0, None, 2.0, 3.0], [4.0, 5.0, None, 3.0])):
         known = [x for x in given if x is not None]
         items = [{"id": str(i), "split": "test", "value": x} for i, x in enumerate(given)]
-        judged = score("alpaca", "test", sum(known) / 3, "judge", n=3)
+        judged = score("alpaca", "test", sum(known) / 3, "judge", n=3) | {"paired": True}
         write(tmp_path, f"stage2/epoch_{number}", "alpaca", [judged], items)
     first, second = read(tmp_path).of("clean").values()
     cells = first.files["alpaca"], second.files["alpaca"]
-    assert difference(*cells, ("alpaca", "test", "judge")) == (0.0, 0.0, 0.0)
+    assert difference(*cells, ("alpaca", "test", "judge")) == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_an_epoch_whose_cell_failed_is_left_out_and_named(tmp_path):

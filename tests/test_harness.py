@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from speechfuse.evals import harness
 from speechfuse.evals.harness import SUBJECTS, Harness
 from speechfuse.evals.harness_model import compiled_once, harness_model
+from tests import eval_results
 from tests.demo_code import demo
 from tests.mmlu_folder import question, write_mmlu
 
@@ -145,6 +146,7 @@ def test_mmlu_equals_a_direct_run_to_the_item(checkpoint, whole, direct, shots, 
     assert values["all"] == pytest.approx(theirs["results"]["mmlu"]["acc,none"], abs=1e-12)
     for name in ("mmlu_stem", "mmlu_humanities", "mmlu_anatomy", "mmlu_virology"):
         assert values[name] == pytest.approx(theirs["results"][name]["acc,none"], abs=1e-12)
+    assert {split for split, _ in eval_results.paired(scored)} == {"all", *task.loaded}
     assert len(values) == 1 + 4 + 57 and 0 < values["all"] < 1
     assert {entry["said"] for entry in said.values()} == {0, 1, 2, 3}
     assert f"mmlu, {shots}-shot, no chat template" in scored.details["protocol"]

@@ -12,6 +12,7 @@ from speechfuse.evals.generation import Generator
 from speechfuse.rows import shards
 from speechfuse.scores.judge import Judge
 from speechfuse.tokens.vocabulary import Vocabulary
+from tests import eval_results
 from tests.small_training import STREAM, dataset, make_parts
 
 TEXTS = ["red blue green", "cat dog", "sun", "big small red blue", "green green", "cat red"]
@@ -128,12 +129,14 @@ def test_a_list_under_a_split_means_any_of_its_values(parts):
 
 
 def test_wer_by_split_and_duration_and_what_each_item_got(parts):
-    of = task(parts, splits={"a": {"part": "a"}, "b": {"part": "b"}}, cluster="speaker")
+    splits = {"a": {"part": "a"}, "b": {"part": "b"}, "all": {}}
+    of = task(parts, splits=splits, cluster="speaker")
     replies = ["red blue green", "cat cat", "sun", "", "green green", "I'm sorry, no"]
     scored = of.score(replied(of, replies))
     values = {(s.split, s.metric): (s.value, s.n) for s in scored.scores}
     assert values["a", "wer"] == (0.0, 3)
     assert values["b", "wer"] == (pytest.approx((1 + 4 + 4) / 8), 3)
+    assert eval_results.paired(scored) == {("a", "wer"), ("b", "wer")}  # "all": items of others
     assert values["b", "wer_capped"][0] == pytest.approx((1 + 4 + 2) / 8)
     assert [(item["errors"], item["words"]) for item in scored.items][3] == (4, 4)
     assert [item["split"] for item in scored.items] == list("ababab")
@@ -158,7 +161,9 @@ def test_a_loop_is_a_reply_without_end_or_one_that_repeats():
 def test_other_metrics_are_chosen_by_name(parts, metric):
     of = task(parts, metric=metric)
     of.check(parts / "expanded")
-    best = of.score(replied(of, TEXTS)).scores[0]
+    scored = of.score(replied(of, TEXTS))
+    best = scored.scores[0]
+    assert eval_results.paired(scored) == ({("all", best.metric)} if metric != "bleu" else set())
     worst = of.score(replied(of, ["zzz"] * 6)).scores[0]
     assert best.value == pytest.approx({"cer": 0.0, "bleu": 100.0}.get(metric, 1.0))
     assert worst.value != best.value and best.n == 6 and best.split == "all"
@@ -179,6 +184,7 @@ def test_a_judge_rates_and_what_it_leaves_out_is_not_zero(parts, monkeypatch):
     monkeypatch.setattr(Judge, "verdicts", verdicts)
     scored = of.score(replied(of, TEXTS))
     assert (scored.scores[0].metric, scored.scores[0].value, scored.scores[0].n) == ("judge", 4, 5)
+    assert eval_results.paired(scored) == {("all", "judge")}
     assert scored.details["coverage"] == pytest.approx(5 / 6) and scored.items[0]["value"] is None
     assert asked[1] == {"id": "u1", "question": "ask 1", "reference": "1", "answer": "cat dog"}
     assert of.scoring()["judge"]["model"] == "stub"

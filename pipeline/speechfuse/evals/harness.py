@@ -179,22 +179,22 @@ class Harness:
         if head not in metrics:
             raise ValueError(f"metric={head}: {self.task} has {', '.join(metrics)}")
         metrics.sort(key=lambda metric: metric != head)
-        several = len(self.loaded) > 1 or not self._total
-        of = {name: {name} for name in self.loaded} if several else {}
-        total = {"all": set(self.loaded)} if self._total else {}
-        splits = {**total, **self._parts(), **of}
+        numbers = [entry["metrics"].get(head) for entry in predictions]
+        binary = {*numbers} <= {0, 1}
+        items = [
+            {**entry, "split": entry["id"].rpartition("/")[0]}
+            | ({"correct": bool(number)} if binary else {"value": number})
+            for entry, number in zip(predictions, numbers, strict=True)
+        ]
+        total, parts = {"all": {*self.loaded}} if self._total else {}, self._parts()
+        own = {name: {name} for name in self.loaded} if len(self.loaded) > 1 or not total else {}
         scores = []
-        for split, names in splits.items():
-            rows = [e["metrics"] for e in predictions if e["id"].rpartition("/")[0] in names]
+        for split, names in {**total, **parts, **own}.items():
+            rows = [item["metrics"] for item in items if item["split"] in names]
             for metric in metrics:
-                values = [float(row[metric]) for row in rows if metric in row]
-                if values:
-                    scores.append(Score("", split, metric, *mean(values, None), len(values)))
-        items = []
-        for entry in predictions:
-            value = entry["metrics"].get(head, 0.0)
-            number = {"correct": bool(value)} if value in (0, 1) else {"value": value}
-            items.append({**entry, "split": entry["id"].rpartition("/")[0], **number})
+                if values := [float(row[metric]) for row in rows if metric in row]:
+                    paired, interval = metric == head and split not in parts, mean(values, None)
+                    scores.append(Score("", split, metric, *interval, len(values), paired))
         shots = sorted({task.get_config("num_fewshot") for task in self.loaded.values()})
         about = (
             f"lm-eval {metadata.version('lm_eval')} {self.task}, {'/'.join(map(str, shots))}-shot, "

@@ -315,12 +315,13 @@ class Speech:
 
     def _scores(self, split: str, items: Items, details: dict[str, Any]) -> list[Score]:
         """Of one split; each item is given its own numbers."""
+        own = all(item["split"] == split for item in items)  # not of another split first
         if self.rater:
             items = [item for item in items if item["value"] is not None]
             if not items:
                 raise ValueError(f"the judge rated none of {split}: {self.rater.usage}")
             rating = mean([item["value"] for item in items], controls.clusters(items))
-            return [Score("", split, "judge", *rating, len(items))]
+            return [Score("", split, "judge", *rating, len(items), own)]
         references, answers = ([item[side] for item in items] for side in ("expected", "answer"))
         result = METRICS[self.metric](references, answers, controls.clusters(items))
         for item, numbers in zip(items, result.items, strict=True):
@@ -331,7 +332,8 @@ class Speech:
             about["by_duration"] = audiobench_wer.score(references, answers, seconds).by_duration
         if about:
             details.setdefault("by_split", {})[split] = about
-        return [Score("", split, *row, len(items)) for row in result.scores]
+        scores = [Score("", split, *row, len(items)) for row in result.scores]
+        return [replace(scores[0], paired=own and result.additive), *scores[1:]]
 
     def _without_hits(self, items: dict[str, dict[str, Any]], head: Score) -> float | None:
         """The headline of the items that the training data does not hold."""

@@ -4,8 +4,9 @@ In: the results of one protocol, in order of training. Out: the chosen checkpoin
 in sentences, and for each bound whether it holds. Used by stages.report and stages.gate.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
+from speechfuse import config
 from speechfuse.report.differences import difference
 from speechfuse.report.results import (
     Failure,
@@ -37,25 +38,18 @@ class Rule:
     """Select, among the epochs of run `choose_from` that keep the bounds `under`, the best value.
     Ties go to the best by each measure of `then` in turn, then to the earliest epoch."""
 
-    choose_from: str = field(metadata={"help": "run whose epochs compete"})
-    task: str = field(metadata={"help": "task of the value"})
-    split: str = field(metadata={"help": "its split, which no column of the table may be of"})
-    metric: str = field(metadata={"help": "its metric; of wer and cer less is better"})
-    protocol: str = field(default="clean", metadata={"help": "protocol of its results"})
-    under: list[Floor] = field(
-        default_factory=list,
-        metadata={"help": "{task, split, metric, at_least | at_most | of_base_at_least}"},
+    choose_from: str = config.key("run whose epochs compete")
+    task: str = config.key("task of the value")
+    split: str = config.key("its split, which no column of the table may be of")
+    metric: str = config.key("its metric; of wer and cer less is better")
+    protocol: str = config.key("protocol of its results", "clean")
+    under: list[Floor] = config.key(
+        "{task, split, metric, at_least | at_most | of_base_at_least}", []
     )
-    paired: bool = field(
-        default=True,
-        metadata={
-            "help": "an epoch ties that a paired bootstrap at 95 % does not find worse; "
-            "false: equal values tie"
-        },
+    paired: bool = config.key(
+        "a tie is what a paired bootstrap at 95 % does not find worse; false: an equal value", True
     )
-    then: list[Measure] = field(
-        default_factory=list, metadata={"help": "{task, split, metric} that decide ties, in order"}
-    )
+    then: list[Measure] = config.key("{task, split, metric} that decide ties, in order", [])
 
     def stated(self) -> str:
         """Return the rule in a sentence."""
@@ -136,11 +130,9 @@ def best(
         interval = difference(results[top].file(of), results[name].file(of), of) if tested else None
         untested |= tested and interval is None
         if interval:
-            value, low, high = interval
-            tie, text = (
-                (high if sign > 0 else -low) >= 0,
-                f" ({value:+.3f} [{low:+.3f}, {high:+.3f}])",
-            )
+            value, low, high, _ = interval
+            tie = (high if sign > 0 else -low) >= 0
+            text = f" ({value:+.3f} [{low:+.3f}, {high:+.3f}])"
         else:
             tie, text = results[name].scores[of].value == best_value, ""
         if tie:

@@ -10,10 +10,10 @@ from math import erfc, sqrt
 from tqdm import tqdm
 
 from speechfuse.report import page
-from speechfuse.report.results import Items, Key, ResultFile, ResultsByCheckpoint, numbers
+from speechfuse.report.results import Items, Key, ResultFile, ResultsByCheckpoint
 from speechfuse.scores import intervals
 
-Difference = tuple[float, float, float]  # value, low, high
+Difference = tuple[float, float, float, float]  # value, low, high, p
 CAPTION = (
     "Differences are paired by item, with 95 % bootstrap intervals. p: McNemar's exact test where "
     "items are right or wrong and each its own, else from the interval; after Holm over the epochs "
@@ -21,39 +21,33 @@ CAPTION = (
 )
 
 
-def both(first: ResultFile, second: ResultFile, of: Key) -> tuple[Items, Items] | None:
-    """Return the items behind a score in two files; None unless both have the same ones."""
-    mine, others = numbers(first, of), numbers(second, of)
-    if mine is None or others is None:
-        return None
-    same = {item["id"] for item in mine} == {item["id"] for item in others}
-    return (mine, others) if same else None
+def numbers(file: ResultFile, of: Key) -> Items:
+    """Return the items that hold the numbers of a score: those of its split, or all where none is
+    of that split; none where the score is not `paired`."""
+    own = [item for item in file.items if item.get("split") == of[1]]
+    return (own or file.items) if file.scores[of].paired else []
 
 
 @lru_cache(maxsize=4096)
 def difference(first: ResultFile, second: ResultFile, of: Key) -> Difference | None:
-    """Return how much more `second` has; None without per-item numbers of the same items."""
-    items = both(first, second, of)
-    return intervals.paired(*items) if items else None
+    """Return how much more `second` has; None unless both hold numbers of the same items.
 
-
-def p_value(first: ResultFile, second: ResultFile, of: Key) -> float | None:
-    """Return the two-sided p; None where `difference` is.
-
-    McNemar's test assumes independent items. Items that share a cluster, or are not right or wrong,
-    get it from the bootstrap interval, assumed normal.
+    p is McNemar's where items are independent, and right or wrong. Items that share a cluster, or
+    have other numbers, get it from the bootstrap interval, assumed normal.
     """
-    items, interval = both(first, second, of), difference(first, second, of)
-    if items is None or interval is None:
+    mine, others = numbers(first, of), numbers(second, of)
+    if not mine or {item["id"] for item in mine} != {item["id"] for item in others}:
         return None
-    mine, others = items
-    if "correct" in mine[0] and len({item["cluster"] for item in mine}) == len(mine):
+    value, low, high = intervals.paired(mine, others)
+    clusters = {item.get("cluster", item["id"]) for item in mine}
+    if "correct" in mine[0] and len(clusters) == len(mine):
         right = {item["id"]: item["correct"] for item in others}
         only_first = [bool(i["correct"]) for i in mine if i["correct"] != right[i["id"]]]
-        return intervals.mcnemar(sum(only_first), len(only_first) - sum(only_first))
-    value, low, high = interval
-    error = (high - low) / (2 * 1.959964)
-    return erfc(abs(value) / error / sqrt(2)) if error else float(value == 0)
+        p = intervals.mcnemar(sum(only_first), len(only_first) - sum(only_first))
+    else:
+        error = (high - low) / (2 * 1.959964)
+        p = erfc(abs(value) / error / sqrt(2)) if error else float(value == 0)
+    return value, low, high, p
 
 
 def table(
@@ -87,11 +81,9 @@ def compared(results: ResultsByCheckpoint, pairs: dict[str, str], of: Key) -> di
     interval, adjusted p."""
     texts, ps = {}, {}
     for name, partner in pairs.items():
-        files = results[partner].file(of), results[name].file(of)
-        p, interval = p_value(*files, of), difference(*files, of)
-        if p is not None and interval is not None:
-            ps[name] = p
-            texts[name] = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
+        if tested := difference(results[partner].file(of), results[name].file(of), of):
+            texts[name] = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*tested)
+            ps[name] = tested[3]
     for name, p in zip(ps, intervals.holm(list(ps.values())), strict=True):
         shown = "< 0.001" if p < 0.001 else f"= {p:.3f}"
         texts[name] += f"\np {shown}{', tie' if p >= 0.05 else ''}"

@@ -5,22 +5,19 @@ the checkpoints of each protocol in order of training, and the failures. No mode
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from speechfuse import config
 from speechfuse.scores.intervals import Score
 
 Key = tuple[str, str, str]  # task, split, metric
 Items = list[dict[str, Any]]
 CELLS = "cells"  # predictions, which are no results
 LOWER_IS_BETTER = {"wer", "cer"}
-
-PARTS = (("errors", "words"), ("correct",), ("value",))  # fields of an item: numerator, denominator
 
 
 @dataclass
@@ -37,23 +34,13 @@ class Measure:
 
 
 @dataclass
-class Baseline:
-    """A row for a result file that belongs to no epoch: a cascade, or text instead of speech."""
-
-    name: str = field(metadata={"help": "what the row is called"})
-    checkpoint: str = field(metadata={"help": "checkpoint of the result file"})
-    task: str = field(metadata={"help": "name of the result file"})
-    as_task: str = field(metadata={"help": "task in whose columns its scores stand"})
-
-
-@dataclass
 class Curve:
     """How one measure depends on a condition, such as the SNR: a score for each value of it."""
 
     title: str
-    x: str = field(metadata={"help": "what changes from point to point, with its unit"})
-    points: dict[str, dict[str, str]] = field(
-        metadata={"help": "label of a point: {task, split, metric}, in order"}
+    x: str = config.key("what changes from point to point, with its unit")
+    points: dict[str, dict[str, str]] = config.key(
+        "label of a point: {task, split, metric}, in order"
     )
 
     @property
@@ -121,7 +108,7 @@ def lower_is_better(metric: str) -> bool:
     return not LOWER_IS_BETTER.isdisjoint(metric.split("_"))
 
 
-def read(evals: Path, base: str, runs: list[Run], baselines: Iterable[Baseline] = ()) -> Results:
+def read(evals: Path, base: str, runs: list[Run]) -> Results:
     """Read all result files. One whose last evaluation failed is left out: it may be of other data
     or weights.
 
@@ -148,8 +135,6 @@ def read(evals: Path, base: str, runs: list[Run], baselines: Iterable[Baseline] 
         raise ValueError(
             f"evals={evals} holds no <checkpoint>/<task>.json: run stages.evaluate{failed}"
         )
-    for baseline in baselines:
-        add_baseline_row(results, baseline)
     results.protocols = {
         protocol: {name: checkpoints[name] for name in ordered(checkpoints, base, runs)}
         for protocol, checkpoints in sorted(results.protocols.items())
@@ -183,24 +168,6 @@ def _result_file(path: Path, folder: str) -> ResultFile:
     return file
 
 
-def add_baseline_row(results: Results, baseline: Baseline) -> None:
-    """Add the result file of `baseline` as a checkpoint of its own. One that failed is among the
-    failures and adds none."""
-    if (baseline.checkpoint, baseline.task) in {(f.checkpoint, f.task) for f in results.failures}:
-        return
-    for checkpoints in results.protocols.values():
-        file = checkpoints.get(baseline.checkpoint, Checkpoint()).files.get(baseline.task)
-        if file:
-            scores = [replace(score, task=baseline.as_task) for score in file.scores.values()]
-            file = replace(file, checkpoint=baseline.name, scores={key(s): s for s in scores})
-            checkpoints.setdefault(baseline.name, Checkpoint()).files[baseline.task] = file
-            return
-    raise ValueError(
-        f"baselines: there is no {baseline.checkpoint}/{baseline.task}.json for {baseline.name}: "
-        "run stages.evaluate on it, or take the entry out"
-    )
-
-
 def ordered(names: Iterable[str], base: str, runs: list[Run]) -> list[str]:
     """Return `base`, what belongs to no run, then the runs in order; epoch_10 after epoch_9."""
 
@@ -215,29 +182,3 @@ def ordered(names: Iterable[str], base: str, runs: list[Run]) -> list[str]:
 
 def of_run(results: ResultsByCheckpoint, run: str) -> list[str]:
     return [name for name in results if name.startswith(f"{run}/")]
-
-
-@lru_cache(maxsize=4096)
-def numbers(file: ResultFile, of: Key) -> Items | None:
-    """Return the items behind a score: {id, cluster, and its number}; None where there are none.
-
-    A file may hold several scores. Items are those of the score's split, or all of them, and only
-    if they reproduce the score and its n.
-    """
-    score = file.scores[of]
-    for items in ([i for i in file.items if i.get("split") == score.split], file.items):
-        for fields in PARTS:
-            if not all(name in item for item in items for name in ("id", *fields)):
-                continue
-            parts = [
-                {"id": item["id"], "cluster": item.get("cluster", item["id"])}
-                | {name: item[name] for name in fields}
-                for item in items
-            ]
-            valid = [item for item in parts if None not in item.values()]  # the rest: no verdict
-            above = sum(item[fields[0]] for item in valid)
-            below = sum(item.get("words", 1) for item in valid)
-            same = below and math.isclose(above / below, score.value, rel_tol=1e-6, abs_tol=1e-9)
-            if same and len({item["id"] for item in parts}) == len(parts) and len(valid) == score.n:
-                return parts
-    return None

@@ -5,9 +5,10 @@ In: checkpoints with their scores and details. Out: Markdown tables. A number st
 items, items that the training has seen.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from speechfuse import config
 from speechfuse.report import page
 from speechfuse.report.choice import of_base
 from speechfuse.report.results import (
@@ -23,9 +24,7 @@ from speechfuse.scores.intervals import Score
 
 @dataclass
 class Column(Measure):
-    degradation: bool = field(
-        default=False, metadata={"help": "a further column: how much worse than the base, in %"}
-    )
+    degradation: bool = config.key("a further column: how much worse than the base, in %", False)
 
 
 def shown(score: Score) -> str:

@@ -17,7 +17,11 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Score:
-    """One number of a checkpoint: `metric` over `n` items of `split` of `task`, 95 % interval."""
+    """One number of a checkpoint: `metric` over `n` items of `split` of `task`, 95 % interval.
+
+    `paired`: the items of this split in the result (all items, where none is of it) hold a number
+    each, "correct", "value" or "errors" and "words", which together give this one.
+    """
 
     task: str
     split: str
@@ -26,6 +30,7 @@ class Score:
     ci_low: float
     ci_high: float
     n: int
+    paired: bool = False
 
 
 def mean(values: list[float], clusters: list[str] | None) -> tuple[float, float, float]:

@@ -22,11 +22,13 @@ Row = tuple[str, float, float, float]  # metric, value, low, high
 
 @dataclass(frozen=True)
 class Metric:
-    """`scores`: (metric, value, low, high), the headline first; `items`: one dict an item."""
+    """`scores`: (metric, value, low, high), the headline first; `items`: one dict an item;
+    `additive`: whether the headline is the mean of the items' numbers, or errors over words."""
 
     scores: list[Row]
     items: list[dict[str, Any]]
     details: dict[str, Any] = field(default_factory=dict)
+    additive: bool = True
 
 
 def word_errors(
@@ -110,6 +112,7 @@ def bleu(
         [("bleu", value, float(low), float(high))],
         [{"value": sentence.score} for sentence in each],
         {"signature": signature},
+        additive=False,
     )
 
 
