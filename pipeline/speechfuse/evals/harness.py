@@ -109,10 +109,8 @@ class Harness:
         return task
 
     def inputs(self) -> dict[str, Any]:
-        docs = [
-            [name, list(task.eval_docs), list(task.fewshot_docs() or [])]
-            for name, task in self.loaded.items()
-        ]
+        tasks = self.loaded.items()
+        docs = [[name, [*of.eval_docs], [*(of.fewshot_docs() or [])]] for name, of in tasks]
         content = json.dumps(docs, sort_keys=True, default=str)
         return {
             "task": self.task,
@@ -122,7 +120,7 @@ class Harness:
             "batch_size": self.batch_size,
             "lm_eval": metadata.version("lm_eval"),
             "items": json_digest(self.ids()),
-            "versions": {name: str(task.VERSION) for name, task in self.loaded.items()},
+            "versions": {name: str(task.VERSION) for name, task in tasks},
             "files": _task_files(self.include) if self.include else None,
         }
 
@@ -136,8 +134,7 @@ class Harness:
         if self.task == "mmlu" and (count := len(self.loaded)) != 57:
             raise ValueError(f"mmlu has {count} subjects here; the official group has 57")
         for name, task in self.loaded.items():
-            means = [metric for metric, how in task.aggregation().items() if _is_mean(how)]
-            if not means:
+            if not _means(task):
                 raise ValueError(
                     f"task={self.task}: no metric of {name} is a mean over items, so "
                     "it cannot be scored here"
@@ -154,24 +151,20 @@ class Harness:
             name, _, number = id.rpartition("/")
             by_task.setdefault(name, []).append(int(number))
         lm, vocabulary = harness_model(checkpoint, self.batch_size), Vocabulary.load(checkpoint)
+        template = dict.fromkeys(
+            ("apply_chat_template", "fewshot_as_multiturn"), self.apply_chat_template
+        )
         for name, numbers in by_task.items():
             task = self.loaded[name]
-            samples = None if len(numbers) == len(task.eval_docs) else {name: numbers}
+            subset = None if len(numbers) == len(task.eval_docs) else {name: numbers}
             quiet = redirect_stderr(StringIO()), redirect_stdout(StringIO())  # many progress bars
             with quiet[0], quiet[1], compiled_once():
-                results = evaluate(
-                    lm,
-                    {"tasks": {name: task}},
-                    samples=samples,
-                    bootstrap_iters=0,
-                    apply_chat_template=self.apply_chat_template,
-                    fewshot_as_multiturn=self.apply_chat_template,
-                )
+                tasks = {"tasks": {name: task}}
+                results = evaluate(lm, tasks, samples=subset, bootstrap_iters=0, **template)
             if self.include and not task.get_config("num_fewshot"):
                 for sample in results["samples"][name]:
                     _check_prompt(lm, vocabulary, task, sample)
-            means = {metric for metric, how in task.aggregation().items() if _is_mean(how)}
-            yield _predictions(name, results["samples"][name], means)
+            yield _predictions(name, results["samples"][name], _means(task))
 
     def score(self, predictions: list[dict[str, Any]]) -> Scored:
         metrics = list(dict.fromkeys(m for entry in predictions for m in entry["metrics"]))
@@ -262,8 +255,10 @@ def _task_files(folder: str) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): artifact.sha256_of(path) for path in paths}
 
 
-def _is_mean(aggregation: Any) -> bool:
-    return getattr(aggregation, "__name__", "") == "mean"
+def _means(task: Any) -> set[str]:
+    """Metrics of a task that are means over its items."""
+    aggregations = task.aggregation().items()
+    return {metric for metric, how in aggregations if getattr(how, "__name__", "") == "mean"}
 
 
 def _predictions(name: str, samples: list[dict[str, Any]], means: set[str]) -> list[dict[str, Any]]:
@@ -273,19 +268,13 @@ def _predictions(name: str, samples: list[dict[str, Any]], means: set[str]) -> l
         reply = sample["filtered_resps"][0]
         if isinstance(reply, (list, tuple)):  # log-likelihoods: which choice is the likeliest
             values = [float(likelihood) for likelihood, _ in sample["filtered_resps"]]
-            reply = max(range(len(values)), key=values.__getitem__)
-        entry = {
-            "id": f"{name}/{sample['doc_id']}",
-            "doc_hash": sample["doc_hash"],
-            "metrics": {},
-            "said": reply,
-            "target": str(sample["target"]),
-        }
+            reply = values.index(max(values))
+        entry = {"id": f"{name}/{sample['doc_id']}", "doc_hash": sample["doc_hash"]}
+        entry |= {"metrics": {}, "said": reply, "target": str(sample["target"])}
         suffix = "" if sample["filter"] == "none" else f",{sample['filter']}"
+        own = [metric for metric in sample["metrics"] if metric in means]
         entries.setdefault(sample["doc_id"], entry)["metrics"] |= {
-            f"{metric}{suffix}": float(sample[metric])
-            for metric in sample["metrics"]
-            if metric in means
+            f"{metric}{suffix}": float(sample[metric]) for metric in own
         }
     return list(entries.values())
 

@@ -18,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from speechfuse import artifact, config, scores, workers
+from speechfuse.config import key
 from speechfuse.evals import cells
 from speechfuse.evals.cells import Predictions
 from speechfuse.evals.tasks import Task, json_digest
@@ -26,25 +27,19 @@ from speechfuse.hub import data as hub_data
 
 @dataclass
 class Runtime:
-    processes: int = field(default=1, metadata={"help": "cells at a time, one GPU each"})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, or auto"})
-    threads: int = field(
-        default=0, metadata={"help": "CPU threads a process; 0: as torch has, of most cores"}
-    )
-    dry_run: bool = field(default=False, metadata={"help": "say what would be done, and stop"})
+    processes: int = key("cells at a time, one GPU each", 1)
+    device: str = key("cpu, cuda, or auto", "auto")
+    threads: int = key("CPU threads a process; 0: as torch has, of most cores", 0)
+    dry_run: bool = key("say what would be done, and stop", False)
 
 
 @dataclass
 class Evaluate:
-    out: str = field(metadata={"help": "folder of the result files"})
-    checkpoints: list[dict[str, Any]] = field(metadata={"help": "entries {name, path, tasks}"})
-    tasks: dict[str, dict[str, Any]] = field(metadata={"help": "task name -> {_component_, ...}"})
-    only: list[str] = field(
-        default_factory=list, metadata={"help": "checkpoints or tasks, e.g. [stage2/epoch_1, mmlu]"}
-    )
-    limit: int | None = field(
-        default=None, metadata={"help": "items of each task, for a quick look; marked partial"}
-    )
+    out: str = key("folder of the result files")
+    checkpoints: list[dict[str, Any]] = key("entries {name, path, tasks}")
+    tasks: dict[str, dict[str, Any]] = key("task name -> {_component_, ...}")
+    only: list[str] = key("checkpoints or tasks, e.g. [stage2/epoch_1, mmlu]", [])
+    limit: int | None = key("items of each task, for a quick look; marked partial", None)
     runtime: Runtime = field(default_factory=Runtime)
 
 
@@ -90,10 +85,10 @@ def cells_of(job: Evaluate) -> list[tuple[str, Path, str]]:
         names.append(name)
         if others and not any(f"{other}/".startswith(f"{name}/") for other in others):
             continue
+        of_entry = [task for task in entry["tasks"] if not tasks or task in tasks]
         for full, checkpoint in expand(entry):
             names.append(full)
             if not others or {name, full} & others:
-                of_entry = [task for task in entry["tasks"] if not tasks or task in tasks]
                 chosen += [(full, checkpoint, task) for task in of_entry]
     if unknown := [name for name in job.only if name not in names]:
         raise ValueError(
@@ -118,10 +113,10 @@ _tasks: dict[str, Task] = {}
 
 def instance(spec: dict[str, Any]) -> Task:
     """The task; one for all its cells, as it may hold much data."""
-    key = json.dumps(spec)  # not sorted: its splits keep their order
-    if key not in _tasks:
-        _tasks[key] = config.instantiate(spec)
-    return _tasks[key]
+    text = json.dumps(spec)  # not sorted: its splits keep their order
+    if text not in _tasks:
+        _tasks[text] = config.instantiate(spec)
+    return _tasks[text]
 
 
 def prepare(job: Evaluate) -> list[Work]:
@@ -247,12 +242,8 @@ def result_of(work: Work, partial: bool) -> dict[str, Any]:
         },
         "scores": [asdict(score) for score in named],
         "items": scored.items,
-        "details": {
-            "coverage": 1.0,
-            **work.predictions.about(),
-            **scored.details,
-            **({"partial": True} if partial else {}),
-        },
+        "details": {"coverage": 1.0, **work.predictions.about(), **scored.details}
+        | ({"partial": True} if partial else {}),
     }
 
 

@@ -7,6 +7,7 @@ leaves them together. Seeded: the same items in the same order give the same int
 """
 
 from dataclasses import dataclass
+from itertools import compress
 from math import comb
 from typing import Any
 
@@ -54,17 +55,14 @@ def ratio(
     return float(above.sum() / below.sum()), float(low), float(high)
 
 
-def paired(
-    first: list[dict[str, Any]], second: list[dict[str, Any]], clusters: list[str] | None = None
-) -> tuple[float, float, float]:
+def paired(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> tuple[float, float, float]:
     """(difference, low, high) of two results of one task: what `second` has more than `first`.
 
     Items {"id", "correct" | "value" | "errors" and "words"} as result files hold them; they are
     joined by id, and one without a number on either side (a missing verdict) is left out. Every
     resample draws the same items of both, which is what makes a small difference visible.
-    `clusters` names the cluster of each of `first`; None: the items' own "cluster", where they have
-    one. ValueError when the results are not of the same items, or no item has both numbers. Source:
-    Bisani and Ney 2004.
+    Items of `first` that have the same "cluster" are drawn together. Raises ValueError when the
+    results are not of the same items, or no item has both numbers. Source: Bisani and Ney 2004.
     """
     partners = {item["id"]: item for item in second}
     if len(partners) != len(second) or {item["id"] for item in first} != partners.keys():
@@ -72,16 +70,13 @@ def paired(
             f"{len(first)} items against {len(second)}, or of other ids: two results can be paired "
             "only when they are of the same items, each once"
         )
-    if clusters is None:
-        clusters = [str(item.get("cluster", item["id"])) for item in first]
-    if len(clusters) != len(first):
-        raise ValueError(f"{len(clusters)} clusters for {len(first)} items: name one for each")
     rows = [(*_parts(item), *_parts(partners[item["id"]])) for item in first]
-    rated = [i for i, row in enumerate(rows) if None not in row]
-    numbers = np.asarray([rows[i] for i in rated], dtype=float).reshape(-1, 4)
+    rated = [None not in row for row in rows]
+    numbers = np.asarray([*compress(rows, rated)], dtype=float).reshape(-1, 4)
     if not (numbers[:, 1].any() and numbers[:, 3].any()):
         raise ValueError("no item has a number in both results: nothing to compare")
-    drawn = resampled(numbers.T, [clusters[i] for i in rated])
+    clusters = [str(item.get("cluster", item["id"])) for item in first]
+    drawn = resampled(numbers.T, [*compress(clusters, rated)])
     drawn = drawn[(drawn[:, 1] > 0) & (drawn[:, 3] > 0)]
     low, high = np.percentile(drawn[:, 2] / drawn[:, 3] - drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
     total = numbers.sum(0)

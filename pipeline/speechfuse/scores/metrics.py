@@ -17,6 +17,8 @@ import numpy as np
 from speechfuse.scores import audiobench_wer, intervals
 from speechfuse.scores.word_errors import errors, whisper_english, word_error_rate
 
+Texts = list[str]
+Clusters = list[str] | None
 Row = tuple[str, float, float, float]  # metric, value, low, high
 
 
@@ -31,9 +33,7 @@ class Metric:
     additive: bool = True
 
 
-def word_errors(
-    references: list[str], predictions: list[str], clusters: list[str] | None = None
-) -> Metric:
+def word_errors(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
     """AudioBench's English WER, and the same with each utterance capped at 1 ("wer_capped").
 
     ValueError for references most of whose letters are of a script without spaces between words.
@@ -43,14 +43,11 @@ def word_errors(
             f"metric wer does not fit references such as {references[0]!r:.60}: their script has "
             "no spaces between words; use metric cer"
         )
-    return _errors(
-        "wer", audiobench_wer.score(references, predictions, clusters=clusters), clusters
-    )
+    result = audiobench_wer.score(references, predictions, clusters=clusters)
+    return _errors("wer", result, clusters)
 
 
-def whisper_word_errors(
-    references: list[str], predictions: list[str], clusters: list[str] | None = None
-) -> Metric:
+def whisper_word_errors(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
     """The WER ("wer") after Whisper's English normaliser alone, as of scores.word_errors."""
     rate = word_error_rate(references, predictions, clusters)
     normalise = whisper_english()
@@ -58,9 +55,7 @@ def whisper_word_errors(
     return Metric([("wer", *rate)], [{"errors": e.total, "words": e.words} for e in each])
 
 
-def character_errors(
-    references: list[str], predictions: list[str], clusters: list[str] | None = None
-) -> Metric:
+def character_errors(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
     """Characters wrong over characters of the references, after wer.characters; any script."""
     result = audiobench_wer.score(
         references,
@@ -72,7 +67,7 @@ def character_errors(
     return _errors("cer", result, clusters)
 
 
-def _errors(name: str, result: audiobench_wer.Wer, clusters: list[str] | None) -> Metric:
+def _errors(name: str, result: audiobench_wer.Wer, clusters: Clusters) -> Metric:
     errors, words = np.asarray(result.per_item, float).T
     capped = intervals.ratio(np.minimum(errors, words), words, clusters)
     named = ("substitutions", "deletions", "insertions", "words", "above_one")
@@ -90,9 +85,9 @@ def _unspaced(text: str) -> bool:
 
 
 def bleu(
-    references: list[str],
-    predictions: list[str],
-    clusters: list[str] | None = None,
+    references: Texts,
+    predictions: Texts,
+    clusters: Clusters = None,
     tokenize: str = "13a",
 ) -> Metric:
     """Corpus BLEU of sacrebleu, 0 to 100. An item's value is its sentence's BLEU, whose mean is
@@ -103,35 +98,26 @@ def bleu(
     scorer = sacrebleu.BLEU(tokenize=tokenize, effective_order=True)
     each = [scorer.sentence_score(p, [r]) for r, p in zip(references, predictions, strict=True)]
     counts = np.asarray([[*e.counts, *e.totals, e.sys_len, e.ref_len] for e in each]).T
-    corpus = partial(_corpus, sacrebleu.BLEU.compute_bleu)
-    drawn = [corpus(row) for row in intervals.resampled(counts, clusters).round().astype(int)]
+
+    def corpus(sums: np.ndarray) -> float:
+        matched, total, lengths = sums[:4].tolist(), sums[4:8].tolist(), sums[8:].tolist()
+        return sacrebleu.BLEU.compute_bleu(matched, total, *lengths).score
+
+    drawn = [corpus(sums) for sums in intervals.resampled(counts, clusters).round().astype(int)]
     value = corpus(counts.sum(1))
     low, high = np.percentile(drawn, [2.5, 97.5])
     signature = f"sacrebleu {sacrebleu.__version__}, tokenize {tokenize}"
-    return Metric(
-        [("bleu", value, float(low), float(high))],
-        [{"value": sentence.score} for sentence in each],
-        {"signature": signature},
-        additive=False,
-    )
+    items = [{"value": sentence.score} for sentence in each]
+    scores = [("bleu", value, float(low), float(high))]
+    return Metric(scores, items, {"signature": signature}, additive=False)
 
 
-def _corpus(compute: Callable[..., Any], counts: np.ndarray) -> float:
-    """BLEU of summed counts: 4 n-gram matches, 4 n-gram totals, lengths of both sides."""
-    matched, total = counts[:4].tolist(), counts[4:8].tolist()
-    return compute(matched, total, int(counts[8]), int(counts[9])).score
-
-
-def bleu_zh(
-    references: list[str], predictions: list[str], clusters: list[str] | None = None
-) -> Metric:
+def bleu_zh(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
     """Corpus BLEU into Chinese: sacrebleu's zh tokenizer, a word a Chinese character."""
     return bleu(references, predictions, clusters, "zh")
 
 
-def rouge(
-    references: list[str], predictions: list[str], clusters: list[str] | None = None
-) -> Metric:
+def rouge(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
     """Mean F1 of ROUGE-L, -1 and -2, 0 to 1, without stemming. Source: rouge-score.
 
     ValueError where most references have neither a-z nor 0-9, all that it reads.
@@ -165,9 +151,9 @@ def lower_case(text: str) -> str:
 
 
 def accuracy(
-    references: list[str],
-    predictions: list[str],
-    clusters: list[str] | None = None,
+    references: Texts,
+    predictions: Texts,
+    clusters: Clusters = None,
     name: str = "accuracy",
     normalise: Callable[[str], str] = plain,
 ) -> Metric:
@@ -179,7 +165,7 @@ def accuracy(
     return Metric([(name, *interval)], [{"correct": each} for each in right])
 
 
-def _check(references: list[str], predictions: list[str]) -> None:
+def _check(references: Texts, predictions: Texts) -> None:
     if len(references) != len(predictions):
         raise ValueError(
             f"{len(references)} references and {len(predictions)} predictions: give one for each"
@@ -188,7 +174,7 @@ def _check(references: list[str], predictions: list[str]) -> None:
         raise ValueError("a score of no items: the split is empty")
 
 
-METRICS: dict[str, Callable[[list[str], list[str], list[str] | None], Metric]] = {
+METRICS: dict[str, Callable[[Texts, Texts, Clusters], Metric]] = {
     "wer": word_errors,
     "cer": character_errors,
     "bleu": bleu,
