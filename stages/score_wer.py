@@ -67,9 +67,10 @@ def main(job: ScoreWer) -> None:
         [str(row["speaker"]) for row in rows] if speakers else None,
         str if as_they_are else audiobench_wer.audiobench,
     )
+    totals = result.totals
     print(
-        f"{len(rows)} utterances, {result.words} words: {result.substitutions} substitutions, "
-        f"{result.deletions} deletions, {result.insertions} insertions"
+        f"{len(rows)} utterances, {totals.words} words: {totals.substitutions} substitutions, "
+        f"{totals.deletions} deletions, {totals.insertions} insertions"
     )
     for label, rate, count in result.by_duration:
         print(f"{label}: {rate:.6f} ({count} utterances)")

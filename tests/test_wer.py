@@ -85,8 +85,7 @@ def test_the_rate_is_errors_over_words_and_an_empty_side_is_the_word_empty():
     )
     assert result.per_item == [(1, 3), (0, 1), (2, 2)]  # nothing for nothing is right
     assert result.value == 3 / 6 and result.low <= result.value <= result.high
-    assert (result.substitutions, result.deletions, result.insertions) == (1, 1, 1)
-    assert result.words == 6
+    assert result.totals == (1, 1, 1, 6)  # substitutions, deletions, insertions, words
 
 
 def test_loops_show_in_the_capped_rate_and_the_share_above_one():

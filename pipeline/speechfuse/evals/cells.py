@@ -22,7 +22,7 @@ from speechfuse import artifact, workers
 from speechfuse.evals.tasks import Task, json_digest
 
 CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
-NOT_CONTENT = ("manifest.json", "plan.json")
+NOT_CONTENT = {"manifest.json", "plan.json"}
 LIBRARIES = ("torch", "transformers", "lm_eval")
 END = b"\n\n"  # of a batch
 
@@ -38,10 +38,10 @@ def fingerprint(checkpoint: Path, out: Path) -> str:
     check_weights(checkpoint)
     cache = out / "cells" / "fingerprints.json"
     hashes = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
-    files = {p for pattern in CONTENT for p in checkpoint.glob(pattern)}
-    names = sorted(p.name for p in files if p.name not in NOT_CONTENT)
+    files = {path.name for pattern in CONTENT for path in checkpoint.glob(pattern)}
     content, hashed = [], False
-    for name in tqdm(names, f"hashing {checkpoint}", unit="file", leave=False, delay=1):
+    names = tqdm(sorted(files - NOT_CONTENT), f"hashing {checkpoint}", leave=False, delay=1)
+    for name in names:
         path, stat = checkpoint / name, (checkpoint / name).stat()
         place = os.path.relpath(path, out)
         entry = hashes.get(place)

@@ -112,18 +112,10 @@ def _bytes(codes: Any) -> bytes:
 
 def _shared(a: bytes, at: int, b: bytes, start: int) -> int:
     """How many codes `a` from `at` and `b` from `start` share; 0 where they are no run."""
-    length = min(len(a) - at, len(b) - start)
-    x, y = (
-        np.frombuffer(each, np.uint16, length // 2, first) for each, first in ((a, at), (b, start))
-    )
-    unequal = np.flatnonzero(x != y)
-    shared = int(unequal[0]) if len(unequal) else length // 2
+    length = min(len(a) - at, len(b) - start) // 2
+    unequal = np.frombuffer(a, np.uint16, length, at) != np.frombuffer(b, np.uint16, length, start)
+    shared = int(unequal.argmax()) if unequal.any() else length
     return shared if shared >= CODES else 0
-
-
-def check_training(paths: list[str]) -> list[str]:
-    """Fingerprints of training datasets; ValueError for one that is not there."""
-    return [artifact.fingerprint_of(Path(path)) for path in paths]
 
 
 def contamination(hits: list[dict[str, Any]], without: float | None) -> dict[str, Any]:

@@ -55,17 +55,15 @@ def commonest(train: str, reference: str) -> str:
 
 def heard_exactly(split: str, metric: str, items: Items) -> list[Score]:
     """Those of a split's items whose transcript has no error."""
-    exact = [
-        item for item in items if lower_case(item.get("heard", "")) == lower_case(item["question"])
-    ]
+    exact = [i for i in items if lower_case(i.get("heard", "")) == lower_case(i["question"])]
     answers = [item["answer"] for item in exact]
     return [score(f"{split}_heard_exactly", metric, exact, answers)] if exact else []
 
 
 def transcripts(split: str, items: Items) -> Score:
     """Word errors of what was heard."""
-    texts, heard = [item["question"] for item in items], [item["heard"] for item in items]
-    rate = word_error_rate(texts, heard, clusters(items))
+    texts, transcripts = ([item[side] for item in items] for side in ("question", "heard"))
+    rate = word_error_rate(texts, transcripts, clusters(items))
     return Score("question_transcript", split, "wer", *rate, len(items))
 
 

@@ -10,6 +10,7 @@ tokens in a prompt's text are commands, and sampling as the checkpoint's generat
 import gc
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,8 @@ class Generator:
     ) -> list[str]:
         """The reply to each conversation, in order."""
         asked = {str(i): conversation for i, conversation in enumerate(turns)}
-        replies = {
-            entry["id"]: entry["reply"]
-            for batch in self.replies(asked, list(asked), max_new_tokens, batch_size)
-            for entry in batch
-        }
+        batches = self.replies(asked, list(asked), max_new_tokens, batch_size)
+        replies = {entry["id"]: entry["reply"] for batch in batches for entry in batch}
         return [replies[id] for id in asked]
 
     def replies(
@@ -92,11 +90,9 @@ class Generator:
         """Batches of {id, reply, tokens, capped} for the conversations `todo` of `asked`, shortest
         first. `tokens`: of the reply, without its end; `capped`: it had none after
         `max_new_tokens`."""
-        ids = {
-            id: [self.vocabulary.begin] * self.blog
-            + prompts.render(self.vocabulary, turns, add_generation_prompt=True)[0]
-            for id, turns in asked.items()
-        }
+        render = partial(prompts.render, self.vocabulary, add_generation_prompt=True)
+        begin = [self.vocabulary.begin] * self.blog
+        ids = {id: begin + render(turns)[0] for id, turns in asked.items()}
         unanswered = set(todo)
         order = sorted(ids, key=lambda id: len(ids[id]))  # little padding in a batch
         for start in range(0, len(order), batch_size):

@@ -14,7 +14,7 @@ from typing import Any
 
 from speechfuse import artifact, config, workers
 from speechfuse.evals import controls, generation
-from speechfuse.evals.contamination import check_training, contamination, training_hits
+from speechfuse.evals.contamination import contamination, training_hits
 from speechfuse.evals.items import (
     OWN,
     Rows,
@@ -130,18 +130,18 @@ class Speech:
         return str(value)
 
     def inputs(self) -> dict[str, Any]:
-        settings = asdict(self)
         return {
             "task": "speech",
             "data": artifact.fingerprint_of(Path(self.data)),
             "decoding": generation.VERSION,
             "items": json_digest(list(self.rows)),
             "transcripts": json_digest(self.transcript_texts) if self.transcripts else None,
-            **{key: settings[key] for key in OF_PREDICTIONS},
+            **{name: getattr(self, name) for name in OF_PREDICTIONS},
         }
 
     def scoring(self) -> dict[str, Any]:
-        training = check_training([*filter(None, [self.train]), *self.contamination])
+        paths = [*filter(None, [self.train]), *self.contamination]
+        training = [artifact.fingerprint_of(Path(path)) for path in paths]
         return {
             **({"judge": self.rater.identity()} if self.rater else {}),
             **({"training": training} if training else {}),
@@ -190,8 +190,8 @@ class Speech:
             METRICS[self.metric](references[:50], references[:50], None)  # says what does not fit
 
     def _check_row(self, row: dict[str, Any]) -> None:
-        needed = [self.reference, *([self.question] if self.rater else [])]
-        for name in [*needed, *filter(None, [self.cluster])]:
+        judged = self.question if self.rater else None
+        for name in filter(None, [self.reference, judged, self.cluster]):
             self.column(row, name)
         if "turns" in row:
             settings = self.prompt, self.input, self.transcribe, self.contamination
@@ -258,16 +258,12 @@ class Speech:
         ends = (entry["capped"] for entry in predictions)
         details = generation.of_replies([item["answer"] for item in items.values()], ends)
         if self.rater:
-            rated = [
-                {
-                    "id": id,
-                    "question": self.column(row, self.question),
-                    "answer": items[id]["answer"],
-                    "reference": self.column(row, self.reference),
-                }
-                for id, row in self.rows.items()
+            to_rate = [
+                {"id": id, "answer": item["answer"], "reference": item["expected"]}
+                | {"question": self.column(self.rows[id], self.question)}
+                for id, item in items.items()
             ]
-            for id, rating in self.rater.verdicts(rated).items():
+            for id, rating in self.rater.verdicts(to_rate).items():
                 items[id]["value"] = rating
             details |= {"coverage": self.rater.usage.coverage, "judging": asdict(self.rater.usage)}
         by_split = {
@@ -329,7 +325,8 @@ class Speech:
         about = dict(result.details)
         if self.metric == "wer":
             seconds = [float(self.rows[item["id"]]["seconds"]) for item in items]
-            about["by_duration"] = audiobench_wer.score(references, answers, seconds).by_duration
+            per_item = [(item["errors"], item["words"]) for item in items]
+            about["by_duration"] = audiobench_wer.by_duration(per_item, seconds)
         if about:
             details.setdefault("by_split", {})[split] = about
         scores = [Score("", split, *row, len(items)) for row in result.scores]
@@ -337,10 +334,7 @@ class Speech:
 
     def _without_hits(self, items: dict[str, dict[str, Any]], head: Score) -> float | None:
         """The headline of the items that the training data does not hold."""
-        hit, select = {hit["id"] for hit in self.hits}, self.splits[head.split]
-        rest = [
-            dict(item)
-            for id, item in items.items()
-            if id not in hit and matches(self.rows[id], select)
-        ]
+        hit = {hit["id"] for hit in self.hits}
+        ids = ids_by_split(self.rows, self.splits)[head.split]
+        rest = [dict(items[id]) for id in ids if id not in hit]
         return self._scores(head.split, rest, {})[0].value if rest else None

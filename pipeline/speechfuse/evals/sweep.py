@@ -124,16 +124,15 @@ def prepare(job: Evaluate) -> list[Work]:
     limit = {} if job.limit is None else {"limit": job.limit}
     out, chosen = Path(job.out), cells_of(job)
     specs = {task: {**pinned(job.tasks[task]), **limit} for _, _, task in chosen}
-    todo, fingerprints = [], dict[Path, str]()
+    todo, fingerprint = [], cache(cells.fingerprint)
     for name, checkpoint, task in tqdm(chosen, "checking", unit="cell", leave=False, delay=1):
-        if checkpoint not in fingerprints:
-            fingerprints[checkpoint] = cells.fingerprint(checkpoint, out)
+        content = fingerprint(checkpoint, out)
         spec, of_spec = specs[task], instance(specs[task])
         try:
             of_spec.check(checkpoint)
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} {task}: {error}") from error
-        predictions = Predictions(out, fingerprints[checkpoint], of_spec)
+        predictions = Predictions(out, content, of_spec)
         settings = {key: value for key, value in spec.items() if not is_path(value)}
         depends = [predictions.key, settings, of_spec.scoring(), code(spec)]
         todo.append(Work(name, checkpoint, task, spec, predictions, json_digest(depends)))

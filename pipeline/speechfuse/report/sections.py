@@ -76,8 +76,7 @@ def excerpts(items: Items, split: str | None, media: Media) -> str | None:
     if len(fields) < 2:
         return None
     audio = [media.recording(str(item.get("audio") or "")) for item in picked]
-    columns = [[str(item.get(name, "")) for item in picked] for name in fields]
-    columns = [[" ".join(text.split()) for text in column] for column in columns]
+    columns = [[" ".join(str(item.get(name, "")).split()) for item in picked] for name in fields]
     columns += [[*audio]] if any(audio) else []
     head = [*fields, *(["audio"] if any(audio) else []), ""]
     return page.table(head, zip(*columns, map(verdict, picked), strict=True))

@@ -73,10 +73,7 @@ class Wer:
     value: float
     low: float
     high: float
-    substitutions: int
-    deletions: int
-    insertions: int
-    words: int
+    totals: word_errors.Errors
     capped: float
     above_one: float
     by_duration: list[tuple[str, float, int]]
@@ -104,30 +101,26 @@ def score(
     )
     per_item = [(each.total, each.words) for each in counts]
     errors, words = np.asarray(per_item, float).T
-    value, low, high = intervals.ratio(errors, words, clusters)
     return Wer(
-        value,
-        low,
-        high,
-        sum(each.substitutions for each in counts),
-        sum(each.deletions for each in counts),
-        sum(each.insertions for each in counts),
-        int(words.sum()),
+        *intervals.ratio(errors, words, clusters),
+        totals=word_errors.Errors(*map(sum, zip(*counts, strict=True))),
         capped=float(np.minimum(errors, words).sum() / words.sum()),
         above_one=float((errors > words).mean()),
-        by_duration=_by_duration(errors, words, seconds) if seconds is not None else [],
+        by_duration=by_duration(per_item, seconds) if seconds is not None else [],
         per_item=per_item,
     )
 
 
-def _by_duration(
-    errors: np.ndarray, words: np.ndarray, seconds: list[float]
+def by_duration(
+    per_item: list[tuple[int, int]], seconds: list[float]
 ) -> list[tuple[str, float, int]]:
-    """(label, rate, utterances) of each bin that has any."""
-    if len(seconds) != len(errors):
+    """(label, rate, utterances) of each bin of durations that has any utterance, from the (errors,
+    words) and the seconds of each. Raises ValueError when they are not equally many."""
+    if len(seconds) != len(per_item):
         raise ValueError(
-            f"{len(seconds)} durations for {len(errors)} utterances: give one for each"
+            f"{len(seconds)} durations for {len(per_item)} utterances: give one for each"
         )
+    errors, words = np.asarray(per_item, float).T
     bins = np.digitize(seconds, DURATIONS, right=True)
     starts = [0, *DURATIONS]
     labels = [f"{a}-{b} s" for a, b in zip(starts, DURATIONS, strict=False)]

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -140,7 +141,9 @@ class Judge:
         self.usage = usage = Usage(items=len(items))
         keys = {item["id"]: self._key(item) for item in items}
         with self._opened() as database:
-            ratings = self._cached(set(keys.values()), database)
+            query = "select rating from verdicts where key = ?"
+            rows = {key: database.execute(query, [key]).fetchone() for key in keys.values()}
+            ratings = {key: row[0] for key, row in rows.items() if row}
             usage.cached = len(ratings)
             if todo := {k: i for i in items if (k := keys[i["id"]]) not in ratings}:
                 tokens = sum(len(self.message(item)) for item in todo.values()) // 4
@@ -176,12 +179,6 @@ class Judge:
         except sqlite3.DatabaseError as error:
             raise ValueError(f"judge: cache={self.cache} cannot be used ({error})") from error
 
-    @staticmethod
-    def _cached(keys: set[str], database: sqlite3.Connection) -> dict[str, float]:
-        """key -> rating of those that have a verdict."""
-        query = "select key, rating from verdicts where key = ?"
-        return dict(row for key in keys for row in database.execute(query, [key]))
-
     def _ask_all(
         self, todo: dict[str, dict[str, str]], database: sqlite3.Connection
     ) -> dict[str, float]:
@@ -189,18 +186,14 @@ class Judge:
         import openai  # where it is used: it takes seconds, and most sweeps ask no judge
 
         hopeless = openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError
-        requests, lock, secret = [0], threading.Lock(), os.environ[self.key_env]
-
-        def count(_: object) -> None:
-            with lock:
-                requests[0] += 1
-
+        requests, lock, secret = count(), threading.Lock(), os.environ[self.key_env]
+        hooks = {"request": [lambda _: next(requests)]}  # the client's own retries pass here too
         client = openai.OpenAI(
             api_key=secret,
             base_url=os.environ.get(self.base_url_env) or None,
             timeout=self.timeout,
             max_retries=self.retries,
-            http_client=openai.DefaultHttpxClient(event_hooks={"request": [count]}),
+            http_client=openai.DefaultHttpxClient(event_hooks=hooks),
         )
 
         def ask(key: str, item: dict[str, str]) -> float | str:
@@ -211,12 +204,11 @@ class Judge:
                 self.usage.completion_tokens += used[1]
             if rating is None:
                 return NO_RATING
-            texts = (self.model, item["question"], item["reference"], item["answer"])
+            texts = (item["question"], item["reference"], item["answer"])
             with lock, database:
+                row = key, self.model, *texts, rating, reply
                 database.execute(
-                    "insert or replace into verdicts (key, model, question, reference, answer, "
-                    "rating, reply) values (?, ?, ?, ?, ?, ?, ?)",
-                    (key, *texts, rating, reply),
+                    "insert or replace into verdicts values (?, ?, ?, ?, ?, ?, ?)", row
                 )
             return rating
 
@@ -244,20 +236,17 @@ class Judge:
                         rated[asked[done]] = result
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-                self.usage.retries = max(0, requests[0] - self.usage.calls)
+                self.usage.retries = max(0, next(requests) - self.usage.calls)
         return rated
 
     def _ask(self, client: Any, item: dict[str, str]) -> tuple[str | None, tuple[int, int]]:
         """(the reply's text, tokens in and out); no text where it is empty, cut off or malformed.
 
         The client builds its objects without checking them, so anything may be missing."""
-        parameters = {k: v for k, v in self._parameters().items() if k not in self.extra}
+        messages = [{"role": "user", "content": self.message(item)}]
         try:
             completion: Any = client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": self.message(item)}],
-                extra_body=self.extra,
-                **parameters,
+                model=self.model, messages=messages, extra_body=self._parameters()
             )
             used = completion.usage
             tokens = (used.prompt_tokens, used.completion_tokens) if used else (0, 0)

@@ -7,7 +7,7 @@ needs a judge is in scores.judge.
 
 import unicodedata
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -70,11 +70,10 @@ def character_errors(references: Texts, predictions: Texts, clusters: Clusters =
 def _errors(name: str, result: audiobench_wer.Wer, clusters: Clusters) -> Metric:
     errors, words = np.asarray(result.per_item, float).T
     capped = intervals.ratio(np.minimum(errors, words), words, clusters)
-    named = ("substitutions", "deletions", "insertions", "words", "above_one")
     return Metric(
         [(name, result.value, result.low, result.high), (f"{name}_capped", *capped)],
         [{"errors": e, "words": w} for e, w in result.per_item],
-        {key: value for key, value in asdict(result).items() if key in named},
+        {**result.totals._asdict(), "above_one": result.above_one},
     )
 
 

@@ -36,23 +36,20 @@ def read_verdict(reply: str) -> float | None:
     """
     if _BARE.fullmatch(reply):
         return _rating(reply)
-    found: list[tuple[int, Any]] = []
-    spans: list[tuple[int, int]] = []
+    ratings: dict[tuple[int, int], Any] = {}  # by where they start and end
     for start in [match.start() for match in re.finditer(r"\{", reply)]:
         try:
             value, end = json.JSONDecoder(strict=False).raw_decode(reply, start)
         except (ValueError, RecursionError):
             continue
         keys = {key.lower(): rating for key, rating in value.items()}
-        if "rating" in keys and not any(a <= start < b for a, b in spans):
-            spans.append((start, end))
-            found.append((start, keys["rating"]))
+        if "rating" in keys and not any(a <= start < b for a, b in ratings):
+            ratings[start, end] = keys["rating"]
     for match in _RATING.finditer(reply):
-        if not any(a <= match.start() < b for a, b in spans):
-            found.append(
-                (match.start(), match["value"] if _OF_FIVE.match(reply, match.end()) else None)
-            )
-    return _rating(max(found, key=lambda each: each[0])[1]) if found else None
+        if not any(a <= match.start() < b for a, b in ratings):
+            of_five = _OF_FIVE.match(reply, match.end())
+            ratings[match.span()] = match["value"] if of_five else None
+    return _rating(ratings[max(ratings)]) if ratings else None
 
 
 def _rating(value: Any) -> float | None:
