@@ -28,10 +28,10 @@ END = b"\n\n"  # of a batch
 
 
 def fingerprint(checkpoint: Path, out: Path) -> str:
-    """sha256 of a Hugging Face folder's content: config, tokenizer and weights.
+    """Return the sha256 of a Hugging Face folder's content: config, tokenizer and weights.
 
     Files are read once: their hashes are remembered by path, size and time of change in
-    <out>/cells/fingerprints.json. ValueError for a folder without config or weights.
+    <out>/cells/fingerprints.json. Raises ValueError for a folder without config or weights.
     """
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} is no checkpoint: it holds no config.json; check the path")
@@ -55,13 +55,13 @@ def fingerprint(checkpoint: Path, out: Path) -> str:
 
 
 def _config(path: Path) -> str:
-    """Of a config without the name of the folder that it was once loaded from."""
+    """Return the hash of a config without the name of the folder that it was once loaded from."""
     config = json.loads(path.read_text("utf-8"))
     return json_digest({key: value for key, value in config.items() if key != "_name_or_path"})
 
 
 def check_weights(checkpoint: Path) -> None:
-    """ValueError when no weights are there, or fewer than their index lists."""
+    """Raise ValueError when there are no weights, or fewer files than their index lists."""
     index = checkpoint / "model.safetensors.index.json"
     listed = {"model.safetensors"}
     if index.is_file():
@@ -83,7 +83,8 @@ class Predictions:
         self.path = self.folder / "predictions.jsonl"
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """Finished predictions by id. ValueError where an item stands twice, or a line is bad."""
+        """Return finished predictions by id. Raises ValueError for an item that stands twice, and
+        for a line that is not JSON."""
         if not self.path.exists():
             return {}
         data = self.path.read_bytes()
@@ -103,12 +104,13 @@ class Predictions:
         return entries
 
     def locked(self, wait: bool = True) -> AbstractContextManager[bool]:
-        """Keep other processes off the cell; False when one is at work there and `wait` is not."""
+        """Keep other processes off the cell; False when one is at work there and `wait` is
+        false."""
         return artifact.exclusive_lock(self.folder, wait)
 
     def fill(self, task: Task, checkpoint: Path) -> Iterator[int]:
-        """Compute what is missing; gives the number of items after each batch that is on disk.
-        To be called inside `locked`."""
+        """Compute the missing predictions; yield the number of items of each batch once it is on
+        disk. The caller holds `locked`. Raises ValueError when the task left items out."""
         artifact.write_json(self.folder / "inputs.json", self.inputs)
         done, ids = self.read(), task.ids()
         todo = [id for id in ids if id not in done]
@@ -132,13 +134,15 @@ class Predictions:
             raise ValueError(f"{lost} of {len(ids)} items were not predicted")
 
     def _note(self, items: int, seconds: float) -> None:
+        """Add a line to the cell's log: items, seconds, versions of libraries, device."""
         versions = {name: metadata.version(name) for name in ("speechfuse", *LIBRARIES)}
         entry = {"items": items, "seconds": round(seconds, 3), "versions": versions}
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps({**entry, "device": workers.device()}) + "\n")
 
     def about(self) -> dict[str, Any]:
-        """{minutes, versions} of the processes that filled it; one that was killed left none."""
+        """Return {minutes, versions} of the processes that filled the cell; a killed one left no
+        line."""
         path = self.folder / "log.jsonl"
         lines = path.read_text("utf-8").splitlines() if path.exists() else []
         log = [json.loads(line) for line in lines]

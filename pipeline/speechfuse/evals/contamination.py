@@ -32,10 +32,12 @@ KINDS = ("exact", "ngram", "codes")
 
 
 def training_hits(paths: list[str], items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """[{"id", "kind", "training_id", "shared"}] of `items` in their order; `shared` says what.
+    """Return [{"id", "kind", "training_id", "shared"}] of `items` in their order; `shared` says
+    what the item and the training row share.
 
     `text` and `codes` of an item may be None. Time grows with the rows of the datasets at `paths`,
-    about 30 us each. ValueError for a folder that is no complete dataset, before any is read.
+    about 30 us each. Raises ValueError for a folder that is no complete dataset, before any is
+    read.
     """
     for path in paths:
         shards.shard_paths(Path(path))
@@ -65,7 +67,7 @@ def training_hits(paths: list[str], items: list[dict[str, Any]]) -> list[dict[st
 
 
 def _rows(path: Path) -> Iterator[tuple[str, list[str], list[Any]]]:
-    """(id, texts, recordings) of each row of a dataset in either schema."""
+    """Yield (id, texts, recordings) of each row of a dataset in either schema."""
     names = pq.read_schema(shards.shard_paths(path)[0]).names
     if "turns" not in names:
         for row in shards.read_rows(path, ["id", "text", "codes"]):
@@ -80,7 +82,7 @@ def _rows(path: Path) -> Iterator[tuple[str, list[str], list[Any]]]:
 
 
 class _Codes:
-    """Items by their runs of codes, as bytes: two a code."""
+    """Evaluation items, indexed by their runs of codes as bytes, two a code."""
 
     def __init__(self, items: list[dict[str, Any]]) -> None:
         self.codes = [_bytes(item["codes"] if item["codes"] is not None else []) for item in items]
@@ -95,7 +97,7 @@ class _Codes:
                     self.runs.setdefault(hash(run), []).append((i, start))
 
     def find(self, recording: Any, done: Container[int]) -> Iterator[tuple[int, str]]:
-        """(item, what is shared) of items that are not `done`."""
+        """Yield (item, what is shared) of items that are not `done`."""
         codes = _bytes(recording)
         if len(codes) < RUN:
             yield from ((i, f"all {len(codes) // 2} codes") for i in self.whole.get(codes, []))
@@ -111,7 +113,7 @@ def _bytes(codes: Any) -> bytes:
 
 
 def _shared(a: bytes, at: int, b: bytes, start: int) -> int:
-    """How many codes `a` from `at` and `b` from `start` share; 0 where they are no run."""
+    """Return how many codes `a` from `at` and `b` from `start` share; 0 where these are no run."""
     length = min(len(a) - at, len(b) - start) // 2
     unequal = np.frombuffer(a, np.uint16, length, at) != np.frombuffer(b, np.uint16, length, start)
     shared = int(unequal.argmax()) if unequal.any() else length
@@ -119,6 +121,7 @@ def _shared(a: bytes, at: int, b: bytes, start: int) -> int:
 
 
 def contamination(hits: list[dict[str, Any]], without: float | None) -> dict[str, Any]:
-    """The entry of a result: items by kind of hit, the headline `without` them, and the hits."""
+    """Return the entry of a result: items by kind of hit, the headline `without` them, and the
+    hits."""
     kinds = {kind: len({hit["id"] for hit in hits if hit["kind"] == kind}) for kind in KINDS}
     return {**kinds, "without_hits": without, "hits": hits}

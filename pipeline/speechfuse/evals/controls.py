@@ -18,19 +18,20 @@ Items = list[dict[str, Any]]
 
 
 def clusters(items: Items) -> list[str] | None:
-    """Cluster of each item; None where the task has none."""
+    """Return the cluster of each item; None where the task has none."""
     return [item["cluster"] for item in items] if "cluster" in items[0] else None
 
 
 def score(split: str, metric: str, items: Items, answers: list[str]) -> Score:
-    """The headline of `metric`, had the items got these answers."""
+    """Return the headline of `metric`, had the items got these answers."""
     row = METRICS[metric]([item["expected"] for item in items], answers, clusters(items)).scores[0]
     return Score("", split, *row, len(items))
 
 
 def controls(metric: str, items: Items, commonest: str | None) -> list[Score]:
-    """`items` of a split with the answers to others' audio ("shuffled_audio"), and with the
-    `commonest` reference of the training ("majority_answer"). None where all share a cluster."""
+    """Return scores of a split's `items` with the answers to others' audio ("shuffled_audio"), and
+    with the `commonest` reference of the training ("majority_answer"). Empty where all share a
+    cluster."""
     owners = clusters(items) or [item["id"] for item in items]
     if len({*owners}) < 2:
         return []
@@ -42,7 +43,8 @@ def controls(metric: str, items: Items, commonest: str | None) -> list[Score]:
 
 
 def commonest(train: str, reference: str) -> str:
-    """What most rows of the dataset `train` have in the column `reference`."""
+    """Return the value that most rows of the dataset `train` have in the column `reference`. Raises
+    ValueError when no row has one."""
     values: Counter[str] = Counter()
     for row in shards.read_rows(Path(train)):
         row["extra"] = json.loads(row["extra"] or "{}")
@@ -54,20 +56,20 @@ def commonest(train: str, reference: str) -> str:
 
 
 def heard_exactly(split: str, metric: str, items: Items) -> list[Score]:
-    """Those of a split's items whose transcript has no error."""
+    """Return the score of those of a split's items whose transcript has no error."""
     exact = [i for i in items if lower_case(i.get("heard", "")) == lower_case(i["question"])]
     answers = [item["answer"] for item in exact]
     return [score(f"{split}_heard_exactly", metric, exact, answers)] if exact else []
 
 
 def transcripts(split: str, items: Items) -> Score:
-    """Word errors of what was heard."""
+    """Return the word error rate of the transcripts that the model wrote."""
     texts, transcripts = ([item[side] for item in items] for side in ("question", "heard"))
     rate = word_error_rate(texts, transcripts, clusters(items))
     return Score("question_transcript", split, "wer", *rate, len(items))
 
 
 def refusals(split: str, items: Items) -> Score:
-    """Share of items whose answer is a refusal."""
+    """Return the share of items whose answer is a refusal."""
     rate = mean([float(item["refused"]) for item in items], clusters(items))
     return Score("", split, "refusal_rate", *rate, len(items))

@@ -28,10 +28,9 @@ _loaded: dict[Any, Any] = {}  # the last model: tasks of one checkpoint follow e
 
 
 def load(checkpoint: Path, device: str | None = None) -> Any:
-    """The model of a Hugging Face folder, in the dtype it is stored in; device None: a GPU if
-    there is one. The last one is kept until another is asked for, or its files change. ValueError
-    for weights that are not finite.
-    """
+    """Return the model of a Hugging Face folder, in the dtype it is stored in; device None: a GPU
+    if there is one. The last model is kept until another is asked for, or its files change. Raises
+    ValueError for weights that are not finite."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     files = sorted(path for path in Path(checkpoint).absolute().iterdir() if path.is_file())
     stamp = (device, *((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
@@ -47,15 +46,19 @@ def load(checkpoint: Path, device: str | None = None) -> Any:
 
 
 class BlogVocabulary(Vocabulary):
-    """Control tokens in a text are commands, which training never has."""
+    """A vocabulary that reads control tokens in a text as commands, which training never does."""
 
     def text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
 
 class Generator:
-    """A checkpoint that answers turns. ValueError when it was not expanded for quantizer
-    `identity`; None: it is asked in text alone. `what`: the speech, to be named then."""
+    """A checkpoint that answers conversations.
+
+    `identity`: the quantizer of the speech; None when it is asked in text alone. `what`: the name
+    of the speech in the error. Raises ValueError when the checkpoint was not expanded for that
+    quantizer.
+    """
 
     def __init__(
         self,
@@ -74,7 +77,7 @@ class Generator:
     def reply(
         self, turns: list[list[dict[str, Any]]], max_new_tokens: int, batch_size: int = 64
     ) -> list[str]:
-        """The reply to each conversation, in order."""
+        """Return the reply to each conversation, in order."""
         asked = {str(i): conversation for i, conversation in enumerate(turns)}
         batches = self.replies(asked, list(asked), max_new_tokens, batch_size)
         replies = {entry["id"]: entry["reply"] for batch in batches for entry in batch}
@@ -87,8 +90,8 @@ class Generator:
         max_new_tokens: int,
         batch_size: int = 64,
     ) -> Iterator[list[dict[str, Any]]]:
-        """Batches of {id, reply, tokens, capped} for the conversations `todo` of `asked`, shortest
-        first. `tokens`: of the reply, without its end; `capped`: it had none after
+        """Yield batches of {id, reply, tokens, capped} for the conversations `todo` of `asked`,
+        shortest first. `tokens`: of the reply, without its end; `capped`: it had no end after
         `max_new_tokens`."""
         render = partial(prompts.render, self.vocabulary, add_generation_prompt=True)
         begin = [self.vocabulary.begin] * self.blog
@@ -104,7 +107,7 @@ class Generator:
 
     @torch.inference_mode()
     def _generate(self, ids: list[list[int]], max_new_tokens: int) -> list[dict[str, Any]]:
-        """{reply, tokens, capped} to each prompt of one batch."""
+        """Return {reply, tokens, capped} for each prompt of one batch."""
         prompts_ids = [torch.tensor(prompt) for prompt in ids]
         tokens = pad_sequence(prompts_ids, True, self.vocabulary.end, "left")
         mask = pad_sequence([torch.ones_like(each) for each in prompts_ids], True, 0, "left")
@@ -130,8 +133,8 @@ class Generator:
 
 
 def generator(checkpoint: Path, *arguments: Any) -> Any:
-    """What answers for a checkpoint: `Generator`, or the class of the same methods whose dotted
-    path config.json names as `generator` in its block "speechfuse"."""
+    """Return a `Generator` of a checkpoint, or an instance of the class whose dotted path
+    config.json names as `generator` in its block "speechfuse"; it has the same methods."""
     block = read_config(checkpoint).get("speechfuse") or {}
     return config.resolve(block.get("generator", f"{__name__}.Generator"))(checkpoint, *arguments)
 
@@ -143,8 +146,8 @@ REFUSAL = re.compile(
 
 
 def of_replies(replies: list[str], capped: Iterable[bool]) -> dict[str, Any]:
-    """{empty, loops, refusals, mean_words}; a loop has no end (`capped`), or says a group of three
-    words five times."""
+    """Return {empty, loops, refusals, mean_words}. A loop is a reply without an end (`capped`), or
+    one that says a group of three words five times."""
     words = [reply.split() for reply in replies]
     loops = [end or _repeats(each) for end, each in zip(capped, words, strict=True)]
     return {

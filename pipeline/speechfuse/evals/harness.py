@@ -89,7 +89,8 @@ class Harness:
         return {name: self._set(task) for name, task in sorted(tree["tasks"].items())}
 
     def _set(self, task: Any) -> Any:
-        """As simple_evaluate does, which would also reseed everything and ask the Hub."""
+        """Set few-shot examples as simple_evaluate does, which would also reseed everything and ask
+        the Hub. Raises ValueError for more examples than the task has."""
         own = task.get_config("num_fewshot")
         if own == 0 and self.num_fewshot:
             raise ValueError(
@@ -145,7 +146,8 @@ class Harness:
         return take_evenly(every, self.limit)
 
     def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
-        """A batch a task: {"id", "doc_hash", "metrics": {name: number}, "said", "target"}."""
+        """Yield a batch for each task: {"id", "doc_hash", "metrics": {name: number}, "said",
+        "target"}."""
         by_task: dict[str, list[int]] = {}
         for id in todo:
             name, _, number = id.rpartition("/")
@@ -196,7 +198,7 @@ class Harness:
         return Scored(scores, items, {"protocol": about})
 
     def _parts(self) -> dict[str, set[str]]:
-        """The groups below the one that was asked for, with the tasks in each."""
+        """Return the groups below the task that was asked for, with the tasks in each."""
 
         def leaves(name: str) -> set[str]:
             below = self._groups.get(name)
@@ -207,7 +209,8 @@ class Harness:
 
 
 def _check_questions(task: Any) -> None:
-    """ValueError for a question without text, with an empty choice, or without a right one."""
+    """Raise ValueError for a question without text, with an empty choice, or without a right
+    one."""
     for number, doc in enumerate(task.eval_docs):
         where = f"question {task.task_name}/{number}"
         try:
@@ -229,8 +232,8 @@ def _check_questions(task: Any) -> None:
 
 
 def _check_prompt(lm: Any, vocabulary: Vocabulary, task: Any, sample: dict[str, Any]) -> None:
-    """ValueError unless the model was shown the ids that training shows, for choices that are whole
-    replies, with the end of the turn."""
+    """Raise ValueError unless the model was shown the ids that training shows. Checked are choices
+    that are whole replies, with the end of the turn."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return
     question = task.doc_to_text(sample["doc"])
@@ -250,19 +253,20 @@ def _check_prompt(lm: Any, vocabulary: Vocabulary, task: Any, sample: dict[str, 
 
 
 def _task_files(folder: str) -> dict[str, str]:
-    """sha256 of each file below `folder` that describes a task."""
+    """Return the sha256 of each file below `folder` that describes a task."""
     paths = sorted(path for path in Path(folder).rglob("*") if path.name.endswith(("yaml", ".py")))
     return {path.relative_to(folder).as_posix(): artifact.sha256_of(path) for path in paths}
 
 
 def _means(task: Any) -> set[str]:
-    """Metrics of a task that are means over its items."""
+    """Return the metrics of a task that are means over its items."""
     aggregations = task.aggregation().items()
     return {metric for metric, how in aggregations if getattr(how, "__name__", "") == "mean"}
 
 
 def _predictions(name: str, samples: list[dict[str, Any]], means: set[str]) -> list[dict[str, Any]]:
-    """lm-eval's log of a task, one entry an item; a filter's metrics are called metric,filter."""
+    """Return lm-eval's log of a task, an entry for each item; a filter's metrics are named
+    metric,filter."""
     entries: dict[int, dict[str, Any]] = {}
     for sample in samples:
         reply = sample["filtered_resps"][0]
@@ -281,8 +285,8 @@ def _predictions(name: str, samples: list[dict[str, Any]], means: set[str]) -> l
 
 @cache
 def _manager(task: str, include: str | None) -> TaskManager:
-    """lm-eval's index. The official files of mmlu are in one folder, to read all others takes
-    seconds."""
+    """Return lm-eval's index of tasks: for mmlu of its own folder alone, as reading all others
+    takes seconds. Raises ValueError for a folder or task that is not there."""
     if include is not None and not Path(include).is_dir():
         raise ValueError(f"include={include} is no folder of task files: check the path")
     folders: list[str | Path] = [MMLU] if task == "mmlu" else []
@@ -297,8 +301,9 @@ def _manager(task: str, include: str | None) -> TaskManager:
 
 
 def _read_from(folder: Path, mmlu: bool, arrow: str) -> AbstractContextManager[Any]:
-    """Inside, lm-eval's tasks read `folder` instead of the dataset that they name, by way of the
-    folder `arrow`; those of mmlu a subject's files each. ValueError unless all 57 are there."""
+    """Return a context in which lm-eval's tasks read `folder` instead of the dataset that they
+    name, by way of the folder `arrow`; those of mmlu read a subject's files each. Raises ValueError
+    unless all 57 subjects are there."""
     load = datasets.load_dataset
     if mmlu and (lost := [name for name in SUBJECTS if not (folder / name).is_dir()]):
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
@@ -325,7 +330,8 @@ def _read_from(folder: Path, mmlu: bool, arrow: str) -> AbstractContextManager[A
 
 
 def subject_files(folder: Path) -> tuple[str, dict[str, list[str]]]:
-    """(how `datasets` reads them, files by split) of one subject of cais/mmlu."""
+    """Return (the reader of `datasets`, files by split) of one subject of cais/mmlu. Raises
+    ValueError when a split has no file."""
     for suffix, kind in (("parquet", "parquet"), ("jsonl", "json")):
         files = {split: sorted(folder.glob(f"{split}*.{suffix}")) for split in SPLITS}
         if all(files.values()):

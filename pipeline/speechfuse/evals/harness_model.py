@@ -32,13 +32,13 @@ class LastPosition(HFLM):
         return lru_cache(16)(super().tok_encode)
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
-        """Ids of a text; those of the last few texts are remembered."""
+        """Return the ids of a text; those of the last few texts are remembered."""
         return list(self._encode(string, *args, **kwargs))
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], *args: Any, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood, whether greedy) of each (name, context, continuation)."""
+        """Return (log-likelihood, whether greedy) of each (name, context, continuation)."""
         asked: dict[tuple[int, ...], list[int]] = {}  # the letters of a question are one input
         for i, (_, context, answer) in enumerate(requests):
             asked.setdefault((*context, *answer[:-1]), []).append(i)
@@ -60,19 +60,18 @@ class LastPosition(HFLM):
 
     @torch.inference_mode()
     def _last(self, inputs: list[tuple[int, ...]], read: list[int]) -> list[torch.Tensor]:
-        """Log-probabilities (read, vocabulary) of what follows the last `read` ids of each."""
+        """Return log-probabilities (read, vocabulary) of what follows the last `read` ids of
+        each."""
         tokens = pad_sequence([torch.tensor(ids) for ids in inputs], batch_first=True)
         states = self.model.model(tokens.to(self.device), use_cache=False).last_hidden_state
-        last = [
-            states[row, len(ids) - count : len(ids)]
-            for row, (ids, count) in enumerate(zip(inputs, read, strict=True))
-        ]
+        rows = zip(states, inputs, read, strict=True)
+        last = [row[len(ids) - count : len(ids)] for row, ids, count in rows]
         logits = self.model.lm_head(torch.cat(last))
         return list(torch.log_softmax(logits, -1, dtype=self.softmax_dtype).cpu().split(read))
 
 
 def harness_model(checkpoint: Path, batch_size: int) -> HFLM:
-    """lm-eval's model of a checkpoint, on the device of this process."""
+    """Return lm-eval's model of a checkpoint, on the device of this process."""
     tokenizer = Vocabulary.load(checkpoint).tokenizer
     with redirect_stderr(StringIO()):
         model = generation.load(checkpoint, workers.device())
@@ -80,5 +79,5 @@ def harness_model(checkpoint: Path, batch_size: int) -> HFLM:
 
 
 def compiled_once() -> AbstractContextManager[Any]:
-    """Inside, lm-eval compiles each template once."""
+    """Return a context in which lm-eval compiles each template once."""
     return patch.object(utils.env, "from_string", cache(utils.env.from_string))

@@ -20,8 +20,9 @@ OWN = ("id", "text", "speaker", "language", "seconds")  # columns of a row; all 
 
 
 def read_items(data: Path, splits: list[dict[str, Any]], cluster: str | None, read: Reader) -> Rows:
-    """Rows that any of `splits` takes, by id. Answers of conversations are read by `read`; one
-    without the key `cluster` is its own. ValueError for a conversation that ends in no answer."""
+    """Return the rows that any of `splits` selects, by id. `read` reads the answers of
+    conversations; a conversation without the key `cluster` is a cluster of its own. Raises
+    ValueError for a conversation that does not end in an answer."""
     rows = {}
     for row in shards.read_rows(data):
         row["extra"] = json.loads(row["extra"] or "{}")
@@ -46,7 +47,7 @@ def _of_conversation(row: dict[str, Any], data: Path, read: Reader) -> dict[str,
 
 
 def turn_text(turn: dict[str, Any]) -> str:
-    """A turn as text; sound without words is (sound)."""
+    """Return a turn as text; sound without words is (sound)."""
     parts = []
     for segment in turn["segments"]:
         speech = segment.get("speech")
@@ -55,7 +56,8 @@ def turn_text(turn: dict[str, Any]) -> str:
 
 
 def read_transcripts(path: Path) -> dict[str, str]:
-    """Transcripts by id of a file of {id, text} a line. ValueError for any other."""
+    """Return transcripts by id of a file of JSON lines {id, text}. Raises ValueError for any
+    other."""
     lines = path.read_text("utf-8").split("\n")
     try:
         entries = [json.loads(line) for line in lines if line.strip()]
@@ -65,30 +67,28 @@ def read_transcripts(path: Path) -> dict[str, str]:
 
 
 def ids_by_split(rows: Rows, splits: Splits) -> dict[str, list[str]]:
-    """Split name -> ids of its rows; a split without rows is left out."""
-    ids = {
-        name: [id for id, row in rows.items() if matches(row, select)]
-        for name, select in splits.items()
-    }
+    """Return the ids of the rows of each split; a split without rows is left out."""
+    pairs = splits.items()
+    ids = {name: [id for id, row in rows.items() if matches(row, of)] for name, of in pairs}
     return {name: of for name, of in ids.items() if of}
 
 
 def subset(rows: Rows, splits: list[list[str]], limit: int | None) -> Rows:
-    """`limit` of the rows in `splits`, at equal distances split by split: voices take turns in a
-    corpus, and equal distances in it could meet one alone."""
+    """Return `limit` of the rows in `splits`, at equal distances split by split: voices take turns
+    in a corpus, and equal distances in all of it could meet one voice alone."""
     ids = dict.fromkeys(id for split in splits for id in split)
     taken = {*take_evenly(list(ids), limit)}
     return {id: row for id, row in rows.items() if id in taken}
 
 
 def column(row: dict[str, Any], name: str) -> Any:
-    """A column of a row or a value of its `extra`; None without one."""
+    """Return a column of a row or a value of its `extra`; None where it has neither."""
     return row[name] if name in OWN else row["extra"].get(name)
 
 
 def others(values: list[str]) -> list[int]:
-    """For each place another one that holds another value: half the list away, or the next after
-    that; the place itself where all values are equal."""
+    """Return for each place another one that holds another value: half the list away, or the next
+    after that; the place itself where all values are equal."""
     chosen = []
     for place, value in enumerate(values):
         places = [(place + len(values) // 2 + i) % len(values) for i in range(len(values))]

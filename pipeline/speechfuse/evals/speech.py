@@ -93,7 +93,7 @@ class Speech:
 
     @cached_property
     def rows(self) -> Rows:
-        """Rows of any split by id; `extra` is read."""
+        """Rows of any split by id, with `extra` as a dict."""
         splits = [*self.splits.values(), *self.transcript_splits.values()]
         rows = read_items(Path(self.data), splits, self.cluster, self.read)
         if not rows:
@@ -118,11 +118,12 @@ class Speech:
         return training_hits(self.contamination, list(self.rows.values()))
 
     def read(self, reply: str) -> tuple[str | None, str]:
-        """(what was heard or None, the answer) of a reply."""
+        """Return (what was heard or None, the answer) of a reply."""
         return config.instantiate(self.reply, text=reply) if self.reply else (None, reply)
 
     def column(self, row: dict[str, Any], name: str) -> str:
-        """ValueError when the row has no such column, or nothing in it."""
+        """Return a column of a row as text. Raises ValueError when there is none, or nothing in
+        it."""
         value = column(row, name)
         if value is None:
             names = ", ".join([*OWN, *row["extra"]])
@@ -142,10 +143,8 @@ class Speech:
     def scoring(self) -> dict[str, Any]:
         paths = [*filter(None, [self.train]), *self.contamination]
         training = [artifact.fingerprint_of(Path(path)) for path in paths]
-        return {
-            **({"judge": self.rater.identity()} if self.rater else {}),
-            **({"training": training} if training else {}),
-        }
+        judge = {"judge": self.rater.identity()} if self.rater else {}
+        return judge | ({"training": training} if training else {})
 
     def check(self, checkpoint: Path) -> None:
         choices = {"metric": (*METRICS, "judge"), "input": INPUTS, "protocol": PROTOCOLS}
@@ -208,7 +207,8 @@ class Speech:
     def turns(
         self, row: dict[str, Any], codes: Any, prompt: str | None = None
     ) -> list[dict[str, Any]]:
-        """What a row asks: the turns of a conversation, or `prompt` with these codes as audio."""
+        """Return the turns to ask of a row: those of a conversation, or `prompt` with these codes
+        as audio."""
         if "turns" in row:
             return row["turns"][:-1] if self.history else row["turns"][-2:-1]
 
@@ -229,7 +229,8 @@ class Speech:
         return list(self.rows)
 
     def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
-        """{"id", "reply", "tokens", "capped"}, and "transcript" where it is asked for."""
+        """Yield batches of {"id", "reply", "tokens", "capped"}, with "transcript" where it is asked
+        for."""
         identity = None
         if self.input != "transcript":
             identity = shards.read_stream(Path(self.data))["quantizer"]
@@ -239,10 +240,8 @@ class Speech:
         audio = list(range(len(rows)))
         if self.input == "shuffled":
             audio = others([self.column(row, self.reference) for row in rows])
-        asked = {
-            row["id"]: self.turns(row, rows[other]["codes"])
-            for row, other in zip(rows, audio, strict=True)
-        }
+        pairs = zip(rows, audio, strict=True)
+        asked = {row["id"]: self.turns(row, rows[other]["codes"]) for row, other in pairs}
         size = self.batch_size
         for batch in generator.replies(asked, todo, self.max_new_tokens, size):
             if self.transcribe:
@@ -266,10 +265,8 @@ class Speech:
             for id, rating in self.rater.verdicts(to_rate).items():
                 items[id]["value"] = rating
             details |= {"coverage": self.rater.usage.coverage, "judging": asdict(self.rater.usage)}
-        by_split = {
-            split: [items[id] for id in ids]
-            for split, ids in ids_by_split(self.rows, self.splits).items()
-        }
+        ids_of = ids_by_split(self.rows, self.splits)
+        by_split = {split: [items[id] for id in ids] for split, ids in ids_of.items()}
         scores: list[Score] = []
         for split, of_split in by_split.items():
             scores += self._scores(split, of_split, details)
@@ -290,16 +287,16 @@ class Speech:
         return Scored(named, list(items.values()), details)
 
     def _item(self, row: dict[str, Any], prediction: dict[str, Any]) -> dict[str, Any]:
-        heard, answer = self.read(prediction["reply"])
+        transcript, answer = self.read(prediction["reply"])
         if self.reply and self.input == "transcript":
-            heard = self.transcript_texts[row["id"]]
-        heard = prediction.get("transcript", heard)
+            transcript = self.transcript_texts[row["id"]]
+        transcript = prediction.get("transcript", transcript)
         splits = (name for name, select in self.splits.items() if matches(row, select))
         refused = {lower_case(refusal) for refusal in self.refusals}
         return {
             "id": row["id"],
             "question": row["text"],
-            **({} if heard is None else {"heard": heard}),
+            **({} if transcript is None else {"heard": transcript}),
             "answer": answer,
             "split": next(splits, None),
             "expected": self.column(row, self.reference),
@@ -310,7 +307,8 @@ class Speech:
         }
 
     def _scores(self, split: str, items: Items, details: dict[str, Any]) -> list[Score]:
-        """Of one split; each item is given its own numbers."""
+        """Return the scores of one split; each item is given its own numbers. Raises ValueError
+        when the judge rated none."""
         own = all(item["split"] == split for item in items)  # not of another split first
         if self.rater:
             items = [item for item in items if item["value"] is not None]
@@ -333,7 +331,7 @@ class Speech:
         return [replace(scores[0], paired=own and result.additive), *scores[1:]]
 
     def _without_hits(self, items: dict[str, dict[str, Any]], head: Score) -> float | None:
-        """The headline of the items that the training data does not hold."""
+        """Return the headline of the items that the training data does not hold."""
         hit = {hit["id"] for hit in self.hits}
         ids = ids_by_split(self.rows, self.splits)[head.split]
         rest = [dict(items[id]) for id in ids if id not in hit]

@@ -45,7 +45,7 @@ class Evaluate:
 
 @dataclass
 class Work:
-    """One cell to be filled and scored."""
+    """One cell to fill and to score; `name` is that of the checkpoint in results."""
 
     name: str  # of the checkpoint, as results call it
     checkpoint: Path
@@ -56,7 +56,7 @@ class Work:
 
 
 def expand(entry: dict[str, Any]) -> list[tuple[str, Path]]:
-    """(name, folder) of a checkpoint, or of every epoch of a run that is complete."""
+    """Return (name, folder) of a checkpoint, or of every epoch of a run that is complete."""
     path = Path(entry["path"])
     epochs = sorted(path.glob("epoch_*"), key=lambda p: int(p.name.removeprefix("epoch_")))
     if epochs:
@@ -66,8 +66,9 @@ def expand(entry: dict[str, Any]) -> list[tuple[str, Path]]:
 
 
 def cells_of(job: Evaluate) -> list[tuple[str, Path, str]]:
-    """(checkpoint's name, its folder, task) of what `only` leaves; runs that it leaves out need not
-    be there. ValueError for a name that is none, and a task that is not described."""
+    """Return (checkpoint's name, its folder, task) of the cells that `only` selects; other runs
+    need not be there. Raises ValueError for an unknown name, and for a task that is not
+    described."""
     names, chosen = [*job.tasks], []
     tasks, others = {*job.only} & {*job.tasks}, {*job.only} - {*job.tasks}
     for entry in job.checkpoints:
@@ -102,7 +103,7 @@ def cells_of(job: Evaluate) -> list[tuple[str, Path, str]]:
 
 
 def pinned(spec: dict[str, Any]) -> dict[str, Any]:
-    """The task with the folders of its repo@revision data."""
+    """Return the task with local folders in place of its repo@revision data."""
     texts = {key: value for key, value in spec.items() if isinstance(value, str)}
     pins = {key: pin for key, value in texts.items() if (pin := hub_data.pinned(value))}
     return {**spec, **{key: str(hub_data.local(pin)) for key, pin in pins.items()}}
@@ -112,7 +113,7 @@ _tasks: dict[str, Task] = {}
 
 
 def instance(spec: dict[str, Any]) -> Task:
-    """The task; one for all its cells, as it may hold much data."""
+    """Return the task; one for all its cells, as it may hold much data."""
     text = json.dumps(spec)  # not sorted: its splits keep their order
     if text not in _tasks:
         _tasks[text] = config.instantiate(spec)
@@ -120,7 +121,7 @@ def instance(spec: dict[str, Any]) -> Task:
 
 
 def prepare(job: Evaluate) -> list[Work]:
-    """All cells, checked; ValueError for the first that could not succeed."""
+    """Return all cells, checked. Raises ValueError for the first that could not succeed."""
     limit = {} if job.limit is None else {"limit": job.limit}
     out, chosen = Path(job.out), cells_of(job)
     specs = {task: {**pinned(job.tasks[task]), **limit} for _, _, task in chosen}
@@ -140,25 +141,25 @@ def prepare(job: Evaluate) -> list[Work]:
 
 
 def is_path(value: Any) -> bool:
-    """Whether it names data, whose content counts and not where it lies."""
+    """Return True if a setting names data, whose content counts and not its place."""
     return isinstance(value, str) and len(value) < 256 and Path(value).exists()
 
 
 @cache
 def code_of_rooms() -> list[str]:
-    """Hashes of all modules of evals and scores."""
+    """Return the hashes of all modules of evals and scores."""
     folders = Path(__file__).parent, Path(scores.__file__).parent
     return [artifact.sha256_of(path) for each in folders for path in sorted(each.glob("*.py"))]
 
 
 def code(spec: dict[str, Any]) -> str:
-    """Hash of the code that turns predictions into scores, the task's own and its components'
-    among it: when it changes, all is scored again."""
+    """Return the hash of the code that turns predictions into scores, the task's own and its
+    components' included: when it changes, all is scored again."""
     return json_digest([artifact.code_digest(config.modules_of(spec)), *code_of_rooms()])
 
 
 def is_done(work: Work, result: Path) -> bool:
-    """Whether its result is there, of the same content, and lacks no verdict."""
+    """Return True if the result is there, of the same content, and lacks no verdict."""
     if not result.exists():
         return False
     content = json.loads(result.read_text("utf-8"))
@@ -167,7 +168,7 @@ def is_done(work: Work, result: Path) -> bool:
 
 
 def predict(work: Work) -> tuple[int, str | None]:
-    """(items computed, the error or None) of one cell, in a worker process."""
+    """Return (items computed, the error or None) of one cell, in a worker process."""
     try:
         with work.predictions.locked():
             return sum(work.predictions.fill(instance(work.spec), work.checkpoint)), None
@@ -176,7 +177,7 @@ def predict(work: Work) -> tuple[int, str | None]:
 
 
 def error_line(work: Work, error: Exception) -> str:
-    """An error in one line; its traceback is kept beside the predictions."""
+    """Return an error in one line; its traceback is written beside the predictions."""
     text = "".join(traceback.format_exception(error))
     artifact.write_atomic(work.predictions.folder / "traceback.txt", text)
     line = " ".join(str(error).split())
@@ -186,7 +187,7 @@ def error_line(work: Work, error: Exception) -> str:
 def predict_all(
     todo: list[Work], runtime: Runtime, bar: tqdm
 ) -> Iterator[tuple[Work, int, str | None]]:
-    """(cell, items computed, error or None) as they come."""
+    """Yield (cell, items computed, error or None) as cells are finished."""
     devices = workers.gpus(runtime.device)[: runtime.processes]
     if runtime.processes > 1:
         with workers.pool(runtime.processes, devices, runtime.threads) as executor:
@@ -219,7 +220,7 @@ def predict_all(
 
 
 def result_of(work: Work, partial: bool) -> dict[str, Any]:
-    """The result file's content, from predictions alone."""
+    """Return the result file's content, from predictions alone."""
     task, entries = instance(work.spec), work.predictions.read()
     scored = task.score([entries[id] for id in task.ids()])
     named = [replace(score, task=score.task or work.task) for score in scored.scores]

@@ -16,8 +16,12 @@ from speechfuse.scores.intervals import Score
 
 @dataclass
 class Scored:
-    """Scores (the first is the headline; task "": the name the recipe gives), an entry an item for
-    paired tests ("correct", "value", or "errors" and "words"; "split", "cluster"), and details."""
+    """Scores, an entry for each item, and details.
+
+    `scores`: the first is the headline; task "" stands for the name the recipe gives. `items`:
+    {"id", "split", "cluster"} and the number of a paired test: "correct", "value", or "errors" and
+    "words". Scores that these numbers give are marked `paired`.
+    """
 
     scores: list[Score]
     items: list[dict[str, Any]]
@@ -32,34 +36,37 @@ class Task(Protocol):
     limit: int | None
 
     def inputs(self) -> dict[str, Any]:
-        """JSON of all that predictions depend on besides the checkpoint; "data" is the data's
-        fingerprint."""
+        """Return JSON of all that predictions depend on besides the checkpoint; "data" is the
+        data's fingerprint."""
         ...
 
     def scoring(self) -> dict[str, Any]:
-        """JSON of what scores depend on besides predictions and settings: "judge", "training"."""
+        """Return JSON of what scores depend on besides predictions and settings: "judge",
+        "training"."""
         ...
 
     def check(self, checkpoint: Path) -> None:
-        """ValueError, before any work is spent, where `predict` or `score` could not succeed."""
+        """Raise ValueError, before any work is spent, where `predict` or `score` could not
+        succeed."""
         ...
 
     def ids(self) -> list[str]:
-        """The items, in order."""
+        """Return the ids of the items, in order."""
         ...
 
     def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
-        """Batches of predictions {"id", ...}; which items share a batch does not depend on `todo`
-        where that holds whole batches."""
+        """Yield batches of predictions {"id", ...}. Which items share a batch does not depend on
+        `todo` where that holds whole batches."""
         ...
 
     def score(self, predictions: list[dict[str, Any]]) -> Scored:
-        """Of all items, in the order of `ids`."""
+        """Return the scores of the predictions of all items, in the order of `ids`."""
         ...
 
 
 def take_evenly(values: list[Any], limit: int | None) -> list[Any]:
-    """`limit` of the values at equal distances; all when None. ValueError for less than 1."""
+    """Return `limit` of the values at equal distances; all when None. Raises ValueError for less
+    than 1."""
     if limit is None:
         return values
     if limit < 1:

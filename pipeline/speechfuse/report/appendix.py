@@ -30,17 +30,13 @@ def splits(results: ResultsByCheckpoint) -> Iterator[tuple[str, str, dict[str, A
 
 def diagnostics(results: ResultsByCheckpoint) -> str | None:
     """Return counts of replies that are no answers, which move scores without any knowledge."""
-    rows = [
-        [
-            name,
-            file.name,
-            str(len(file.items)),
-            *(number(file.details.get(diagnostic)) for diagnostic in DIAGNOSTICS),
-            f"{file.details['coverage']:.1%}" if "coverage" in file.details else "",
-        ]
-        for name, file in files(results)
-        if not file.details.keys().isdisjoint(DIAGNOSTICS)
-    ]
+    rows = []
+    for name, file in files(results):
+        details = file.details
+        if not details.keys().isdisjoint(DIAGNOSTICS):
+            counts = [number(details.get(diagnostic)) for diagnostic in DIAGNOSTICS]
+            coverage = f"{details['coverage']:.1%}" if "coverage" in details else ""
+            rows.append([name, file.name, str(len(file.items)), *counts, coverage])
     head = ["checkpoint", "task", "items", "empty", "loops", "refusals", "mean words", "coverage"]
     caption = (
         "Of the replies: how many are empty, loop or never end, refuse; how long they are; and the "
@@ -104,18 +100,15 @@ def contamination(results: ResultsByCheckpoint, media: Media) -> list[str]:
 def provenance(results: ResultsByCheckpoint) -> str:
     """Return, for each result file, its protocol, fingerprints, versions, minutes and verdicts."""
     kinds = dict.fromkeys(kind for _, file in files(results) for kind in file.fingerprints)
-    rows = [
-        [
-            name,
-            file.name,
-            "\n".join(filter(None, [file.protocol, file.details.get("protocol")])),
-            *(file.fingerprints.get(kind, "")[:12] for kind in kinds),
-            ", ".join(f"{library} {v}" for library, v in file.details.get("versions", {}).items()),
-            f"{file.details['minutes']:.1f}" if file.details.get("minutes") is not None else "",
-            judging(file.details.get("judging", {})),
-        ]
-        for name, file in files(results)
-    ]
+    rows = []
+    for name, file in files(results):
+        details = file.details
+        protocol = "\n".join(filter(None, [file.protocol, details.get("protocol")]))
+        digests = [file.fingerprints.get(kind, "")[:12] for kind in kinds]
+        versions = ", ".join(f"{library} {v}" for library, v in details.get("versions", {}).items())
+        minutes = f"{details['minutes']:.1f}" if details.get("minutes") is not None else ""
+        work = versions, minutes, judging(details.get("judging", {}))
+        rows.append([name, file.name, protocol, *digests, *work])
     fingerprints = ["weights" if kind == "checkpoint" else kind for kind in kinds]
     head = ["checkpoint", "task", "protocol", *fingerprints, "versions", "minutes", "verdicts"]
     return page.table(head, rows, caption="Fingerprints are of content, cut to 12 digits.")

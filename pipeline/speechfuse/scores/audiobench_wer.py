@@ -60,8 +60,8 @@ def normalised_already(texts: list[str]) -> tuple[bool, int]:
 
 
 def characters(text: str) -> str:
-    """`text` for a character error rate, in any script: NFKC, case folded, letters, marks and
-    digits only (no spaces: Chinese has none, and punctuation leaves some behind)."""
+    """Return `text` for a character error rate, in any script: NFKC, case folded, letters, marks
+    and digits only (no spaces: Chinese has none, and punctuation leaves some behind)."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return "".join(c for c in folded if unicodedata.category(c)[0] in "LMN")
 
@@ -94,11 +94,9 @@ def score(
     interval. With `characters` and jiwer.process_characters it is a character error rate.
     ValueError for no utterances, and for other than one prediction, second, cluster for each.
     """
-    counts = word_errors.errors(
-        [normalise(text) or "empty" for text in references],
-        [normalise(text) or "empty" for text in predictions],
-        align,
-    )
+    sides = references, predictions
+    truths, replies = ([normalise(text) or "empty" for text in side] for side in sides)
+    counts = word_errors.errors(truths, replies, align)
     per_item = [(each.total, each.words) for each in counts]
     errors, words = np.asarray(per_item, float).T
     return Wer(
@@ -114,8 +112,8 @@ def score(
 def by_duration(
     per_item: list[tuple[int, int]], seconds: list[float]
 ) -> list[tuple[str, float, int]]:
-    """(label, rate, utterances) of each bin of durations that has any utterance, from the (errors,
-    words) and the seconds of each. Raises ValueError when they are not equally many."""
+    """Return (label, rate, utterances) of each bin of durations that has any, from the (errors,
+    words) and the seconds of each utterance. Raises ValueError when these are not equally many."""
     if len(seconds) != len(per_item):
         raise ValueError(
             f"{len(seconds)} durations for {len(per_item)} utterances: give one for each"

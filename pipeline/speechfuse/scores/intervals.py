@@ -48,7 +48,8 @@ def mean(values: list[float], clusters: list[str] | None) -> tuple[float, float,
 def ratio(
     above: np.ndarray, below: np.ndarray, clusters: list[str] | None
 ) -> tuple[float, float, float]:
-    """(sum(above) / sum(below), low, high): the percentile interval over resampled clusters."""
+    """Return (sum(above) / sum(below), low, high): the percentile interval over resampled
+    clusters."""
     drawn = resampled(np.stack([above, below]), clusters)
     drawn = drawn[drawn[:, 1] > 0]  # a resample of wordless references has no rate
     low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
@@ -84,7 +85,8 @@ def paired(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> tuple[f
 
 
 def _parts(item: dict[str, Any]) -> tuple[Any, Any]:
-    """Above and below the line of an item's part in a score; above is None without a number."""
+    """Return numerator and denominator of an item's part in a score; the first is None without a
+    number. Raises ValueError for an item that has no such field."""
     if "errors" in item:
         return item["errors"], item["words"]
     if "correct" not in item and "value" not in item:
@@ -96,8 +98,8 @@ def _parts(item: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def resampled(numbers: np.ndarray, clusters: list[str] | None) -> np.ndarray:
-    """Sums (RESAMPLES, columns) of `numbers` (columns, items) over clusters drawn with
-    replacement."""
+    """Return sums (RESAMPLES, columns) of `numbers` (columns, items) over clusters drawn with
+    replacement. Raises ValueError unless `clusters` names one for each item."""
     count = numbers.shape[1]
     if clusters is not None:
         if len(clusters) != count:
@@ -113,14 +115,16 @@ def resampled(numbers: np.ndarray, clusters: list[str] | None) -> np.ndarray:
 
 
 def mcnemar(b: int, c: int) -> float:
-    """Exact two-sided p that two checkpoints are right equally often, when the first alone is right
-    on `b` items and the second alone on `c`: a fair coin's chance to part as unevenly."""
+    """Return the exact two-sided p that two checkpoints are right equally often, when the first
+    alone is right on `b` items and the second alone on `c`: a fair coin's chance to part as
+    unevenly."""
     tail = sum(comb(b + c, k) for k in range(min(b, c) + 1))
     return min(1.0, 2 * tail / 2 ** (b + c))
 
 
 def holm(ps: list[float]) -> list[float]:
-    """`ps` adjusted for being many, in their order: those below 0.05 hold together at 5 %."""
+    """Return `ps` adjusted for being many, in their order: those below 0.05 hold together at 5
+    %."""
     adjusted, worst = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         worst = adjusted[i] = max(worst, min(1.0, ps[i] * (len(ps) - rank)))

@@ -99,7 +99,7 @@ class Judge:
         self.usage = Usage()
 
     def check(self) -> None:
-        """ValueError when the environment holds no key."""
+        """Raise ValueError when the environment holds no key."""
         if not os.environ.get(self.key_env):
             raise ValueError(
                 f"judge {self.model}: no key in the environment variable {self.key_env}; export "
@@ -108,7 +108,8 @@ class Judge:
             )
 
     def identity(self) -> dict[str, Any]:
-        """JSON of all that a verdict depends on besides the item; the endpoint is not part."""
+        """Return JSON of all that a verdict depends on besides the item; the endpoint is no part of
+        it."""
         return {
             "model": self.model,
             "prompt": hashlib.sha256(self.prompt.encode()).hexdigest(),
@@ -122,7 +123,8 @@ class Judge:
         return {name: value for name, value in named.items() if value is not None} | self.extra
 
     def message(self, item: dict[str, str]) -> str:
-        """The prompt with an item in it. The fence is a hash of the texts, which cannot hold it."""
+        """Return the prompt with an item in it. The fence is a hash of the texts, which cannot hold
+        it."""
         texts = {name: item[name] for name in ("question", "reference", "answer")}
         whole = json.dumps(texts, sort_keys=True)
         texts["fence"] = f"-----{hashlib.sha256(whole.encode()).hexdigest()[:16]}-----"
@@ -131,11 +133,11 @@ class Judge:
         )
 
     def verdicts(self, items: list[dict[str, str]]) -> dict[str, float | None]:
-        """id -> rating, None (or 0 by `failures`) where there is none.
+        """Return id -> rating, None (or 0 by `failures`) where there is none.
 
-        One call for each verdict that the cache lacks; the client repeats it with growing pauses
-        after 429, 5xx, time-outs and lost connections, and heeds Retry-After. Raises `Unreachable`
-        where the key or model is refused, or a whole round of calls brings no reply.
+        There is one call for each verdict that the cache lacks; the client repeats it with growing
+        pauses after 429, 5xx, time-outs and lost connections, and heeds Retry-After. Raises
+        `Unreachable` where the key or model is refused, or a whole round of calls brings no reply.
         """
         self.check()
         self.usage = usage = Usage(items=len(items))
@@ -182,7 +184,8 @@ class Judge:
     def _ask_all(
         self, todo: dict[str, dict[str, str]], database: sqlite3.Connection
     ) -> dict[str, float]:
-        """key -> rating of those that succeeded, each kept as soon as it is there."""
+        """Return key -> rating of the calls that succeeded; each is in the cache as soon as it is
+        there."""
         import openai  # where it is used: it takes seconds, and most sweeps ask no judge
 
         hopeless = openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError
@@ -240,9 +243,11 @@ class Judge:
         return rated
 
     def _ask(self, client: Any, item: dict[str, str]) -> tuple[str | None, tuple[int, int]]:
-        """(the reply's text, tokens in and out); no text where it is empty, cut off or malformed.
+        """Return (the reply's text, tokens in and out); no text where it is empty, cut off or
+        malformed.
 
-        The client builds its objects without checking them, so anything may be missing."""
+        The client builds its objects without checking them, so anything may be missing.
+        """
         messages = [{"role": "user", "content": self.message(item)}]
         try:
             completion: Any = client.chat.completions.create(

@@ -34,9 +34,10 @@ class Metric:
 
 
 def word_errors(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
-    """AudioBench's English WER, and the same with each utterance capped at 1 ("wer_capped").
+    """Return AudioBench's English WER, and the same with each utterance capped at 1 ("wer_capped").
 
-    ValueError for references most of whose letters are of a script without spaces between words.
+    Raises ValueError for references most of whose letters are of a script without spaces between
+    words.
     """
     if references and 2 * sum(map(_unspaced, references)) > len(references):
         raise ValueError(
@@ -48,7 +49,8 @@ def word_errors(references: Texts, predictions: Texts, clusters: Clusters = None
 
 
 def whisper_word_errors(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
-    """The WER ("wer") after Whisper's English normaliser alone, as of scores.word_errors."""
+    """Return the WER ("wer") after Whisper's English normaliser alone, as scores.word_errors has
+    it."""
     rate = word_error_rate(references, predictions, clusters)
     normalise = whisper_english()
     each = errors([normalise(t) for t in references], [normalise(t) for t in predictions])
@@ -56,14 +58,9 @@ def whisper_word_errors(references: Texts, predictions: Texts, clusters: Cluster
 
 
 def character_errors(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
-    """Characters wrong over characters of the references, after wer.characters; any script."""
-    result = audiobench_wer.score(
-        references,
-        predictions,
-        clusters=clusters,
-        normalise=audiobench_wer.characters,
-        align=jiwer.process_characters,
-    )
+    """Return the character error rate, by audiobench_wer.characters; for any script."""
+    ways = audiobench_wer.characters, jiwer.process_characters  # to normalise and to align
+    result = audiobench_wer.score(references, predictions, None, clusters, *ways)
     return _errors("cer", result, clusters)
 
 
@@ -78,7 +75,7 @@ def _errors(name: str, result: audiobench_wer.Wer, clusters: Clusters) -> Metric
 
 
 def _unspaced(text: str) -> bool:
-    """Whether most letters are of Chinese, Japanese or Thai, which write no spaces."""
+    """Return True if most letters are of Chinese, Japanese or Thai, which write no spaces."""
     names = [unicodedata.name(c, "").split(" ")[0] for c in text if c.isalpha()]
     return 2 * sum(n in ("CJK", "HIRAGANA", "KATAKANA", "THAI") for n in names) > len(names)
 
@@ -89,8 +86,8 @@ def bleu(
     clusters: Clusters = None,
     tokenize: str = "13a",
 ) -> Metric:
-    """Corpus BLEU of sacrebleu, 0 to 100. An item's value is its sentence's BLEU, whose mean is
-    another number."""
+    """Return the corpus BLEU of sacrebleu, 0 to 100. An item's value is its sentence's BLEU; their
+    mean is another number."""
     import sacrebleu  # where it is used, as rouge_score below, which brings nltk and takes seconds
 
     _check(references, predictions)
@@ -112,14 +109,14 @@ def bleu(
 
 
 def bleu_zh(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
-    """Corpus BLEU into Chinese: sacrebleu's zh tokenizer, a word a Chinese character."""
+    """Return corpus BLEU into Chinese, by sacrebleu's zh tokenizer: each character is a word."""
     return bleu(references, predictions, clusters, "zh")
 
 
 def rouge(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
-    """Mean F1 of ROUGE-L, -1 and -2, 0 to 1, without stemming. Source: rouge-score.
+    """Return the mean F1 of ROUGE-L, -1 and -2, 0 to 1, without stemming. Source: rouge-score.
 
-    ValueError where most references have neither a-z nor 0-9, all that it reads.
+    Raises ValueError where most references have neither a-z nor 0-9, all that it reads.
     """
     from rouge_score import rouge_scorer
 
@@ -138,14 +135,14 @@ def rouge(references: Texts, predictions: Texts, clusters: Clusters = None) -> M
 
 
 def plain(answer: str) -> str:
-    """`answer` for exact comparison: NFKC, case folded, single spaces, no quotes around it and no
-    full stop at its end ("\u201cParis.\u201d" -> "paris"); signs and points inside stay."""
+    """Return `answer` for exact comparison: NFKC, case folded, single spaces, no quotes around it
+    and no full stop at its end ("\u201cParis.\u201d" -> "paris"); signs and points inside stay."""
     text = " ".join(unicodedata.normalize("NFKC", answer).casefold().split())
     return text.strip("\"'\u201c\u201d\u2018\u2019.,!?;: ") or text
 
 
 def lower_case(text: str) -> str:
-    """`text` in lower case with single spaces."""
+    """Return `text` in lower case with single spaces."""
     return " ".join(text.lower().split())
 
 
@@ -156,7 +153,7 @@ def accuracy(
     name: str = "accuracy",
     normalise: Callable[[str], str] = plain,
 ) -> Metric:
-    """Share of predictions that equal their reference, both through `normalise`."""
+    """Return the share of predictions that equal their reference, both through `normalise`."""
     _check(references, predictions)
     pairs = zip(references, predictions, strict=True)
     right = [normalise(reference) == normalise(prediction) for reference, prediction in pairs]

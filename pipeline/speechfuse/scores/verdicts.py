@@ -28,8 +28,8 @@ _BARE = re.compile(r"[*_`\s]*([-+]?\d+(?:\.\d+)?)(?:\s*/\s*5)?[*_`.\s]*")
 
 
 def read_verdict(reply: str) -> float | None:
-    """The rating that a judge's reply ends on, from 0 to 5; None when there is none, it is out of
-    range or of another scale. Nothing is clamped.
+    """Return the rating that a judge's reply ends on, from 0 to 5; None when there is none, it is
+    out of range or of another scale. Nothing is clamped.
 
     Read are JSON with a "rating" and "Rating: 4" (also "**4**", "4/5"), of which the last counts: a
     rating quoted before it does not, nor one inside the JSON's texts. Or the reply is a number.
@@ -62,7 +62,7 @@ def _rating(value: Any) -> float | None:
 
 
 def read_last_word(reply: str) -> float | None:
-    """The last word of a reply as a number, whatever its size; None where it is none."""
+    """Return the last word of a reply as a number, whatever its size; None where it is none."""
     try:
         value = float((reply.split() or [""])[-1])
     except ValueError:

@@ -11,8 +11,7 @@ from speechfuse.scores.intervals import ratio
 
 
 class Errors(NamedTuple):
-    """Of one utterance: what turns the reference into the hypothesis, and the reference's
-    length."""
+    """Edits that turn one reference into its hypothesis, and the reference's length in words."""
 
     substitutions: int
     deletions: int
@@ -29,10 +28,10 @@ def errors(
     hypotheses: list[str],
     align: Callable[..., Any] = jiwer.process_words,
 ) -> list[Errors]:
-    """The errors of each utterance, by a minimal alignment; its texts are taken as they are.
+    """Return the errors of each utterance, by a minimal alignment of the texts as they are.
 
-    `align` is jiwer.process_words or jiwer.process_characters. ValueError when there is not one
-    hypothesis for each reference, or no utterance at all.
+    `align` is jiwer.process_words or jiwer.process_characters. Raises ValueError when there is not
+    one hypothesis for each reference, or no utterance at all.
     """
     if len(references) != len(hypotheses):
         raise ValueError(
@@ -55,12 +54,13 @@ def errors(
 def word_error_rate(
     references: list[str], hypotheses: list[str], clusters: list[str] | None = None
 ) -> tuple[float, float, float]:
-    """(corpus WER, low, high): errors over words of all references, a fraction that may exceed 1.
+    """Return (corpus WER, low, high): errors over words of all references, a fraction that may
+    exceed 1.
 
     Both sides pass Whisper's English normaliser first. An empty hypothesis is all deletions; a
-    reference that the normaliser empties ("um") counts its insertions and no words. ValueError for
-    a blank reference, for no utterances, and for references of which nothing is left. Sources:
-    jiwer; whisper.normalizers of openai-whisper.
+    reference that the normaliser empties ("um") counts its insertions and no words. Raises
+    ValueError for a blank reference, for no utterances, and for references of which nothing is
+    left. Sources: jiwer; whisper.normalizers of openai-whisper.
     """
     for i, text in enumerate(references):
         if not text.strip():
@@ -75,7 +75,7 @@ def word_error_rate(
 
 @cache
 def whisper_english() -> Callable[[str], str]:
-    """Whisper's English normaliser; it reads its tables once."""
+    """Return Whisper's English normaliser; it reads its tables once."""
     from whisper.normalizers import EnglishTextNormalizer  # brings torch: a second
 
     return EnglishTextNormalizer()
