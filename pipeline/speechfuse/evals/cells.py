@@ -10,6 +10,7 @@ is dropped when the cell is opened again. One process at a time is at work on a 
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from importlib import metadata
@@ -88,20 +89,18 @@ class Predictions:
         if not self.path.exists():
             return {}
         data = self.path.read_bytes()
-        entries: dict[str, dict[str, Any]] = {}
-        for line in data[: data.rfind(END) + 1].split(b"\n"):
-            if not line:
-                continue
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                raise ValueError(
-                    f"{self.path} is damaged: move its folder aside and run it again"
-                ) from None
-            if entry["id"] in entries:
-                raise ValueError(f"{self.path} has {entry['id']} twice: move its folder aside")
-            entries[entry["id"]] = entry
-        return entries
+        lines = data[: data.rfind(END) + 1].split(b"\n")
+        try:
+            entries = [json.loads(line) for line in lines if line]
+        except ValueError:
+            raise ValueError(
+                f"{self.path} is damaged: move its folder aside and run it again"
+            ) from None
+        by_id = {entry["id"]: entry for entry in entries}
+        if len(by_id) < len(entries):
+            [(id, _)] = Counter(entry["id"] for entry in entries).most_common(1)
+            raise ValueError(f"{self.path} has {id} twice: move its folder aside")
+        return by_id
 
     def locked(self, wait: bool = True) -> AbstractContextManager[bool]:
         """Keep other processes off the cell; False when one is at work there and `wait` is

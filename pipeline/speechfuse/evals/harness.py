@@ -66,7 +66,7 @@ class Harness:
 
     @cached_property
     def loaded(self) -> dict[str, Any]:
-        """lm-eval's tasks by name, with their data. ValueError where they cannot be had."""
+        """lm-eval's tasks by name, with their data. Raises ValueError where they cannot be had."""
         reading: AbstractContextManager[Any] = nullcontext()
         if self.data is not None:
             if not Path(self.data).is_dir():
@@ -333,7 +333,7 @@ def subject_files(folder: Path) -> tuple[str, dict[str, list[str]]]:
     """Return (the reader of `datasets`, files by split) of one subject of cais/mmlu. Raises
     ValueError when a split has no file."""
     for suffix, kind in (("parquet", "parquet"), ("jsonl", "json")):
-        files = {split: sorted(folder.glob(f"{split}*.{suffix}")) for split in SPLITS}
+        files = {s: sorted(map(str, folder.glob(f"{s}*.{suffix}"))) for s in SPLITS}
         if all(files.values()):
-            return kind, {split: list(map(str, paths)) for split, paths in files.items()}
+            return kind, files
     raise ValueError(f"{folder} has no {' and '.join(SPLITS)}, each *.parquet or each *.jsonl")

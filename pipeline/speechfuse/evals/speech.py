@@ -37,10 +37,8 @@ from speechfuse.tokens.vocabulary import check_quantizer
 
 SPEECH = "{speech}"
 INPUTS, PROTOCOLS = ("speech", "transcript", "shuffled"), ("clean", "blog")
-OF_PREDICTIONS = (  # settings that predictions depend on
-    *("prompt", "input", "history", "transcribe"),
-    *("max_new_tokens", "batch_size", "protocol"),
-)
+# settings that predictions depend on
+OF_PREDICTIONS = "prompt input history transcribe max_new_tokens batch_size protocol".split()
 Items = list[dict[str, Any]]
 
 

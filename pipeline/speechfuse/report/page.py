@@ -77,9 +77,8 @@ def table(
     for number, row in enumerate(rows):
         cells = list(map(_cell, row))
         lines.append([f"**{c}**" if c else "" for c in cells] if number in bold else cells)
-    return "\n".join(
-        [*([caption, ""] if caption else []), *(f"| {' | '.join(c)} |" for c in lines)]
-    )
+    rendered = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([caption, "", *rendered] if caption else rendered)
 
 
 def _cell(text: str) -> str:

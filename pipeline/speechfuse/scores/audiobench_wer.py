@@ -47,8 +47,8 @@ def audiobench(text: str) -> str:
 
 
 def normalised_already(texts: list[str]) -> tuple[bool, int]:
-    """(whether `texts` are AudioBench's output rather than raw, how many of them `audiobench` would
-    change).
+    """Return (whether `texts` are AudioBench's output rather than raw, how many of them
+    `audiobench` would change).
 
     Output has no capital and no punctuation, and `audiobench` changes few of it (0.03 to 0.4 % of
     the texts of ten published LibriSpeech logs); raw text of any size fails one or the other.
@@ -88,10 +88,10 @@ def score(
     normalise: Callable[[str], str] = audiobench,
     align: Callable[..., object] = jiwer.process_words,
 ) -> Wer:
-    """The word error rate of `predictions`, both sides through `normalise`.
+    """Return the word error rate of `predictions`, both sides through `normalise`.
 
     `seconds` of each utterance gives the rate by duration; `clusters` (speakers) widen the
-    interval. With `characters` and jiwer.process_characters it is a character error rate.
+    interval. With `characters` and jiwer.process_characters it is a character error rate. Raises
     ValueError for no utterances, and for other than one prediction, second, cluster for each.
     """
     sides = references, predictions

@@ -35,9 +35,9 @@ class Score:
 
 
 def mean(values: list[float], clusters: list[str] | None) -> tuple[float, float, float]:
-    """(mean, low, high). `clusters` names each item's cluster; None: every item is its own.
+    """Return (mean, low, high). `clusters` names each item's cluster; None: every item is its own.
 
-    One cluster, or equal values, give an interval of no width. ValueError without values.
+    One cluster, or equal values, give an interval of no width. Raises ValueError without values.
     """
     if not len(values):
         raise ValueError("a mean of no values: the split is empty")
@@ -57,13 +57,14 @@ def ratio(
 
 
 def paired(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """(difference, low, high) of two results of one task: what `second` has more than `first`.
+    """Return (difference, low, high) of two results of one task: what `second` has more than
+    `first`.
 
-    Items {"id", "correct" | "value" | "errors" and "words"} as result files hold them; they are
-    joined by id, and one without a number on either side (a missing verdict) is left out. Every
-    resample draws the same items of both, which is what makes a small difference visible.
-    Items of `first` that have the same "cluster" are drawn together. Raises ValueError when the
-    results are not of the same items, or no item has both numbers. Source: Bisani and Ney 2004.
+    Items are {"id", "correct" | "value" | "errors" and "words"} as result files hold them. They are
+    joined by id; one without a number on either side (a missing verdict) is left out. Every
+    resample draws the same items of both, which is what makes a small difference visible. Items of
+    `first` that have the same "cluster" are drawn together. Raises ValueError when the results are
+    not of the same items, or no item has both numbers. Source: Bisani and Ney 2004.
     """
     partners = {item["id"]: item for item in second}
     if len(partners) != len(second) or {item["id"] for item in first} != partners.keys():

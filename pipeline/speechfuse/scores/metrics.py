@@ -81,10 +81,7 @@ def _unspaced(text: str) -> bool:
 
 
 def bleu(
-    references: Texts,
-    predictions: Texts,
-    clusters: Clusters = None,
-    tokenize: str = "13a",
+    references: Texts, predictions: Texts, clusters: Clusters = None, tokenize: str = "13a"
 ) -> Metric:
     """Return the corpus BLEU of sacrebleu, 0 to 100. An item's value is its sentence's BLEU; their
     mean is another number."""

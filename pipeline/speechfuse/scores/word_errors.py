@@ -24,9 +24,7 @@ class Errors(NamedTuple):
 
 
 def errors(
-    references: list[str],
-    hypotheses: list[str],
-    align: Callable[..., Any] = jiwer.process_words,
+    references: list[str], hypotheses: list[str], align: Callable[..., Any] = jiwer.process_words
 ) -> list[Errors]:
     """Return the errors of each utterance, by a minimal alignment of the texts as they are.
 
