@@ -1,7 +1,9 @@
-"""The Ray engine on a real local cluster: results, lost workers, refusals."""
+"""The Ray engine on a real cluster of this machine, one for all tests: results, lost workers,
+refusals."""
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,19 @@ import pytest
 from speechfuse import ray_cluster, workers
 
 pytest.importorskip("ray", reason="needs the extra cluster")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", nodes.address)
+        yield
+    nodes.shutdown()
 
 
 def square(x: int) -> int:

@@ -102,7 +102,6 @@ def tokenizer_of(checkpoint: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # its advice is on settings not ours to change
     logging.disable_progress_bar()
     return AutoTokenizer.from_pretrained(checkpoint)
 
