@@ -33,8 +33,8 @@ class Runtime(making.Workers):
 @dataclass
 class CurateTexts:
     out: str = key("folder of the dataset")
-    texts: list[dict[str, Any]] = key("sources, of speechfuse.texts.sources")
-    steps: list[dict[str, Any]] = key("of speechfuse.texts.curation, in order")
+    texts: list[dict[str, Any]] = key("sources, of speechfuse.texts")
+    steps: list[dict[str, Any]] = key("steps, of speechfuse.texts, in order")
     shard_size: int = key("rows of the sources in a shard", 10_000)
     fresh: bool = key("move an artifact that differs aside", False)
     runtime: Runtime = field(default_factory=Runtime)
@@ -125,7 +125,7 @@ def main(job: CurateTexts) -> None:
     if job.shard_size < 1:
         raise ValueError(f"shard_size={job.shard_size}: it must be at least 1")
     if not job.texts:
-        raise ValueError("texts is empty: name at least one source of speechfuse.texts.sources")
+        raise ValueError("texts is empty: name at least one source of speechfuse.texts")
     sources, steps = list(map(making.component, job.texts)), list(map(making.component, job.steps))
     for what, names in (
         ("texts", [s.source_name for s in sources]),

@@ -41,19 +41,17 @@ class Runtime(making.Workers):
 class SynthesizeInstructions:
     out: str = config.key("folder of the dataset")
     kinds: dict[str, dict[str, Any]] = config.key(
-        "name: a kind of speechfuse.synthesis.kinds with its share, texts and select"
+        "name: a kind of speechfuse.synthesis with its share, texts and select"
     )
     voices: dict[str, dict[str, Any]] = config.key(
-        "name: an engine of synthesis.engines with its share; its voices share"
+        "name: an engine of speechfuse.synthesis with its share; its voices share"
     )
     quantizer: QuantizerSpec = config.key("what makes the codes")
     texts: str | None = config.key("finished artifact of text, for kinds that name none", None)
     samples: int | None = config.key("of all kinds; null: no text twice for a kind", None)
-    augmentation: list[dict[str, Any]] = config.key(
-        "of speechfuse.audio.augmentation, in order", []
-    )
+    augmentation: list[dict[str, Any]] = config.key("steps, of speechfuse.audio, in order", [])
     round_trip: dict[str, Any] | None = config.key(
-        "of speechfuse.synthesis.round_trip: leaves out what says another text", None
+        "{listener, max_wer}: leaves out speech that says another text", None
     )
     seed: int = config.key("of every choice", 0)
     shard_size: int = config.key("samples of a shard", 500)

@@ -33,7 +33,7 @@ class TokenizeSpeech:
     out: str = key("folder of the dataset")
     corpus: dict[str, Any] = key("a corpus of speechfuse.corpora")
     quantizer: QuantizerSpec = key("what makes the codes")
-    filters: list[dict[str, Any]] = key("of speechfuse.audio.filters, in order", [])
+    filters: list[dict[str, Any]] = key("filters, of speechfuse.audio, in order", [])
     drop_duplicate_audio: bool = key("keep the first of clips with the same samples", False)
     shard_size: int = key("clips of a shard", 500)
     batch_size: int = key("clips of one encoder pass", 16)
