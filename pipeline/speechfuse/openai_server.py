@@ -98,10 +98,7 @@ class Server:
         import openai  # here: it takes a second, and --help needs none of it
 
         return openai.OpenAI(
-            api_key=self.key(),
-            base_url=self.url,
-            timeout=self.timeout,
-            max_retries=self.tries - 1,
+            api_key=self.key(), base_url=self.url, timeout=self.timeout, max_retries=self.tries - 1
         )
 
     def _content(self, where: str, call: Callable[[Any], bytes]) -> bytes:

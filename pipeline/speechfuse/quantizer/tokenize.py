@@ -186,12 +186,7 @@ def _row(item: DecodedClip, part: int, offset: float, seconds: float) -> dict[st
         "text": clip.text if whole else None,  # which words fall into which piece is not known
         "speaker": clip.speaker,
         "language": clip.language,
-        "source": {
-            "uri": clip.uri,
-            "offset": offset,
-            "seconds": seconds,
-            "sha256": item.sha256,
-        },
+        "source": {"uri": clip.uri, "offset": offset, "seconds": seconds, "sha256": item.sha256},
         "parent": None if whole else clip.id,
         "part": None if whole else part,
         "extra": json.dumps(clip.extra, sort_keys=True),

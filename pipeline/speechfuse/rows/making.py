@@ -10,7 +10,7 @@ resumed job counts the same.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from speechfuse import config
 from speechfuse.artifact import Artifact, write_atomic
+from speechfuse.config import key
 from speechfuse.rows import shards, statistics
 from speechfuse.rows.rejects import Rejects, faults_of, read_rejects, write_rejects
 from speechfuse.rows.shards import Shard
@@ -33,17 +34,13 @@ Planned = dict[str, Any]  # a shard of the plan: `count` and what the job's func
 class Workers:
     """How any such job runs."""
 
-    workers: int = field(
-        default=2, metadata={"help": "processes on the CPU, each with one thread and one quantizer"}
-    )
-    device: str = field(default="auto", metadata={"help": "cpu, cuda (a process per GPU), or auto"})
-    max_reject_rate: float = field(
-        default=0.1, metadata={"help": "more rejects than this stop the job"}
-    )
-    dry_run: bool = field(default=False, metadata={"help": "say what would be done, and stop"})
-    engine: dict[str, Any] = field(
-        default_factory=lambda: {"_component_": "speechfuse.workers.processes"},
-        metadata={"help": "speechfuse.ray_cluster.ray_actors for more machines than one"},
+    workers: int = key("processes on the CPU, each with one thread and one quantizer", 2)
+    device: str = key("cpu, cuda (a process per GPU), or auto", "auto")
+    max_reject_rate: float = key("more rejects than this stop the job", 0.1)
+    dry_run: bool = key("say what would be done, and stop", False)
+    engine: dict[str, Any] = key(
+        "speechfuse.ray_cluster.ray_actors for more machines than one",
+        {"_component_": "speechfuse.workers.processes"},
     )
 
 

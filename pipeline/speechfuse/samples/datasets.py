@@ -53,11 +53,7 @@ def _view(
 def sound(vocabulary: Vocabulary, path: str, select: dict[str, Any] | None = None) -> View:
     """Stage 1: the codes of speech rows alone, all of them targets."""
     return _view(
-        path,
-        select,
-        "answers",
-        "codes",
-        lambda row: prompts.render_sound(vocabulary, row["codes"]),
+        path, select, "answers", "codes", lambda row: prompts.render_sound(vocabulary, row["codes"])
     )
 
 

@@ -29,6 +29,7 @@ Kind = Callable[[Conversation, random.Random], Turns | None]
 _WORD = re.compile(r"\S*\w\S*")  # lone marks say nothing
 SPEECH = "{speech}"  # where the speech goes in a wording; without it the speech comes last
 UNINTELLIGIBLE = ["noise", "silence", "shuffled"]
+NOISES = ["speechfuse.audio.white", "speechfuse.audio.pink"]
 CHARACTERS_PER_SECOND = 15.0  # of speech; sounds last as long as the text would
 
 
@@ -45,13 +46,14 @@ def _exchanges(conversation: Conversation) -> list[tuple[str, str]]:
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
+def _around(before: str, spoken: str, after: str) -> list[dict[str, Any]]:
+    segments = [{"text": before}, {"say": spoken}, {"text": after}]
+    return [segment for segment in segments if segment != {"text": ""}]
+
+
 def _worded(wording: str, text: str) -> list[dict[str, Any]]:
     before, _, after = (wording if SPEECH in wording else wording + SPEECH).partition(SPEECH)
-    return [
-        *([{"text": before}] if before else []),
-        {"say": text},
-        *([{"text": after}] if after else []),
-    ]
+    return _around(before, text, after)
 
 
 def _check_wordings(key: str, wordings: list[str]) -> None:
@@ -65,25 +67,6 @@ def _check_wordings(key: str, wordings: list[str]) -> None:
 def _reply(question: str, answer: str, repeat_first: bool) -> dict[str, Any]:
     text = SPOKEN_ANSWER.format(transcript=question, answer=answer) if repeat_first else answer
     return _turn("assistant", {"text": text})
-
-
-def _one_question(conversation: Conversation, wording: str, repeat_first: bool) -> Turns | None:
-    """A conversation of one exchange, its question spoken inside `wording`; None for another."""
-    if len(exchanges := _exchanges(conversation)) != 1:
-        return None
-    ((question, answer),) = exchanges
-    return [_turn("user", *_worded(wording, question)), _reply(question, answer, repeat_first)]
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One spoken question and its answer. `repeat_first`: the target is the question, then the
-    answer."""
-
-    repeat_first: bool = False
-
-    def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
-        return _one_question(conversation, SPEECH, self.repeat_first)
 
 
 @dataclass(frozen=True)
@@ -106,7 +89,8 @@ class Transcription:
 
 @dataclass(frozen=True)
 class TextAround:
-    """A spoken question inside text: one of `wordings`, as "Answer in a word: {speech}"."""
+    """A spoken question inside text: one of `wordings`, as "Answer in a word: {speech}".
+    `repeat_first`: the target is the question, then the answer."""
 
     wordings: list[str]
     repeat_first: bool = False
@@ -115,10 +99,20 @@ class TextAround:
         _check_wordings("wordings", self.wordings)
 
     def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
-        return _one_question(conversation, rng.choice(self.wordings), self.repeat_first)
+        if len(exchanges := _exchanges(conversation)) != 1:
+            return None
+        ((question, answer),) = exchanges
+        user = _turn("user", *_worded(rng.choice(self.wordings), question))
+        return [user, _reply(question, answer, self.repeat_first)]
 
 
-@dataclass(frozen=True)
+class Instruction(TextAround):
+    """One spoken question and its answer. `repeat_first`: as TextAround."""
+
+    def __init__(self, repeat_first: bool = False) -> None:
+        super().__init__([SPEECH], repeat_first)
+
+
 class PartlySpoken:
     """A question of which some words in a row are spoken and the others, before and after them,
     are text."""
@@ -128,18 +122,12 @@ class PartlySpoken:
         if len(exchanges) != 1 or len(words := list(_WORD.finditer(exchanges[0][0]))) < 2:
             return None
         ((prompt, answer),) = exchanges
-        while True:
+        first, last = 0, len(words) - 1
+        while last - first + 1 == len(words):
             first, last = sorted(rng.choices(range(len(words)), k=2))
-            if last - first + 1 < len(words):
-                break
         start, end = words[first].start(), words[last].end()
         # a space goes with the word behind it, as tokenizers have it
-        before, after = prompt[:start].rstrip(), prompt[end:]
-        segments = [
-            *([{"text": before}] if before else []),
-            {"say": prompt[start:end]},
-            *([{"text": after}] if after else []),
-        ]
+        segments = _around(prompt[:start].rstrip(), prompt[start:end], prompt[end:])
         return [_turn("user", *segments), _turn("assistant", {"text": answer})]
 
 
@@ -179,10 +167,8 @@ class Refusal:
     """
 
     replies: list[str]
-    sounds: list[str] = field(default_factory=lambda: list(UNINTELLIGIBLE))
-    noises: list[str] = field(
-        default_factory=lambda: [f"speechfuse.audio.{n}" for n in ("white", "pink")]
-    )
+    sounds: list[str] = field(default_factory=UNINTELLIGIBLE.copy)
+    noises: list[str] = field(default_factory=NOISES.copy)
     level: tuple[float, float] = (-50.0, -10.0)
     most: float = 10.0
 
@@ -223,7 +209,6 @@ def silence(samples: int, rng: np.random.Generator) -> np.ndarray:
     return rng.standard_normal(samples) * 10 ** (rng.uniform(-90, -55) / 20)
 
 
-@dataclass(frozen=True)
 class Text:
     """Text replay: the conversation as it is, nothing of it spoken."""
 

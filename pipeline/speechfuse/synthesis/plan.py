@@ -9,6 +9,7 @@ is kept. All the rest of a sample follows from its id and the recipe.
 """
 
 import random
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from speechfuse import config
+from speechfuse import artifact, config
 from speechfuse.rows import shards
 from speechfuse.rows.selection import matches
 from speechfuse.synthesis.kinds import Kind, Turns
@@ -26,7 +27,7 @@ from speechfuse.texts.conversations import Conversation, conversation_of
 Plan = list[dict[str, Any]]
 Place = tuple[int, int]  # of a text: (shard, row)
 
-EXAMPLES = 3  # samples of each kind whose audio is kept beside the rows, to be listened to
+EXAMPLES = 3  # samples of each kind, at equal distances, whose audio is kept to be listened to
 
 
 @dataclass(frozen=True)
@@ -104,42 +105,38 @@ def plan(
 ) -> Plan:
     """Shards of `size` samples, `total` in all; None: as many as the texts give without using one
     of them twice for the same kind. Raises ValueError when a kind can use none of its texts."""
-    folders = sorted({kind.texts for kind in kinds.values()})
-    usable: dict[str, list[Place]] = {name: [] for name in kinds}
-    for folder in folders:
-        readers = [kind for kind in kinds.values() if kind.texts == folder]
+    kinds_of = defaultdict[Path, list[Entry]](list)  # folder of texts: the kinds that read it
+    for kind in kinds.values():
+        kinds_of[kind.texts].append(kind)
+    usable = defaultdict[str, list[Place]](list)
+    for folder in sorted(kinds_of):
         for place, conversation in tqdm(conversations(folder), f"{folder.name}: texts", delay=2):
-            for kind in readers:
+            for kind in kinds_of[folder]:
                 if kind.usable(conversation):
                     usable[kind.name].append(place)
-    for name, places in usable.items():
-        if not places:
-            kind = kinds[name]
+    for name, kind in kinds.items():
+        if not usable[name]:
+            select = f", select={kind.select}" if kind.select else ""
             raise ValueError(
-                f"kinds.{name}: none of the texts in {kind.texts} can be used"
-                + (f", select={kind.select}" if kind.select else "")
-                + "; it needs other texts, or leave the kind out"
+                f"kinds.{name}: none of the texts in {kind.texts} can be used{select}; it needs "
+                "other texts, or leave the kind out"
             )
     if total is None:
         total = min(int(len(usable[n]) / kind.share + 1e-9) for n, kind in kinds.items())
     many = counts(total, {name: kind.share for name, kind in kinds.items()})
     uses = {name: _uses(usable[name], many[name], f"{seed}/{name}") for name in kinds}
-    samples = [
-        sample
-        for folder in folders
-        for sample in _samples([k for k in kinds.values() if k.texts == folder], uses, seed)
-    ]
+    samples = [s for folder in sorted(kinds_of) for s in _samples(kinds_of[folder], uses, seed)]
     _give_voices(samples, speakers, seed)
-    examples = _examples(samples)
-    parts = [samples[start : start + size] for start in range(0, len(samples), size)]
-    return [
-        {
-            "count": len(part),
-            "samples": part,
-            "examples": [s["id"] for s in part if s["id"] in examples],
-        }
-        for part in parts
-    ]
+    ids = defaultdict[str, list[str]](list)
+    for sample in samples:
+        ids[sample["kind"]].append(sample["id"])
+    examples = {id for each in ids.values() for id in artifact.take_evenly(each, EXAMPLES)}
+    shard_list = []
+    for start in range(0, len(samples), size):
+        part = samples[start : start + size]
+        with_audio = [sample["id"] for sample in part if sample["id"] in examples]
+        shard_list.append({"count": len(part), "samples": part, "examples": with_audio})
+    return shard_list
 
 
 def _uses(places: list[Place], count: int, key: str) -> dict[Place, int]:
@@ -148,15 +145,6 @@ def _uses(places: list[Place], count: int, key: str) -> dict[Place, int]:
     more = set(random.Random(key).sample(places, rest))
     uses = {place: rounds + (place in more) for place in places}
     return {place: times for place, times in uses.items() if times}
-
-
-def _examples(samples: list[dict[str, Any]]) -> set[str]:
-    """Ids of the samples whose audio is kept: EXAMPLES of each kind, at equal distances."""
-    by_kind: dict[str, list[str]] = {}
-    for sample in samples:
-        by_kind.setdefault(sample["kind"], []).append(sample["id"])
-    steps = range(EXAMPLES)
-    return {ids[step * len(ids) // EXAMPLES] for ids in by_kind.values() for step in steps}
 
 
 def _samples(
@@ -169,19 +157,13 @@ def _samples(
         for kind in kinds:
             for use in range(uses[kind.name].get(place, 0)):
                 id = f"{kind.name}/{conversation.id}" + (f"#{use}" if use else "")
-                turns = kind.turns(conversation, f"{seed}/{id}")
+                segments = segments_to_speak(kind.turns(conversation, f"{seed}/{id}") or [])
+                voices = [None if "sound" in segment else "" for segment in segments]
                 # one for all segments: the user keeps pace and pitch, room and noise
                 own_seed = random.Random(f"{seed}/{id}/speech").getrandbits(32)
-                yield {
-                    "id": id,
-                    "kind": kind.name,
-                    "text": conversation.id,
-                    "at": list(place),
-                    "speech": [
-                        {"voice": None if "sound" in segment else "", "seed": own_seed}
-                        for segment in segments_to_speak(turns or [])
-                    ],
-                }
+                speech = [{"voice": voice, "seed": own_seed} for voice in voices]
+                sample = {"id": id, "kind": kind.name, "text": conversation.id}
+                yield sample | {"at": list(place), "speech": speech}
 
 
 def segments_to_speak(turns: Turns) -> list[dict[str, Any]]:
@@ -191,13 +173,11 @@ def segments_to_speak(turns: Turns) -> list[dict[str, Any]]:
 
 def _give_voices(samples: list[dict[str, Any]], speakers: dict[str, float], seed: int) -> None:
     """Fill in one voice for all speech of a sample: a conversation has one user."""
-    speech = [[part for part in s["speech"] if part["voice"] is not None] for s in samples]
-    kinds = [s["kind"] for s, parts in zip(samples, speech, strict=True) if parts]
-    names = iter(assign(kinds, speakers, seed) if kinds else [])
-    for parts in filter(None, speech):
-        name = next(names)
-        for part in parts:
-            part["voice"] = name
+    speaking = [s for s in samples if any(part["voice"] is not None for part in s["speech"])]
+    voices = assign([sample["kind"] for sample in speaking], speakers, seed)
+    for sample, voice in zip(speaking, voices, strict=True):
+        for part in sample["speech"]:
+            part["voice"] = None if part["voice"] is None else voice
 
 
 def with_texts(
