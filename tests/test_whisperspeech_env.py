@@ -214,7 +214,8 @@ def test_a_process_that_hangs_is_ended_and_the_job_with_it(models, tmp_path, mon
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\n" + "echo {}\n" * answers + "exec sleep 60\n")  # deaf, too
     python.chmod(0o755)
-    monkeypatch.setattr(whisperspeech, "SILENCE", 0.9)
+    monkeypatch.setattr(whisperspeech, "SILENCE", 0.5)
+    monkeypatch.setattr(whisperspeech, "PER_CHARACTER", 0.01)
     monkeypatch.setattr(whisperspeech, "ENDS", 0.1)
     start = time.monotonic()
     with pytest.raises(Unavailable, match=r"said nothing for 0\.\d+ s and was ended"):

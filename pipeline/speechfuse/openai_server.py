@@ -1,27 +1,28 @@
 """The client of servers that speak OpenAI's protocol for speech: `openai`'s own, made strict.
 
-In: the call to make of an `openai.OpenAI` client. Out: the bytes that the server answered, read by
-the caller. The client repeats a call, as `Retry-After` asks or with growing pauses, when there is
-no connection, a time limit, a 429 or a 5xx; an answer that cannot be read is asked for again here.
-Such servers need not give the same answer twice: `cache` keeps answers, so that a resumed or
-repeated job is exact, and paid for once. The key is read from the environment variable that the
-configuration names, and from nowhere else.
+In: the fields of a request. Out: the bytes that the server answered, read by the caller. The client
+repeats a request, as `Retry-After` asks or with growing pauses, when there is no connection, a time
+limit, a 429 or a 5xx; an answer that cannot be read is asked for again here. Such servers need not
+give the same answer twice: `cache` keeps answers, so that a resumed or repeated job is exact, and
+paid for once. The key is read from the environment variable that the configuration names, and from
+nowhere else.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from time import sleep
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
-from speechfuse.artifact import write_atomic
+from speechfuse.artifact import json_digest, write_atomic
 
 T = TypeVar("T")
+# arguments that change nothing of the answers
+NOT_IDENTITY = ("key_variable", "parallel", "timeout", "tries", "cache")
 
 
 class Unavailable(ValueError):
@@ -43,14 +44,7 @@ class Server:
     timeout: float = 120.0
     tries: int = 6
     cache: str | None = None
-    # arguments that change nothing of the answers
-    not_identity: ClassVar[tuple[str, ...]] = (
-        "key_variable",
-        "parallel",
-        "timeout",
-        "tries",
-        "cache",
-    )
+    not_identity: ClassVar[tuple[str, ...]] = NOT_IDENTITY
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -66,22 +60,27 @@ class Server:
         self.url = self.url.rstrip("/")
 
     def post(
-        self, path: str, call: Callable[[Any], bytes], key: Any, read: Callable[[bytes], T]
+        self,
+        path: str,
+        fields: dict[str, Any],
+        more: dict[str, Any],
+        key: Any,
+        read: Callable[[bytes], T],
     ) -> T:
-        """`read` of the answer to `call`, which asks the server's `path`. `key` is JSON that tells
-        the request from all others.
+        """Returns `read` of the server's answer at `path` (/audio/speech) to a request of `fields`,
+        which the client declares, and `more`, which it does not. `key` is JSON that tells the
+        request from all others.
 
         Raises ValueError("refused: ...") when the server refuses the request (a 4xx), the
         ValueError of `read` when it cannot read any of `tries` answers, and Unavailable when the
         server, the key or the path is not there.
         """
-        where = f"{self.url}{path}"
-        name = hashlib.sha256(json.dumps([where, key], sort_keys=True).encode()).hexdigest()
+        name = json_digest([f"{self.url}{path}", key])
         cached = Path(self.cache) / name[:2] / name if self.cache else None
         if cached and cached.is_file():
             return read(cached.read_bytes())
         for attempt in range(self.tries):
-            content = self._content(where, call)
+            content = self._content(path, fields | {"extra_body": more})
             try:
                 answer = read(content)
                 break
@@ -101,12 +100,12 @@ class Server:
             api_key=self.key(), base_url=self.url, timeout=self.timeout, max_retries=self.tries - 1
         )
 
-    def _content(self, where: str, call: Callable[[Any], bytes]) -> bytes:
+    def _content(self, path: str, request: dict[str, Any]) -> bytes:
         import openai
 
-        client = self._client
+        where, resource = f"{self.url}{path}", attrgetter(path[1:].replace("/", "."))(self._client)
         try:
-            return call(client)
+            return resource.with_raw_response.create(**request).content
         except openai.APITimeoutError:
             problem = f"no answer in {self.timeout:g} s"
         except openai.APIConnectionError as error:

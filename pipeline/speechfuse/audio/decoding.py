@@ -7,6 +7,7 @@ where an `ffmpeg` is on the path.
 """
 
 import errno
+import io
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -170,6 +171,13 @@ def load(path: Path) -> np.ndarray:
         return decode(path).waveform
     except ValueError as error:
         raise ValueError(f"{path} is not a readable audio file: {error}") from None
+
+
+def encode(waveform: np.ndarray, container: str) -> bytes:
+    """The bytes of a file of a mono waveform at 16 kHz, in 16 bits; `container`: WAV or FLAC."""
+    file = io.BytesIO()
+    soundfile.write(file, waveform, SAMPLE_RATE, format=container, subtype="PCM_16")
+    return file.getvalue()
 
 
 def split(waveform: np.ndarray, limit: float) -> list[np.ndarray]:

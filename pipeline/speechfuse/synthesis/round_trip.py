@@ -11,7 +11,6 @@ error rate, and the reason of a reject. Transcribers, by dotted path:
 QuantizerDecoder reads the codes, as the model will; its rate has the codec's own errors in it.
 """
 
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import soundfile
 
 from speechfuse import config, workers
 from speechfuse.audio import decoding
@@ -94,11 +92,8 @@ class TranscriptionEndpoint(Server, Transcriber):
     @property
     def form(self) -> dict[str, str]:
         """The fields of every request."""
-        return {
-            "model": self.model,
-            "language": self.language,
-            "response_format": "json",
-        } | self.body
+        fields = {"model": self.model, "language": self.language, "response_format": "json"}
+        return fields | self.body
 
     def check(self, codec: str) -> None:
         """Transcribe half a second of silence. Raises ValueError without key, server or model."""
@@ -126,19 +121,10 @@ class TranscriptionEndpoint(Server, Transcriber):
                 "round_trip: an engine that makes codes leaves no audio for a transcriber to hear: "
                 "use speechfuse.synthesis.QuantizerDecoder"
             )
-        file = io.BytesIO()
-        soundfile.write(file, clip.waveform, decoding.SAMPLE_RATE, format="WAV", subtype="PCM_16")
-        wav = file.getvalue()
-        return self.post(
-            "/audio/transcriptions",
-            lambda client: (
-                client.audio.transcriptions.with_raw_response.create(
-                    file=("speech.wav", wav, "audio/wav"), model=self.model, extra_body=self.form
-                ).content
-            ),
-            [self.form, wav.hex()],
-            _transcription_text,
-        )
+        wav = decoding.encode(clip.waveform, "WAV")
+        fields = {"file": ("speech.wav", wav, "audio/wav"), "model": self.model}
+        key = [self.form, wav.hex()]
+        return self.post("/audio/transcriptions", fields, self.form, key, _transcription_text)
 
 
 def _transcription_text(content: bytes) -> str:

@@ -6,17 +6,15 @@ examples. Batches have a fixed shape and order, so all of it is a pure function 
 whatever the number of threads. A sample is whole or rejected.
 """
 
-import io
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from speechfuse import workers
-from speechfuse.audio.decoding import SAMPLE_RATE
+from speechfuse.audio import decoding
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.quantizer.spec import QuantizerSpec
 from speechfuse.rows import shards
@@ -97,19 +95,14 @@ def _encode(
             example_rows.append(len(shard.rows))
             for number, piece in enumerate(item.pieces):
                 if piece.waveform is not None:
-                    shard.files[example_name(len(shard.rows), number)] = _flac(piece.waveform)
+                    name = example_name(len(shard.rows), number)
+                    shard.files[name] = decoding.encode(piece.waveform, "FLAC")
         shard.rows.append(_row(item))
         counts["split"] += sum(piece.part == 0 for piece in item.pieces)
         counts["pieces"] += sum(piece.part is not None for piece in item.pieces)
     if example_rows:
         shard.files[EXAMPLES] = json.dumps(example_rows).encode()
     return shard
-
-
-def _flac(waveform: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return file.getvalue()
 
 
 def _judge(
@@ -137,24 +130,20 @@ def _row(item: SpokenSample) -> dict[str, Any]:
             if "text" in segment:
                 segments.append(segment)
                 continue
-            id = f"{sample['id']}/{number}"
-            offset = 0.0
+            id, offset = f"{sample['id']}/{number}", 0.0
             for piece in segment["pieces"]:
                 segments.append({"speech": _speech(piece, id, offset)})
                 offset += piece.seconds
             number += 1
         turns.append({"role": turn["role"], "segments": segments})
-    extra = {
-        **conversation.extra,
-        "source": conversation.source,
-        "text": conversation.id,
-        "kind": sample["kind"],
-    }
+    origin = {"source": conversation.source, "text": conversation.id, "kind": sample["kind"]}
+    extra = {**conversation.extra, **origin}
     return {"id": sample["id"], "turns": turns, "extra": json.dumps(extra, sort_keys=True)}
 
 
 def _speech(piece: Piece, id: str, offset: float) -> dict[str, Any]:
     codes, whole = np.asarray(piece.codes), piece.part is None
+    uri = f"synthetic:{piece.voice or piece.about['sound']}"
     if "shuffled" in piece.about:
         codes = np.random.default_rng(piece.seed).permutation(codes)
     return {
@@ -164,12 +153,7 @@ def _speech(piece: Piece, id: str, offset: float) -> dict[str, Any]:
         "text": piece.text,
         "speaker": piece.voice,
         "language": piece.language,
-        "source": {
-            "uri": f"synthetic:{piece.voice or piece.about['sound']}",
-            "offset": offset,
-            "seconds": piece.seconds,
-            "sha256": None,
-        },
+        "source": {"uri": uri, "offset": offset, "seconds": piece.seconds, "sha256": None},
         "parent": None if whole else id,
         "part": piece.part,
         "extra": json.dumps({"seed": piece.seed, **piece.about}, sort_keys=True),

@@ -54,15 +54,8 @@ class Endpoint(Server, Engine):
             about["seed"] = seed
         fields: dict[str, Any] = {"model": self.model, "input": text, "voice": voice}
         more = {"response_format": self.format, **self.body, **about}
-        waveform = self.post(
-            "/audio/speech",
-            lambda client: (
-                client.audio.speech.with_raw_response.create(**fields, extra_body=more).content
-            ),
-            [seed, {**fields, **more}],
-            _waveform,
-        )
-        return Spoken(waveform, about=about)
+        key = [seed, {**fields, **more}]
+        return Spoken(self.post("/audio/speech", fields, more, key, _waveform), about=about)
 
 
 def _waveform(content: bytes) -> np.ndarray:

@@ -39,7 +39,8 @@ from speechfuse.synthesis.engines import Engine, Spoken
 PYTHON = ".venv-whisperspeech/bin/python"
 CODEBOOK = "embeddings.embedding.main.weight"
 SPEAKER_WIDTH = 192
-SILENCE = 3600.0  # seconds that the process may take for its models or a text, on one CPU thread
+SILENCE = 900.0  # seconds that the process may take for its models, on one CPU thread
+PER_CHARACTER = 1.0  # seconds more that it may take for each character of a text
 ENDS = 30.0  # seconds that it may take to end
 MARGIN = 0.9  # of the window: not every text keeps to the pace that it is asked for
 
@@ -101,10 +102,12 @@ class _WhisperSpeech(Engine):
 
     def identity(self) -> dict[str, Any]:
         """The sha256 of every model file."""
-        hashes: dict[str, str] = {}
-        for key, path in self.files.items():
-            files = [Path(path)] if Path(path).is_file() else sorted(Path(path).iterdir())
-            hashes |= {f"{key}/{file.name}": sha256_of(file) for file in files}
+        paths = {key: Path(path) for key, path in self.files.items()}
+        hashes = {
+            f"{key}/{file.name}": sha256_of(file)
+            for key, path in paths.items()
+            for file in ([path] if path.is_file() else sorted(path.iterdir()))
+        }
         return {"engine": "whisperspeech", "files": hashes}
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -112,8 +115,8 @@ class _WhisperSpeech(Engine):
         ValueError for a text that it rejects, Unavailable when it fails, has ended or hangs."""
         assert self._process, "use it in a with"
         # of its whole group: `python` may be a script that starts another process
-        timer = Timer(SILENCE, os.killpg, (self._process.pid, signal.SIGKILL))
-        start = monotonic()
+        limit = SILENCE + PER_CHARACTER * len(request.get("text", ""))
+        timer, start = Timer(limit, os.killpg, (self._process.pid, signal.SIGKILL)), monotonic()
         timer.start()
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
@@ -123,12 +126,12 @@ class _WhisperSpeech(Engine):
             line = ""
         finally:
             timer.cancel()
-        if not line.endswith("\n") and monotonic() - start >= SILENCE:
-            raise Unavailable(
-                f"WhisperSpeech said nothing for {SILENCE:g} s and was ended: see that the device "
-                f"({workers.device()}) is free; finished shards are kept"
-            )
         if not line.endswith("\n"):
+            if monotonic() - start >= limit:
+                raise Unavailable(
+                    f"WhisperSpeech said nothing for {limit:g} s and was ended: see that the "
+                    f"device ({workers.device()}) is free; finished shards are kept"
+                )
             self._errors.seek(0)
             last = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
             raise Unavailable(f"WhisperSpeech's process has ended: {last}")
@@ -144,14 +147,9 @@ class _WhisperSpeech(Engine):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """(the process's answer, the pace that `seed` drew)."""
         about = {"cps": round(random.Random(seed).uniform(*self.cps), 2)}
-        request = {
-            "text": " ".join(text.split()),
-            "seed": seed,
-            "language": self.language,
-            "temperature": self.temperature,
-            "speaker": speaker,
-        }
-        return self._ask(request | about), about
+        request = {"text": " ".join(text.split()), "seed": seed, "speaker": speaker, **about}
+        options = {"language": self.language, "temperature": self.temperature}
+        return self._ask(request | options), about
 
     def __enter__(self) -> Self:
         script = str(resources.files("speechfuse.synthesis.engines") / "whisperspeech_worker.py")
