@@ -109,11 +109,8 @@ def gather(
     runtime: Workers, function: Callable[[Planned], Any], plan: list[Planned], title: str
 ) -> list[Any]:
     """`function` of every shard, made by the workers, in the order of the plan."""
-    results = {}
-    with tqdm(total=len(plan), desc=title, unit="shard") as bar:
-        for i, result in _run(runtime, partial(_numbered, function), list(enumerate(plan))):
-            results[i] = result
-            bar.update()
+    numbered = _run(runtime, partial(_numbered, function), list(enumerate(plan)))
+    results = dict(tqdm(numbered, title, len(plan), unit="shard"))
     return [results[i] for i in range(len(plan))]
 
 
@@ -129,13 +126,8 @@ def component(spec: dict[str, Any]) -> Any:
 
 def _run(runtime: Workers, function: Callable[..., Any], tasks: list[tuple]) -> Iterator[Any]:
     """Results of the tasks as they come, on the engine that `runtime` names."""
-    return config.instantiate(
-        runtime.engine,
-        function=function,
-        tasks=tasks,
-        workers=runtime.workers,
-        device=runtime.device,
-    )
+    where = {"workers": runtime.workers, "device": runtime.device}
+    return config.instantiate(runtime.engine, function=function, tasks=tasks, **where)
 
 
 def _numbered(function: Callable[[Planned], Any], index: int, shard: Planned) -> tuple[int, Any]:

@@ -34,11 +34,6 @@ def faults_of(rejects: Rejects) -> Rejects:
     return [each for each in rejects if not each["reason"].startswith(FILTERED)]
 
 
-def rejects_of(paths: list[Path]) -> list[Path]:
-    """The reject lists beside the shards."""
-    return [path.with_suffix(".rejects.jsonl") for path in paths]
-
-
 def by_reason(rejects: Rejects) -> dict[str, dict[str, int]]:
     """{rejected: {kind: n}, filtered: {kind: n}}; the kind stands before the reason's colon."""
     counts: dict[str, Counter[str]] = {"rejected": Counter(), "filtered": Counter()}
@@ -50,9 +45,8 @@ def by_reason(rejects: Rejects) -> dict[str, dict[str, int]]:
 
 def write_rejects(path: Path, rejects: Iterable[dict[str, str]]) -> None:
     """Write the rejects {id, reason} of the shard at `path` to its .rejects.jsonl, atomically."""
-    lines = ({"id": reject["id"], "reason": reject["reason"]} for reject in rejects)
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    write_atomic(_rejects(path), text)
+    lines = (json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
+    write_atomic(_rejects(path), "".join(lines))
 
 
 def read_rejects(path: Path) -> list[dict[str, str]]:
@@ -62,4 +56,4 @@ def read_rejects(path: Path) -> list[dict[str, str]]:
 
 
 def _rejects(path: Path) -> Path:
-    return path.with_name(path.name.removesuffix(".parquet") + ".rejects.jsonl")
+    return path.with_suffix(".rejects.jsonl")

@@ -78,10 +78,9 @@ def write_shard(
                 f"{path}: stream has the keys {sorted(stream)}; it must have exactly "
                 f"{', '.join(_STREAM_KEYS)}"
             )
-        metadata = {_STREAM: json.dumps(stream, sort_keys=True)}
-        schema = schema.with_metadata(
-            metadata | {_COUNTS: json.dumps(counts or {}, sort_keys=True)}
-        )
+        metadata = {_STREAM: stream, _COUNTS: counts or {}}
+        texts = {name: json.dumps(value, sort_keys=True) for name, value in metadata.items()}
+        schema = schema.with_metadata(texts)
     remaining = iter(rows)
     with replacing(path) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
@@ -197,7 +196,7 @@ def _check(value: Any, kind: pa.DataType, where: str) -> None:
     like 1.5."""
     if isinstance(value, dict) and pa.types.is_struct(kind):
         fields = {field.name: field.type for field in kind}
-        for key in value:
+        for key, item in value.items():
             if key not in fields:
                 close = difflib.get_close_matches(key, fields, n=1)
                 guess = f"did you mean '{close[0]}'? " if close else ""
@@ -205,7 +204,7 @@ def _check(value: Any, kind: pa.DataType, where: str) -> None:
                     f"{where}: the schema has no field '{key}'; {guess}It has "
                     f"{', '.join(fields)}; keep others as JSON in 'extra'"
                 )
-            _check(value[key], fields[key], where)
+            _check(item, fields[key], where)
     elif pa.types.is_list(kind) and pa.types.is_struct(kind.value_type):
         for item in value or []:
             _check(item, kind.value_type, where)

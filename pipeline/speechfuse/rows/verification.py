@@ -61,10 +61,9 @@ def check_manifest(folder: Path, manifest: dict[str, Any]) -> Check:
 def check_files(folder: Path, outputs: dict[str, str]) -> Check:
     """Check that every output is a file in the folder with its sha256, and that there is no shard
     which is no output."""
-    faults = []
-    for name, sha256 in tqdm(outputs.items(), "files", unit="file", delay=2):
-        if fault := fault_of_file(folder, name, sha256):
-            faults.append(f"{name}: {fault}")
+    bar = tqdm(outputs.items(), "files", unit="file", delay=2)
+    fault_by_name = {name: fault_of_file(folder, name, sha256) for name, sha256 in bar}
+    faults = [f"{name}: {fault}" for name, fault in fault_by_name.items() if fault]
     strays = sorted(path.name for path in folder.glob("shard-*") if path.name not in outputs)
     faults += [f"{name}: the manifest does not list this shard file" for name in strays]
     return "files", f"{len(outputs):,} files of the manifest", faults
@@ -124,7 +123,7 @@ def check_rows(paths: list[Path], stream: dict[str, Any]) -> Check:
             for batch in statistics.batches(path):
                 ids, speech = batch["id"].to_pylist(), statistics.speech_of(batch)
                 ids_of["no id"] += [id for id in ids if not id]
-                hashes_of_ids.append(statistics.hashes(id for id in ids if id))
+                hashes_of_ids.append(statistics.hashes(filter(None, ids)))
                 fault, wrong_ids = wrong_codes(speech, stream)
                 ids_of[fault] += wrong_ids
                 rows += len(batch)

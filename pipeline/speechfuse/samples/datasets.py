@@ -98,10 +98,8 @@ class Mixture:
 
     def lengths(self, step: int) -> list[list[int]]:
         """Tokens of the samples of a step, by row of the batch."""
-        return [
-            [int(self.indexes[d].lengths[number]) for d, number in row]
-            for row in self.plan.rows(step)
-        ]
+        rows, indexes = self.plan.rows(step), self.indexes
+        return [[int(indexes[d].lengths[number]) for d, number in row] for row in rows]
 
     @property
     def collate(self) -> Collate:
@@ -143,18 +141,10 @@ def load(
         raise ValueError(
             "datasets: their samples make different kinds of batches; train them apart"
         )
-    total = sum(shares)
     key = index.key_of([each.key for each in indexes], shares, shape, epochs, steps, seed)
+    lengths, parts = [each.lengths for each in indexes], [share / sum(shares) for share in shares]
     with artifact.exclusive_lock(folder):
-        plan = packing.make(
-            [each.lengths for each in indexes],
-            [s / total for s in shares],
-            shape,
-            epochs,
-            steps,
-            seed,
-            folder / f"plan-{key}",
-        )
+        plan = packing.make(lengths, parts, shape, epochs, steps, seed, folder / f"plan-{key}")
     return Mixture(Vocabulary.load(checkpoint), [s["path"] for s in specs], indexes, plan)
 
 

@@ -26,6 +26,7 @@ from speechfuse.tokens import prompts, vocabulary
 from speechfuse.tokens.vocabulary import Vocabulary
 
 VERSION = 2
+_vocabulary = cache(Vocabulary.load)
 BATCH = 256  # rows of an Arrow batch; one of them is read to get at a row
 SHARDS_A_WORKER = 16  # fewer are read sooner than another process has started
 
@@ -107,7 +108,7 @@ def _indexed(tasks: list[tuple], path: Path) -> list["_Shard"]:
 @dataclass(frozen=True)
 class _Shard:
     shard: int
-    places: np.ndarray  # of the samples, among the shard's rows
+    places: np.ndarray  # of the samples, (shard, row of the shard), int32 (samples, 2)
     lengths: np.ndarray
     left_out: int
     rejected: list[dict[str, str]]
@@ -125,7 +126,7 @@ def index_shard(spec: dict[str, Any], checkpoint: Path, path: Path, arrow: Path)
             with pa.OSFile(str(temporary), "wb") as file:
                 with pa.ipc.new_file(file, table.schema) as writer:
                     writer.write_table(table, max_chunksize=BATCH)
-    places, lengths, rejected, left_out = [], [], [], 0
+    shard, places, lengths, rejected, left_out = int(arrow.stem), [], [], [], 0
     with pa.ipc.open_file(pa.memory_map(str(arrow))) as reader:
         for number in range(reader.num_record_batches):
             table = pa.Table.from_batches([reader.get_batch(number)])
@@ -140,38 +141,26 @@ def index_shard(spec: dict[str, Any], checkpoint: Path, path: Path, arrow: Path)
                 if sample is None:
                     left_out += 1
                 else:
-                    places.append(place)
+                    places.append((shard, place))
                     lengths.append(len(sample.tokens))
-    return _Shard(
-        int(arrow.stem), np.array(places, np.int32), np.array(lengths, np.int32), left_out, rejected
-    )
+    pairs = np.array(places, np.int32).reshape(-1, 2)
+    return _Shard(shard, pairs, np.array(lengths, np.int32), left_out, rejected)
 
 
 def _write(folder: Path, results: list[_Shard]) -> None:
-    numbers = np.repeat(
-        np.array([each.shard for each in results], np.int32), [len(each.places) for each in results]
-    )
-    places = np.stack([numbers, np.concatenate([each.places for each in results])], axis=1)
-    lengths = np.concatenate([each.lengths for each in results])
-    for name, values in (("places", places), ("lengths", lengths)):
+    for name in ("places", "lengths"):
+        values = np.concatenate([getattr(each, name) for each in results])
         with artifact.replacing(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, values)
-    counts = {
-        "left_out": sum(each.left_out for each in results),
-        "rejected": [reject for each in results for reject in each.rejected],
-    }
-    artifact.write_json(folder / "index.json", counts)
+    rejected = [reject for each in results for reject in each.rejected]
+    left_out = sum(each.left_out for each in results)
+    artifact.write_json(folder / "index.json", {"left_out": left_out, "rejected": rejected})
 
 
 def key_of(*parts: Any) -> str:
     """16 hex digits of a hash of `parts`, as JSON: the key of a cache entry."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@cache
-def _vocabulary(checkpoint: Path) -> Vocabulary:
-    return Vocabulary.load(checkpoint)
 
 
 def _tokens_of(checkpoint: Path) -> list[str]:

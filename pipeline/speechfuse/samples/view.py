@@ -65,13 +65,8 @@ def collate(
             start = end
     sound_ids = range(0) if layout is None else layout.ids
     sound = (labels >= sound_ids.start) & (labels < sound_ids.stop)
-    return {
-        "tokens": tokens,
-        "labels": labels,
-        "input_pos": positions,
-        "document": document,
-        "sound": sound,
-    }
+    batch = {"tokens": tokens, "labels": labels, "input_pos": positions, "document": document}
+    return batch | {"sound": sound}
 
 
 Collate = Callable[[list[list[Sample]], int, int, SoundLayout | None], dict[str, Tensor]]
