@@ -161,7 +161,7 @@ class Noise:
     pink, babble), or a stretch of a recording in `folder`, repeated where it is too short."""
 
     snr: Range
-    sources: list[str] = field(default_factory=lambda: ["white", "pink", "babble"])
+    sources: list[str] = field(default_factory=lambda: list(NOISES))
     folder: str | None = None
 
     def __post_init__(self) -> None:
@@ -192,11 +192,10 @@ class Reverberation:
     folder: str | None = None
 
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Augmented:
-        record: dict[str, Any]
+        record: dict[str, Any] = {"name": "reverberation"}
         if self.folder:
-            room, source = _recording(self.folder, rng)
+            room, record["source"] = _recording(self.folder, rng)
             room = room[int(np.abs(room).argmax()) :].astype(np.float64)  # no delay
-            record = {"source": source}
         else:
             decay, wet = _draw(rng, self.decay), _draw(rng, self.wet)
             time = np.arange(max(2, int(decay * decoding.SAMPLE_RATE))) / decoding.SAMPLE_RATE
@@ -204,14 +203,13 @@ class Reverberation:
             tail[0] = 0
             tail *= 10 ** (wet / 20) / np.sqrt(np.sum(tail**2))
             room = tail + (time == 0)
-            record = {"decay": decay, "wet": wet}
-        size = len(waveform) + len(room) - 1
-        size = 1 << max(1, size - 1).bit_length()
+            record |= {"decay": decay, "wet": wet}
+        size = 1 << max(1, len(waveform) + len(room) - 2).bit_length()
         result = np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(room, size), size)
         result = result[: len(waveform)]
         level = np.sqrt(np.mean(np.square(waveform, dtype=np.float64)))
         result *= level / max(1e-12, float(np.sqrt(np.mean(result**2))))
-        return result, {"name": "reverberation", **record}
+        return result, record
 
 
 @dataclass

@@ -9,6 +9,7 @@ synthesis itself.
 
 import _ctypes
 import ctypes
+import os
 import random
 import shutil
 import subprocess
@@ -56,9 +57,8 @@ class EspeakVoice:
 
 
 @cache
-def _variants() -> frozenset[str]:
-    folder = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
-    return frozenset(path.name for path in folder.iterdir())
+def _variants() -> list[str]:
+    return os.listdir(Path(espeakng_loader.get_data_path()) / "voices" / "!v")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class EspeakLibrary:
         """Synthesize `text`. Raises ValueError for an unknown voice or text that makes no sound."""
         _, _, variant = voice.name.partition("+")
         # espeak-ng speaks an unknown variant in the plain voice of the language, without a word
-        exists = not variant or variant in _variants()
+        exists = variant in {"", *_variants()}
         if not exists or self._lib.espeak_SetVoiceByName(voice.name.encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {voice.name!r}; write it as en-us+Annie")
         self._lib.espeak_SetParameter(RATE_PARAMETER, voice.rate, 0)
@@ -129,19 +129,16 @@ def flite_available() -> bool:
     return shutil.which("flite") is not None
 
 
-def _flite(text: str, voice: str) -> np.ndarray:
-    with tempfile.TemporaryDirectory() as folder:
-        wav = Path(folder) / "speech.wav"
-        subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(wav)], check=True)
-        return decoding.load(wav)
-
-
 def speak(engine: EspeakLibrary, text: str, voice: EspeakVoice) -> Utterance:
     """`text` in `voice`. A voice named flite:slt (rms, awb, kal16) is spoken by the program flite,
     which ignores rate and pitch and gives no phonemes: ask `flite_available` first."""
-    if voice.name.startswith("flite:"):
-        return Utterance(_flite(text, voice.name.removeprefix("flite:")), [])
-    return engine.speak(text, voice)
+    program, _, name = voice.name.rpartition(":")
+    if program != "flite":
+        return engine.speak(text, voice)
+    with tempfile.TemporaryDirectory() as folder:
+        wav = Path(folder) / "speech.wav"
+        subprocess.run([program, "-voice", name, "-t", text, "-o", str(wav)], check=True)
+        return Utterance(decoding.load(wav), [])
 
 
 @dataclass(frozen=True)

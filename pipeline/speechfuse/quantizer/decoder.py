@@ -29,6 +29,7 @@ from speechfuse.quantizer.model import (
     FFN_MULT,
     Quantizer,
     QuantizerConfig,
+    below,
     projection,
     read_ours,
     read_published,
@@ -207,12 +208,8 @@ def load_whisper(path: Path) -> Whisper:
 
 def tokenizer_of(model: Whisper, language: str) -> Tokenizer:
     """The tokenizer that this Whisper was trained with, set to transcribe `language`."""
-    return whisper.tokenizer.get_tokenizer(
-        model.is_multilingual,
-        num_languages=model.num_languages,
-        language=language,
-        task="transcribe",
-    )
+    options = {"num_languages": model.num_languages, "language": language, "task": "transcribe"}
+    return whisper.tokenizer.get_tokenizer(model.is_multilingual, **options)
 
 
 def transcribe(model: Whisper, features: Tensor, language: str) -> list[str]:
@@ -240,11 +237,8 @@ def _state_of_published(
     # defaults for keys that files older than the key lack, as whisperspeech's Tunables.upgrade
     rope, query_mult = tunables.get("rope", False), tunables.get("query_mult", 1)
     shape = Shape(options["n_head"], options["depth"], rope, query_mult)
-    tensors = {
-        key: value
-        for key, value in state.items()
-        if key.startswith(("_out_blocks.", "ln_post.")) and not key.endswith("inv_freq")
-    }
+    tensors = below(state, "_out_blocks.", "ln_post.")
+    tensors = {key: value for key, value in tensors.items() if not key.endswith("inv_freq")}
     try:
         tensors |= projection(state, "project_out")
         tensors[_POSITIONS] = state[_POSITIONS][: config.n_audio_ctx]
@@ -264,40 +258,26 @@ def save_published(
     """
     config, shape = quantizer.config, decoder.shape
     head_width = config.n_audio_state // shape.heads
-    options = {
+    options: dict[str, Any] = {
         "codebook_dim": config.codebook_dim,
         "vq_codes": config.codes,
         "q_depth": 1,
-        "n_head": shape.heads,
-        "head_width": head_width,
-        "ffn_mult": FFN_MULT,
-        "depth": shape.depth,
-        "use_cosine_sim": True,
-        "downsample": config.downsample,
-        "whisper_model_name": whisper,
     }
-    tunables = {
-        "rope": shape.rope,
-        "query_mult": shape.query_mult,
-        "mask_embs": True,
-        "downsample_conv": False,
-        "downsample_mean": config.downsample_mean,
-    }
+    options |= {"n_head": shape.heads, "head_width": head_width, "ffn_mult": FFN_MULT}
+    options |= {"depth": shape.depth, "use_cosine_sim": True, "downsample": config.downsample}
+    options["whisper_model_name"] = whisper
+    tunables = {"rope": shape.rope, "query_mult": shape.query_mult, "mask_embs": True}
+    tunables |= {"downsample_conv": False, "downsample_mean": config.downsample_mean}
     encoding = quantizer.state_dict()
-    state = {key: encoding[key] for key in encoding if key.startswith(("mlp.", "mlp_ln."))}
-    state |= decoder.state_dict()
+    state = below(encoding, "mlp.", "mlp_ln.") | decoder.state_dict()
     for part in ("weight", "bias"):
         state[f"rq.layers.0.project_in.{part}"] = encoding[f"project_in.{part}"]
         state[f"rq.layers.0.project_out.{part}"] = state.pop(f"project_out.{part}")
     codebook = quantizer.codebook[None]
-    state |= {
-        "rq.layers.0._codebook.initted": torch.ones(1),
-        "rq.layers.0._codebook.cluster_size": torch.ones(codebook.shape[:2]),
-        "rq.layers.0._codebook.embed_avg": codebook,
-        "rq.layers.0._codebook.embed": codebook,
-        "val_true": torch.zeros(1),
-        "val_total": torch.zeros(1),
-    }
+    rq = "rq.layers.0._codebook"
+    state |= {f"{rq}.initted": torch.ones(1), f"{rq}.cluster_size": torch.ones(codebook.shape[:2])}
+    state |= {f"{rq}.embed_avg": codebook, f"{rq}.embed": codebook}
+    state |= {"val_true": torch.zeros(1), "val_total": torch.zeros(1)}
     state[_POSITIONS] = F.pad(state[_POSITIONS], (0, 0, 0, POSITIONS - config.n_audio_ctx))
     if shape.rope:
         for i in range(shape.depth):

@@ -29,8 +29,6 @@ from speechfuse.audio.decoding import SAMPLE_RATE
 
 PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
 FFN_MULT = 4  # RQBottleneckTransformer's default, never changed in a published model
-
-
 ENCODER_DIMS = ("n_mels", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer")
 
 
@@ -61,9 +59,8 @@ class Quantizer(nn.Module):
         self.config = config
         width = config.n_audio_state
         self.encoder = AudioEncoder(*(getattr(config, name) for name in ENCODER_DIMS))
-        self.mlp = nn.Sequential(
-            nn.Linear(width, width * FFN_MULT), nn.GELU(), nn.Linear(width * FFN_MULT, width)
-        )
+        wide = width * FFN_MULT
+        self.mlp = nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
         self.mlp_ln = nn.LayerNorm(width)
         self.project_in = nn.Linear(width, config.codebook_dim)
         self.register_buffer("codebook", torch.zeros(config.codes + 1, config.codebook_dim))
@@ -114,12 +111,8 @@ class Quantizer(nn.Module):
     def embed(self, mels: Tensor) -> Tensor:
         """(batch, n_mels, window frames) -> (batch, window tokens, width), what the codebook
         quantizes."""
-        x = self.encoder(mels)
-        step = self.config.downsample
-        if self.config.downsample_mean:
-            x = x.unflatten(1, (-1, step)).mean(-2)
-        else:
-            x = x[:, ::step]
+        x, step = self.encoder(mels), self.config.downsample
+        x = x.unflatten(1, (-1, step)).mean(-2) if self.config.downsample_mean else x[:, ::step]
         return x + self.mlp(self.mlp_ln(x))
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -176,17 +169,13 @@ class Quantizer(nn.Module):
         """Read ours (a folder) or a published WhisperVQ (a `.model` file, with `whisper` = the
         openai-whisper `.pt` that its config names). Raises ValueError for what does not fit."""
         path = Path(path)
-        if path.is_dir():
-            config, tensors = read_ours(path)
-        else:
-            config, tensors = read_published(path, whisper)
+        config, tensors = read_ours(path) if path.is_dir() else read_published(path, whisper)
         model = cls(config)
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
-            raise ValueError(
-                f"{path} does not hold the quantizer its config describes: {error}"
-            ) from None
+            message = f"{path} does not hold the quantizer its config describes: {error}"
+            raise ValueError(message) from None
         return model.eval()
 
 
@@ -261,7 +250,7 @@ def read_published(
             )
     teacher = read_torch(Path(whisper_path), {"dims", "model_state_dict"}, "Whisper checkpoint")
     dims, state = teacher["dims"], published["state_dict"]
-    tensors = {key: value for key, value in state.items() if key.startswith(("mlp.", "mlp_ln."))}
+    tensors = below(state, "mlp.", "mlp_ln.")
     try:
         tensors |= projection(state, "project_in")
         tensors["codebook"] = state["rq.layers.0._codebook.embed"][0]
@@ -269,11 +258,6 @@ def read_published(
         raise ValueError(f"{path} is not a WhisperVQ checkpoint: no tensor {error}") from None
     if not tunables.get("mask_embs"):  # the oldest models have no mask code; ours never chooses it
         tensors["codebook"] = F.pad(tensors["codebook"], (0, 0, 0, 1))
-    encoder = {
-        key: value
-        for key, value in teacher["model_state_dict"].items()
-        if key.startswith("encoder.")
-    }
     width = tensors["mlp_ln.weight"].shape[0]
     if width != dims["n_audio_state"]:
         raise ValueError(
@@ -287,7 +271,13 @@ def read_published(
         downsample_mean=bool(tunables.get("downsample_mean")),
         **{name: dims[name] for name in ENCODER_DIMS},
     )
-    return shape, {key: value.float() for key, value in (encoder | tensors).items()}
+    tensors = below(teacher["model_state_dict"], "encoder.") | tensors
+    return shape, {key: value.float() for key, value in tensors.items()}
+
+
+def below(state: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+    """The tensors of `state` whose names begin with one of `prefixes`."""
+    return {name: tensor for name, tensor in state.items() if name.startswith(prefixes)}
 
 
 def projection(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:

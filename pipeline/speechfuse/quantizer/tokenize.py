@@ -11,6 +11,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,8 @@ def tokenize_shard(
         else clip
         for clip in component(corpus).clips(planned)
     )
-    return tokenize(
-        clips,
-        quantizer.load(workers.device()),
-        batch_size,
-        [config.instantiate(spec) for spec in filters],
-        threads,
-        depth,
-    )
+    encoder, instances = quantizer.load(workers.device()), list(map(config.instantiate, filters))
+    return tokenize(clips, encoder, batch_size, instances, threads, depth)
 
 
 def audio_digests(
@@ -99,15 +94,14 @@ def audio_digests(
 ) -> list[tuple[str, str]]:
     """(id, sha256 of the 16 kHz samples) of a shard's clips that decode, in a worker process."""
 
-    def digest(clip: Clip | Reject) -> tuple[str, str] | None:
+    def digest(clip: Clip) -> tuple[str, str] | None:
         try:
-            waveform = decode(clip).waveform if isinstance(clip, Clip) else None
+            return clip.id, _sha256(decode(clip).waveform.tobytes())
         except ValueError:
             return None
-        return waveform if waveform is None else (clip.id, _sha256(waveform.tobytes()))
 
-    digests = workers.prefetch(digest, component(corpus).clips(planned), threads, depth)
-    return [pair for pair in digests if pair]
+    clips = (clip for clip in component(corpus).clips(planned) if isinstance(clip, Clip))
+    return list(filter(None, workers.prefetch(digest, clips, threads, depth)))
 
 
 def tokenize(
@@ -137,9 +131,7 @@ def tokenize(
         if len(running) > 1:  # fetched one batch late, so that the device always has work
             collect()
 
-    def prepared(clip: Clip | Reject) -> DecodedClip | Reject:
-        return prepare(clip, quantizer.window, filters)
-
+    prepared = partial(prepare, window=quantizer.window, filters=filters)
     for item in workers.prefetch(prepared, clips, threads, depth):
         if isinstance(item, Reject):
             shard.rejects.append({"id": item.id, "reason": item.reason})

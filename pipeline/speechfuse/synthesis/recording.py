@@ -37,12 +37,11 @@ def speakers_of(voices: dict[str, dict[str, Any]], engines: dict[str, Engine]) -
     shares = {name: spec.get("share", 1 / len(voices)) for name, spec in voices.items()}
     if shares:
         check_shares("voices", shares)
-    speakers: dict[str, float] = {}
-    for name, engine in engines.items():
-        if not (names := engine.voices()):
-            raise ValueError(f"voices.{name} has no voice: name at least one")
-        speakers |= {f"{name}/{voice}": shares[name] / len(names) for voice in names}
-    return speakers
+    voices_of = {name: engine.voices() for name, engine in engines.items()}
+    if mute := [name for name, names in voices_of.items() if not names]:
+        raise ValueError(f"voices.{mute[0]} has no voice: name at least one")
+    pairs = [(name, voice) for name, names in voices_of.items() for voice in names]
+    return {f"{name}/{voice}": shares[name] / len(voices_of[name]) for name, voice in pairs}
 
 
 @dataclass
@@ -106,14 +105,12 @@ class Recorder:
         on."""
         turns = self.kinds[sample["kind"]].turns(conversation, f"{self.seed}/{sample['id']}") or []
         planned = iter(sample["speech"])
-
-        def spoken(segment: dict[str, Any]) -> dict[str, Any]:
-            if "text" in segment:
-                return segment
-            return {"pieces": self._pieces(segment, next(planned))}
-
         try:
-            turns = [turn | {"segments": [spoken(s) for s in turn["segments"]]} for turn in turns]
+            for turn in turns:
+                turn["segments"] = [
+                    s if "text" in s else {"pieces": self._pieces(s, next(planned))}
+                    for s in turn["segments"]
+                ]
         except Unavailable:
             raise
         except ValueError as error:

@@ -14,6 +14,7 @@ QuantizerDecoder reads the codes, as the model will; its rate has the codec's ow
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -98,7 +99,7 @@ class TranscriptionEndpoint(Server, Transcriber):
     def check(self, codec: str) -> None:
         """Transcribe half a second of silence. Raises ValueError without key, server or model."""
         self.key()
-        self._transcribe(SynthesizedClip("", np.zeros(0, np.uint16), np.zeros(8000, np.float32)))
+        self._transcribe(np.zeros(8000, np.float32))
 
     def identity(self) -> dict[str, Any]:
         return {"listener": "endpoint", "url": self.url, **self.form}
@@ -107,34 +108,31 @@ class TranscriptionEndpoint(Server, Transcriber):
         """Raises Unavailable for codes without a waveform, and without a server."""
         results: list[str | ValueError] = []
         for clip in clips:
+            if clip.waveform is None:
+                raise Unavailable(
+                    "round_trip: an engine that makes codes leaves no audio for a transcriber to "
+                    "hear: use speechfuse.synthesis.QuantizerDecoder"
+                )
             try:
-                results.append(self._transcribe(clip))
+                results.append(self._transcribe(clip.waveform))
             except Unavailable:
                 raise
             except ValueError as error:
                 results.append(error)
         return results
 
-    def _transcribe(self, clip: SynthesizedClip) -> str:
-        if clip.waveform is None:
-            raise Unavailable(
-                "round_trip: an engine that makes codes leaves no audio for a transcriber to hear: "
-                "use speechfuse.synthesis.QuantizerDecoder"
-            )
-        wav = decoding.encode(clip.waveform, "WAV")
+    def _transcribe(self, waveform: np.ndarray) -> str:
+        wav = decoding.encode(waveform, "WAV")
         fields = {"file": ("speech.wav", wav, "audio/wav"), "model": self.model}
         key = [self.form, wav.hex()]
         return self.post("/audio/transcriptions", fields, self.form, key, _transcription_text)
 
 
 def _transcription_text(content: bytes) -> str:
-    try:
-        text = json.loads(content)["text"]
-    except (ValueError, KeyError, TypeError):
-        text = None
-    if not isinstance(text, str):
-        raise ValueError(f"not a transcript: {content[:100]!r}")
-    return text
+    with suppress(ValueError, KeyError, TypeError):
+        if isinstance(text := json.loads(content)["text"], str):
+            return text
+    raise ValueError(f"not a transcript: {content[:100]!r}")
 
 
 class RoundTrip:

@@ -9,6 +9,7 @@ whatever the number of threads. A sample is whole or rejected.
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -123,18 +124,17 @@ def _judge(
 
 def _row(item: SpokenSample) -> dict[str, Any]:
     sample, conversation = item.sample, item.conversation
-    turns, number = [], 0
+    turns, numbers = [], count()
     for turn in item.turns:
         segments = []
         for segment in turn["segments"]:
             if "text" in segment:
                 segments.append(segment)
                 continue
-            id, offset = f"{sample['id']}/{number}", 0.0
+            id, offset = f"{sample['id']}/{next(numbers)}", 0.0
             for piece in segment["pieces"]:
                 segments.append({"speech": _speech(piece, id, offset)})
                 offset += piece.seconds
-            number += 1
         turns.append({"role": turn["role"], "segments": segments})
     origin = {"source": conversation.source, "text": conversation.id, "kind": sample["kind"]}
     extra = {**conversation.extra, **origin}
