@@ -10,6 +10,7 @@ import errno
 import io
 import stat
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
@@ -109,7 +110,11 @@ def _decode(file: soundfile.SoundFile, fd: int, offset: float, seconds: float | 
     rate, channels = file.samplerate, file.channels
     if not RATES[0] <= rate <= RATES[1]:
         raise ValueError(f"bad rate: {rate} Hz; {RATES[0]:,} to {RATES[1]:,} Hz are used")
-    _skip(file, round(offset * rate))
+    if start := round(offset * rate):
+        try:
+            file.seek(start)
+        except soundfile.LibsndfileError:  # beyond the end, or a codec or pipe that cannot
+            deque(_blocks(file, start), maxlen=0)
     stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32") if rate != SAMPLE_RATE else None
     pieces, frames = [], 0
     for samples in _blocks(file, inf if seconds is None else round(seconds * rate)):
@@ -151,15 +156,6 @@ def _blocks(file: soundfile.SoundFile, frames: float) -> Iterator[np.ndarray]:
         if len(samples) < count:
             return
         read += count
-
-
-def _skip(file: soundfile.SoundFile, frames: int) -> None:
-    if frames:
-        try:
-            file.seek(frames)
-        except soundfile.LibsndfileError:  # beyond the end, or a codec or pipe that cannot
-            for _ in _blocks(file, frames):
-                pass
 
 
 def load(path: Path) -> np.ndarray:

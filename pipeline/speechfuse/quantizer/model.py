@@ -129,7 +129,14 @@ class Quantizer(nn.Module):
         that the arithmetic does not depend on how many there are. Raises ValueError for a waveform
         longer than the window or too short for one token.
         """
-        self._check(waveforms)
+        longest, shortest = self.frames * HOP_LENGTH, 2 * self.config.downsample * HOP_LENGTH
+        for i, waveform in enumerate(waveforms):
+            if not shortest <= len(waveform) <= longest:
+                raise ValueError(
+                    f"waveform {i} has {len(waveform) / SAMPLE_RATE:.2f} s; this quantizer takes "
+                    f"{shortest / SAMPLE_RATE:.2f} to {self.window:g} s: split it first "
+                    "(speechfuse.audio.decoding.split)"
+                )
         mels = [self.mel(waveform) for waveform in waveforms]
         window = padded(mels, batch_size, self.config, self.codebook.device)
         with torch.autocast(window.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -145,17 +152,6 @@ class Quantizer(nn.Module):
             rows = codes.cpu().numpy().astype(np.uint16)
             results += [row[:length] for row, length in zip(rows, lengths, strict=False)]
         return results
-
-    def _check(self, waveforms: list[np.ndarray]) -> None:
-        longest = self.frames * HOP_LENGTH
-        shortest = 2 * self.config.downsample * HOP_LENGTH
-        for i, waveform in enumerate(waveforms):
-            if not shortest <= len(waveform) <= longest:
-                raise ValueError(
-                    f"waveform {i} has {len(waveform) / SAMPLE_RATE:.2f} s; this quantizer takes "
-                    f"{shortest / SAMPLE_RATE:.2f} to {self.window:g} s: split it first "
-                    "(speechfuse.audio.decoding.split)"
-                )
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""

@@ -28,6 +28,7 @@ import json
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -169,7 +170,11 @@ def _stream(
     """All samples in order. The k-th of a dataset with share s comes at time (k + 1/2) / s: at any
     time each dataset is within half a sample of its share."""
     horizon = epochs * len(fitting[0]) / shares[0]
-    orders: list[tuple[int, np.ndarray]] = [(-1, np.empty(0, np.int32))] * len(fitting)
+
+    @lru_cache(maxsize=len(fitting))
+    def order_of(dataset: int, turn: int) -> np.ndarray:
+        return np.random.default_rng([seed, dataset, turn]).permutation(fitting[dataset])
+
     for start in range(0, int(np.ceil(horizon)), BLOCK):
         end = min(float(start + BLOCK), horizon)
         times, places, sizes, turns = [], [], [], []
@@ -179,12 +184,7 @@ def _stream(
             turn, at = np.divmod(positions, len(fitting[dataset]))
             numbers = np.empty(len(positions), np.int64)
             for each in np.unique(turn):
-                if orders[dataset][0] != each:
-                    shuffled = np.random.default_rng([seed, dataset, each]).permutation(
-                        fitting[dataset]
-                    )
-                    orders[dataset] = int(each), shuffled
-                numbers[turn == each] = orders[dataset][1][at[turn == each]]
+                numbers[turn == each] = order_of(dataset, int(each))[at[turn == each]]
             times.append((positions + 0.5) / share)
             places.append(numbers + (dataset << _DATASET_BITS))
             sizes.append(lengths[dataset][numbers])

@@ -57,10 +57,8 @@ def expand(
     layout = SoundLayout(start, end, first, codes, quantizer)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     rng = torch.Generator().manual_seed(seed)
-    embedding, head = (
-        layer.get_parameter("weight").data
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings())
-    )
+    layers = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = (layer.get_parameter("weight").data for layer in layers)
     tied = head.data_ptr() == embedding.data_ptr()
     for rows in (embedding,) if tied else (embedding, head):
         std = model.config.initializer_range

@@ -22,21 +22,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from speechfuse import artifact
-from speechfuse.quantizer.decoder import (
-    FILE,
-    CodeTranscriber,
-    Shape,
-    WhisperTextDecoder,
-    load_whisper,
-    save_published,
-    tokenizer_of,
-    transcribe,
-)
+from speechfuse.quantizer import decoder
 from speechfuse.quantizer.model import ENCODER_DIMS, Quantizer, QuantizerConfig, padded
 from speechfuse.quantizer.training.mels import Example, Window
 from speechfuse.quantizer.training.phonemes import codes_of, trained_codebook
 from speechfuse.scores.word_errors import word_error_rate
 
+PUBLISHED = "whisper-vq.model"  # both halves in WhisperSpeech's own format
 BATCH = 16  # clips decoded at once
 DOWNSAMPLE = 2
 TOKEN_FRAMES = 2 * DOWNSAMPLE  # mel frames (10 ms) of one code
@@ -50,7 +42,8 @@ class Student(nn.Module):
         self.quantizer = Quantizer(config)
         self.quantizer.encoder = nn.Identity()
         self.vq = trained_codebook(config.codebook_dim, config, decay)
-        self.decoding = WhisperTextDecoder(config, Shape(config.n_audio_head, depth))
+        shape = decoder.Shape(config.n_audio_head, depth)
+        self.decoding = decoder.WhisperTextDecoder(config, shape)
 
     def forward(self, features: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Encoded audio (batch, n_audio_ctx, width), and which of its tokens (batch, window tokens)
@@ -92,16 +85,11 @@ class Whisper:
         if validation_clips < 1:
             raise ValueError(f"method.validation_clips={validation_clips}: at least 1 is needed")
         self.path, self.language = Path(whisper), language
-        self.teacher = load_whisper(self.path)
-        self.tokenizer = tokenizer_of(self.teacher, language)
+        self.teacher = decoder.load_whisper(self.path)
+        self.tokenizer = decoder.tokenizer_of(self.teacher, language)
         dims = self.teacher.dims
-        self.config = QuantizerConfig(
-            codes,
-            codebook_dim,
-            DOWNSAMPLE,
-            downsample_mean=True,
-            **{name: getattr(dims, name) for name in ENCODER_DIMS},
-        )
+        encoder_dims = {name: getattr(dims, name) for name in ENCODER_DIMS}
+        self.config = QuantizerConfig(codes, codebook_dim, DOWNSAMPLE, True, **encoder_dims)
         self.depth, self.decay, self.reduced = depth, decay, dtype == "bfloat16"
         self.validation_clips, self.max_teacher_wer = validation_clips, max_teacher_wer
         self.window = Window(dims.n_mels, dims.n_audio_ctx / 50, "text")
@@ -116,7 +104,7 @@ class Whisper:
         for part in tqdm(_batches(self.validation), "teacher", unit="batch"):
             with torch.inference_mode():
                 features = self.teacher.encoder(self._windows(part))
-            self.teacher_transcripts += transcribe(self.teacher, features, self.language)
+            self.teacher_transcripts += decoder.transcribe(self.teacher, features, self.language)
         self.teacher_wer = word_error_rate(self.texts, self.teacher_transcripts)
         if not self.teacher_wer[0] <= self.max_teacher_wer:
             raise ValueError(
@@ -165,17 +153,14 @@ class Whisper:
                 teacher = self.teacher.decoder(tokens, features)[predicts].log_softmax(-1)
             decoded, commitment = self.student(features, present.to(self.device))
             student = self.teacher.decoder(tokens, decoded)[predicts].log_softmax(-1)
-        return {
-            "ce": F.nll_loss(student, targets),
-            "kl": F.kl_div(student, teacher, reduction="sum", log_target=True) / size,
-            "commitment": commitment,
-        }
+        kl = F.kl_div(student, teacher, reduction="sum", log_target=True) / size
+        return {"ce": F.nll_loss(student, targets), "kl": kl, "commitment": commitment}
 
     @torch.no_grad()
     def finish(self, out: Path) -> tuple[dict[str, Any], list[Path]]:
         """Write the quantizer and its files. Returns (totals, files); totals are word error rates
         of teacher and quantizer on the validation clips, and the codes in use."""
-        quantizer, decoder = self.student.quantizer.eval(), self.student.decoding.eval()
+        quantizer, decoding = self.student.quantizer.eval(), self.student.decoding.eval()
         quantizer.encoder = self.teacher.encoder
         quantizer.codebook[: self.config.codes] = F.normalize(self.student.vq.codebook, dim=-1)
         codes = [
@@ -183,14 +168,15 @@ class Whisper:
             for part in tqdm(_batches(self.validation), "quantizer", unit="batch")
             for row, each in zip(codes_of(quantizer, part), part, strict=True)
         ]
-        transcriber = CodeTranscriber(decoder, quantizer.codebook, self.teacher, self.language)
+        vectors = quantizer.codebook
+        transcriber = decoder.CodeTranscriber(decoding, vectors, self.teacher, self.language)
         transcripts = transcriber.transcribe(codes, BATCH)
         rows = zip(self.texts, self.teacher_transcripts, transcripts, strict=True)
         lines = [json.dumps({"text": t, "teacher": a, "codec": b}) for t, a, b in rows]
         artifact.write_atomic(out / "heard.jsonl", "".join(f"{line}\n" for line in lines))
         quantizer.save(out)
-        decoder.save(out)
-        save_published(out / "whisper-vq.model", quantizer, decoder, self.path.stem)
+        decoding.save(out)
+        decoder.save_published(out / PUBLISHED, quantizer, decoding, self.path.stem)
         shares = np.bincount(np.concatenate(codes), minlength=self.config.codes).astype(float)
         shares = shares[shares > 0] / shares.sum()
         entropy = float(-(shares * np.log2(shares)).sum())
@@ -204,7 +190,7 @@ class Whisper:
             "entropy_bits": round(entropy, 3),
             "perplexity": round(2**entropy, 1),
         }
-        names = ("config.json", "model.safetensors", FILE, "whisper-vq.model", "heard.jsonl")
+        names = ("config.json", "model.safetensors", decoder.FILE, PUBLISHED, "heard.jsonl")
         return totals, [out / name for name in names]
 
     def _windows(self, examples: list[Example]) -> Tensor:

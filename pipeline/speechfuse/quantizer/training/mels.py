@@ -73,9 +73,9 @@ def make(
     ]
     missing = [task for task in tasks if not task[2].exists()]
     done = len(tasks) - len(missing)
-    with tqdm(total=len(tasks), initial=done, desc="mels", unit="shard") as bar:
-        for _ in workers.processes(_store, missing, processes, "cpu"):
-            bar.update()
+    stored = workers.processes(_store, missing, processes, "cpu")
+    for _ in tqdm(stored, "mels", len(tasks), initial=done, unit="shard"):
+        pass
 
 
 def load(
@@ -85,9 +85,7 @@ def load(
 
     Raises ValueError when more than `max_reject_rate` of the clips are rejected, or none is left.
     """
-    examples: list[Example] = []
-    rejects: list[dict[str, str]] = []
-    frames = 0
+    examples, rejects, frames = list[Example](), list[dict[str, str]](), 0
     for path in sorted(folder.glob("*.json")):
         shard = json.loads(path.read_text("utf-8"))
         rejects += shard["rejects"]

@@ -64,15 +64,9 @@ def labelled(example: Example, phonemes: list[str]) -> Labelled:
 
 def trained_codebook(dim: int, config: QuantizerConfig, decay: float) -> VectorQuantize:
     """A cosine codebook that follows its inputs (batch, tokens, dim) by a moving average."""
-    return VectorQuantize(
-        dim=dim,
-        codebook_size=config.codes,
-        codebook_dim=config.codebook_dim,
-        use_cosine_sim=True,
-        decay=decay,
-        kmeans_init=True,
-        threshold_ema_dead_code=2,
-    )
+    shape = {"dim": dim, "codebook_size": config.codes, "codebook_dim": config.codebook_dim}
+    average = {"decay": decay, "kmeans_init": True, "threshold_ema_dead_code": 2}
+    return VectorQuantize(**shape, **average, use_cosine_sim=True)
 
 
 class Trainee(nn.Module):

@@ -242,14 +242,13 @@ class TextToWaveform(_WhisperSpeech):
     def _embeddings(self) -> dict[str, list[float] | None]:
         if not self.speakers:
             return {"default": None}
-        try:
+        with suppress(OSError, ValueError, AttributeError, TypeError):
             embeddings = json.loads(Path(self.speakers).read_text())
-            assert embeddings and all(len(e) == SPEAKER_WIDTH for e in embeddings.values())
-        except (OSError, ValueError, AssertionError, AttributeError, TypeError):
-            raise ValueError(
-                f"speakers={self.speakers}: give a JSON file {{name: [{SPEAKER_WIDTH} numbers]}}"
-            ) from None
-        return embeddings
+            if embeddings and all(len(e) == SPEAKER_WIDTH for e in embeddings.values()):
+                return embeddings
+        raise ValueError(
+            f"speakers={self.speakers}: give a JSON file {{name: [{SPEAKER_WIDTH} numbers]}}"
+        )
 
     def voices(self) -> list[str]:
         return list(self._embeddings)
