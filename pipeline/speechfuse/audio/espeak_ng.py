@@ -29,13 +29,9 @@ SYNCHRONOUS, PHONEME_EVENTS, CHARS_UTF8 = 2, 1, 1
 
 
 class _Event(ctypes.Structure):
+    _numbers = ("type", "unique_identifier", "text_position", "length", "audio_position", "sample")
     _fields_ = (
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
+        *((name, ctypes.c_int) for name in _numbers),
         ("user_data", ctypes.c_void_p),
         ("name", ctypes.c_char * 8),
     )

@@ -25,16 +25,8 @@ from whisper.model import ModelDimensions, MultiHeadAttention, ResidualAttention
 from whisper.tokenizer import Tokenizer
 
 from speechfuse.artifact import replacing
-from speechfuse.quantizer.model import (
-    FFN_MULT,
-    Quantizer,
-    QuantizerConfig,
-    below,
-    projection,
-    read_ours,
-    read_published,
-    read_torch,
-)
+from speechfuse.quantizer import model
+from speechfuse.quantizer.model import FFN_MULT, Quantizer, QuantizerConfig
 
 FILE = "decoder.safetensors"
 POSITIONS = 1500  # rows of positional_embedding in the published format, whatever the window
@@ -137,10 +129,12 @@ class CodeTranscriber:
                 f"{path} needs its Whisper to decode with: set whisper to the openai-whisper .pt "
                 "that it was trained on"
             )
-        path, model = Path(path), load_whisper(Path(whisper))
-        config, tensors = read_ours(path) if path.is_dir() else read_published(path, whisper)
+        path, teacher = Path(path), load_whisper(Path(whisper))
+        config, tensors = (
+            model.read_ours(path) if path.is_dir() else model.read_published(path, whisper)
+        )
         first = "encoder.conv1.weight"
-        if not torch.equal(tensors[first], model.get_parameter(first)):
+        if not torch.equal(tensors[first], teacher.get_parameter(first)):
             raise ValueError(
                 f"{path} has another encoder than {whisper}: give the Whisper it was trained on"
             )
@@ -148,7 +142,7 @@ class CodeTranscriber:
         if path.is_dir():
             shape, state = _state_of_ours(path)
         else:
-            content = read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
+            content = model.read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
             shape, state = _state_of_published(path, content, config)
             if not (content.get("tunables") or {}).get("mask_embs"):
                 codebook[-1] = codebook[0]  # what the oldest models pad with
@@ -157,7 +151,7 @@ class CodeTranscriber:
             decoder.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"{path} holds no decoding half of its quantizer: {error}") from None
-        return cls(decoder.eval(), codebook, model, language)
+        return cls(decoder.eval(), codebook, teacher, language)
 
     def to(self, device: str) -> "CodeTranscriber":
         """Moves the transcriber to `device` and returns it."""
@@ -192,18 +186,18 @@ class CodeTranscriber:
 
 def load_whisper(path: Path) -> Whisper:
     """A frozen openai-whisper model in float32. Raises ValueError when the file holds none."""
-    content = read_torch(path, {"dims", "model_state_dict"}, "Whisper checkpoint")
+    content = model.read_torch(path, {"dims", "model_state_dict"}, "Whisper checkpoint")
     try:
-        model = Whisper(ModelDimensions(**content["dims"]))
-        model.load_state_dict(content["model_state_dict"])
+        teacher = Whisper(ModelDimensions(**content["dims"]))
+        teacher.load_state_dict(content["model_state_dict"])
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is not a Whisper checkpoint: {error}") from None
-    if model.dims.n_vocab < VOCABULARY:
+    if teacher.dims.n_vocab < VOCABULARY:
         raise ValueError(
-            f"{path} has a vocabulary of {model.dims.n_vocab}: Whisper's tokenizers need "
+            f"{path} has a vocabulary of {teacher.dims.n_vocab}: Whisper's tokenizers need "
             f"{VOCABULARY:,} or more"
         )
-    return model.eval().requires_grad_(False)
+    return teacher.eval().requires_grad_(False)
 
 
 def tokenizer_of(model: Whisper, language: str) -> Tokenizer:
@@ -237,10 +231,10 @@ def _state_of_published(
     # defaults for keys that files older than the key lack, as whisperspeech's Tunables.upgrade
     rope, query_mult = tunables.get("rope", False), tunables.get("query_mult", 1)
     shape = Shape(options["n_head"], options["depth"], rope, query_mult)
-    tensors = below(state, "_out_blocks.", "ln_post.")
+    tensors = model.below(state, "_out_blocks.", "ln_post.")
     tensors = {key: value for key, value in tensors.items() if not key.endswith("inv_freq")}
     try:
-        tensors |= projection(state, "project_out")
+        tensors |= model.projection(state, "project_out")
         tensors[_POSITIONS] = state[_POSITIONS][: config.n_audio_ctx]
     except KeyError:
         raise ValueError(
@@ -269,7 +263,7 @@ def save_published(
     tunables = {"rope": shape.rope, "query_mult": shape.query_mult, "mask_embs": True}
     tunables |= {"downsample_conv": False, "downsample_mean": config.downsample_mean}
     encoding = quantizer.state_dict()
-    state = below(encoding, "mlp.", "mlp_ln.") | decoder.state_dict()
+    state = model.below(encoding, "mlp.", "mlp_ln.") | decoder.state_dict()
     for part in ("weight", "bias"):
         state[f"rq.layers.0.project_in.{part}"] = encoding[f"project_in.{part}"]
         state[f"rq.layers.0.project_out.{part}"] = state.pop(f"project_out.{part}")

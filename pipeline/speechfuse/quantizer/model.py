@@ -97,12 +97,8 @@ class Quantizer(nn.Module):
     @property
     def stream(self) -> dict[str, object]:
         """The description that every dataset made with this quantizer carries."""
-        return {
-            "quantizer": self.identity,
-            "token_rate": self.token_rate,
-            "codebooks": 1,
-            "codebook_size": self.codebook_size,
-        }
+        codebook = {"codebooks": 1, "codebook_size": self.codebook_size}
+        return {"quantizer": self.identity, "token_rate": self.token_rate, **codebook}
 
     def mel(self, waveform: np.ndarray) -> Tensor:
         """Log-mel of one clip on the quantizer's device, (n_mels, frames)."""
@@ -260,13 +256,9 @@ def read_published(
             f"{path} was trained on Whisper {name} (width {width}), "
             f"{whisper_path} has width {dims['n_audio_state']}"
         )
-    shape = QuantizerConfig(
-        codes=tensors["codebook"].shape[0] - 1,
-        codebook_dim=tensors["codebook"].shape[1],
-        downsample=config["downsample"],
-        downsample_mean=bool(tunables.get("downsample_mean")),
-        **{name: dims[name] for name in ENCODER_DIMS},
-    )
+    rows, dim = tensors["codebook"].shape
+    mean, encoder_dims = bool(tunables.get("downsample_mean")), {n: dims[n] for n in ENCODER_DIMS}
+    shape = QuantizerConfig(rows - 1, dim, config["downsample"], mean, **encoder_dims)
     tensors = below(teacher["model_state_dict"], "encoder.") | tensors
     return shape, {key: value.float() for key, value in tensors.items()}
 

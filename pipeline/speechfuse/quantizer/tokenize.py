@@ -79,12 +79,12 @@ def tokenize_shard(
     """The shard `planned` of a corpus, in a worker process: `threads` threads decode up to `depth`
     clips ahead of the encoder. `corpus` and `filters` are {_component_, ...}."""
     originals = planned.get("same_audio", {})  # {id of a duplicate: id of the first}
-    clips = (
-        Reject(clip.id, f"{FILTERED}duplicate audio: same as {originals[clip.id]}")
-        if clip.id in originals
-        else clip
-        for clip in component(corpus).clips(planned)
-    )
+
+    def unless_duplicate(clip: Clip | Reject) -> Clip | Reject:
+        reason = f"{FILTERED}duplicate audio: same as {originals.get(clip.id)}"
+        return Reject(clip.id, reason) if clip.id in originals else clip
+
+    clips = map(unless_duplicate, component(corpus).clips(planned))
     encoder, instances = quantizer.load(workers.device()), list(map(config.instantiate, filters))
     return tokenize(clips, encoder, batch_size, instances, threads, depth)
 

@@ -174,12 +174,8 @@ def speech_totals(paths: list[Path], name: str) -> dict[str, Any]:
             for length in speech["seconds"].to_pylist():  # one by one: rounding has an order
                 seconds += length
     size = sum(map(statistics.bytes_of_codes, paths))
-    return {
-        name: pieces,
-        "hours": round(seconds / 3600, 4),
-        "codes": codes,
-        "bits_per_code": round(8 * size / max(1, codes), 3),
-    }
+    totals = {name: pieces, "hours": round(seconds / 3600, 4), "codes": codes}
+    return totals | {"bits_per_code": round(8 * size / max(1, codes), 3)}
 
 
 def counts_of(paths: Iterable[Path]) -> Counter[str]:

@@ -60,8 +60,7 @@ class Vocabulary:
     def load(cls, checkpoint: Path) -> "Vocabulary":
         """The vocabulary of a Hugging Face folder. Raises ValueError when it has no Llama-3 control
         tokens."""
-        config = read_config(checkpoint)
-        layout = config.get("speechfuse")
+        layout = read_config(checkpoint).get("speechfuse")
         return cls(tokenizer_of(checkpoint), SoundLayout(**layout) if layout else None)
 
     def _id(self, token: str) -> int:

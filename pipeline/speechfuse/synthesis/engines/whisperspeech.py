@@ -15,13 +15,13 @@ import json
 import os
 import random
 import signal
-import subprocess
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
 from threading import Timer
 from time import monotonic
 from typing import Any, Self
@@ -154,16 +154,12 @@ class _WhisperSpeech(Engine):
     def __enter__(self) -> Self:
         script = str(resources.files("speechfuse.synthesis.engines") / "whisperspeech_worker.py")
         # its packages are its own, and all it needs lies on this disk
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        environment.pop("PYTHONPATH", None)
         self._errors = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            [self.python, "-P", script],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env=environment | {"HF_HUB_OFFLINE": "1"},
-            start_new_session=True,
+        pipes: dict[str, Any] = {"stdin": PIPE, "stdout": PIPE, "stderr": self._errors}
+        self._process = Popen(
+            [self.python, "-P", script], **pipes, text=True, env=environment, start_new_session=True
         )
         models = {name: self.files.get(name) for name in ("t2s", "s2a", "vocoder")}
         try:
@@ -179,7 +175,7 @@ class _WhisperSpeech(Engine):
                 self._process.stdin.close()
             try:
                 self._process.wait(ENDS)
-            except subprocess.TimeoutExpired:
+            except TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
             self._process.stdout.close()
