@@ -130,9 +130,7 @@ class CodeTranscriber:
                 "that it was trained on"
             )
         path, teacher = Path(path), load_whisper(Path(whisper))
-        config, tensors = (
-            model.read_ours(path) if path.is_dir() else model.read_published(path, whisper)
-        )
+        config, tensors = model.read_tensors(path, whisper)
         first = "encoder.conv1.weight"
         if not torch.equal(tensors[first], teacher.get_parameter(first)):
             raise ValueError(

@@ -161,7 +161,7 @@ class Quantizer(nn.Module):
         """Read ours (a folder) or a published WhisperVQ (a `.model` file, with `whisper` = the
         openai-whisper `.pt` that its config names). Raises ValueError for what does not fit."""
         path = Path(path)
-        config, tensors = read_ours(path) if path.is_dir() else read_published(path, whisper)
+        config, tensors = read_tensors(path, whisper)
         model = cls(config)
         try:
             model.load_state_dict(tensors)
@@ -188,6 +188,11 @@ def padded(
     for row, mel in zip(window, mels, strict=False):
         row[:, : mel.shape[1]] = mel
     return window
+
+
+def read_tensors(path: Path, whisper: Path | None) -> tuple[QuantizerConfig, dict[str, Tensor]]:
+    """Shape and tensors, under our names, of a quantizer as Quantizer.load reads it."""
+    return read_ours(path) if path.is_dir() else read_published(path, whisper)
 
 
 def read_ours(folder: Path) -> tuple[QuantizerConfig, dict[str, Tensor]]:

@@ -58,12 +58,11 @@ def prepare(clip: Clip | Reject, window: float, filters: list[Filter]) -> Decode
     for keep in filters:
         if reason := keep(decoded.waveform, clip.text):
             return Reject(clip.id, f"{FILTERED}{reason}")
-    digest = None
-    if clip.offset == 0 and clip.seconds is None:  # the clip is the file
-        if isinstance(clip.audio, Path):
-            digest = sha256_of(clip.audio)
-        elif isinstance(clip.audio, bytes):
-            digest = _sha256(clip.audio)
+    digest, whole = None, clip.offset == 0 and clip.seconds is None
+    if whole and isinstance(clip.audio, Path):
+        digest = sha256_of(clip.audio)
+    elif whole and isinstance(clip.audio, bytes):
+        digest = _sha256(clip.audio)
     return DecodedClip(clip, decoded, decoding.split(decoded.waveform, window), digest)
 
 
@@ -113,8 +112,7 @@ def tokenize(
     depth: int,
 ) -> Shard:
     """Rows, rejects and counts of one shard's clips."""
-    shard = Shard([], [], Counter())
-    shortest = 1 / quantizer.token_rate
+    shard, shortest = Shard([], [], Counter()), 1 / quantizer.token_rate
     pending: list[np.ndarray] = []  # waveforms of the last rows, not yet given to the encoder
     running: deque[tuple[int, Any, list[int]]] = deque()  # batches on the device: first row, codes
 

@@ -142,9 +142,8 @@ def plan(
 def _uses(places: list[Place], count: int, key: str) -> dict[Place, int]:
     """How often each text is used, `count` times in all: all alike, to within one."""
     rounds, rest = divmod(count, len(places))
-    more = set(random.Random(key).sample(places, rest))
-    uses = {place: rounds + (place in more) for place in places}
-    return {place: times for place, times in uses.items() if times}
+    more = random.Random(key).sample(places, rest)
+    return dict.fromkeys(places if rounds else [], rounds) | dict.fromkeys(more, rounds + 1)
 
 
 def _samples(

@@ -156,13 +156,12 @@ class RoundTrip:
         if isinstance(transcript, ValueError):
             return Verdict("", 0.0, 0, f"not heard: {transcript}")
         wer, words = rate(text, transcript, self.characters)
-        transcript, reason = transcript.strip(), None
-        if wer > self.max_wer:
-            reason = (
-                f"{FILTERED}round trip: {wer:.2f} of the words are wrong, more than "
-                f"{self.max_wer:g}; heard: {transcript[:100]}"
-            )
-        return Verdict(transcript, round(wer, 4), words, reason)
+        transcript = transcript.strip()
+        reason = (
+            f"{FILTERED}round trip: {wer:.2f} of the words are wrong, more than "
+            f"{self.max_wer:g}; heard: {transcript[:100]}"
+        )
+        return Verdict(transcript, round(wer, 4), words, reason if wer > self.max_wer else None)
 
 
 def rate(text: str, transcript: str, characters: bool = False) -> tuple[float, int]:

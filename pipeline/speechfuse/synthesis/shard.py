@@ -66,10 +66,10 @@ def _encode(
     pending: list[tuple[SpokenSample, Piece]] = []
 
     def finish() -> None:
-        waves = [p.waveform for _, p in pending if p.waveform is not None]
-        codes = iter(quantizer.encode(waves, batch_size))
-        for _, piece in pending:
-            piece.codes = next(codes) if piece.waveform is not None else piece.codes
+        sounding = [piece for _, piece in pending if piece.waveform is not None]
+        waveforms = [np.asarray(piece.waveform) for piece in sounding]
+        for piece, codes in zip(sounding, quantizer.encode(waveforms, batch_size), strict=True):
+            piece.codes = codes
         if round_trip:
             _judge([pair for pair in pending if pair[1].text], round_trip, counts)
         for item, piece in pending:

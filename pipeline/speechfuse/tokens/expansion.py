@@ -12,16 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from speechfuse.tokens import initialization
-from speechfuse.tokens.vocabulary import (
-    CHAT_TEMPLATE,
-    END,
-    SOUND,
-    START,
-    SoundLayout,
-    read_config,
-    tokenizer_of,
-)
+from speechfuse.tokens import initialization, vocabulary
+from speechfuse.tokens.vocabulary import END, SOUND, START, SoundLayout
 
 
 def add_sound_tokens(tokenizer: PreTrainedTokenizerBase, codes: int) -> None:
@@ -48,9 +40,9 @@ def expand(
     for the new rows of the embedding and, where it is another matrix, of the head; `codebook`: the
     codes' vectors (codes, dim). Raises ValueError when `base` already has sound tokens.
     """
-    if read_config(base).get("speechfuse"):
+    if vocabulary.read_config(base).get("speechfuse"):
         raise ValueError(f"{base} already has sound tokens: expand the original base model")
-    tokenizer = tokenizer_of(base)
+    tokenizer = vocabulary.tokenizer_of(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     add_sound_tokens(tokenizer, codes)
     start, end, first = (tokenizer.get_vocab()[name] for name in (START, END, SOUND.format(0)))
@@ -65,7 +57,7 @@ def expand(
         context = initialization.NewRowContext(rows[:start], codes, codebook, std, rng)
         rows[start:] = initialization.new_rows(initialize, context)
     model.config.speechfuse = asdict(layout)
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = vocabulary.CHAT_TEMPLATE
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return layout
