@@ -242,11 +242,6 @@ def _nearest(key: str, names: Iterable[str]) -> str:
     return f"{guess} Allowed here: {', '.join(names) or 'none'}"
 
 
-def face(names: dict[str, str]) -> dict[str, str]:
-    """Return {name: module.name} for a room's COMPONENTS from {module: "name name ..."}."""
-    return {name: f"{module}.{name}" for module in names for name in names[module].split()}
-
-
 def resolve(dotted: str) -> Any:
     """Return the class or function at a dotted path. Raises ValueError when there is none."""
     parts = dotted.split(".")

@@ -1,10 +1,18 @@
 """Files to waveforms, and waveforms to waveforms: decoding, filters, augmentation, espeak-ng."""
 
-from speechfuse.config import face
-
-COMPONENTS = face(  # names in YAML, below speechfuse.audio, by the module in which they stand
-    {
-        "augmentation": "Gain Lossy Noise Reverberation Speed Telephone babble pink white",
-        "filters": "characters_per_second clipping duration level speech_share",
-    }
-)
+COMPONENTS = {  # name in YAML, below speechfuse.audio: where it stands
+    "Gain": "augmentation.Gain",
+    "Lossy": "augmentation.Lossy",
+    "Noise": "augmentation.Noise",
+    "Reverberation": "augmentation.Reverberation",
+    "Speed": "augmentation.Speed",
+    "Telephone": "augmentation.Telephone",
+    "babble": "augmentation.babble",
+    "characters_per_second": "filters.characters_per_second",
+    "clipping": "filters.clipping",
+    "duration": "filters.duration",
+    "level": "filters.level",
+    "pink": "augmentation.pink",
+    "speech_share": "filters.speech_share",
+    "white": "augmentation.white",
+}

@@ -1,13 +1,18 @@
 """Texts to spoken conversations: kinds of samples, voices (engines/), the round trip."""
 
-from speechfuse.config import face
-
-COMPONENTS = face(  # names in YAML, below speechfuse.synthesis, by the module in which they stand
-    {
-        "engines.endpoint": "Endpoint",
-        "engines.espeak": "Espeak",
-        "engines.whisperspeech": "TextToCodes TextToWaveform",
-        "kinds": "Instruction MultiTurn PartlySpoken Refusal Text TextAround Transcription silence",
-        "round_trip": "QuantizerDecoder TranscriptionEndpoint",
-    }
-)
+COMPONENTS = {  # name in YAML, below speechfuse.synthesis: where it stands
+    "Endpoint": "engines.endpoint.Endpoint",
+    "Espeak": "engines.espeak.Espeak",
+    "Instruction": "kinds.Instruction",
+    "MultiTurn": "kinds.MultiTurn",
+    "PartlySpoken": "kinds.PartlySpoken",
+    "QuantizerDecoder": "round_trip.QuantizerDecoder",
+    "Refusal": "kinds.Refusal",
+    "Text": "kinds.Text",
+    "TextAround": "kinds.TextAround",
+    "TextToCodes": "engines.whisperspeech.TextToCodes",
+    "TextToWaveform": "engines.whisperspeech.TextToWaveform",
+    "Transcription": "kinds.Transcription",
+    "TranscriptionEndpoint": "round_trip.TranscriptionEndpoint",
+    "silence": "kinds.silence",
+}
