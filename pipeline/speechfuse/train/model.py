@@ -20,12 +20,10 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from torchtune.modules.peft import DoRALinear, LoRALinear
 
 from speechfuse.tokens.vocabulary import read_config
-from speechfuse.train import backbone, checkpoint
+from speechfuse.train import backbone, checkpoint, state
 from speechfuse.train.backbone import DTYPES, Decoder
-from speechfuse.train.config import Finetune
+from speechfuse.train.config import RECOMPUTED, Finetune
 from speechfuse.train.shape import complete
-
-RECOMPUTED = {"none": 0, "selective": 2, "full": 1}  # every how manyth layer
 
 
 def decoder_of(job: Finetune, shape: dict[str, Any] | None = None) -> Decoder:
@@ -53,13 +51,9 @@ def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
     if dist.is_initialized():
         _shard(model, device, DTYPES[job.compute_dtype], job.shard_group)
     model.to_empty(device=device)
-    module: Any
-    for module in model.modules():
-        if hasattr(module, "rope_init"):
-            with device:
-                module.rope_init()
+    backbone.fill_positions(model, device)
     weights: dict[str, Any] = {}
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if state.rank() == 0:
         weights = checkpoint.read(decoder)
         weights |= _adapters(model, weights, job.seed)
         weights = {name: tensor.to(DTYPES[job.dtype]) for name, tensor in weights.items()}
@@ -73,8 +67,6 @@ def _wrap_layers(model: nn.Module, mode: str, compile: bool) -> None:
     torchtune's own wrappers recompute dropout with other random numbers, and count layers over all
     models of a process.
     """
-    if mode not in RECOMPUTED:
-        raise ValueError(f"activation_checkpointing={mode!r}: choose one of {list(RECOMPUTED)}")
     every = RECOMPUTED[mode]
     for number, layer in enumerate(backbone.layers_of(model), 1):
         if compile:

@@ -13,13 +13,13 @@ from torchtune.modules import TiedLinear
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from speechfuse.train.attention import mask_of
-from speechfuse.train.backbone import Weights
+from speechfuse.train.attention import Mask, mask_of
+from speechfuse.train.backbone import Backbone, Weights
 
 HEAD_NAMES = {"lm_head.weight": "output.weight"}  # theirs: ours; all other weights are named alike
 
 
-class Transformers:
+class Transformers(Backbone):
     """The backbone of `Llama`."""
 
     embedding, layers, head = "model.embed_tokens", "model.layers", "output"
@@ -44,22 +44,16 @@ class Llama(nn.Module):
         super().__init__()
         self.model = LlamaModel(shape)
         self.model.set_attn_implementation("sdpa")
-        self.output: Any = (
-            TiedLinear(self.model.embed_tokens)
-            if shape.tie_word_embeddings
-            else nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
-        )
+        self.output: Any = TiedLinear(self.model.embed_tokens)
+        if not shape.tie_word_embeddings:
+            self.output = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
 
     def rope_init(self) -> None:
         """Fill the tables of positions, which a model made on the meta device lacks."""
         self.model.rotary_emb = LlamaRotaryEmbedding(self.model.config)
 
     def forward(
-        self,
-        tokens: Tensor,
-        *,
-        mask: Tensor | BlockMask | None = None,
-        input_pos: Tensor | None = None,
+        self, tokens: Tensor, *, mask: Mask | None = None, input_pos: Tensor | None = None
     ) -> Tensor:
         """As torchtune's decoder: tokens and positions (rows, length), mask as attention.mask_of
         makes it, causal when None -> logits (rows, length, vocabulary), float32, or what the head

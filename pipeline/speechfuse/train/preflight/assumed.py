@@ -35,12 +35,10 @@ def missing(job: Finetune, pins: dict[str, str | None]) -> list[str]:
 def maker(path: str, recipes: Path = Path("recipes")) -> str:
     """Which verb makes a folder."""
     for file in sorted(recipes.glob("*/*.yaml")):
-        verb = "tokenize" if file.stem.startswith("tokenize") else VERBS.get(file.stem)
+        tokenizes, verb = file.stem.startswith("tokenize"), VERBS.get(file.stem)
         out = (yaml.safe_load(file.read_text("utf-8")) or {}).get("out")
-        if verb and out and Path(path).is_relative_to(out):
-            command = (
-                f"tokenize {file}" if verb == "tokenize" else f"recipe={file.parent.name} {verb}"
-            )
+        if (tokenizes or verb) and out and Path(path).is_relative_to(out):
+            command = f"tokenize {file}" if tokenizes else f"recipe={file.parent.name} {verb}"
             return f"`just {command}` makes it"
     return "no recipe here makes it: check the path, or put it there"
 

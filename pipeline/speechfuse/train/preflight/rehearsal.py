@@ -106,10 +106,7 @@ class Rehearsal:
         self.dense_mask = not gpu or job.attention == "dense"
         _recompute(model, job.activation_checkpointing, job.compile)
         backbone.head_of(model).forward = self._losses
-        for module in model.modules():
-            if hasattr(module, "rope_init"):  # which a model on the meta device lacks
-                with torch.device("cpu"):
-                    module.rope_init()
+        backbone.fill_positions(model, torch.device("cpu"))
         self.buffer_bytes = sum(buffer.untyped_storage().nbytes() for buffer in model.buffers())
         with self.fake:
             for module in list(model.modules()):
@@ -167,10 +164,8 @@ class Rehearsal:
         head = backbone.head_of(self.model)
         with self.live.counting_as("head"):
             labels = torch.zeros(hidden.shape[:2].numel(), dtype=torch.long)
-            chosen = hidden.flatten(0, 1)[torch.zeros_like(labels)]
-            return linear_cross_entropy(
-                chosen, head._owner[0].weight, labels, labels, 2, head.chunk
-            )
+            chosen, weight = hidden.flatten(0, 1)[torch.zeros_like(labels)], head._owner[0].weight
+            return linear_cross_entropy(chosen, weight, labels, labels, 2, head.chunk)
 
     def _after_backward(self, layer: nn.Module, gradients: tuple[Tensor | None], _: Any) -> None:
         # without a gradient of the input torch calls this before the layer's own backward
