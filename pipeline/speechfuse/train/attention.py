@@ -62,7 +62,8 @@ def mask_of(document: Tensor, kind: str) -> Mask:
 def by_document(
     otherwise: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *, mask: Any, **options: Any
 ) -> Tensor:
-    """`otherwise` (torchtune's attention function) that takes documents as a mask too.
+    """Call `otherwise` (torchtune's attention function), or attend by document where the mask is
+    documents.
 
     q, k, v (rows, heads, length, width of a head) -> as q.
     """

@@ -56,22 +56,22 @@ def _sizes(shape: dict[str, Any]) -> dict[str, int]:
 
 
 def of(model: nn.Module) -> Backbone:
-    """The backbone that a model belongs to."""
+    """Return the backbone that a model belongs to."""
     return getattr(model, "backbone", Backbone())
 
 
 def embedding_of(model: nn.Module) -> Any:
-    """The module that has the embedding of the tokens, `weight` (vocabulary, width)."""
+    """Return the module that has the embedding of the tokens, `weight` (vocabulary, width)."""
     return model.get_submodule(of(model).embedding)
 
 
 def layers_of(model: nn.Module) -> Any:
-    """The layers, in the order of the forward pass."""
+    """Return the layers, in the order of the forward pass."""
     return model.get_submodule(of(model).layers)
 
 
 def head_of(model: nn.Module) -> Any:
-    """The head.Head that gives logits or losses."""
+    """Return the head.Head that gives logits or losses."""
     return attrgetter(of(model).head)(model)  # torchtune's own is no module where it is tied
 
 
@@ -102,8 +102,8 @@ class Decoder:
 
 
 def empty(spec: dict[str, Any], dtype: str, loss_chunk: int = 1024) -> nn.Module:
-    """The decoder that `spec` (`_component_` and arguments) builds, with our head, on the meta
-    device: shapes without memory."""
+    """Return the decoder that `spec` (`_component_` and arguments) builds, with our head, on the
+    meta device: shapes without memory."""
     with torch.device("meta"), training.set_default_dtype(DTYPES[dtype]):
         model = config.instantiate(spec)
         set_head(model, Head(head_of(model), loss_chunk))

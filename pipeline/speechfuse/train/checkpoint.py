@@ -29,8 +29,8 @@ SAMPLING = "do_sample temperature top_k top_p min_p typical_p epsilon_cutoff eta
 
 
 def read(decoder: Decoder) -> dict[str, Tensor]:
-    """The weights of the checkpoint by the names of the model. Raises ValueError where there are
-    none."""
+    """Return the weights of the checkpoint by the names of the model. Raises ValueError where there
+    are none."""
     weights: dict[str, Tensor] = {}
     for path in sorted(decoder.folder.glob("*.safetensors")):
         weights |= load_file(path)
@@ -86,8 +86,8 @@ def _merge_adapters(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def _generation_config(folder: Path, shape: dict[str, Any], end_of_turn: int) -> dict[str, Any]:
-    """That of `folder` without sampling (generation is greedy unless asked otherwise), and with an
-    answer that ends where its turn ends."""
+    """Return the settings of `folder` without sampling (generation is greedy unless asked
+    otherwise), and with an answer that ends where its turn ends."""
     path = folder / "generation_config.json"
     ids = {key: shape.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     content = ids | (json.loads(path.read_text()) if path.is_file() else {})

@@ -72,9 +72,7 @@ class Finetune:
     epochs: int = key("passes over the first dataset")
     optimizer: dict[str, Any] = key("optimizer with its peak lr")
     warmup_steps: int = key("linear warm-up, then cosine to 0")
-    packed: bool = key(
-        "fill rows with samples; false: one a row, padded to its micro-batch", default=True
-    )
+    packed: bool = key("fill rows with samples; false: one a row, padded to its micro-batch", True)
     steps: int | None = key("stop after so many steps", None)
     micro_batch_size: int = key("rows of one forward a rank; 0: all", 0)
     clip_grad_norm: float | None = key("null: no clipping", None)

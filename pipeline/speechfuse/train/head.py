@@ -70,7 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, groups: Tensor, count: int, chunk: int
 ) -> Tensor:
-    """Sums of the cross-entropies of `hidden` (n, width) times `weight` (vocabulary, width) against
+    """Sum the cross-entropies of `hidden` (n, width) times `weight` (vocabulary, width) against
     `labels` (n), by `groups` (n; int64 in 0..count-1) -> (count), float32 or wider.
 
     Log-softmax and the sum over chunks of the weight's gradient are in float32, the products in the
@@ -105,7 +105,7 @@ class Head(nn.Module):
 
     @contextmanager
     def scoring(self, labels: Tensor, groups: Tensor, count: int) -> Iterator[None]:
-        """Until the end of the block the forward gives `count` sums of losses.
+        """Make the forward give `count` sums of losses until the end of the block.
 
         `labels` and `groups`: (rows, length); where a label is IGNORE there is no loss.
         """

@@ -131,7 +131,7 @@ def _train(plan: RunPlan, resumed: bool) -> None:
 
 
 def _loader(plan: RunPlan, done: int, workers: int) -> DataLoader:
-    """The micro-batches of this rank by step, after `done` steps."""
+    """Return the micro-batches of this rank by step, after `done` steps."""
     return DataLoader(
         datasets.Batches(plan.mixture, plan.rank, plan.ranks, plan.micro),
         batch_size=None,
@@ -188,17 +188,11 @@ def _finish(work: artifact.Artifact, mixture: datasets.Mixture) -> None:
     useful = counts.tokens / sum(line["positions"] for line in lines)
     good = [line["loss"] for line in lines if "quarantined" not in line]
     bad, last = len(lines) - len(good), good[-1] if good else None
-    totals = {
-        "steps": counts.steps,
-        "tokens": counts.tokens,
-        "useful_share": round(useful, 4),
-        "samples": counts.samples,
-        "dropped": counts.dropped,
-        "left_out": [each.left_out for each in mixture.indexes],
-        "rejected": [len(each.rejected) for each in mixture.indexes],
-        "quarantined_steps": bad,
-        "last_loss": last,
-    }
+    totals = asdict(counts) | {"useful_share": round(useful, 4), "last_loss": last}
+    del totals["epoch_ends"]
+    rejected = [len(each.rejected) for each in mixture.indexes]
+    totals |= {"rejected": rejected, "quarantined_steps": bad}
+    totals["left_out"] = [each.left_out for each in mixture.indexes]
     work.finish(totals, [work.out / "metrics.jsonl", *work.out.glob("epoch_*/*.safetensors")])
     print(
         f"{work.out}: {counts.steps:,} steps, last loss {last and round(last, 3)}, "

@@ -40,9 +40,9 @@ class Flops:
 
     @classmethod
     def of(cls, model: nn.Module, shape: dict[str, Any]) -> "Flops":
-        """Of a decoder, on any device, whose config.json is `shape`. A weight takes 2 operations in
-        the forward pass, 2 for the gradient of its input where something below it trains, and 2 for
-        its own gradient if it trains itself."""
+        """Count those of a decoder, on any device, whose config.json is `shape`. A weight takes 2
+        operations in the forward pass, 2 for the gradient of its input where something below it
+        trains, and 2 for its own gradient if it trains itself."""
         embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
         layers = backbone.of(model).layers
         groups: dict[str, list[Tensor]] = {}  # in the order of the forward pass
@@ -76,12 +76,12 @@ class Flops:
         return cls(products, float(times * width), formula)
 
     def of_tokens(self, tokens: int, pairs: int) -> float:
-        """For so many tokens, of which `pairs` may see one another: see pairs_of."""
+        """Return the FLOP of so many tokens, of which `pairs` may see one another: see pairs_of."""
         return self.products * tokens + self.attention * pairs
 
 
 def pairs_of(lengths: Iterable[int]) -> int:
-    """Pairs (token, one it may see) in samples of these lengths."""
+    """Count the pairs (token, one it may see) in samples of these lengths."""
     return sum(n * (n + 1) // 2 for n in lengths)
 
 
@@ -95,7 +95,7 @@ class Meter:
     dollars: float | None = None
 
     def about(self) -> str:
-        """How MFU is computed, or why it is not, in a line."""
+        """Say how MFU is computed, or why it is not, in a line."""
         if self.gpu is None or self.gpu.peak is None:
             reason = f": no peak is known of {self.gpu.name}" if self.gpu else " without a GPU"
             return f"MFU is left out{reason}; {self.flops.formula}"
@@ -106,13 +106,13 @@ class Meter:
         )
 
     def mfu(self, tokens: int, pairs: int, seconds: float) -> float | None:
-        """Share of the peak of all GPUs that useful work had; None where no peak is known."""
+        """Return the share of the peak of all GPUs that useful work had; None without a peak."""
         if self.gpu is None or self.gpu.peak is None:
             return None
         return self.flops.of_tokens(tokens, pairs) / seconds / self.gpus / self.gpu.peak
 
     def spent(self, seconds: float) -> float | None:
-        """Dollars for so many seconds of all GPUs; None where no price is given."""
+        """Return the dollars for so many seconds of all GPUs; None where no price is given."""
         return None if self.dollars is None else self.dollars * self.gpus * seconds / 3600
 
 
@@ -171,7 +171,7 @@ class Metrics:
         self._last = line
 
     def shown(self) -> dict[str, str]:
-        """What the bar shows of the last step, beside the time that is left."""
+        """Return what the bar shows of the last step, beside the time that is left."""
         line = self._last
         loss = "none" if line["loss"] is None else f"{line['loss']:.3f}"
         shown = {"loss": loss, "tok_s": f"{line['tokens_per_s']:,.0f}"}
@@ -182,14 +182,14 @@ class Metrics:
         return shown
 
     def close(self) -> None:
-        """Return when all is written."""
+        """Wait until all is written."""
         self._board.close()
         if self._tracker:
             self._tracker.finish()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, but for the last where a kill cut it short."""
+    """Return the lines of metrics.jsonl, but for the last where a kill cut it short."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -200,7 +200,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def tracker_of(name: str) -> ModuleType | None:
-    """The module that `runtime.tracker` names. Raises ValueError where it is not installed."""
+    """Import what `runtime.tracker` names. Raises ValueError where it is not installed."""
     if name == "none":
         return None
     try:

@@ -27,9 +27,8 @@ from speechfuse.train.shape import complete
 
 
 def decoder_of(job: Finetune, shape: dict[str, Any] | None = None) -> Decoder:
-    """The decoder of `job` without its weights; what `freeze` names does not train. `shape`: in
-    place of config.json of a checkpoint that is not there, with the sizes that the recipe states.
-    """
+    """Return the decoder of `job` without its weights; what `freeze` names does not train. `shape`
+    stands for config.json of a checkpoint that is not there; the recipe then states the sizes."""
     folder, spec = Path(job.checkpoint), job.model
     if shape is None:
         shape = read_config(folder)
@@ -40,7 +39,7 @@ def decoder_of(job: Finetune, shape: dict[str, Any] | None = None) -> Decoder:
 
 
 def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
-    """Give the model of `decoder` its weights on `device`, computed with as `job` says.
+    """Give the model of `decoder` its weights on `device`, sharded and recomputed as `job` says.
 
     Only rank 0 reads the files. Products in another dtype than that of the weights are FSDP2's
     mixed precision, which needs a process group, be it of one. Adapters are drawn from `seed`, the
@@ -92,7 +91,7 @@ def _shard(
 
 
 def _adapters(model: nn.Module, weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """First values of `model`'s adapters, as torchtune has them: together they change nothing."""
+    """Draw the adapters of `model` as torchtune does: together they change nothing at first."""
     generator = torch.Generator().manual_seed(seed)
     values = {}
     for name, module in model.named_modules():

@@ -25,7 +25,7 @@ WATCHED = 100  # steps
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that is on this rank, not a copy."""
+    """Return the part of a tensor that is on this rank, not a copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -44,12 +44,12 @@ class _Matrix:
         self.frozen: list[Tensor] | None = None
 
     def old_rows(self) -> tuple[Tensor, Tensor]:
-        """The rows before the new ones, and those behind them."""
+        """Return the rows before the new ones, and those behind them."""
         local = _local(self.parameter)
         return local[: self.new.start], local[self.new.stop :]
 
     def moved(self) -> int:
-        """How many new rows of this rank are not what they were before the first step."""
+        """Count the new rows of this rank that are not what they were before the first step."""
         return int((_local(self.parameter)[self.new] != self.initial).any(1).sum())
 
 
@@ -78,7 +78,8 @@ class NewRows:
 
     @torch.no_grad()
     def before_step(self, step: int) -> None:
-        """After the backward pass, before gradients are clipped; `step` counts from 1.
+        """Drop the gradients of all other weights in the first steps. Call it after the backward
+        pass, before gradients are clipped; `step` counts from 1.
 
         The old rows' gradients stay where only their rows are frozen: the optimizer then knows
         their size once they may change. Without it their first steps would be several times too
@@ -94,7 +95,8 @@ class NewRows:
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """After the optimizer has stepped, or a guard has left the step out."""
+        """Put the old rows back as they were in the first steps. Call it after the optimizer has
+        stepped, or a guard has left the step out."""
         for matrix in self._own:
             if matrix.frozen is not None:
                 for rows, values in zip(matrix.old_rows(), matrix.frozen, strict=True):
@@ -104,8 +106,9 @@ class NewRows:
 
     @torch.no_grad()
     def measure(self, step: int) -> dict[str, float]:
-        """After the step, on every rank alike: how many new rows of each matrix are not what they
-        were before step 1 (weight decay changes them too); empty after the first hundred steps."""
+        """Count the new rows of each matrix that are not what they were before step 1 (weight decay
+        changes them too); empty after the first hundred steps. Call it on every rank, after the
+        step."""
         if not self.layout or step > WATCHED:
             return {}
         counts = [[m.moved(), len(m.initial)] for m in self._matrices.values()]
@@ -117,8 +120,8 @@ class NewRows:
         return {f"{name}_moved": rows for name, rows in zip(self._matrices, moved, strict=True)}
 
     def verdict(self, lines: list[dict[str, Any]]) -> str | None:
-        """Whether the new rows learn, in a sentence, from the first lines of a run's metrics.jsonl;
-        None where there are no new rows."""
+        """Say in a sentence whether the new rows learn, from the first lines of a run's
+        metrics.jsonl; None where there are no new rows."""
         measured = [line for line in lines[:WATCHED] if "embedding_moved" in line]
         if self.layout is None or not measured:
             return None

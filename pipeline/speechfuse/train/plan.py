@@ -42,7 +42,7 @@ class RunPlan:
 
 
 def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
-    """The plan of `job`; None where there is nothing to train: a dry run, or a run that is
+    """Return the plan of `job`; None where there is nothing to train: a dry run, or a run that is
     complete. Rank 0 prints what the run takes. Raises ValueError for all that can be refused."""
     if job.runtime.dry_run and job.runtime.gpus:
         ranks = job.runtime.gpus
@@ -77,7 +77,7 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
 
 
 def pins_of(job: Finetune) -> dict[str, str | None]:
-    """The commit to read for each path of `datasets` that is on the Hub, None for folders."""
+    """Return the commit to read for each path of `datasets` on the Hub, None for folders."""
     paths = dict.fromkeys(spec["path"] for spec in job.datasets if "path" in spec)
     begun = None if job.fresh else Path(job.out)
     return {path: hub_data.pinned(path, begun) for path in paths}
@@ -93,8 +93,8 @@ def _artifact(job: Finetune, pins: dict[str, str | None]) -> artifact.Artifact:
 
 
 def _complete(work: artifact.Artifact, job: Finetune) -> bool:
-    """Whether the run is complete. Prints that it is, and which keys of ROUNDING it was begun
-    with another value of. Raises ValueError for a folder that belongs to another run."""
+    """Return whether the run is complete. Prints that it is, and each key of ROUNDING that had
+    another value when it began. Raises ValueError for a folder that belongs to another run."""
     complete = work.complete()
     begun = work.record()["config"]["runtime"] if work.started() else vars(job)
     for key in ROUNDING:
@@ -108,7 +108,7 @@ def _complete(work: artifact.Artifact, job: Finetune) -> bool:
 
 
 def load_data(job: Finetune, pins: dict[str, str | None]) -> datasets.Mixture:
-    """The mixture and the plan of all steps, from the cache where they were made before."""
+    """Return the data and the plan of all steps, from the cache where it has them."""
     here = {path: {"path": str(hub_data.local(pin))} for path, pin in pins.items() if pin}
     specs = [spec | here.get(spec.get("path", ""), {}) for spec in job.datasets]
     rows = packing.Shape(job.seq_len, job.batch_size, job.packed)

@@ -3,7 +3,7 @@
 In: a model (plain or sharded by FSDP2) and its optimizer. Out: <folder>/step_<n>/, complete when
 its `.metadata` file exists, because distributed checkpointing writes that last. Weights and moments
 are copied at once and written while the training goes on. The data's position is the step itself;
-where chance stands (dropout of adapters) is kept for each rank.
+the state of the random number generators (dropout of adapters) is saved for each rank.
 """
 
 import shutil
@@ -27,7 +27,7 @@ KEEP = 2  # the newest complete state survives the writing of the next
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Steps whose state is complete, oldest first."""
+    """Return the steps whose state is complete, oldest first."""
     return sorted(int(p.parent.name.removeprefix("step_")) for p in folder.glob("step_*/.metadata"))
 
 
@@ -40,12 +40,12 @@ def broadcast_from_rank0(value: Any) -> Any:
 
 
 def rank() -> int:
-    """The number of this rank; 0 for a process without a group."""
+    """Return the number of this rank; 0 for a process without a group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def _rng_states() -> dict[str, Tensor]:
-    """The states of this rank's random number generators, by the name they are saved under."""
+    """Return the states of this rank's random number generators by the names in a saved state."""
     states = {f"cpu_{rank()}": torch.get_rng_state()}
     if torch.cuda.is_available():
         states[f"cuda_{rank()}"] = torch.cuda.get_rng_state()
@@ -136,7 +136,7 @@ class States:
 
 
 def _first_cause(error: BaseException) -> str:
-    """The innermost reason, in a line."""
+    """Return the innermost reason, in a line."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return " ".join(str(error).split())[-200:] or type(error).__name__

@@ -27,7 +27,7 @@ class Trainer:
     """The parts of a run that every step needs."""
 
     def __init__(self, job: Finetune, decoder: Decoder) -> None:
-        """The model of `decoder` gets the weights of the checkpoint, and `job`'s optimizer."""
+        """Load the weights of the checkpoint into `decoder`, and make `job`'s optimizer."""
         self.device, self.model = gpus.device_of(job.runtime.device), decoder.model
         torch.manual_seed(job.seed)
         load(decoder, job, self.device)
@@ -39,14 +39,14 @@ class Trainer:
         self.stop = False
 
     def on_device(self, part: dict[str, Tensor]) -> dict[str, Any]:
-        """A micro-batch on this rank's device, with the mask of its documents."""
+        """Return a micro-batch on this rank's device, with the mask of its documents."""
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in part.items()}
         document = batch.pop("document")
         return batch | {"mask": attention.mask_of(document, self.attention)}
 
     def backward(self, parts: list[dict[str, Tensor]]) -> tuple[dict[str, tuple[float, int]], bool]:
-        """Forward and backward of one optimizer step: ({name: (loss sum, targets)} over all ranks,
-        whether a rank was asked to stop). Gradients are then of the mean over all targets."""
+        """Run forward and backward of one optimizer step; return ({name: (loss sum, targets)} over
+        all ranks, whether a rank was asked to stop). Gradients are of the mean over all targets."""
         sums: Any = 0
         for part in parts:
             losses = self.step(self.model, self.on_device(part))

@@ -39,7 +39,7 @@ PRODUCTS = [  # results that the compiler keeps for the backward pass, about
 
 
 def local_shape(parameter: Tensor, shards: int) -> tuple[int, ...]:
-    """Shape of the first rank's shard, which is the largest."""
+    """Return the shape of the first rank's shard, which is the largest."""
     return (ceil(parameter.shape[0] / shards), *parameter.shape[1:])
 
 
@@ -88,7 +88,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _plain_tensors(tree: Any) -> list[Tensor]:
-    """Tensors of a tree that are not made of other tensors (as quantized states are)."""
+    """Return the tensors of a tree, but for those made of others (as quantized states are)."""
     leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
     return [tensor for tensor in leaves if not is_traceable_wrapper_subclass(tensor)]
 
@@ -127,7 +127,7 @@ class Rehearsal:
         self.sent: Tensor | None = None
 
     def play(self, rows: int, length: int, again: bool) -> dict[str, int]:
-        """Bytes by kind when most are in use, of a forward of `rows` x `length` tokens.
+        """Return the bytes by kind when most are in use, of a forward of `rows` x `length` tokens.
 
         `again`: gradients exist to begin with, as in every micro-batch but the first.
         """
@@ -148,8 +148,7 @@ class Rehearsal:
                     for parameter in trained:
                         parameter.grad = torch.empty_like(parameter)
             elif again:
-                for module in self.groups:
-                    self.gradients[module] = self._own_gradients(module)
+                self.gradients = {module: self._own_gradients(module) for module in self.groups}
             tokens = torch.zeros(rows, length, dtype=torch.long)
             positions, labels, documents = (tokens.clone() for _ in range(3))
             mask = documents[:, :, None] == labels[:, None, :] if self.dense_mask else None
@@ -160,7 +159,7 @@ class Rehearsal:
         return dict(self.live.peak)
 
     def _losses(self, hidden: Tensor) -> Tensor:
-        """The head where every position has a label, which is the most there can be."""
+        """Compute the head's losses where every position has a label, the most there can be."""
         head = backbone.head_of(self.model)
         with self.live.counting_as("head"):
             labels = torch.zeros(hidden.shape[:2].numel(), dtype=torch.long)
@@ -199,7 +198,7 @@ class Rehearsal:
         self._release(module)
 
     def _own_gradients(self, module: nn.Module) -> Tensor:
-        """This rank's shard of a group's gradients: summed in float32, kept as the weights are."""
+        """Allocate this rank's gradients of a group: summed in float32, kept as the weights are."""
         with self.live.counting_as("gradients"):
             return torch.empty(self.own_sizes[module], dtype=torch.float32).to(self.stored)
 

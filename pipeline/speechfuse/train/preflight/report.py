@@ -61,8 +61,8 @@ class Data:
 
     @classmethod
     def of(cls, mixture: Mixture, ranks: int, micro: int) -> "Data":
-        """From a plan and the lengths of its samples; positions, pairs and targets are estimated
-        from steps and samples at equal distances."""
+        """Count the data of a plan; positions, pairs and targets are estimated from steps and
+        samples at equal distances."""
         counts, shape, indexes = mixture.plan.counts, mixture.plan.shape, mixture.indexes
         steps = np.linspace(0, counts.steps - 1, min(SAMPLED_STEPS, counts.steps)).astype(int)
         rows = [mixture.lengths(step) for step in steps.tolist()]
@@ -80,8 +80,8 @@ class Data:
 
 
 def positions(rows: list[list[int]], shape: Shape, ranks: int, micro: int) -> int:
-    """Tokens and padding of a step whose rows have samples of these lengths: packs are filled up to
-    `seq_len`, single samples to the longest of their micro-batch."""
+    """Count tokens and padding of a step whose rows have samples of these lengths: packs are filled
+    up to `seq_len`, single samples to the longest of their micro-batch."""
     sizes = list(map(sum, rows))
     if shape.packed:
         return len(sizes) * shape.seq_len
@@ -94,7 +94,7 @@ def positions(rows: list[list[int]], shape: Shape, ranks: int, micro: int) -> in
 
 
 def micro_batch(job: Finetune, ranks: int) -> int:
-    """Rows of one forward on a rank. Raises ValueError when the batch does not divide."""
+    """Return the rows of a forward on a rank. Raises ValueError when the batch does not divide."""
     batch, rest = divmod(job.batch_size, ranks)
     if rest:
         low = max(1, batch) * ranks
@@ -116,7 +116,9 @@ def _divisors(number: int) -> str:
 
 
 class PreflightReport:
-    """`parameters`: (all, those that train) by group; `limit`: bytes of memory of a GPU, or of the
+    """What a run needs and costs.
+
+    `parameters`: (all, those that train) by group; `limit`: bytes of memory of a GPU, or of the
     machine for each rank; `needed`: bytes of memory on each, with a reserve for what cannot be
     counted; `disk`: bytes that the states and epochs of the run take, of `free` ones that it may
     use; `speed`: tokens a second and GPU, None: not known; `source`: where that is from."""
@@ -130,9 +132,10 @@ class PreflightReport:
         data: Data | None,
         measurements: Path = MEASUREMENTS,
     ) -> None:
-        """Of `job`, whose `model` has all its arguments, on the GPUs of `meter`. `model`: without
-        memory, frozen as in training; `micro`: rows of a forward; `data`: None where some is not
-        there yet. Raises ValueError for data without a sample and names that do not exist."""
+        """Plan `job`, whose key `model` has all its arguments, on the GPUs of `meter`. `model`:
+        without memory, frozen as in training; `micro`: rows of a forward; `data`: None where some
+        is not there yet. Raises ValueError for data without a sample and names that do not exist.
+        """
         if data and not (data.counts.steps and data.counts.tokens):
             raise ValueError(
                 f"{job.out}: the datasets hold no sample to train on; see their paths, select"
@@ -160,7 +163,7 @@ class PreflightReport:
             self.dollars = meter.spent(self.hours * 3600)
 
     def lines(self) -> list[str]:
-        """The table that is printed."""
+        """Return the table that is printed."""
         meter, data, ranks = self.meter, self.data, self.meter.gpus
         where = f"{ranks} x {meter.gpu.name}" if meter.gpu else f"the CPU, {ranks} ranks"
         total = sum(count for count, _ in self.parameters.values())
@@ -200,7 +203,7 @@ class PreflightReport:
         return [f"{name.ljust(width)}  {text}" for name, text in rows.items()]
 
     def check(self) -> None:
-        """Raises ValueError for a run that cannot work."""
+        """Raise ValueError for a run that cannot work."""
         if self.needed > self.limit:
             one = self.meter.gpu.name if self.meter.gpu else "this machine"
             raise ValueError(
@@ -215,7 +218,7 @@ class PreflightReport:
             )
 
     def _speed(self, measurements: Path) -> tuple[float | None, str]:
-        """Tokens a second and GPU, and where that is known from."""
+        """Return tokens a second and GPU, and where that is known from."""
         job, meter, data = self.job, self.meter, self.data
         if meter.gpu is None:
             return None, "runtime.gpu names the GPU to plan for"
@@ -246,7 +249,7 @@ class PreflightReport:
 
 
 def _gib(size: float) -> str:
-    """Memory, so that there is something to read of a small model too."""
+    """Format memory, so that there is something to read of a small model too."""
     return f"{size / gpus.GIB:,.2f} GiB" if size > gpus.GIB / 10 else f"{size / 2**20:,.2f} MiB"
 
 
@@ -255,7 +258,7 @@ def _gb(size: float) -> str:
 
 
 def _count(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """(parameters, those that train) by group."""
+    """Return (parameters, those that train) by group."""
     every, trained = Counter[str](), Counter[str]()
     for name, parameter in model.named_parameters():
         group = next((g for g, pattern in GROUPS.items() if re.search(pattern, name)), "layers")
@@ -265,7 +268,7 @@ def _count(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def _free(out: Path) -> int:
-    """Bytes that the run may use: what is free, and what it has taken already."""
+    """Return the bytes that the run may use: what is free, and what it has taken already."""
     folder = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     own = [path for name in ("state", "epoch_*") for path in out.glob(f"{name}/**/*")]
     return shutil.disk_usage(folder).free + sum(p.stat().st_size for p in own if p.is_file())
