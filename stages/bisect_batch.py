@@ -29,7 +29,7 @@ def main(job: BisectBatch) -> None:
 
     from speechfuse.train import loop, plan, state
     from speechfuse.train.model import decoder_of
-    from speechfuse.train.trainer import trainer_of
+    from speechfuse.train.trainer import Trainer
 
     out = Path(job.out)
     mixture = plan.load_data(job, plan.pins_of(job))
@@ -41,7 +41,7 @@ def main(job: BisectBatch) -> None:
         job, compile=False, attention="dense", activation_checkpointing="full", clip_grad_norm=None
     )
     loop.join(job.runtime.device, mixed=job.compute_dtype != job.dtype)
-    trainer = trainer_of(job, decoder_of(job))
+    trainer = Trainer(job, decoder_of(job))
     states = state.States(out / "state", trainer.model, trainer.optimizer)
     start = states.restore_weights(job.at - 1)
     print(f"{out}: weights after step {start}, rows of step {job.at}")

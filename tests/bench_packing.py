@@ -27,7 +27,7 @@ from speechfuse.train import optimizers, plan
 from speechfuse.train.config import Finetune
 from speechfuse.train.model import decoder_of
 from speechfuse.train.preflight import report as preflight_report
-from speechfuse.train.trainer import trainer_of
+from speechfuse.train.trainer import Trainer
 from tests.small_training import STREAM, make_parts, recipe
 
 TIMED, TRAINED = 30, 9_600  # steps; samples
@@ -51,26 +51,25 @@ def compared(jobs: dict[str, Finetune]) -> dict[str, tuple[float, float]]:
         parts[name] = (
             mixture,
             datasets.Batches(mixture, 0, 1, micro),
-            trainer_of(job, decoder_of(job)),
+            Trainer(job, decoder_of(job)),
         )
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     tokens: dict[str, list[int]] = {name: [] for name in jobs}
     places: dict[str, int] = dict.fromkeys(jobs, 0)
     for step in range(TIMED + 3):
         for name, (mixture, batches, trainer) in parts.items():
-            batch, lengths = batches[step], list(map(sum, mixture.lengths(step)))
+            batch, rows = batches[step], mixture.lengths(step)
+            useful = sum(map(sum, rows))
             began = time.perf_counter()
             trainer.backward(batch)
             trainer.clipped_norm()
             trainer.optimizer.step()
             trainer.optimizer.zero_grad()
             if step >= 3:
-                seconds[name].append((time.perf_counter() - began) / sum(lengths))
-                tokens[name].append(sum(lengths))
-                job = jobs[name]
-                places[name] += preflight_report.positions(
-                    lengths, job.packed, job.seq_len, 1, job.micro_batch_size or job.batch_size
-                )
+                seconds[name].append((time.perf_counter() - began) / useful)
+                tokens[name].append(useful)
+                micro = jobs[name].micro_batch_size or jobs[name].batch_size
+                places[name] += preflight_report.positions(rows, mixture.plan.shape, 1, micro)
     return {
         name: (sum(tokens[name]) / places[name], 1 / statistics.median(seconds[name]))
         for name in jobs
@@ -79,7 +78,7 @@ def compared(jobs: dict[str, Finetune]) -> dict[str, tuple[float, float]]:
 
 def trained_loss(job: Finetune, held_out: list[Sample]) -> float:
     """Loss on samples of no training after so many that train."""
-    mixture, trainer = plan.load_data(job, {}), trainer_of(job, decoder_of(job))
+    mixture, trainer = plan.load_data(job, {}), Trainer(job, decoder_of(job))
     batches = datasets.Batches(mixture, 0, 1, job.micro_batch_size or job.batch_size)
     (peak,) = optimizers.rates(trainer.optimizer)
     seen = step = 0

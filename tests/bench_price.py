@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from speechfuse import config
-from speechfuse.samples.packing import Counts
+from speechfuse.samples.packing import Counts, Shape
 from speechfuse.train import backbone, gpus, metrics
 from speechfuse.train.config import Finetune
 from speechfuse.train.model import freeze
@@ -123,7 +123,8 @@ def data_of(run: Run, job: Any, micro: int) -> preflight_report.Data:
     lengths = rng.integers(run.mean - run.spread, run.mean + run.spread, 20_000).tolist()
     times = run.samples * run.epochs / len(lengths)
     tokens = int(sum(lengths) * times)
-    positions = preflight_report.positions(lengths, False, job.seq_len, 1, micro) * times
+    padded = Shape(job.seq_len, job.batch_size, packed=False)
+    positions = preflight_report.positions([[n] for n in lengths], padded, 1, micro) * times
     if job.packed:
         positions = tokens / 0.99  # of a pack's room that the plan fills
     rows = positions / job.seq_len if job.packed else run.samples * run.epochs
@@ -142,7 +143,7 @@ def planned(
     price, gpu = job.runtime.dollars_per_gpu_hour, gpus.named(job.runtime.gpu)
     meter = metrics.Meter(metrics.Flops.of(model, shape), gpu, ranks, price)
     micro = preflight_report.micro_batch(job, ranks)
-    return preflight_report.preflight(job, model, meter, micro, data, **keys)
+    return preflight_report.PreflightReport(job, model, meter, micro, data, **keys)
 
 
 def report_of(run: Run) -> preflight_report.PreflightReport:

@@ -38,7 +38,7 @@ from speechfuse.train.config import Finetune, Runtime
 from speechfuse.train.model import decoder_of
 from speechfuse.train.preflight import memory
 from speechfuse.train.preflight import report as preflight_report
-from speechfuse.train.trainer import trainer_of
+from speechfuse.train.trainer import Trainer
 from tests.prove_preflight import checkpoint
 
 DEFAULTS = {
@@ -194,7 +194,7 @@ def measure(options: dict[str, str], name: str, folder: str) -> dict[str, Any]:
     job, stage = job_of(options["size"], name, device, folder)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    trainer = trainer_of(job, decoder_of(job))
+    trainer = Trainer(job, decoder_of(job))
     steps = steps_of(job, stage, 3 + timed)
     for number, parts in enumerate(steps):
         if number == 3:  # the first steps compile and choose kernels

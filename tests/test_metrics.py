@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from speechfuse.train import attention, backbone, gpus, metrics
 from speechfuse.train import model as models
+from speechfuse.train.config import Runtime
 from speechfuse.train.losses import next_token
 
 UNTIED = {
@@ -149,7 +150,7 @@ def test_a_resumed_run_takes_back_what_came_after(tmp_path):
         file.write('{"step": 6, "lo')  # killed while it wrote
     time.sleep(1)  # TensorBoard reads files by the second in their names
     again = metrics.Metrics(tmp_path, 3, meter())
-    assert [each["step"] for each in again.earlier] == [1, 2, 3]
+    assert [each["step"] for each in metrics.read(again.path)] == [1, 2, 3]
     for step in range(4, 7):
         line(again, step, loss=10.0 * step)
     again.close()
@@ -190,12 +191,6 @@ def test_a_loss_that_is_no_number_is_null(tmp_path):
     assert run.shown()["loss"] == "none"
 
 
-def test_only_one_rank_writes(tmp_path):
-    run = metrics.Metrics(tmp_path, 0, meter(), writes=False)
-    run.close()
-    assert run.earlier == [] and list(tmp_path.iterdir()) == []
-
-
 def test_a_tracker_is_told_every_step_and_goes_on_with_its_run(tmp_path, monkeypatch):
     told: list = []
     stand_in = ModuleType("wandb")
@@ -204,9 +199,7 @@ def test_a_tracker_is_told_every_step_and_goes_on_with_its_run(tmp_path, monkeyp
     stand_in.finish = lambda: told.append("end")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
     for done in (0, 1):
-        run = metrics.Metrics(
-            tmp_path / "run", done, meter(), True, "wandb", "abcdef1234", {"a": 1}
-        )
+        run = metrics.Metrics(tmp_path / "run", done, meter(), "wandb", "abcdef1234", {"a": 1})
         line(run, done + 1)
         run.close()
     begun, (step, numbers), end, begun_again, *_ = told
@@ -218,6 +211,6 @@ def test_a_tracker_is_told_every_step_and_goes_on_with_its_run(tmp_path, monkeyp
 def test_a_tracker_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(ValueError, match="pip install trackio"):
-        metrics.Metrics(tmp_path, 0, meter(), True, "trackio")
+        metrics.Metrics(tmp_path, 0, meter(), "trackio")
     with pytest.raises(ValueError, match="choose one of none, wandb, trackio"):
-        metrics.tracker_of("tensorboard")
+        Runtime(tracker="tensorboard")

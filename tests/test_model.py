@@ -340,8 +340,6 @@ def test_flex_is_for_gpus():
         attention.kind_of("flex", CPU, True, 128)
     with pytest.raises(ValueError, match="attention=flex with packed=false"):
         attention.kind_of("flex", gpu, False, 128)
-    with pytest.raises(ValueError, match="choose one of auto, dense, varlen, flex"):
-        attention.kind_of("sdpa", CPU, True, 128)
 
 
 @pytest.mark.parametrize("dora", [False, True])

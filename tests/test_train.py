@@ -181,6 +181,8 @@ def test_a_refusal_is_a_line_and_an_exit_code(parts, tmp_path):
     [
         ("checkpoint=out/models/expanded_8b/x", "`just recipe=early_fusion_8b expand` makes it"),
         ("seq_length=4", "did you mean 'seq_len'"),
+        ("attention=sdpa", "attention='sdpa': choose one of auto, dense, varlen, flex"),
+        ("activation_checkpointing=half", "choose one of none, selective, full"),
         ("batch_size=5", "batch_size=5 is not a multiple of the 2 ranks"),
         ("datasets.0.path=none", "none is not there; no recipe here makes it"),
     ],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,38 +24,26 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Weights = dict[str, Tensor]
 
 
-class Backbone(Protocol):
-    """`embedding`, `layers`, `head`: names of those modules. `shape`: config.json of a Hugging Face
+class Backbone:
+    """torchtune's Llama, with adapters (LoRA, DoRA) or without; other families override all of it.
+
+    `embedding`, `layers`, `head`: names of those modules. `shape`: config.json of a Hugging Face
     folder."""
-
-    embedding: str
-    layers: str
-    head: str
-
-    def prepare(self, model: nn.Module) -> None:
-        """Make the attention of a new model take every mask of attention.mask_of."""
-
-    def read_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
-        """The weights of a Hugging Face folder under the names of the model."""
-
-    def write_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
-        """The weights of the model under the names of a Hugging Face folder."""
-
-
-class Torchtune:
-    """torchtune's Llama, with adapters (LoRA, DoRA) or without."""
 
     embedding, layers, head = "tok_embeddings", "layers", "output"
 
     def prepare(self, model: nn.Module) -> None:
+        """Make the attention of a new model take every mask of attention.mask_of."""
         for layer in layers_of(model):
             inner = layer.attn  # the only door that torchtune has to its attention function
             inner._attention_call = partial(attention.by_document, inner._attention_call)
 
     def read_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
+        """Return the weights of a Hugging Face folder under the names of the model."""
         return convert_weights.hf_to_tune(weights, **_sizes(shape))
 
     def write_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
+        """Return the weights of the model under the names of a Hugging Face folder."""
         return convert_weights.tune_to_hf(weights, **_sizes(shape))
 
 
@@ -67,26 +55,23 @@ def _sizes(shape: dict[str, Any]) -> dict[str, int]:
     }
 
 
-_TORCHTUNE = Torchtune()
-
-
 def of(model: nn.Module) -> Backbone:
-    """The backbone that a model belongs to."""
-    return getattr(model, "backbone", _TORCHTUNE)
+    """Return the backbone that a model belongs to."""
+    return getattr(model, "backbone", Backbone())
 
 
 def embedding_of(model: nn.Module) -> Any:
-    """The module that has the embedding of the tokens, `weight` (vocabulary, width)."""
+    """Return the module that has the embedding of the tokens, `weight` (vocabulary, width)."""
     return model.get_submodule(of(model).embedding)
 
 
 def layers_of(model: nn.Module) -> Any:
-    """The layers, in the order of the forward pass."""
+    """Return the layers, in the order of the forward pass."""
     return model.get_submodule(of(model).layers)
 
 
 def head_of(model: nn.Module) -> Any:
-    """The head.Head that gives logits or losses."""
+    """Return the head.Head that gives logits or losses."""
     return attrgetter(of(model).head)(model)  # torchtune's own is no module where it is tied
 
 
@@ -94,6 +79,15 @@ def set_head(model: nn.Module, head: nn.Module) -> None:
     """Put another head in the place of the model's."""
     owner, _, name = of(model).head.rpartition(".")
     setattr(model.get_submodule(owner), name, head)
+
+
+def fill_positions(model: nn.Module, device: torch.device) -> None:
+    """Compute the tables of rotary positions on `device`; a model of the meta device has none."""
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "rope_init"):
+            with device:
+                module.rope_init()
 
 
 @dataclass(frozen=True)
@@ -108,8 +102,8 @@ class Decoder:
 
 
 def empty(spec: dict[str, Any], dtype: str, loss_chunk: int = 1024) -> nn.Module:
-    """The decoder that `spec` (`_component_` and arguments) builds, with our head, on the meta
-    device: shapes without memory."""
+    """Return the decoder that `spec` (`_component_` and arguments) builds, with our head, on the
+    meta device: shapes without memory."""
     with torch.device("meta"), training.set_default_dtype(DTYPES[dtype]):
         model = config.instantiate(spec)
         set_head(model, Head(head_of(model), loss_chunk))

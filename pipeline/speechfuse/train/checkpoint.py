@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torchtune.modules.peft import DoRALinear, LoRALinear, get_merged_lora_ckpt
 
-from speechfuse.train import backbone
+from speechfuse.train import backbone, state
 from speechfuse.train.backbone import Decoder
 
 # files of a checkpoint that training does not change
@@ -30,8 +29,8 @@ SAMPLING = "do_sample temperature top_k top_p min_p typical_p epsilon_cutoff eta
 
 
 def read(decoder: Decoder) -> dict[str, Tensor]:
-    """The weights of the checkpoint by the names of the model. Raises ValueError where there are
-    none."""
+    """Return the weights of the checkpoint by the names of the model. Raises ValueError where there
+    are none."""
     weights: dict[str, Tensor] = {}
     for path in sorted(decoder.folder.glob("*.safetensors")):
         weights |= load_file(path)
@@ -51,7 +50,7 @@ def export(decoder: Decoder, end_of_turn: int, out: Path, manifest: dict[str, An
     model, folder = decoder.model, decoder.folder
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: dict[str, Any] = get_model_state_dict(model, options=options)
-    if dist.is_initialized() and dist.get_rank() != 0:
+    if state.rank() != 0:
         return
     _merge_adapters(model, weights)
     weights = backbone.of(model).write_hf(weights, decoder.shape)
@@ -79,19 +78,16 @@ def _merge_adapters(model: nn.Module, weights: dict[str, Tensor]) -> None:
             continue
         scale = module.scaling if isinstance(module, DoRALinear) else module.alpha / module.rank
         dtype = weights[f"{name}.weight"].dtype
+        own = [key for key in weights if key.startswith(f"{name}.")]
         # copies, because these tensors may be the model's own
-        parts = {
-            key: weights.pop(key).to(torch.float32, copy=True)
-            for key in list(weights)
-            if key.startswith(f"{name}.")
-        }
+        parts = {key: weights.pop(key).to(torch.float32, copy=True) for key in own}
         (merged,) = get_merged_lora_ckpt(parts, rank=1, alpha=scale).values()
         weights[f"{name}.weight"] = merged.to(dtype)
 
 
 def _generation_config(folder: Path, shape: dict[str, Any], end_of_turn: int) -> dict[str, Any]:
-    """That of `folder` without sampling (generation is greedy unless asked otherwise), and with an
-    answer that ends where its turn ends."""
+    """Return the settings of `folder` without sampling (generation is greedy unless asked
+    otherwise), and with an answer that ends where its turn ends."""
     path = folder / "generation_config.json"
     ids = {key: shape.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     content = ids | (json.loads(path.read_text()) if path.is_file() else {})

@@ -3,12 +3,26 @@
 Nothing heavy is imported here, so that `--help` and a misspelt key answer at once.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from speechfuse.config import key
 
-DTYPE_NAMES = ("bf16", "fp32")
+RECOMPUTED = {"none": 0, "selective": 2, "full": 1}  # every how manyth layer
+CHOICES: dict[str, Iterable[str]] = {
+    "dtype": ("bf16", "fp32"),
+    "compute_dtype": ("bf16", "fp32"),
+    "activation_checkpointing": RECOMPUTED,
+    "attention": ("auto", "dense", "varlen", "flex"),
+    "guards.policy": ("stop", "quarantine"),
+    "runtime.tracker": ("none", "wandb", "trackio"),
+}
+
+
+def _check_choice(key: str, value: str) -> None:
+    if value not in CHOICES[key]:
+        raise ValueError(f"{key}={value!r}: choose one of {', '.join(CHOICES[key])}")
 
 
 @dataclass
@@ -19,8 +33,7 @@ class Guards:
     most: int = key("steps or rows in quarantine after which a run stops", 10)
 
     def __post_init__(self) -> None:
-        if self.policy not in ("stop", "quarantine"):
-            raise ValueError(f"guards.policy={self.policy!r}: choose stop or quarantine")
+        _check_choice("guards.policy", self.policy)
         if self.spike <= 1:
             raise ValueError(f"guards.spike={self.spike}: it must be above 1")
 
@@ -40,6 +53,9 @@ class Runtime:
     cache: str = key("folder of indexes and plans; may be deleted", "out/cache")
     guards: Guards = field(default_factory=Guards)
 
+    def __post_init__(self) -> None:
+        _check_choice("runtime.tracker", self.tracker)
+
 
 @dataclass
 class Finetune:
@@ -56,9 +72,7 @@ class Finetune:
     epochs: int = key("passes over the first dataset")
     optimizer: dict[str, Any] = key("optimizer with its peak lr")
     warmup_steps: int = key("linear warm-up, then cosine to 0")
-    packed: bool = key(
-        "fill rows with samples; false: one a row, padded to its micro-batch", default=True
-    )
+    packed: bool = key("fill rows with samples; false: one a row, padded to its micro-batch", True)
     steps: int | None = key("stop after so many steps", None)
     micro_batch_size: int = key("rows of one forward a rank; 0: all", 0)
     clip_grad_norm: float | None = key("null: no clipping", None)
@@ -82,9 +96,8 @@ class Finetune:
     runtime: Runtime = field(default_factory=Runtime)
 
     def __post_init__(self) -> None:
-        for name, dtype in (("dtype", self.dtype), ("compute_dtype", self.compute_dtype)):
-            if dtype not in DTYPE_NAMES:
-                raise ValueError(f"{name}={dtype!r}: choose one of {list(DTYPE_NAMES)}")
+        for name in ("dtype", "compute_dtype", "activation_checkpointing", "attention"):
+            _check_choice(name, getattr(self, name))
         for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("seq_len", 2)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name}={value}: at least {least} is needed")

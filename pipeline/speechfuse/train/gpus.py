@@ -36,7 +36,7 @@ _TABLE = {  # what the whole of the driver's name looks like: the GPU
 
 
 def named(name: str) -> Gpu:
-    """The GPU that `runtime.gpu` names. Raises ValueError for one that is not in the table."""
+    """Return the GPU that `runtime.gpu` names. Raises ValueError for one not in the table."""
     for gpu in _TABLE.values():
         if gpu.name.lower() == name.lower():
             return gpu
@@ -45,7 +45,7 @@ def named(name: str) -> Gpu:
 
 
 def reported(name: str, memory: int) -> Gpu:
-    """The GPU that the driver calls `name`, with the `memory` (bytes) it says there is."""
+    """Return the GPU that the driver calls `name`, with the `memory` (bytes) it reports."""
     for pattern, gpu in _TABLE.items():
         if re.fullmatch(pattern, name):
             return Gpu(gpu.name, memory, gpu.peak)
@@ -53,14 +53,14 @@ def reported(name: str, memory: int) -> Gpu:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of this rank for `runtime.device`: cpu, cuda or auto."""
+    """Return the device of this rank for `runtime.device`: cpu, cuda or auto."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
 
 
 def of(device: torch.device) -> Gpu | None:
-    """The GPU that a device is; None for the CPU."""
+    """Return the GPU that a device is; None for the CPU."""
     if device.type != "cuda":
         return None
     properties = torch.cuda.get_device_properties(device)

@@ -7,6 +7,7 @@ leaves the step out and goes on (`policy: quarantine`), which is counted.
 
 import json
 import math
+from collections import deque
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,22 +26,16 @@ class Watch:
 
     def __init__(self, guards: Guards, earlier: list[dict[str, Any]], first: int = 0) -> None:
         self.guards, self.first = guards, first
-        self.quarantined = sum("quarantined" in line for line in earlier)
-        self._good: list[tuple[int, float, float]] = []
-        for line in earlier:
-            if "quarantined" not in line:
-                self._remember(line["step"], line["loss"], line["grad_norm"])
-
-    def _remember(self, step: int, loss: float, norm: float) -> None:
-        self._good = [*self._good, (step, loss, norm)][-WINDOW:]
+        good = [line for line in earlier if "quarantined" not in line]
+        self.quarantined = len(earlier) - len(good)
+        numbers = ((line["step"], line["loss"], line["grad_norm"]) for line in good)
+        self._good: deque[tuple[int, float, float]] = deque(numbers, WINDOW)
 
     def fault(self, step: int, loss: float, norm: float) -> str | None:
         """Return what is wrong with a step; None for a good one, which is remembered."""
         comparable = [each for each in self._good if (each[0] > self.first) == (step > self.first)]
-        for name, value, earlier in (
-            ("loss", loss, [each[1] for each in comparable]),
-            ("gradient norm", norm, [each[2] for each in comparable]),
-        ):
+        for place, name, value in ((1, "loss", loss), (2, "gradient norm", norm)):
+            earlier = [each[place] for each in comparable]
             if not math.isfinite(value):
                 return f"{name} is {value}"
             if len(earlier) >= self.guards.enough and value > self.guards.spike * median(earlier):
@@ -48,7 +43,7 @@ class Watch:
                     f"{name} {value:.3g} is more than {self.guards.spike:g} times the median of "
                     f"the last {len(earlier)} steps, {median(earlier):.3g}"
                 )
-        self._remember(step, loss, norm)
+        self._good.append((step, loss, norm))
         return None
 
 
@@ -58,16 +53,9 @@ def write_rows(folder: Path, step: int, fault: str, mixture: Mixture) -> None:
     for number, row in enumerate(mixture.plan.rows(step - 1)):
         for dataset, place in row:
             content, sample = mixture.indexes[dataset].row(place), mixture.indexes[dataset][place]
-            lines.append(
-                {
-                    "row": number,
-                    "dataset": mixture.paths[dataset],
-                    "id": content["id"],
-                    "tokens": sample.tokens.tolist(),
-                    "targets": int(sample.targets[1:].sum()),
-                    "source": content.get("source"),
-                }
-            )
+            line = {"row": number, "dataset": mixture.paths[dataset], "id": content["id"]}
+            line |= {"tokens": sample.tokens.tolist(), "targets": int(sample.targets[1:].sum())}
+            lines.append(line | {"source": content.get("source")})
     text = "".join(f"{json.dumps(line)}\n" for line in lines)
     artifact.write_atomic(folder / f"step_{step}.jsonl", text)
 

@@ -24,18 +24,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        labels: Tensor,
-        groups: Tensor,
-        count: int,
-        chunk: int,
-        graded: bool,
+        ctx, hidden: Tensor, weight: Tensor, labels: Tensor, groups: Tensor, count: int, chunk: int
     ) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         sums = torch.zeros(count, dtype=wide, device=hidden.device)
-        to_hidden, to_weight = (graded and needed for needed in ctx.needs_input_grad[:2])
+        to_hidden, to_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden) if to_hidden else None
         weight_grad = torch.zeros_like(weight, dtype=wide) if to_weight else None
         for start in range(0, len(labels), chunk):
@@ -71,21 +64,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if saved is None else saved * gradient[0].to(saved.dtype)
             for saved in ctx.saved_tensors
         )
-        return *scaled, None, None, None, None, None
+        return *scaled, None, None, None, None
 
 
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, groups: Tensor, count: int, chunk: int
 ) -> Tensor:
-    """Sums of the cross-entropies of `hidden` (n, width) times `weight` (vocabulary, width) against
+    """Sum the cross-entropies of `hidden` (n, width) times `weight` (vocabulary, width) against
     `labels` (n), by `groups` (n; int64 in 0..count-1) -> (count), float32 or wider.
 
     Log-softmax and the sum over chunks of the weight's gradient are in float32, the products in the
     dtype of `hidden` and `weight`. All groups must get the same gradient, as they do when their sum
     is the loss: anything else is an error in the backward pass.
     """
-    arguments = hidden, weight, labels, groups, count, chunk, torch.is_grad_enabled()
-    return _LinearCrossEntropy.apply(*arguments)
+    if not torch.is_grad_enabled():  # which the forward of a Function cannot see
+        hidden, weight = hidden.detach(), weight.detach()
+    return _LinearCrossEntropy.apply(hidden, weight, labels, groups, count, chunk)
 
 
 class Head(nn.Module):
@@ -111,7 +105,7 @@ class Head(nn.Module):
 
     @contextmanager
     def scoring(self, labels: Tensor, groups: Tensor, count: int) -> Iterator[None]:
-        """Until the end of the block the forward gives `count` sums of losses.
+        """Make the forward give `count` sums of losses until the end of the block.
 
         `labels` and `groups`: (rows, length); where a label is IGNORE there is no loss.
         """
@@ -127,11 +121,5 @@ class Head(nn.Module):
             return F.linear(hidden, weight)
         labels, groups, count = self._targets
         targets = (labels.flatten() != IGNORE).nonzero().squeeze(1)
-        return linear_cross_entropy(
-            hidden.flatten(0, 1)[targets],
-            weight,
-            labels.flatten()[targets],
-            groups.flatten()[targets],
-            count,
-            self.chunk,
-        )
+        hidden, labels, groups = (e.flatten(0, 1)[targets] for e in (hidden, labels, groups))
+        return linear_cross_entropy(hidden, weight, labels, groups, count, self.chunk)

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from speechfuse.train.config import Finetune
 from speechfuse.train.metrics import Metrics, read
 from speechfuse.train.new_rows import WATCHED, NewRows
 from speechfuse.train.plan import RunPlan, plan_run
-from speechfuse.train.preflight import report as preflight_report
-from speechfuse.train.trainer import trainer_of
+from speechfuse.train.preflight.report import positions
+from speechfuse.train.trainer import Trainer
 
 
 def join(device: str, mixed: bool) -> None:
@@ -39,13 +40,12 @@ def join(device: str, mixed: bool) -> None:
     if alone and not mixed:
         return
     group: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}
-    place = gpus.device_of(device)
+    place, backend = gpus.device_of(device), "gloo"
     if place.type == "cuda":
         torch.cuda.set_device(place)
         # gloo for what the background thread that writes states has to agree on
-        dist.init_process_group("cpu:gloo,cuda:nccl", **group)
-    else:
-        dist.init_process_group("gloo", **group)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, **group)
 
 
 def run(job: Finetune) -> None:
@@ -61,21 +61,21 @@ def run(job: Finetune) -> None:
 
 
 def _train(plan: RunPlan, resumed: bool) -> None:
-    job, on_rank0, counts = plan.job, plan.rank == 0, plan.mixture.plan.counts
-    out = Path(job.out)
-    trainer = trainer_of(job, plan.decoder)
+    job, mixture, out, on_rank0 = plan.job, plan.mixture, Path(plan.job.out), plan.rank == 0
+    counts, shape, trainer = mixture.plan.counts, mixture.plan.shape, Trainer(job, plan.decoder)
     optimizer = trainer.optimizer
     peaks = optimizers.rates(optimizer)
     schedule = get_cosine_schedule_with_warmup(optimizer, job.warmup_steps, counts.steps)
     (factor,) = schedule.lr_lambdas
-    rows = NewRows(trainer.model, plan.mixture.vocabulary.layout, job.new_rows_first)
+    rows = NewRows(trainer.model, mixture.vocabulary.layout, job.new_rows_first)
     states = state.States(out / "state", trainer.model, optimizer)
     done = states.restore()
     if on_rank0 and resumed:
         print(f"{out}: goes on at step {done + 1:,} of {counts.steps:,}")
-    tracker, identity = job.runtime.tracker, plan.artifact.fingerprint
-    metrics = Metrics(out, done, plan.meter, on_rank0, tracker, identity, asdict(job))
-    watch = guards.Watch(job.runtime.guards, metrics.earlier, job.new_rows_first)
+    earlier = [line for line in read(out / "metrics.jsonl") if line["step"] <= done]
+    watch = guards.Watch(job.runtime.guards, earlier, job.new_rows_first)
+    run = job.runtime.tracker, plan.artifact.fingerprint, asdict(job)
+    metrics = Metrics(out, done, plan.meter, *run) if on_rank0 else None
     signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "stop", True))
     bar = tqdm(total=counts.steps, initial=done, desc=out.name, unit="step", disable=not on_rank0)
     loader, interrupted = _loader(plan, done, job.runtime.loader_workers), False
@@ -95,28 +95,18 @@ def _train(plan: RunPlan, resumed: bool) -> None:
         rows.after_step(step)
         measured = rows.measure(step)
         optimizer.zero_grad(set_to_none=True)
-        if on_rank0:
+        if metrics:
             seconds, began = time.perf_counter() - began, time.perf_counter()
-            lengths = plan.mixture.lengths(step - 1)
-            metrics.add(
-                step,
-                loss,
-                [n for row in lengths for n in row],
-                seconds,
-                grad_norm=norm,
-                lr=optimizers.rates(optimizer)[0],
-                targets=targets,
-                epoch=sum(end < step for end in counts.epoch_ends),
-                **measured,
-                positions=preflight_report.positions(
-                    list(map(sum, lengths)), job.packed, job.seq_len, plan.ranks, plan.micro
-                ),
-                **{f"loss_{name}": value / n for name, (value, n) in losses.items() if n},
-                **({"quarantined": fault} if fault else {}),
-            )
+            lengths, epoch = mixture.lengths(step - 1), sum(end < step for end in counts.epoch_ends)
+            values = {"grad_norm": norm, "lr": optimizers.rates(optimizer)[0], "targets": targets}
+            values |= {"epoch": epoch, **measured}
+            values["positions"] = positions(lengths, shape, plan.ranks, plan.micro)
+            values |= {f"loss_{name}": value / n for name, (value, n) in losses.items() if n}
+            quarantined = {"quarantined": fault} if fault else {}
+            metrics.add(step, loss, list(chain(*lengths)), seconds, **values, **quarantined)
             bar.set_postfix(metrics.shown())
         bar.update()
-        if on_rank0 and step == min(WATCHED, counts.steps):
+        if metrics and step == min(WATCHED, counts.steps):
             if verdict := rows.verdict(read(metrics.path)):
                 bar.write(verdict)
         # the epoch is written before the state that would let a resumed run go past it
@@ -129,18 +119,19 @@ def _train(plan: RunPlan, resumed: bool) -> None:
         if interrupted:
             break
     states.wait()
-    metrics.close()
     bar.close()
+    if metrics:
+        metrics.close()
     if interrupted:
         if on_rank0:
             print(f"{out}: stopped by SIGTERM; step {step} is saved: run again to resume")
         sys.exit(128 + signal.SIGTERM)
     if on_rank0:
-        _finish(plan.artifact, plan.mixture)
+        _finish(plan.artifact, mixture)
 
 
 def _loader(plan: RunPlan, done: int, workers: int) -> DataLoader:
-    """The micro-batches of this rank by step, after `done` steps."""
+    """Return the micro-batches of this rank by step, after `done` steps."""
     return DataLoader(
         datasets.Batches(plan.mixture, plan.rank, plan.ranks, plan.micro),
         batch_size=None,
@@ -197,17 +188,11 @@ def _finish(work: artifact.Artifact, mixture: datasets.Mixture) -> None:
     useful = counts.tokens / sum(line["positions"] for line in lines)
     good = [line["loss"] for line in lines if "quarantined" not in line]
     bad, last = len(lines) - len(good), good[-1] if good else None
-    totals = {
-        "steps": counts.steps,
-        "tokens": counts.tokens,
-        "useful_share": round(useful, 4),
-        "samples": counts.samples,
-        "dropped": counts.dropped,
-        "left_out": [each.left_out for each in mixture.indexes],
-        "rejected": [len(each.rejected) for each in mixture.indexes],
-        "quarantined_steps": bad,
-        "last_loss": last,
-    }
+    totals = asdict(counts) | {"useful_share": round(useful, 4), "last_loss": last}
+    del totals["epoch_ends"]
+    rejected = [len(each.rejected) for each in mixture.indexes]
+    totals |= {"rejected": rejected, "quarantined_steps": bad}
+    totals["left_out"] = [each.left_out for each in mixture.indexes]
     work.finish(totals, [work.out / "metrics.jsonl", *work.out.glob("epoch_*/*.safetensors")])
     print(
         f"{work.out}: {counts.steps:,} steps, last loss {last and round(last, 3)}, "

@@ -11,7 +11,7 @@ from speechfuse.train.backbone import head_of
 
 
 def next_token(model: nn.Module, batch: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Cross-entropy of the next token, apart for text and sound tokens.
+    """Compute the cross-entropy of the next token, apart for text and sound tokens.
 
     `batch`: tokens, labels, input_pos (rows, length), mask (see attention.mask_of), sound (rows,
     length): where the label is a sound token.

@@ -25,8 +25,6 @@ from speechfuse import artifact
 from speechfuse.train import backbone
 from speechfuse.train.gpus import Gpu
 
-TRACKERS = ("none", "wandb", "trackio")
-
 
 @dataclass(frozen=True)
 class Flops:
@@ -42,12 +40,10 @@ class Flops:
 
     @classmethod
     def of(cls, model: nn.Module, shape: dict[str, Any]) -> "Flops":
-        """Of a decoder, on any device, whose config.json is `shape`. A weight takes 2 operations in
-        the forward pass, 2 for the gradient of its input where something below it trains, and 2 for
-        its own gradient if it trains itself."""
-        embeddings: list[Tensor] = [
-            m.weight for m in model.modules() if isinstance(m, nn.Embedding)
-        ]
+        """Count those of a decoder, on any device, whose config.json is `shape`. A weight takes 2
+        operations in the forward pass, 2 for the gradient of its input where something below it
+        trains, and 2 for its own gradient if it trains itself."""
+        embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
         layers = backbone.of(model).layers
         groups: dict[str, list[Tensor]] = {}  # in the order of the forward pass
         for name, parameter in model.named_parameters():
@@ -72,21 +68,20 @@ class Flops:
         width = heads * shape.get("head_dim", shape["hidden_size"] // heads)
         products = float(sum(kind * count for kind, count in weights.items()))
         counted = " + ".join(f"{kind} x {n:,}" for kind, n in sorted(weights.items(), reverse=True))
-        return cls(
-            products,
-            float(times * width),
+        formula = (
             f"FLOP a token = {counted} weights of matrix products (the head's are, the input "
             f"embedding's are not) + {times:,} x {width:,} for each token of its document that it "
-            "may see",
+            "may see"
         )
+        return cls(products, float(times * width), formula)
 
     def of_tokens(self, tokens: int, pairs: int) -> float:
-        """For so many tokens, of which `pairs` may see one another: see pairs_of."""
+        """Return the FLOP of so many tokens, of which `pairs` may see one another: see pairs_of."""
         return self.products * tokens + self.attention * pairs
 
 
 def pairs_of(lengths: Iterable[int]) -> int:
-    """Pairs (token, one it may see) in samples of these lengths."""
+    """Count the pairs (token, one it may see) in samples of these lengths."""
     return sum(n * (n + 1) // 2 for n in lengths)
 
 
@@ -100,11 +95,10 @@ class Meter:
     dollars: float | None = None
 
     def about(self) -> str:
-        """How MFU is computed, or why it is not, in a line."""
-        if self.gpu is None:
-            return f"MFU is left out without a GPU; {self.flops.formula}"
-        if self.gpu.peak is None:
-            return f"MFU is left out: no peak is known of {self.gpu.name}; {self.flops.formula}"
+        """Say how MFU is computed, or why it is not, in a line."""
+        if self.gpu is None or self.gpu.peak is None:
+            reason = f": no peak is known of {self.gpu.name}" if self.gpu else " without a GPU"
+            return f"MFU is left out{reason}; {self.flops.formula}"
         return (
             f"MFU = useful tokens/s x FLOP a token / ({self.gpus} x {self.gpu.peak / 1e12:g} "
             f"TFLOP/s of {self.gpu.name}, dense bf16); {self.flops.formula}; padding and "
@@ -112,25 +106,24 @@ class Meter:
         )
 
     def mfu(self, tokens: int, pairs: int, seconds: float) -> float | None:
-        """Share of the peak of all GPUs that useful work had; None where no peak is known."""
+        """Return the share of the peak of all GPUs that useful work had; None without a peak."""
         if self.gpu is None or self.gpu.peak is None:
             return None
         return self.flops.of_tokens(tokens, pairs) / seconds / self.gpus / self.gpu.peak
 
     def spent(self, seconds: float) -> float | None:
-        """Dollars for so many seconds of all GPUs; None where no price is given."""
+        """Return the dollars for so many seconds of all GPUs; None where no price is given."""
         return None if self.dollars is None else self.dollars * self.gpus * seconds / 3600
 
 
 class Metrics:
-    """The lines of a run; rank 0 alone `writes`."""
+    """Writes the lines of a run; to be made on rank 0 alone."""
 
     def __init__(
         self,
         out: Path,
         done: int,
         meter: Meter,
-        writes: bool = True,
         tracker: str = "none",
         identity: str = "",
         config: dict[str, Any] | None = None,
@@ -139,16 +132,12 @@ class Metrics:
         keys, under which a tracker goes on with the same run."""
         self.path, self.meter = out / "metrics.jsonl", meter
         lines = read(self.path)
-        self.earlier = [line for line in lines if line["step"] <= done]
+        earlier = [line for line in lines if line["step"] <= done]
         # steps that are taken back were paid for as well
         self._before = max((line.get("elapsed", 0.0) for line in lines), default=0.0)
         self._began = time.perf_counter()
         self._last: dict[str, Any] = {}
-        self._board: SummaryWriter | None = None
-        self._tracker: ModuleType | None = None
-        if not writes:
-            return
-        artifact.write_atomic(self.path, "".join(f"{json.dumps(e)}\n" for e in self.earlier))
+        artifact.write_atomic(self.path, "".join(f"{json.dumps(line)}\n" for line in earlier))
         self._board = SummaryWriter(out / "tensorboard", purge_step=done + 1, flush_secs=10)
         self._tracker = tracker_of(tracker)
         if self._tracker:
@@ -161,28 +150,20 @@ class Metrics:
     ) -> None:
         """Write the line of a step: `lengths`: tokens of its samples; `seconds`: how long it took;
         `values`: other numbers of it."""
-        assert self._board
         tokens, pairs = sum(lengths), pairs_of(lengths)
         elapsed = self._before + time.perf_counter() - self._began
         line: dict[str, Any] = {"step": step, "loss": loss, **values}
-        # JSON has no NaN
-        line = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in line.items()
-        }
+        infinite = [k for k, v in line.items() if isinstance(v, float) and not math.isfinite(v)]
+        line |= dict.fromkeys(infinite)  # JSON has no NaN
         line |= {"tokens": tokens, "seconds": round(seconds, 4), "elapsed": round(elapsed, 1)}
         line["tokens_per_s"] = round(tokens / seconds, 1)
-        if (mfu := self.meter.mfu(tokens, pairs, seconds)) is not None:
-            line["mfu"] = round(mfu, 4)
-        if (spent := self.meter.spent(elapsed)) is not None:
-            line["dollars"] = round(spent, 4)
+        mfu, dollars = self.meter.mfu(tokens, pairs, seconds), self.meter.spent(elapsed)
+        measures = {"mfu": mfu, "dollars": dollars}
+        line |= {name: round(value, 4) for name, value in measures.items() if value is not None}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        numbers = {
-            name: value
-            for name, value in line.items()
-            if name != "step" and isinstance(value, int | float)
-        }
+        numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
+        del numbers["step"]
         for name, value in numbers.items():
             self._board.add_scalar(name, value, step)
         if self._tracker:
@@ -190,7 +171,7 @@ class Metrics:
         self._last = line
 
     def shown(self) -> dict[str, str]:
-        """What the bar shows of the last step, beside the time that is left."""
+        """Return what the bar shows of the last step, beside the time that is left."""
         line = self._last
         loss = "none" if line["loss"] is None else f"{line['loss']:.3f}"
         shown = {"loss": loss, "tok_s": f"{line['tokens_per_s']:,.0f}"}
@@ -201,15 +182,14 @@ class Metrics:
         return shown
 
     def close(self) -> None:
-        """Return when all is written."""
-        if self._board:
-            self._board.close()
+        """Wait until all is written."""
+        self._board.close()
         if self._tracker:
             self._tracker.finish()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, but for the last where a kill cut it short."""
+    """Return the lines of metrics.jsonl, but for the last where a kill cut it short."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -220,9 +200,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def tracker_of(name: str) -> ModuleType | None:
-    """The module that `runtime.tracker` names. Raises ValueError where it is not installed."""
-    if name not in TRACKERS:
-        raise ValueError(f"runtime.tracker={name!r}: choose one of {', '.join(TRACKERS)}")
+    """Import what `runtime.tracker` names. Raises ValueError where it is not installed."""
     if name == "none":
         return None
     try:

@@ -20,18 +20,15 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from torchtune.modules.peft import DoRALinear, LoRALinear
 
 from speechfuse.tokens.vocabulary import read_config
-from speechfuse.train import backbone, checkpoint
+from speechfuse.train import backbone, checkpoint, state
 from speechfuse.train.backbone import DTYPES, Decoder
-from speechfuse.train.config import Finetune
+from speechfuse.train.config import RECOMPUTED, Finetune
 from speechfuse.train.shape import complete
-
-RECOMPUTED = {"none": 0, "selective": 2, "full": 1}  # every how manyth layer
 
 
 def decoder_of(job: Finetune, shape: dict[str, Any] | None = None) -> Decoder:
-    """The decoder of `job` without its weights; what `freeze` names does not train. `shape`: in
-    place of config.json of a checkpoint that is not there, with the sizes that the recipe states.
-    """
+    """Return the decoder of `job` without its weights; what `freeze` names does not train. `shape`
+    stands for config.json of a checkpoint that is not there; the recipe then states the sizes."""
     folder, spec = Path(job.checkpoint), job.model
     if shape is None:
         shape = read_config(folder)
@@ -42,7 +39,7 @@ def decoder_of(job: Finetune, shape: dict[str, Any] | None = None) -> Decoder:
 
 
 def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
-    """Give the model of `decoder` its weights on `device`, computed with as `job` says.
+    """Give the model of `decoder` its weights on `device`, sharded and recomputed as `job` says.
 
     Only rank 0 reads the files. Products in another dtype than that of the weights are FSDP2's
     mixed precision, which needs a process group, be it of one. Adapters are drawn from `seed`, the
@@ -53,13 +50,9 @@ def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
     if dist.is_initialized():
         _shard(model, device, DTYPES[job.compute_dtype], job.shard_group)
     model.to_empty(device=device)
-    module: Any
-    for module in model.modules():
-        if hasattr(module, "rope_init"):
-            with device:
-                module.rope_init()
+    backbone.fill_positions(model, device)
     weights: dict[str, Any] = {}
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if state.rank() == 0:
         weights = checkpoint.read(decoder)
         weights |= _adapters(model, weights, job.seed)
         weights = {name: tensor.to(DTYPES[job.dtype]) for name, tensor in weights.items()}
@@ -73,8 +66,6 @@ def _wrap_layers(model: nn.Module, mode: str, compile: bool) -> None:
     torchtune's own wrappers recompute dropout with other random numbers, and count layers over all
     models of a process.
     """
-    if mode not in RECOMPUTED:
-        raise ValueError(f"activation_checkpointing={mode!r}: choose one of {list(RECOMPUTED)}")
     every = RECOMPUTED[mode]
     for number, layer in enumerate(backbone.layers_of(model), 1):
         if compile:
@@ -100,7 +91,7 @@ def _shard(
 
 
 def _adapters(model: nn.Module, weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """First values of `model`'s adapters, as torchtune has them: together they change nothing."""
+    """Draw the adapters of `model` as torchtune does: together they change nothing at first."""
     generator = torch.Generator().manual_seed(seed)
     values = {}
     for name, module in model.named_modules():

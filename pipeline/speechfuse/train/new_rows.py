@@ -10,13 +10,13 @@ its lines a sentence on whether the new rows learn. In every step, on every rank
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from speechfuse.tokens.vocabulary import SoundLayout
 from speechfuse.train.backbone import embedding_of, head_of
@@ -25,40 +25,31 @@ WATCHED = 100  # steps
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that is on this rank, not a copy."""
+    """Return the part of a tensor that is on this rank, not a copy."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-@dataclass
 class _Matrix:
-    """Embedding or head: this rank's part of its rows, of which `new` are new."""
+    """Embedding or head: this rank's part of its rows, of which `new` are new. `initial`: the new
+    rows before the first step; `frozen`: the old rows, while they may not change."""
 
-    parameter: nn.Parameter
-    new: slice
-    initial: Tensor  # the new rows before the first step
-    frozen: tuple[Tensor, Tensor] | None = None  # the old rows, while they may not change
-
-    @classmethod
-    def of(cls, parameter: nn.Parameter, ids: range) -> "_Matrix":
+    def __init__(self, parameter: nn.Parameter, ids: range) -> None:
         first, local = 0, _local(parameter)
         if isinstance(parameter, DTensor):
-            for number, placement in enumerate(parameter.placements):
-                if isinstance(placement, Shard):
-                    assert placement.dim == 0
-                    mesh = parameter.device_mesh
-                    # as torch.chunk cuts: all of one size but the last, or the last few
-                    share = -(-len(parameter) // mesh.size(number))
-                    first = min(len(parameter), mesh.get_local_rank(number) * share)
+            layout = parameter.shape, parameter.device_mesh, parameter.placements
+            _, (first, _) = compute_local_shape_and_global_offset(*layout)
         start, stop = (min(max(row - first, 0), len(local)) for row in (ids.start, ids.stop))
-        return cls(parameter, slice(start, stop), local[start:stop].clone())
+        self.parameter, self.new = parameter, slice(start, stop)
+        self.initial = local[self.new].clone()
+        self.frozen: list[Tensor] | None = None
 
     def old_rows(self) -> tuple[Tensor, Tensor]:
-        """The rows before the new ones, and those behind them."""
+        """Return the rows before the new ones, and those behind them."""
         local = _local(self.parameter)
         return local[: self.new.start], local[self.new.stop :]
 
     def moved(self) -> int:
-        """How many new rows of this rank are not what they were before the first step."""
+        """Count the new rows of this rank that are not what they were before the first step."""
         return int((_local(self.parameter)[self.new] != self.initial).any(1).sum())
 
 
@@ -70,28 +61,25 @@ class NewRows:
         """`first`: steps that train these rows alone. Raises ValueError if there are none to
         train."""
         self.first, self.layout = first, layout
-        self._trained = [p for p in model.parameters() if p.requires_grad]
         parts = {"embedding": embedding_of(model), "head": head_of(model)}
         self._matrices = {
-            name: _Matrix.of(part.weight, range(layout.ids.start, layout.ids.stop))
+            name: _Matrix(part.weight, layout.ids)
             for name, part in parts.items()
             if layout and hasattr(part, "weight")
         }
         self._own = [m for m in self._matrices.values() if m.parameter.requires_grad]
+        own = {id(matrix.parameter) for matrix in self._own}
+        self._others = [p for p in model.parameters() if id(p) not in own]
         if first and not self._own:
-            raise ValueError(
-                f"new_rows_first={first}, but "
-                + (
-                    "freeze holds embedding and head: leave tok_embeddings and output out of it"
-                    if layout
-                    else "the checkpoint has no sound tokens: run expand_vocab on it"
-                )
-                + ", or set new_rows_first=0"
-            )
+            frozen = "freeze holds embedding and head: leave tok_embeddings and output out of it"
+            absent = "the checkpoint has no sound tokens: run expand_vocab on it"
+            reason = frozen if layout else absent
+            raise ValueError(f"new_rows_first={first}, but {reason}, or set new_rows_first=0")
 
     @torch.no_grad()
     def before_step(self, step: int) -> None:
-        """After the backward pass, before gradients are clipped; `step` counts from 1.
+        """Drop the gradients of all other weights in the first steps. Call it after the backward
+        pass, before gradients are clipped; `step` counts from 1.
 
         The old rows' gradients stay where only their rows are frozen: the optimizer then knows
         their size once they may change. Without it their first steps would be several times too
@@ -99,18 +87,16 @@ class NewRows:
         """
         if step > self.first:
             return
-        own = {id(matrix.parameter) for matrix in self._own}
-        for parameter in self._trained:
-            if id(parameter) not in own:
-                parameter.grad = None
+        for parameter in self._others:
+            parameter.grad = None
         for matrix in self._own:
             if matrix.frozen is None:
-                before, behind = matrix.old_rows()
-                matrix.frozen = before.clone(), behind.clone()
+                matrix.frozen = [rows.clone() for rows in matrix.old_rows()]
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """After the optimizer has stepped, or a guard has left the step out."""
+        """Put the old rows back as they were in the first steps. Call it after the optimizer has
+        stepped, or a guard has left the step out."""
         for matrix in self._own:
             if matrix.frozen is not None:
                 for rows, values in zip(matrix.old_rows(), matrix.frozen, strict=True):
@@ -120,20 +106,22 @@ class NewRows:
 
     @torch.no_grad()
     def measure(self, step: int) -> dict[str, float]:
-        """After the step, on every rank alike: how many new rows of each matrix are not what they
-        were before step 1 (weight decay changes them too); empty after the first hundred steps."""
+        """Count the new rows of each matrix that are not what they were before step 1 (weight decay
+        changes them too); empty after the first hundred steps. Call it on every rank, after the
+        step."""
         if not self.layout or step > WATCHED:
             return {}
         counts = [[m.moved(), len(m.initial)] for m in self._matrices.values()]
-        sums = torch.tensor(counts, dtype=torch.float64, device=_local(self._trained[0]).device)
+        device = self._matrices["embedding"].initial.device
+        sums = torch.tensor(counts, dtype=torch.float64, device=device)
         if dist.is_initialized():
             dist.all_reduce(sums)  # over every copy of the model too (HSDP)
         moved = (sums[:, 0] / sums[:, 1] * len(self.layout.ids)).tolist()
         return {f"{name}_moved": rows for name, rows in zip(self._matrices, moved, strict=True)}
 
     def verdict(self, lines: list[dict[str, Any]]) -> str | None:
-        """Whether the new rows learn, in a sentence, from the first lines of a run's metrics.jsonl;
-        None where there are no new rows."""
+        """Say in a sentence whether the new rows learn, from the first lines of a run's
+        metrics.jsonl; None where there are no new rows."""
         measured = [line for line in lines[:WATCHED] if "embedding_moved" in line]
         if self.layout is None or not measured:
             return None
@@ -144,27 +132,21 @@ class NewRows:
                 "whether freeze holds them (tok_embeddings, output), and whether so small a "
                 "learning rate is lost in dtype=bf16"
             )
-        losses = [
-            line["loss_sound"]
-            for line in measured
-            if "loss_sound" in line and "quarantined" not in line
-        ]
+        good = [line for line in measured if "quarantined" not in line]
+        losses = [line["loss_sound"] for line in good if "loss_sound" in line]
         if not losses:
             return f"{about}no target was a sound token, so that no loss says whether they learn"
         few = max(1, min(10, len(losses) // 4))
         begin, end = sum(losses[:few]) / few, sum(losses[-few:]) / few
-        guess = math.log(self.layout.codes)
-        cure = ""
+        guess, cure = math.log(self.layout.codes), ""
         if end < guess:
             outcome = "have learned before" if begin < guess else "learn"
         elif end < begin - 0.1:
             outcome = "begin to learn"
         else:
             outcome = "do NOT learn"
-            cure = (
-                "; try a higher learning rate, a shorter warm-up, or another initialize of "
-                "expand_vocab"
-            )
+            cure = "; try a higher learning rate, a shorter warm-up, or another initialize"
+            cure += " of expand_vocab"
         return (
             f"{about}they {outcome}: the loss of sound tokens went from {begin:.2f} to {end:.2f}, "
             f"where guessing among the codes gives ln({self.layout.codes}) = {guess:.2f}{cure}"

@@ -14,14 +14,14 @@ from torchao.optim.subclass_8bit import OptimState8bit
 
 @OptimState8bit.implements(torch.ops.aten.new_empty.default)
 def _(function: Any, types: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
-    """What torchao (to 0.15) lacks for a state to be saved while the training goes on."""
+    """Do what torchao (to 0.15) lacks for a state to be saved while the training goes on."""
     state, shape = arguments[:2]
     device = keywords.get("device") or state.device
     return OptimState8bit.zeros(shape, state.signed, state.block_size, device)
 
 
 def rates(optimizer: Optimizer) -> list[float]:
-    """The learning rate of each group."""
+    """Return the learning rate of each group."""
     return [float(group["lr"]) for group in optimizer.param_groups]
 
 

@@ -6,8 +6,8 @@ Nothing is written but the cache.
 """
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from speechfuse import artifact
 from speechfuse.hub import data as hub_data
@@ -18,8 +18,7 @@ from speechfuse.train.config import Finetune
 from speechfuse.train.metrics import Flops, Meter
 from speechfuse.train.model import decoder_of
 from speechfuse.train.preflight import assumed
-from speechfuse.train.preflight import report as preflight_report
-from speechfuse.train.preflight.report import Data
+from speechfuse.train.preflight.report import Data, PreflightReport, micro_batch
 
 VERSION = 2
 # how a step is computed on the GPUs at hand: other values change the rounding of a run, no more
@@ -43,11 +42,11 @@ class RunPlan:
 
 
 def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
-    """The plan of `job`; None where there is nothing to train: a dry run, or a run that is
+    """Return the plan of `job`; None where there is nothing to train: a dry run, or a run that is
     complete. Rank 0 prints what the run takes. Raises ValueError for all that can be refused."""
     if job.runtime.dry_run and job.runtime.gpus:
         ranks = job.runtime.gpus
-    micro, device = preflight_report.micro_batch(job, ranks), gpus.device_of(job.runtime.device)
+    micro, device = micro_batch(job, ranks), gpus.device_of(job.runtime.device)
     pins = state.broadcast_from_rank0(pins_of(job) if rank == 0 else None)
     lacks = assumed.missing(job, pins)
     if lacks and not job.runtime.dry_run:
@@ -56,18 +55,20 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
     decoder = decoder_of(job, assumed.shape(job.model, lacks) if absent else None)
     flops = Flops.of(decoder.model, decoder.shape)
     meter = Meter(flops, gpus.of(device), ranks, job.runtime.dollars_per_gpu_hour)
+    gpu, full = job.runtime.gpu, replace(job, model=decoder.spec)
+    planned = meter if gpu is None else replace(meter, gpu=gpus.named(gpu))
+    report_of = partial(PreflightReport, full, decoder.model, planned, micro)
     if lacks:
-        report = _report(job, decoder, meter, micro, None)
+        report = report_of(None)
         print("\n".join([*lacks, *report.lines()]))  # not of this disk: no check
         return None
     work = _artifact(job, pins)
-    rounding = {key: getattr(job, key) for key in ROUNDING}
-    if state.broadcast_from_rank0(rank == 0 and not job.fresh and _complete(work, rounding)):
+    if state.broadcast_from_rank0(rank == 0 and not job.fresh and _complete(work, job)):
         return None
     mixture = load_data(job, pins)
     left_out = guards.check_rejected(job.runtime.guards, mixture)
     if rank == 0:
-        report = _report(job, decoder, meter, micro, Data.of(mixture, ranks, micro))
+        report = report_of(Data.of(mixture, ranks, micro))
         print("\n".join([*left_out, *report.lines()]))
         report.check()
     if job.runtime.dry_run:
@@ -76,19 +77,10 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
 
 
 def pins_of(job: Finetune) -> dict[str, str | None]:
-    """The commit to read for each path of `datasets` that is on the Hub, None for folders."""
+    """Return the commit to read for each path of `datasets` on the Hub, None for folders."""
     paths = dict.fromkeys(spec["path"] for spec in job.datasets if "path" in spec)
     begun = None if job.fresh else Path(job.out)
     return {path: hub_data.pinned(path, begun) for path in paths}
-
-
-def _report(
-    job: Finetune, decoder: Decoder, meter: Meter, micro: int, data: Data | None
-) -> preflight_report.PreflightReport:
-    if job.runtime.gpu is not None:
-        meter = replace(meter, gpu=gpus.named(job.runtime.gpu))
-    job = replace(job, model=decoder.spec)
-    return preflight_report.preflight(job, decoder.model, meter, micro, data)
 
 
 def _artifact(job: Finetune, pins: dict[str, str | None]) -> artifact.Artifact:
@@ -100,25 +92,23 @@ def _artifact(job: Finetune, pins: dict[str, str | None]) -> artifact.Artifact:
     return artifact.Artifact(Path(job.out), "finetune", VERSION, settings, inputs)
 
 
-def _complete(work: artifact.Artifact, rounding: dict[str, Any]) -> bool:
-    """Whether the run is complete. Prints that it is, and which keys of `rounding` it was begun
-    with another value of. Raises ValueError for a folder that belongs to another run."""
+def _complete(work: artifact.Artifact, job: Finetune) -> bool:
+    """Return whether the run is complete. Prints that it is, and each key of ROUNDING that had
+    another value when it began. Raises ValueError for a folder that belongs to another run."""
     complete = work.complete()
-    begun = work.record()["config"]["runtime"] if work.started() else {}
-    for key, now in rounding.items():
-        if begun and begun.get(key) != now:
+    begun = work.record()["config"]["runtime"] if work.started() else vars(job)
+    for key in ROUNDING:
+        if (before := begun.get(key)) != (now := getattr(job, key)):
             goes_on = f"and not {now}" if complete else f"goes on with {now}"
-            print(
-                f"{work.out}: begun with {key}={begun.get(key)}, {goes_on}: the result "
-                "is equal but for rounding"
-            )
+            other = f"{work.out}: begun with {key}={before}, {goes_on}"
+            print(f"{other}: the result is equal but for rounding")
     if complete:
         print(f"{work.out}: complete, nothing to do")
     return complete
 
 
 def load_data(job: Finetune, pins: dict[str, str | None]) -> datasets.Mixture:
-    """The mixture and the plan of all steps, from the cache where they were made before."""
+    """Return the data and the plan of all steps, from the cache where it has them."""
     here = {path: {"path": str(hub_data.local(pin))} for path, pin in pins.items() if pin}
     specs = [spec | here.get(spec.get("path", ""), {}) for spec in job.datasets]
     rows = packing.Shape(job.seq_len, job.batch_size, job.packed)

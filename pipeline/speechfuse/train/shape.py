@@ -37,9 +37,9 @@ REFUSED = {  # argument -> why it must not be true
 
 
 def complete(spec: dict[str, Any], shape: dict[str, Any], checkpoint: str) -> dict[str, Any]:
-    """`spec` {_component_, ...} with the arguments that it leaves out, from `shape`, config.json of
-    `checkpoint`. Raises ValueError for arguments that contradict it, and for a checkpoint or an
-    argument that cannot be trained here."""
+    """Return `spec` {_component_, ...} with the arguments that it leaves out, from `shape`,
+    config.json of `checkpoint`. Raises ValueError for arguments that contradict it, and for a
+    checkpoint or an argument that cannot be trained here."""
     # transformers 5 writes rope_parameters, those before rope_scaling and rope_theta
     rope = shape.get("rope_parameters") or shape.get("rope_scaling") or {}
     values = {"tie_word_embeddings": False, "rope_theta": 10_000.0} | shape | rope

@@ -3,7 +3,7 @@
 In: a model (plain or sharded by FSDP2) and its optimizer. Out: <folder>/step_<n>/, complete when
 its `.metadata` file exists, because distributed checkpointing writes that last. Weights and moments
 are copied at once and written while the training goes on. The data's position is the step itself;
-where chance stands (dropout of adapters) is kept for each rank.
+the state of the random number generators (dropout of adapters) is saved for each rank.
 """
 
 import shutil
@@ -27,7 +27,7 @@ KEEP = 2  # the newest complete state survives the writing of the next
 
 
 def complete_steps(folder: Path) -> list[int]:
-    """Steps whose state is complete, oldest first."""
+    """Return the steps whose state is complete, oldest first."""
     return sorted(int(p.parent.name.removeprefix("step_")) for p in folder.glob("step_*/.metadata"))
 
 
@@ -39,16 +39,16 @@ def broadcast_from_rank0(value: Any) -> Any:
     return shared[0]
 
 
-def _first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+def rank() -> int:
+    """Return the number of this rank; 0 for a process without a group."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
-def _chance() -> dict[str, Tensor]:
-    """The states of this rank's random number generators, by the name they are saved under."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    states = {f"cpu_{rank}": torch.get_rng_state()}
+def _rng_states() -> dict[str, Tensor]:
+    """Return the states of this rank's random number generators by the names in a saved state."""
+    states = {f"cpu_{rank()}": torch.get_rng_state()}
     if torch.cuda.is_available():
-        states[f"cuda_{rank}"] = torch.cuda.get_rng_state()
+        states[f"cuda_{rank()}"] = torch.cuda.get_rng_state()
     return states
 
 
@@ -67,10 +67,9 @@ class States:
         if broadcast_from_rank0(step in complete_steps(self.folder)):
             return
         weights, moments = dcp_state.get_state_dict(self.model, self.optimizer, options=TRAINED)
-        content = {"model": weights, "optimizer": moments, "chance": _chance()}
-        future = dcp.async_save(
-            content, checkpoint_id=self.folder / f"step_{step}", process_group=self._group
-        )
+        content = {"model": weights, "optimizer": moments, "chance": _rng_states()}
+        place = self.folder / f"step_{step}"
+        future = dcp.async_save(content, checkpoint_id=place, process_group=self._group)
         assert isinstance(future, Future)  # what staging without a stager of our own gives
         self._writing = step, future
 
@@ -83,16 +82,15 @@ class States:
         try:
             future.result()
         except Exception as error:  # a full disk comes as OSError, RuntimeError or others
-            if _first():
+            if rank() == 0:
                 shutil.rmtree(self.folder / f"step_{step}", ignore_errors=True)
             whole = complete_steps(self.folder)
+            before = f"that of step {whole[-1]} is whole" if whole else "there is none before it"
             raise ValueError(
                 f"{self.folder}: the state of step {step} could not be written "
-                f"({_first_cause(error)}); "
-                + (f"that of step {whole[-1]} is whole: " if whole else "there is none before it: ")
-                + "make room on the disk and run again to resume"
+                f"({_first_cause(error)}); {before}: make room on the disk and run again to resume"
             ) from error
-        if _first():
+        if rank() == 0:
             for old in complete_steps(self.folder)[:-KEEP]:
                 shutil.rmtree(self.folder / f"step_{old}")
 
@@ -111,7 +109,7 @@ class States:
         """Load the newest complete state and delete incomplete ones, which a kill has left. Returns
         its step, 0 when there is none."""
         steps = broadcast_from_rank0(complete_steps(self.folder))
-        if _first():
+        if rank() == 0:
             for path in self.folder.glob("step_*"):
                 if int(path.name.removeprefix("step_")) not in steps:
                     shutil.rmtree(path)
@@ -120,34 +118,25 @@ class States:
             return 0
         place = self.folder / f"step_{steps[-1]}"
         weights, moments = dcp_state.get_state_dict(self.model, self.optimizer, options=TRAINED)
-        chance = _chance()
         saved = dcp.FileSystemReader(place).read_metadata().state_dict_metadata
-        # with another number of ranks there is no such place to go on from
-        chance = {name: value for name, value in chance.items() if f"chance.{name}" in saved}
-        # nor moments of what had not begun to train (new_rows_first)
-        every: dict[str, Any] = moments["state"]  # type: ignore[assignment]
-        moments["state"] = {
-            name: value
-            for name, value in every.items()
-            if any(key.startswith(f"optimizer.state.{name}.") for key in saved)
-        }
-        content: dict[str, Any] = {"model": weights, "optimizer": moments, "chance": chance}
+        # a rank that the saved run did not have has no state of a generator to go on from
+        rngs = {name: value for name, value in _rng_states().items() if f"chance.{name}" in saved}
+        # weights that had not begun to train (new_rows_first) have no moments
+        for name in list(moments["state"]):
+            if not any(key.startswith(f"optimizer.state.{name}.") for key in saved):
+                del moments["state"][name]  # type: ignore[arg-type, union-attr]
+        content: dict[str, Any] = {"model": weights, "optimizer": moments, "chance": rngs}
         dcp.load(content, checkpoint_id=place)
-        dcp_state.set_state_dict(
-            self.model,
-            self.optimizer,
-            model_state_dict=content["model"],
-            optim_state_dict=content["optimizer"],
-            options=TRAINED,
-        )
-        for name, value in chance.items():
+        both = {"model_state_dict": content["model"], "optim_state_dict": content["optimizer"]}
+        dcp_state.set_state_dict(self.model, self.optimizer, **both, options=TRAINED)
+        for name, value in rngs.items():
             set_state = torch.set_rng_state if name.startswith("cpu") else torch.cuda.set_rng_state
             set_state(value)
         return steps[-1]
 
 
 def _first_cause(error: BaseException) -> str:
-    """The innermost reason, in a line."""
+    """Return the innermost reason, in a line."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return " ".join(str(error).split())[-200:] or type(error).__name__

@@ -13,19 +13,19 @@ from torchtune.modules import TiedLinear
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from speechfuse.train.attention import mask_of
-from speechfuse.train.backbone import Weights
+from speechfuse.train.attention import Mask, mask_of
+from speechfuse.train.backbone import Backbone, Weights
 
 HEAD_NAMES = {"lm_head.weight": "output.weight"}  # theirs: ours; all other weights are named alike
 
 
-class Transformers:
+class Transformers(Backbone):
     """The backbone of `Llama`."""
 
     embedding, layers, head = "model.embed_tokens", "model.layers", "output"
 
     def prepare(self, model: nn.Module) -> None:
-        """Llama.forward takes every mask."""
+        """Do nothing: Llama.forward takes every mask."""
 
     def read_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
         return {HEAD_NAMES.get(name, name): tensor for name, tensor in weights.items()}
@@ -44,26 +44,20 @@ class Llama(nn.Module):
         super().__init__()
         self.model = LlamaModel(shape)
         self.model.set_attn_implementation("sdpa")
-        self.output: Any = (
-            TiedLinear(self.model.embed_tokens)
-            if shape.tie_word_embeddings
-            else nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
-        )
+        self.output: Any = TiedLinear(self.model.embed_tokens)
+        if not shape.tie_word_embeddings:
+            self.output = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
 
     def rope_init(self) -> None:
         """Fill the tables of positions, which a model made on the meta device lacks."""
         self.model.rotary_emb = LlamaRotaryEmbedding(self.model.config)
 
     def forward(
-        self,
-        tokens: Tensor,
-        *,
-        mask: Tensor | BlockMask | None = None,
-        input_pos: Tensor | None = None,
+        self, tokens: Tensor, *, mask: Mask | None = None, input_pos: Tensor | None = None
     ) -> Tensor:
-        """As torchtune's decoder: tokens and positions (rows, length), mask as attention.mask_of
-        makes it, causal when None -> logits (rows, length, vocabulary), float32, or what the head
-        gives."""
+        """Compute logits (rows, length, vocabulary), float32, or what the head gives, from tokens
+        and positions (rows, length), as torchtune's decoder does; mask: one of attention.mask_of,
+        causal when None."""
         if isinstance(mask, Tensor) and mask.dtype != torch.bool:
             mask = mask_of(mask, "dense")
         kind = "flex_attention" if isinstance(mask, BlockMask) else "sdpa"
@@ -91,8 +85,11 @@ def llama(
     scale_factor: int = 8,
     tie_word_embeddings: bool = False,
 ) -> Llama:
-    """Builder with torchtune's arguments (those of llama3_1; llama3_2 ties its embeddings and has
-    a scale_factor of 32)."""
+    """Build a model from torchtune's arguments (those of llama3_1; llama3_2 ties its embeddings and
+    has a scale_factor of 32)."""
+    rope = {"rope_type": "llama3", "rope_theta": float(rope_base), "factor": float(scale_factor)}
+    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope["original_max_position_embeddings"] = 8192
     shape = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=embed_dim,
@@ -103,14 +100,7 @@ def llama(
         max_position_embeddings=max_seq_len,
         rms_norm_eps=norm_eps,
         tie_word_embeddings=tie_word_embeddings,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": float(rope_base),
-            "factor": float(scale_factor),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
+        rope_parameters=rope,
         pad_token_id=None,
     )
     return Llama(shape)

@@ -27,26 +27,25 @@ VERBS = {  # recipe file whose `out` it is: the verb that makes it
 
 
 def missing(job: Finetune, pins: dict[str, str | None]) -> list[str]:
-    """A sentence for the checkpoint and each folder of data that is not there."""
+    """Return a sentence for the checkpoint and each folder of data that is not there."""
     paths = [job.checkpoint, *(path for path, pin in pins.items() if pin is None)]
     return [f"{path} is not there; {maker(path)}" for path in paths if not Path(path).exists()]
 
 
 def maker(path: str, recipes: Path = Path("recipes")) -> str:
-    """Which verb makes a folder."""
+    """Name the verb that makes a folder."""
     for file in sorted(recipes.glob("*/*.yaml")):
-        verb = "tokenize" if file.stem.startswith("tokenize") else VERBS.get(file.stem)
+        tokenizes, verb = file.stem.startswith("tokenize"), VERBS.get(file.stem)
         out = (yaml.safe_load(file.read_text("utf-8")) or {}).get("out")
-        if verb and out and Path(path).is_relative_to(out):
-            command = (
-                f"tokenize {file}" if verb == "tokenize" else f"recipe={file.parent.name} {verb}"
-            )
+        if (tokenizes or verb) and out and Path(path).is_relative_to(out):
+            command = f"tokenize {file}" if tokenizes else f"recipe={file.parent.name} {verb}"
             return f"`just {command}` makes it"
     return "no recipe here makes it: check the path, or put it there"
 
 
 def shape(model: dict[str, Any], lacks: list[str]) -> dict[str, Any]:
-    """What a plan needs of config.json, from the recipe's `model`."""
+    """Return what a plan needs of config.json, from the recipe's `model`. Raises ValueError where
+    that names no sizes."""
     if not {"num_heads", "embed_dim"} <= model.keys():
         raise ValueError(f"{'; '.join(lacks)} (model has no num_heads and embed_dim to plan with)")
     arguments = inspect.signature(config.resolve(model["_component_"])).parameters

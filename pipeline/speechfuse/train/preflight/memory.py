@@ -41,8 +41,8 @@ class Memory:
 
 
 def of(job: Finetune, rows: int, length: int, passes: int, ranks: int, gpu: bool) -> Memory:
-    """The memory of `job` on each of `ranks` ranks, on a GPU or on the CPU, where an optimizer
-    step is `passes` forwards of `rows` x `length` tokens."""
+    """Return the memory of `job` on each of `ranks` ranks, on a GPU or on the CPU, where an
+    optimizer step is `passes` forwards of `rows` x `length` tokens."""
     model = backbone.empty(job.model, job.dtype, job.loss_chunk)
     models.freeze(model, job.freeze)
     sharded = ranks > 1 or job.compute_dtype != job.dtype or dist.is_initialized()
@@ -65,7 +65,7 @@ def of(job: Finetune, rows: int, length: int, passes: int, ranks: int, gpu: bool
 
 
 def optimizer_bytes(job: Finetune, shapes: list[tuple[int, ...]]) -> int:
-    """Bytes of the optimizer's state for parameters of these shapes.
+    """Return the bytes of the optimizer's state for parameters of these shapes.
 
     Measured on what it makes for small ones, so that it holds for any optimizer whose state grows
     with the rows: large matrices are cut to fewer rows, and the rest is proportion.
@@ -83,7 +83,7 @@ def optimizer_bytes(job: Finetune, shapes: list[tuple[int, ...]]) -> int:
 
 
 def optimizer_extra(job: Finetune, shapes: list[tuple[int, ...]], gpu: bool) -> int:
-    """Bytes that an update needs beside parameters, gradients and state."""
+    """Return the bytes that an update needs beside parameters, gradients and state."""
     largest = max(shapes, key=prod)
     small = (min(largest[0], ROWS), *largest[1:])
     _, extra, optimizer = _stepped(job, small)
@@ -97,8 +97,8 @@ def optimizer_extra(job: Finetune, shapes: list[tuple[int, ...]], gpu: bool) -> 
 
 
 def _stepped(job: Finetune, shape: tuple[int, ...]) -> tuple[int, int, torch.optim.Optimizer]:
-    """Bytes of state after a real step of the optimizer on one parameter, and the most that a
-    second step had in use beside it."""
+    """Return the bytes of state after a real step of the optimizer on one parameter, the most that
+    a second step had in use beside it, and the optimizer."""
     parameter = nn.Parameter(torch.zeros(shape, dtype=DTYPES[job.dtype]))
     optimizer = config.instantiate(job.optimizer, params=[parameter])
     live = LiveBytes()
@@ -112,7 +112,7 @@ def _stepped(job: Finetune, shape: tuple[int, ...]) -> tuple[int, int, torch.opt
 
 
 def _bytes_of(value: Any) -> int:
-    """Bytes of a tensor, also of one that is made of others (quantized states); else 0."""
+    """Return the bytes of a tensor or of those it is made of (quantized states); else 0."""
     if not isinstance(value, Tensor):
         return 0
     if is_traceable_wrapper_subclass(value):

@@ -39,7 +39,7 @@ PRODUCTS = [  # results that the compiler keeps for the backward pass, about
 
 
 def local_shape(parameter: Tensor, shards: int) -> tuple[int, ...]:
-    """Shape of the first rank's shard, which is the largest."""
+    """Return the shape of the first rank's shard, which is the largest."""
     return (ceil(parameter.shape[0] / shards), *parameter.shape[1:])
 
 
@@ -88,7 +88,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _plain_tensors(tree: Any) -> list[Tensor]:
-    """Tensors of a tree that are not made of other tensors (as quantized states are)."""
+    """Return the tensors of a tree, but for those made of others (as quantized states are)."""
     leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
     return [tensor for tensor in leaves if not is_traceable_wrapper_subclass(tensor)]
 
@@ -106,10 +106,7 @@ class Rehearsal:
         self.dense_mask = not gpu or job.attention == "dense"
         _recompute(model, job.activation_checkpointing, job.compile)
         backbone.head_of(model).forward = self._losses
-        for module in model.modules():
-            if hasattr(module, "rope_init"):  # which a model on the meta device lacks
-                with torch.device("cpu"):
-                    module.rope_init()
+        backbone.fill_positions(model, torch.device("cpu"))
         self.buffer_bytes = sum(buffer.untyped_storage().nbytes() for buffer in model.buffers())
         with self.fake:
             for module in list(model.modules()):
@@ -130,7 +127,7 @@ class Rehearsal:
         self.sent: Tensor | None = None
 
     def play(self, rows: int, length: int, again: bool) -> dict[str, int]:
-        """Bytes by kind when most are in use, of a forward of `rows` x `length` tokens.
+        """Return the bytes by kind when most are in use, of a forward of `rows` x `length` tokens.
 
         `again`: gradients exist to begin with, as in every micro-batch but the first.
         """
@@ -151,8 +148,7 @@ class Rehearsal:
                     for parameter in trained:
                         parameter.grad = torch.empty_like(parameter)
             elif again:
-                for module in self.groups:
-                    self.gradients[module] = self._own_gradients(module)
+                self.gradients = {module: self._own_gradients(module) for module in self.groups}
             tokens = torch.zeros(rows, length, dtype=torch.long)
             positions, labels, documents = (tokens.clone() for _ in range(3))
             mask = documents[:, :, None] == labels[:, None, :] if self.dense_mask else None
@@ -163,14 +159,12 @@ class Rehearsal:
         return dict(self.live.peak)
 
     def _losses(self, hidden: Tensor) -> Tensor:
-        """The head where every position has a label, which is the most there can be."""
+        """Compute the head's losses where every position has a label, the most there can be."""
         head = backbone.head_of(self.model)
         with self.live.counting_as("head"):
             labels = torch.zeros(hidden.shape[:2].numel(), dtype=torch.long)
-            chosen = hidden.flatten(0, 1)[torch.zeros_like(labels)]
-            return linear_cross_entropy(
-                chosen, head._owner[0].weight, labels, labels, 2, head.chunk
-            )
+            chosen, weight = hidden.flatten(0, 1)[torch.zeros_like(labels)], head._owner[0].weight
+            return linear_cross_entropy(chosen, weight, labels, labels, 2, head.chunk)
 
     def _after_backward(self, layer: nn.Module, gradients: tuple[Tensor | None], _: Any) -> None:
         # without a gradient of the input torch calls this before the layer's own backward
@@ -204,7 +198,7 @@ class Rehearsal:
         self._release(module)
 
     def _own_gradients(self, module: nn.Module) -> Tensor:
-        """This rank's shard of a group's gradients: summed in float32, kept as the weights are."""
+        """Allocate this rank's gradients of a group: summed in float32, kept as the weights are."""
         with self.live.counting_as("gradients"):
             return torch.empty(self.own_sizes[module], dtype=torch.float32).to(self.stored)
 

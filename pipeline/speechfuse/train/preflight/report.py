@@ -14,6 +14,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 
 from speechfuse.samples.datasets import Mixture
-from speechfuse.samples.packing import Counts
+from speechfuse.samples.packing import Counts, Shape
 from speechfuse.train import attention, gpus, metrics, state
 from speechfuse.train import model as models
 from speechfuse.train.backbone import DTYPES
@@ -30,14 +31,8 @@ from speechfuse.train.config import Finetune
 from speechfuse.train.preflight import memory
 
 MEASUREMENTS = Path("recipes/measurements.jsonl")
-SETTINGS = (  # of a recipe, in which a measurement must agree to count for it
-    "seq_len",
-    "packed",
-    "dtype",
-    "compute_dtype",
-    "activation_checkpointing",
-    "compile",
-)
+# keys of a recipe in which a measurement must agree to count for it
+SETTINGS = "seq_len packed dtype compute_dtype activation_checkpointing compile".split()
 ASSUMED_MFU = 0.4  # share of a GPU's peak, with padding and recomputation as work
 RESERVE, FRAGMENTS = 2 * gpus.GIB, 0.04  # of the driver and NCCL, and of what is in use
 SAMPLED_STEPS = 64  # of the plan, from which positions and pairs are estimated
@@ -66,36 +61,30 @@ class Data:
 
     @classmethod
     def of(cls, mixture: Mixture, ranks: int, micro: int) -> "Data":
-        """From a plan and the lengths of its samples; positions, pairs and targets are estimated
-        from steps and samples at equal distances."""
+        """Count the data of a plan; positions, pairs and targets are estimated from steps and
+        samples at equal distances."""
         counts, shape, indexes = mixture.plan.counts, mixture.plan.shape, mixture.indexes
         steps = np.linspace(0, counts.steps - 1, min(SAMPLED_STEPS, counts.steps)).astype(int)
         rows = [mixture.lengths(step) for step in steps.tolist()]
         lengths = [length for step in rows for row in step for length in row]
         scale = counts.tokens / max(1, sum(lengths))
-        padded = sum(
-            positions(list(map(sum, step)), shape.packed, shape.seq_len, ranks, micro)
-            for step in rows
-        )
+        padded = sum(positions(step, shape, ranks, micro) for step in rows)
         places = [p for step in steps.tolist() for row in mixture.plan.rows(step) for p in row]
         rendered = [indexes[d][n] for d, n in places[:: max(1, len(places) // RENDERED)]]
         targets = sum(int(sample.targets[1:].sum()) for sample in rendered)
         tokens = max(1, sum(len(sample.tokens) for sample in rendered))
         fitting = [int(e.lengths[e.lengths <= shape.seq_len].max()) for e in indexes]
-        return cls(
-            counts,
-            int(counts.tokens * targets / tokens),
-            int(scale * padded),
-            int(scale * metrics.pairs_of(lengths)),
-            shape.seq_len if shape.packed else max(fitting),
-        )
+        learned, pairs = counts.tokens * targets / tokens, scale * metrics.pairs_of(lengths)
+        longest = shape.seq_len if shape.packed else max(fitting)
+        return cls(counts, int(learned), int(scale * padded), int(pairs), longest)
 
 
-def positions(sizes: list[int], packed: bool, seq_len: int, ranks: int, micro: int) -> int:
-    """Tokens and padding of a step whose rows have these `sizes`: packs are filled up to `seq_len`,
-    single samples to the longest of their micro-batch."""
-    if packed:
-        return len(sizes) * seq_len
+def positions(rows: list[list[int]], shape: Shape, ranks: int, micro: int) -> int:
+    """Count tokens and padding of a step whose rows have samples of these lengths: packs are filled
+    up to `seq_len`, single samples to the longest of their micro-batch."""
+    sizes = list(map(sum, rows))
+    if shape.packed:
+        return len(sizes) * shape.seq_len
     parts = (
         sizes[rank::ranks][i : i + micro]
         for rank in range(ranks)
@@ -105,14 +94,13 @@ def positions(sizes: list[int], packed: bool, seq_len: int, ranks: int, micro: i
 
 
 def micro_batch(job: Finetune, ranks: int) -> int:
-    """Rows of one forward on a rank. Raises ValueError when the batch does not divide."""
+    """Return the rows of a forward on a rank. Raises ValueError when the batch does not divide."""
     batch, rest = divmod(job.batch_size, ranks)
     if rest:
-        low = batch * ranks
+        low = max(1, batch) * ranks
         raise ValueError(
-            f"batch_size={job.batch_size} is not a multiple of the {ranks} ranks: "
-            f"batch_size={low or ranks} or {(low or ranks) + ranks} is, and it divides among "
-            f"{_divisors(job.batch_size)} ranks"
+            f"batch_size={job.batch_size} is not a multiple of the {ranks} ranks: batch_size={low} "
+            f"or {low + ranks} is, and it divides among {_divisors(job.batch_size)} ranks"
         )
     micro = job.micro_batch_size or batch
     if batch % micro:
@@ -127,51 +115,55 @@ def _divisors(number: int) -> str:
     return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
-@dataclass(frozen=True)
 class PreflightReport:
-    """`parameters`: (all, those that train) by group; `limit`: bytes of memory of a GPU, or of the
-    machine for each rank; `data`: None where some is not there yet; `free`: bytes of disk that the
-    run may use; `speed`: tokens a second and GPU, None: not known; `source`: where that is from."""
+    """What a run needs and costs.
 
-    job: Finetune
-    parameters: dict[str, tuple[int, int]]
-    memory: memory.Memory
-    limit: int
-    meter: metrics.Meter
-    data: Data | None
-    state_bytes: int
-    epoch_bytes: int
-    free: int
-    speed: float | None
-    source: str
+    `parameters`: (all, those that train) by group; `limit`: bytes of memory of a GPU, or of the
+    machine for each rank; `needed`: bytes of memory on each, with a reserve for what cannot be
+    counted; `disk`: bytes that the states and epochs of the run take, of `free` ones that it may
+    use; `speed`: tokens a second and GPU, None: not known; `source`: where that is from."""
 
-    @property
-    def needed(self) -> int:
-        """Bytes of memory on each GPU, with a reserve for what cannot be counted."""
-        peak = self.memory.peak
-        return int(peak * (1 + FRAGMENTS)) + RESERVE if self.meter.gpu else peak
-
-    @property
-    def epochs(self) -> int:
-        return len(self.data.counts.epoch_ends) if self.data else self.job.epochs
-
-    @property
-    def disk(self) -> int:
-        """Bytes that the states and epochs of the run take."""
-        return (state.KEEP + 1) * self.state_bytes + self.epochs * self.epoch_bytes
-
-    @property
-    def hours(self) -> float | None:
-        if self.speed is None or self.data is None:
-            return None
-        return self.data.counts.tokens / self.speed / self.meter.gpus / 3600
-
-    @property
-    def dollars(self) -> float | None:
-        return None if self.hours is None else self.meter.spent(self.hours * 3600)
+    def __init__(
+        self,
+        job: Finetune,
+        model: nn.Module,
+        meter: metrics.Meter,
+        micro: int,
+        data: Data | None,
+        measurements: Path = MEASUREMENTS,
+    ) -> None:
+        """Plan `job`, whose key `model` has all its arguments, on the GPUs of `meter`. `model`:
+        without memory, frozen as in training; `micro`: rows of a forward; `data`: None where some
+        is not there yet. Raises ValueError for data without a sample and names that do not exist.
+        """
+        if data and not (data.counts.steps and data.counts.tokens):
+            raise ValueError(
+                f"{job.out}: the datasets hold no sample to train on; see their paths, select"
+            )
+        self.job, self.meter, self.data = job, meter, data
+        gpu, ranks, size = meter.gpu, meter.gpus, DTYPES[job.dtype].itemsize
+        longest, passes = data.longest if data else job.seq_len, job.batch_size // ranks // micro
+        self.memory = memory.of(job, micro, longest, passes, ranks, gpu is not None)
+        peak, machine = self.memory.peak, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self.needed = int(peak * (1 + FRAGMENTS)) + RESERVE if gpu else peak
+        self.limit = gpu.memory if gpu else machine // ranks
+        self.parameters = _count(model)
+        trained = [tuple(p.shape) for p in model.parameters() if p.requires_grad]
+        weights = size * sum(map(prod, trained))
+        self.state_bytes = weights + memory.optimizer_bytes(job, trained)
+        merged = [count for group, (count, _) in self.parameters.items() if group != "adapters"]
+        self.epoch_bytes = size * sum(merged)
+        self.epochs = len(data.counts.epoch_ends) if data else job.epochs
+        self.disk = (state.KEEP + 1) * self.state_bytes + self.epochs * self.epoch_bytes
+        self.free = _free(Path(job.out))
+        self.speed, self.source = self._speed(measurements)
+        self.hours = self.dollars = None
+        if self.speed and data:
+            self.hours = data.counts.tokens / self.speed / ranks / 3600
+            self.dollars = meter.spent(self.hours * 3600)
 
     def lines(self) -> list[str]:
-        """The table that is printed."""
+        """Return the table that is printed."""
         meter, data, ranks = self.meter, self.data, self.meter.gpus
         where = f"{ranks} x {meter.gpu.name}" if meter.gpu else f"the CPU, {ranks} ranks"
         total = sum(count for count, _ in self.parameters.values())
@@ -186,6 +178,7 @@ class PreflightReport:
             parts["reserve (assumed)"] = self.needed - self.memory.peak
         steps = data.counts.steps if data else self.job.steps
         number = f"{steps:,}" if steps else "unknown number,"
+        speed = f"{self.speed:,.0f} tokens/s a GPU, " if self.speed else "not known: "
         rows = {
             "run": f"{self.job.out} on {where}",
             "parameters": f"{total:,}: {groups}",
@@ -195,9 +188,7 @@ class PreflightReport:
             "steps": f"{number} of {self.job.batch_size} rows, epochs: {self.epochs}",
             "disk": f"{state.KEEP + 1} states of {_gb(self.state_bytes)}, {self.epochs} epochs "
             f"of {_gb(self.epoch_bytes)}: {_gb(self.disk)} of {_gb(self.free)}",
-            "speed": f"{self.speed:,.0f} tokens/s a GPU, {self.source}"
-            if self.speed
-            else f"not known: {self.source}",
+            "speed": speed + self.source,
         }
         if (hours := self.hours) is not None:
             rows["time"] = (
@@ -212,7 +203,7 @@ class PreflightReport:
         return [f"{name.ljust(width)}  {text}" for name, text in rows.items()]
 
     def check(self) -> None:
-        """Raises ValueError for a run that cannot work."""
+        """Raise ValueError for a run that cannot work."""
         if self.needed > self.limit:
             one = self.meter.gpu.name if self.meter.gpu else "this machine"
             raise ValueError(
@@ -226,46 +217,39 @@ class PreflightReport:
                 "free: make room, set out to another disk, or take fewer epochs"
             )
 
-
-def preflight(
-    job: Finetune,
-    model: nn.Module,
-    meter: metrics.Meter,
-    micro: int,
-    data: Data | None,
-    measurements: Path = MEASUREMENTS,
-) -> PreflightReport:
-    """The report of `job`, whose `model` has all its arguments, on the GPUs of `meter`. `model`:
-    without memory, frozen as in training; `micro`: rows of a forward; `data`: None where it is not
-    there yet. Raises ValueError for no sample and for names that do not exist."""
-    if data and not (data.counts.steps and data.counts.tokens):
-        raise ValueError(
-            f"{job.out}: the datasets hold no sample to train on; see their paths, select"
+    def _speed(self, measurements: Path) -> tuple[float | None, str]:
+        """Return tokens a second and GPU, and where that is known from."""
+        job, meter, data = self.job, self.meter, self.data
+        if meter.gpu is None:
+            return None, "runtime.gpu names the GPU to plan for"
+        cuda = torch.device("cuda")
+        settings: dict[str, Any] = {key: getattr(job, key) for key in SETTINGS} | {
+            "gpu": meter.gpu.name,
+            "parameters": sum(count for count, _ in self.parameters.values()),
+            "trained": sum(count for _, count in self.parameters.values()),
+            "attention": attention.kind_of(job.attention, cuda, job.packed, job.seq_len),
+        }
+        lines = measurements.read_text().splitlines() if measurements.exists() else []
+        for row in reversed([json.loads(line) for line in lines]):
+            if settings.items() <= row.items():
+                return row["tokens_per_s"], f"measured: {row['command']} ({row['date']})"
+        if data is None:
+            return None, "nothing was measured, and an assumption needs the data"
+        if meter.gpu.peak is None:
+            return None, f"no peak of {meter.gpu.name} is known and nothing was measured"
+        every = models.RECOMPUTED[job.activation_checkpointing]
+        again = 1 + (1 / every if every else 0) / 3  # a forward pass is a third of the work
+        tokens, teraflops = data.counts.tokens, meter.gpu.peak / 1e12
+        work = meter.flops.of_tokens(tokens, data.pairs) / tokens * again * data.positions / tokens
+        source = (
+            f"assumed: {ASSUMED_MFU:.0%} of {teraflops:g} TFLOP/s, padding and recomputation count "
+            "as work; just bench train measures it"
         )
-    gpu, ranks = meter.gpu, meter.gpus
-    passes = job.batch_size // ranks // micro
-    longest = data.longest if data else job.seq_len
-    groups = _count(model)
-    size = DTYPES[job.dtype].itemsize
-    trained = [tuple(p.shape) for p in model.parameters() if p.requires_grad]
-    merged = sum(count for group, (count, _) in groups.items() if group != "adapters")
-    saved = sum(count for _, count in groups.values())
-    return PreflightReport(
-        job,
-        groups,
-        memory.of(job, micro, longest, passes, ranks, gpu is not None),
-        gpu.memory if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks,
-        meter,
-        data,
-        saved * size + memory.optimizer_bytes(job, trained),
-        merged * size,
-        _free(Path(job.out)),
-        *_speed(job, meter, data, groups, measurements),
-    )
+        return ASSUMED_MFU * meter.gpu.peak / work, source
 
 
 def _gib(size: float) -> str:
-    """Memory, so that there is something to read of a small model too."""
+    """Format memory, so that there is something to read of a small model too."""
     return f"{size / gpus.GIB:,.2f} GiB" if size > gpus.GIB / 10 else f"{size / 2**20:,.2f} MiB"
 
 
@@ -274,54 +258,17 @@ def _gb(size: float) -> str:
 
 
 def _count(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """(parameters, those that train) by group."""
+    """Return (parameters, those that train) by group."""
     every, trained = Counter[str](), Counter[str]()
     for name, parameter in model.named_parameters():
-        fitting = (group for group, pattern in GROUPS.items() if re.search(pattern, name))
-        group = next(fitting, "layers")
+        group = next((g for g, pattern in GROUPS.items() if re.search(pattern, name)), "layers")
         every[group] += parameter.numel()
         trained[group] += parameter.numel() * parameter.requires_grad
     return {group: (count, trained[group]) for group, count in every.items()}
 
 
 def _free(out: Path) -> int:
-    """Bytes that the run may use: what is free, and what it has taken already."""
+    """Return the bytes that the run may use: what is free, and what it has taken already."""
     folder = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     own = [path for name in ("state", "epoch_*") for path in out.glob(f"{name}/**/*")]
     return shutil.disk_usage(folder).free + sum(p.stat().st_size for p in own if p.is_file())
-
-
-def _speed(
-    job: Finetune,
-    meter: metrics.Meter,
-    data: Data | None,
-    groups: dict[str, tuple[int, int]],
-    path: Path,
-) -> tuple[float | None, str]:
-    """Tokens a second and GPU, and where that is known from."""
-    if meter.gpu is None:
-        return None, "runtime.gpu names the GPU to plan for"
-    cuda = torch.device("cuda")
-    settings: dict[str, Any] = {key: getattr(job, key) for key in SETTINGS} | {
-        "gpu": meter.gpu.name,
-        "parameters": sum(count for count, _ in groups.values()),
-        "trained": sum(count for _, count in groups.values()),
-        "attention": attention.kind_of(job.attention, cuda, job.packed, job.seq_len),
-    }
-    lines = path.read_text().splitlines() if path.exists() else []
-    for row in reversed([json.loads(line) for line in lines]):
-        if settings.items() <= row.items():
-            return row["tokens_per_s"], f"measured: {row['command']} ({row['date']})"
-    if data is None:
-        return None, "nothing was measured, and an assumption needs the data"
-    if meter.gpu.peak is None:
-        return None, f"no peak of {meter.gpu.name} is known and nothing was measured"
-    every = models.RECOMPUTED[job.activation_checkpointing]
-    again = 1 + (1 / every if every else 0) / 3  # a forward pass is a third of the work
-    tokens = data.counts.tokens
-    work = meter.flops.of_tokens(tokens, data.pairs) / tokens * again * data.positions / tokens
-    return (
-        ASSUMED_MFU * meter.gpu.peak / work,
-        f"assumed: {ASSUMED_MFU:.0%} of {meter.gpu.peak / 1e12:g} TFLOP/s, padding and "
-        "recomputation count as work; just bench train measures it",
-    )
