@@ -1,4 +1,5 @@
-"""Quality filters for tokenizing: which clips a dataset is made of.
+"""Quality filters for tokenizing: which clips a dataset is made of, by length, level, clipping,
+speech and speaking rate.
 
 In: a clip's waveform (mono float32 at 16 kHz, before it is split) and its text, if it has one. Out:
 None to keep it, else "name: why not". Named in a job's YAML, in order:

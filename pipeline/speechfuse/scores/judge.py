@@ -5,7 +5,8 @@ environment (OPENAI_BASE_URL, OPENAI_API_KEY; a server of your own goes by the s
 rating for each id, None where the judge gave none, and `usage`: coverage, retries, tokens, price.
 
 A failed verdict is missing, never 0, and is asked for again the next time; the others are kept in a
-sqlite file under all that they depend on, so that scoring again costs nothing. `BlogJudge` instead
+sqlite file under all that they depend on, so that scoring again costs nothing. verdicts.py has what
+a judge is asked and how its reply is read. `BlogJudge` instead
 samples, reads and counts as the evaluation behind the first published scores did.
 """
 

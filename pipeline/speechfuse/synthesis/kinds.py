@@ -1,4 +1,5 @@
-"""Kinds of sample: what a model is taught with a piece of instruction text.
+"""Kinds of sample: what a model is taught with a piece of instruction text: an instruction, a
+transcription, a refusal of noise or silence, several turns ...
 
 In: a conversation of plain text and the sample's own random numbers. Out: turns in the schema of
 shards.CONVERSATIONS, in which a segment to be spoken is {"say": text} (with "shuffle" where its

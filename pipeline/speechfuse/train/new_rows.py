@@ -1,4 +1,5 @@
-"""The rows of the sound tokens in embedding and head: trained alone at first, and watched.
+"""The rows of the sound tokens in embedding and head: trained alone at first, and watched
+(their first values: tokens/initialization.py).
 
 In: a model (plain, or sharded by FSDP2) with the checkpoint's weights, and the layout of its sound
 tokens. Out: for the first steps of a run gradients of no other weight, with the other rows of both

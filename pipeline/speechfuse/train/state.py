@@ -1,9 +1,10 @@
 """Training state: what exact resuming needs, written by torch's distributed checkpointing.
 
 In: a model (plain or sharded by FSDP2) and its optimizer. Out: <folder>/step_<n>/, complete when
-its `.metadata` file exists, because distributed checkpointing writes that last. Weights and moments
-are copied at once and written while the training goes on. The data's position is the step itself;
-the state of the random number generators (dropout of adapters) is saved for each rank.
+its `.metadata` file exists, because distributed checkpointing writes that last; the newest two are
+kept. Weights and moments are copied at once and written while the training goes on. The data's
+position is the step itself; the state of the random number generators (dropout of adapters) is
+saved for each rank.
 """
 
 import shutil
