@@ -35,7 +35,7 @@ def main(job: ExpandVocab) -> None:
     out, base = Path(job.out), Path(job.base)
     vocabulary.read_config(base)
     check_files(job.quantizer, job.whisper)
-    from speechfuse.quantizer.model import Quantizer  # torch with it: what can be refused has been
+    from speechfuse.quantizer.model import Quantizer  # imports torch, so it comes after checks
     from speechfuse.tokens import expansion
 
     quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)

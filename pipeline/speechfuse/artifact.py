@@ -3,17 +3,19 @@ start of a complete artifact does nothing; one that was made from another config
 inputs is refused.
 
 In: the folder, the job's name and version, its resolved config, and the fingerprints of its inputs.
-Out: plan.json when work starts (then frozen) and manifest.json when it is complete: the manifest is
-written last, by rename, and its existence is the only meaning of "complete". A job reads
+Out: plan.json, which is written when work starts and then never changes, and manifest.json, which
+is written last, by rename. An artifact is complete if and only if its manifest.json exists. A job
+has this form:
 
     artifact = Artifact(out, "tokenize_speech", 1, dataclasses.asdict(config), {"corpus": "..."})
     if artifact.begin(plan, config.fresh):
-        ...                                    # skip what artifact.plan says and disk already holds
+        ...                                    # make what artifact.plan lists and the folder lacks
         artifact.finish({"rows": 10}, outputs)
 
-Who trusts what: a job that resumes trusts every whole file that it finds, as files get their names
-last; a job that reads a finished artifact trusts its manifest. Only stages.verify and a push to the
-Hub read all files again, for their sha256.
+A job that resumes takes every file that it finds in the folder for whole, because a file gets its
+name only when all of it is on disk (see `replacing`). A job that reads a complete artifact trusts
+its manifest. Only stages.verify and a push to the Hub read all files again and compare their
+sha256.
 """
 
 import fcntl
@@ -59,12 +61,12 @@ class Artifact:
 
         If the folder is absent, `plan` (JSON, or a function that returns it) is frozen in
         plan.json; if it is incomplete, the frozen plan is read back. `fresh` first moves whatever
-        is there aside, to <out>.old-1, -2, ... Raises ValueError when the folder was written from
-        another job, config or inputs, or by no job at all, and when files that its manifest lists
-        are gone.
+        is there aside, to <out>.old-1, -2, ... Raises ValueError when the folder was written by
+        another job, from another config or other inputs, or by no job at all, when files that its
+        manifest lists are gone, and when another process is at work in it.
         """
         if fresh and self.out.exists():
-            self._lock()  # a job at work there would go on by path, in the new folder
+            self._lock()  # or a job at work there would go on writing, into the new folder
             aside = move_aside(self.out)
             (aside / ".lock").unlink()
             print(f"{self.out}: moved aside to {aside}")
@@ -80,8 +82,8 @@ class Artifact:
         return True
 
     def complete(self) -> bool:
-        """Return whether this very artifact is complete. Writes nothing. Raises ValueError as
-        `begin` does, and for a folder where another process is at work."""
+        """Return whether this very artifact is complete, without writing anything. Raises
+        ValueError as `begin` does."""
         frozen, manifest = self.out / "plan.json", self.out / "manifest.json"
         for path in (manifest, frozen):
             if path.exists():
@@ -101,16 +103,16 @@ class Artifact:
         return False
 
     def started(self) -> bool:
-        """Whether work has begun: what it was begun with is frozen."""
+        """Return whether a job has begun to write the folder: whether it holds plan.json."""
         return bool(self.record())
 
     def record(self) -> dict[str, Any]:
-        """What was frozen when work began; see record_of."""
+        """Return what was frozen in plan.json when work began, see record_of."""
         return record_of(self.out)
 
     def _lock(self) -> None:
         """Keep other processes out until this one ends: two runs in one folder would mix their
-        files."""
+        files. Raises ValueError when another process is at work there."""
         lock = ExitStack()
         if not lock.enter_context(exclusive_lock(self.out, wait=False)):
             raise ValueError(
@@ -123,8 +125,8 @@ class Artifact:
         """Write manifest.json, which completes the artifact.
 
         `totals` is JSON (hours, rows, rejected by reason...); `outputs` are files under `out`,
-        listed by relative path with their sha256. Raises ValueError for one outside of it, and
-        FileNotFoundError.
+        listed by relative path with their sha256. Raises ValueError for an output outside of `out`,
+        and FileNotFoundError for one that does not exist.
         """
         hashes = {}
         for path in outputs:
@@ -171,15 +173,15 @@ class Artifact:
 
 
 def record_of(folder: Path) -> dict[str, Any]:
-    """What a job froze when it began to write `folder`: job, version, config, inputs, fingerprint,
-    plan and time; {} where none has."""
+    """Return what a job froze in plan.json when it began to write `folder`: job, version, config,
+    inputs, fingerprint, plan and time. Returns {} when no job has begun."""
     path = folder / "plan.json"
     return _read(path) if path.exists() else {}
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a complete artifact. Raises ValueError for any other folder, with what
-    is missing and the cure."""
+    """Return the manifest of a complete artifact. Raises ValueError for any other folder; the
+    message says what is missing and what to do."""
     if (folder / "manifest.json").exists():
         return _read(folder / "manifest.json")
     if (folder / "plan.json").exists():
@@ -196,7 +198,8 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint_of(folder: Path) -> str:
-    """Return the fingerprint of a complete artifact, 64 hex digits. Raises as `manifest_of`."""
+    """Return the fingerprint of a complete artifact, 64 hex digits. Raises ValueError as
+    `manifest_of`."""
     return manifest_of(folder)["fingerprint"]
 
 
@@ -226,16 +229,17 @@ def sha256_of(path: Path) -> str:
 
 
 def code_digest(modules: Iterable[str]) -> str:
-    """Return a hash of the source files of imported `modules`; an edit of any changes it."""
+    """Return a hash of the source files of imported `modules`; an edit of any file changes it."""
     files = sorted({str(sys.modules[module].__file__) for module in modules})
     return hashlib.sha256("".join(sha256_of(Path(file)) for file in files).encode()).hexdigest()
 
 
 @contextmanager
 def exclusive_lock(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Keep other processes out of the block; gives False, without `wait`, where one is inside.
+    """Keep other processes out of the `with` block, and yield True.
 
-    The lock ends with the process, also when that is killed. Creates the folder and a file .lock.
+    While another process is inside, wait for it or, without `wait`, yield False. The lock ends with
+    the process, even if that is killed. Creates the folder and a file .lock in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
@@ -258,18 +262,18 @@ def _aside(path: Path) -> Path:
 
 
 def take_evenly(values: Sequence[T], limit: int) -> list[T]:
-    """Return `limit` of the values at equal distances from the first on, or all if there are fewer:
-    of 10 values 4 are those at 0, 2, 5 and 7."""
+    """Return `limit` of the values at equal distances from the first on, or all if there are fewer.
+    With 10 values and a limit of 4 they are those at the positions 0, 2, 5 and 7."""
     number = min(limit, len(values))
     return [values[i * len(values) // number] for i in range(number)]
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the folder of `path`; when the block succeeds, rename it to `path`.
+    """Yield a temporary path in the folder of `path`; when the block succeeds, rename it to `path`.
 
-    The bytes reach the disk before the name does, so `path` is whole or as it was. When the block
-    raises, the temporary file is removed. Creates the folder.
+    The bytes reach the disk before the name does, so `path` holds either all of the new content or
+    what it held before. When the block raises, the temporary file is removed. Creates the folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
@@ -301,6 +305,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def id_digest(id: str) -> int:
-    """Return 64 bits of an id, for where all ids would fill the memory. Among ten million ids two
-    share theirs with a chance of 3 in a million."""
+    """Return a 64-bit hash of an id, for use where the ids themselves would fill the memory. The
+    probability that two of ten million ids have the same hash is 3 in a million."""
     return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8).digest())

@@ -1,8 +1,8 @@
 """Configuration of every job: dataclass defaults < YAML file < key=value overrides.
 
 In: a dataclass (the schema), a YAML file, and overrides such as `quantizer.window=5`. Out: an
-instance of the dataclass, every key known and every value of its declared type. A value may be one
-of another YAML file, ${file:recipes/demo/voices.yaml,train}. A job is run as
+instance of the dataclass, in which every key is known and every value is of its declared type. A
+value may be taken from another YAML file: ${file:recipes/demo/voices.yaml,train}. A job is run as
 
     python -m stages.<job> [config.yaml] key=value ...
 
@@ -35,8 +35,8 @@ _FILE = re.compile(r"\$\{file:([^,}]+),([^}]+)\}")
 
 
 def with_files(value: Any) -> Any:
-    """`value` with every ${file:PATH,KEY} in it replaced by the value of a dotted key of another
-    YAML file. Raises ValueError where that file has no such key."""
+    """Return `value` with every string ${file:PATH,KEY} in it replaced by what the YAML file PATH
+    has at the dotted KEY. Raises ValueError when that file has no such key."""
     if isinstance(value, dict):
         return {key: with_files(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -52,11 +52,12 @@ def with_files(value: Any) -> Any:
 
 def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     """Return an instance of `schema` with the values of the YAML file `path`, if any, and of
-    `overrides` ("a.b=value"), of which the last one wins.
+    `overrides` ("a.b=value"). An override wins over the file and over earlier overrides.
 
     Values of overrides are YAML: `steps=10`, `name=null`, `tasks=[a,b]`; `tracks.0.weight=2`
-    reaches into a list. Raises ValueError (unknown key, wrong type, missing required key, bad
-    YAML), in one sentence that names the file or the override, and FileNotFoundError.
+    reaches into a list. Raises ValueError for an unknown key, a wrong type, a missing required key
+    and bad YAML; its message is one sentence that names the file or the override. Raises
+    FileNotFoundError when there is no such file.
     """
     config = OmegaConf.structured(schema)
     source = file = str(path or "the command line")
@@ -72,7 +73,7 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
             if not equals or not key:
                 raise ValueError(f"{source}: write it as key=value, e.g. seed=1")
             value = OmegaConf.from_dotlist([f"value={text}"]).value
-            if typing.get_type_hints(schema).get(key) is str:  # as typed: "note: x" is a text
+            if typing.get_type_hints(schema).get(key) is str:  # verbatim: in YAML "a: b" is a dict
                 value = text
             OmegaConf.update(config, key, value, merge=True)
         source = f"{file} with its overrides"
@@ -89,7 +90,8 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
 
 
 def key(help: str, default: Any = dataclasses.MISSING) -> Any:
-    """A key of a schema, with what `--help` says of it; required where it has no default."""
+    """Return the dataclass field of a schema's key. `help` is what `--help` says of the key.
+    Without `default` the key is required."""
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata={"help": help})
     return dataclasses.field(default=default, metadata={"help": help})
@@ -105,12 +107,14 @@ def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
 
 
 def bind(spec: dict[str, Any], *names: str) -> Callable[..., Any]:
-    """Return a callable of what `spec["_component_"]` names, with the rest of `spec` as keywords.
+    """Return a partial of what `spec["_component_"]` names, with the rest of `spec` as keywords.
 
-    It still takes the keywords `names`, and does not check them again, so it may be called for
-    every row. The path may lead through a class: `speechfuse.quantizer.model.Quantizer.load`.
-    Raises ValueError for a path that cannot be imported, for keywords the component does not take
-    or lacks and, of components here, for values that are not of the declared type.
+    The caller passes the keywords `names` when it calls the partial; the check of the keywords is
+    done here, once, so the partial may be called for every row. The dotted path may lead through a
+    class: `speechfuse.quantizer.model.Quantizer.load`. Raises ValueError for a path that cannot be
+    imported, for a keyword that the component does not take, for a required one that is missing,
+    for one of `names` that `spec` sets and, if the component belongs to speechfuse, for a value of
+    `spec` that is not of the declared type.
     """
     arguments = dict(spec)
     dotted = arguments.pop("_component_", None)
@@ -133,7 +137,7 @@ def bind(spec: dict[str, Any], *names: str) -> Callable[..., Any]:
         raise ValueError(
             f"{dotted}: no value for required {', '.join(required)}; add it beside _component_"
         )
-    if dotted.startswith(f"{__package__}."):  # others declare types that they do not mean
+    if dotted.startswith(f"{__package__}."):  # other packages' annotations are often inexact
         function = component.__init__ if inspect.isclass(component) else component
         hints = typing.get_type_hints(function)
         for name in arguments.keys() & hints.keys():
@@ -153,12 +157,12 @@ def modules_of(spec: Any) -> set[str]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML is of a declared type: true as well of a class that pydantic does
-    not know, which no YAML could write."""
-    from pydantic import TypeAdapter, ValidationError  # 0.2 s
+    """Return whether a value from YAML is of the type `hint`. Returns True, without a check, for a
+    type that pydantic does not know: YAML has no way to write a value of it."""
+    from pydantic import TypeAdapter, ValidationError  # here, as it takes 0.2 s
     from pydantic.errors import PydanticSchemaGenerationError
 
-    try:  # as JSON: there a list may stand for a tuple, and an int for a float, but no bool for one
+    try:  # in JSON a list passes for a tuple and an int for a float, but no bool for a number
         TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
     except PydanticSchemaGenerationError:
         return True
@@ -170,12 +174,14 @@ def _fits(value: Any, hint: Any) -> bool:
 def main(
     job: Callable[[T], None], schema: type[T], doc: str, positional: tuple[str, ...] = ()
 ) -> None:
-    """Run the command line of a job: `[config.yaml] key=value ...`, or `--help` for `doc` and keys.
+    """Run the command line of a job: `[config.yaml] key=value ...`, or `--help` to print `doc` and
+    the keys.
 
-    Arguments that are neither a first YAML file nor key=value are values of the keys `positional`,
-    in order. `--dry-run` is short for runtime.dry_run=true; torchtune's `--config FILE` is FILE.
-    A ValueError, or an OSError about a file, is the user's to cure: one line on stderr, exit status
-    2. Ctrl-C exits with 130. Any other exception is ours and keeps its traceback.
+    A YAML file may be the first argument, also as torchtune's `--config FILE`. Arguments that are
+    not key=value are values of the keys `positional`, in order. `--dry-run` is short for
+    runtime.dry_run=true. A ValueError, or an OSError about a file, is for the user to correct: it
+    is printed as one line on stderr, and the exit status is 2. Ctrl-C exits with 130. Any other
+    exception is a bug in this code and keeps its traceback.
     """
     arguments = ["runtime.dry_run=true" if a == "--dry-run" else a for a in sys.argv[1:]]
     if "--help" in arguments or "-h" in arguments:
@@ -200,7 +206,8 @@ def main(
 
 
 def _as_overrides(arguments: list[str], positional: tuple[str, ...]) -> list[str]:
-    """The arguments of a command line as key=value; ValueError for one that has no key."""
+    """Return the arguments of a command line as ["key=value", ...]. Raises ValueError for an
+    argument that has no key."""
     keys, overrides = iter(positional), []
     for argument in arguments:
         if _OVERRIDE.match(argument):
@@ -250,13 +257,13 @@ def resolve(dotted: str) -> Any:
         try:
             value = importlib.import_module(name)
         except ModuleNotFoundError as error:
-            # only "this very path is no module" means: try a shorter one
+            # a shorter path is tried only if this one is no module, not if an import in it fails
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise ValueError(
                     f"{dotted}: {name} needs the module {error.name}, which is not installed here"
                 ) from error
             continue
-        names = getattr(value, "COMPONENTS", {})  # a room's face, not imported before it is used
+        names = getattr(value, "COMPONENTS", {})  # short names that the package lists
         if parts[cut] in names:
             return resolve(".".join([name, names[parts[cut]], *parts[cut + 1 :]]))
         for part in parts[cut:]:

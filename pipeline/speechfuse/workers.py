@@ -1,8 +1,8 @@
 """Worker processes of the jobs that make shards.
 
-In: a function and its tasks, one a shard. Out: the results, in the order in which they finish. A
-worker ends with the job, also when that is killed. `speechfuse.ray_cluster` runs the same tasks on
-other machines.
+In: a function and its tasks, one for each shard. Out: the results, in the order in which the tasks
+finish. A worker process ends when the job's process ends, even if that is killed.
+`speechfuse.ray_cluster` runs the same tasks on other machines.
 """
 
 import os
@@ -23,11 +23,11 @@ def device() -> str:
 
 
 def use(name: str, threads: int = 0) -> None:
-    """Set this process's device, and its torch threads unless `threads` is 0."""
+    """Set this process's device and, unless `threads` is 0, its number of torch threads."""
     global _device
     _device = name
     if threads:
-        import torch  # not above: jobs answer mistakes before it is imported, which takes seconds
+        import torch  # takes seconds; mistakes in a config are reported before
 
         torch.set_num_threads(threads)
 
@@ -45,8 +45,8 @@ def _begin(devices: Any, threads: int) -> None:
 
 
 def gpus(device: str) -> list[str]:
-    """Return ["cuda:0", ...] of this machine for `device` cuda or auto, [] for the CPU. Raises
-    ValueError when there is no such device."""
+    """Return this machine's GPUs, ["cuda:0", ...], for `device` "cuda" or "auto"; [] for "cpu", and
+    for "auto" without a GPU. Raises ValueError for "cuda" without a GPU and for any other name."""
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"runtime.device={device!r}: choose auto, cpu or cuda")
     count = 0
@@ -60,8 +60,11 @@ def gpus(device: str) -> list[str]:
 
 
 def pool(workers: int, devices: list[str] | None = None, threads: int = 0) -> ProcessPoolExecutor:
-    """Return a pool of `workers` processes on the CPU, or of one for each of `devices`, each with
-    `threads` torch threads. They are spawned, not forked: torch's threads do not survive a fork."""
+    """Return a pool with one process for each of `devices` or, without any, with `workers`
+    processes on the CPU. Each process has `threads` torch threads (0: torch's default). The
+    processes are spawned, not forked: torch's threads do not survive a fork. Raises ValueError for
+    `workers` < 1.
+    """
     if workers < 1:
         raise ValueError(f"runtime.workers={workers}: at least 1 process is needed")
     devices = devices or ["cpu"] * workers
@@ -77,8 +80,9 @@ def pool(workers: int, devices: list[str] | None = None, threads: int = 0) -> Pr
 def processes(
     function: Callable[..., Any], tasks: list[tuple], workers: int, device: str
 ) -> Iterator[Any]:
-    """Give the results of the tasks, run in `workers` processes on the CPU or one for each GPU of
-    this machine. Raises ValueError when a worker is killed; finished shards are on disk."""
+    """Yield the result of each task as it finishes. The tasks run in one process for each GPU of
+    gpus(`device`) or, without any, in `workers` processes on the CPU. Raises ValueError when a
+    worker is killed; the shards that were finished by then stay on disk."""
     if not tasks:
         return
     with pool(workers, gpus(device)) as executor:
@@ -98,8 +102,8 @@ def processes(
 def prefetch(
     work: Callable[[Any], Any], items: Iterable[Any], threads: int, depth: int
 ) -> Iterator[Any]:
-    """Give `work` of each item in order, computed in `threads` threads up to `depth` items ahead of
-    the consumer."""
+    """Yield work(item) for each item, in order. `threads` threads compute up to `depth` results
+    ahead of the consumer."""
     waiting: deque[Future] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -109,6 +113,6 @@ def prefetch(
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # after an error nobody wants the others
+        finally:  # after an error the remaining results are not wanted
             for future in waiting:
                 future.cancel()

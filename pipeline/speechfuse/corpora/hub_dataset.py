@@ -1,7 +1,6 @@
 """A Parquet dataset on the Hub with an audio column, streamed at one commit.
 
-In: owner/name and a revision. Out: clips; of the files only the byte ranges that a shard needs are
-fetched.
+In: owner/name and a revision. Out: clips. Only the byte ranges that a shard needs are fetched.
 """
 
 from collections.abc import Iterator
@@ -19,10 +18,11 @@ from speechfuse.rows.rejects import Reject
 class Hub:
     """Parquet files of a dataset on the Hub, at one commit.
 
-    `data_files`: a glob in the repository, or several, e.g. german/train-*.parquet. `revision`: a
-    commit, or a branch or tag, which is resolved to its commit at planning. Columns as in Parquet.
-    Repeated ids are detected within a shard only: finding all would mean fetching the dataset.
-    A loading script is refused; the dataset's Parquet form may be at refs/convert/parquet.
+    `data_files` is a glob in the repository, e.g. german/train-*.parquet, or a list of such.
+    `revision` is a commit, branch or tag; planning resolves it to a commit. The `..._column`
+    arguments are those of corpora.parquet.Parquet. A repeated id is detected only within a shard:
+    to find all, the whole dataset would have to be fetched. A dataset that is a loading script is
+    refused; the Hub may offer it as Parquet files at the revision refs/convert/parquet.
     """
 
     def __init__(

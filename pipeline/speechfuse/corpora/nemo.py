@@ -1,7 +1,7 @@
 """NeMo manifests: JSON lines that name audio files, or members of tars.
 
-In: manifests, read a line at a time, and their audio. Out: clips. A plan holds byte offsets, so it
-is small and a shard is read from its place, whatever the size of the manifest.
+In: manifests, read a line at a time, and their audio. Out: clips. The plan holds the byte offset of
+each shard's first line, so it is small, and a shard is read without the lines before it.
 """
 
 import json
@@ -22,21 +22,24 @@ from speechfuse.rows.rejects import Reject
 
 
 class Nemo:
-    """Manifests of NeMo: a JSON object a line, {audio_filepath, duration, offset, text, ...}.
+    """Manifests of NeMo: each line is a JSON object {audio_filepath, duration, offset, text, ...}.
 
-    `manifest`: a path, a glob or a range (manifest_{0..3}.json, manifest__OP_0..3_CL_.json), or a
+    `manifest` is a path, a glob or a range (manifest_{0..3}.json, manifest__OP_0..3_CL_.json), or a
     list of such. Relative audio paths start at the manifest's folder, or at `audio_dir` if that is
-    given; then nothing outside of it is read. Ids and uris are relative to the same folder, or to
-    the folder that holds all audio where a line names audio outside of it.
+    given; with `audio_dir`, no audio outside of it is read. Ids and uris are relative to
+    `audio_dir` or the folder that holds all manifests; where a line names audio outside of that
+    folder, they are relative to the folder that holds all audio.
 
-    `tars`: the tar files of a tarred set, as many as manifests and in their order; or for a single
-    manifest any number: a line's `shard_id` is then the last number in its tar's name.
+    `tars` are the tar files of a tarred set: either one for each manifest, in the same order, or
+    any number for a single manifest. In that case the last number in a tar's name is the `shard_id`
+    of the lines whose audio it holds.
 
-    The text is `text`, or where a line has none `answer`; `text_key` chooses another. `lang` and
-    `speaker` are read; `offset` and `duration` (seconds; null: to the end) are the part that is the
-    clip; all other keys are kept in `extra`. Lines with `_skipme` are filtered, as in NeMo.
-    A clip's id is its path without the suffix, with @offset+duration where an offset is given;
-    or the value of `id_key`, for a manifest that has several lines for one recording.
+    A clip's text is the line's `text`, or its `answer` where it has no `text`; `text_key` names
+    another key instead. `lang` and `speaker` are read. `offset` and `duration` (seconds; null: to
+    the end) say which part of the recording is the clip. All other keys are kept in `extra`. Lines
+    with `_skipme` are filtered, as in NeMo. A clip's id is its path without the suffix, followed by
+    @offset+duration where an offset is given. `id_key` names a key that holds the id instead, for a
+    manifest with several lines for one recording.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Nemo:
         self.id_key, self.language, self.licence = id_key, language, licence
         alone = len(self.manifests) == 1
         self.source_name = Path(self.manifests[0]).stem if alone else self.folder.name
-        self.tars: dict[str, Path] = {}  # by manifest, or by the shard_id of a single manifest
+        self.tars: dict[str, Path] = {}  # by manifest or, for a single manifest, by shard_id
         if tars:
             self.tar_folder, names = planning.files(tars, ".tar")
             self.tars = self._paired([self.tar_folder / name for name in names])
@@ -112,7 +115,8 @@ class Nemo:
             yield self._loaded(clip) if self.tars and isinstance(clip, Clip) else clip
 
     def _clip(self, manifest: str, number: int, line: bytes, base: str = "") -> Clip | Reject:
-        """Return the clip of a line; in a tarred set its audio is the tar, not yet the member."""
+        """Return the clip that a line describes, or a Reject. In a tarred set `audio` is the path
+        of the tar; `_loaded` replaces it by the member's bytes."""
         name = f"{manifest}:{number}"
         try:
             entry = _object(line)
@@ -134,12 +138,13 @@ class Nemo:
         if self.audio_dir and not self.tars and planning.leads_out(uri):
             return Reject(id, "unsafe path: it leads out of audio_dir")
         if answer is not None:
-            fields["extra"]["answer"] = answer  # kept even where it is the text
+            fields["extra"]["answer"] = answer  # kept there even where it is also the text
         fields["language"] = fields["language"] or self.language
         return Clip(id, audio, uri, offset or 0.0, seconds, **fields)
 
     def _place(self, manifest: str, name: str, shard_id: Any, base: str) -> tuple[Path, str, str]:
-        """Return (file, uri, id) of an audio_filepath."""
+        """Return (file, uri, id) for the audio_filepath `name`; in a tarred set the file is the
+        tar. Raises ValueError for a `shard_id` that no tar has."""
         if not self.tars:
             start = "" if self.audio_dir else os.path.dirname(manifest)
             uri = os.path.normpath(os.path.join(start, name))

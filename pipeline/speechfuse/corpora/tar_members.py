@@ -1,8 +1,9 @@
 """Members of plain tar files, read in place.
 
-In: a tar. Out: its members with their byte offsets, and the content of one. Headers are read once
-to plan, content at its offset; nothing is unpacked. Links, devices and names that lead out of the
-folder (absolute, or with `..`) have a fault; of a tar that is cut off, whole members are used.
+In: a tar. Out: its members with their byte offsets, and the content of a member. Planning reads all
+headers once; content is then read at its offset, and nothing is unpacked to disk. A link, a device
+and a name that leads out of the folder (absolute, or with `..`) are members with a fault. A tar
+that is cut off still gives the members before the cut.
 """
 
 import re
@@ -29,10 +30,10 @@ class Member(NamedTuple):
 
 
 def members(path: Path, start: int = 0) -> Iterator[Member]:
-    """Yield the files of a tar in order, from the header at byte `start`; no folders.
+    """Yield the members of a tar, but no folders, in order from the header at byte `start` on.
 
-    Where the tar breaks off, the last member has a fault: it is the one that is cut, or stands for
-    all that may have followed.
+    Where the tar breaks off, the last member has a fault: it is the member that is cut off, or it
+    stands for all members that may have followed.
     """
     length, end = path.stat().st_size, start
     with open(path, "rb") as file:
@@ -40,7 +41,7 @@ def members(path: Path, start: int = 0) -> Iterator[Member]:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (info := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # it keeps every header
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header
                     name = printable(info.name).removeprefix("./")
                     cut = info.isreg() and info.offset_data + info.size > length
                     if cut or info.size < 0:
@@ -70,15 +71,15 @@ def _fault(info: tarfile.TarInfo) -> str | None:
 
 @lru_cache(maxsize=4)
 def index(path: Path) -> dict[str, Member]:
-    """Return the members of a tar by name; of equal names the last, as tar itself does."""
+    """Return the members of a tar by name. Of members with one name the last counts, as in tar."""
     return {member.name: member for member in members(path)}
 
 
 def find(path: Path, name: str) -> Member:
     """Return the member `name` of a tar. Raises ValueError("kind: detail") when it has none.
 
-    NeMo's manifests name the second and further parts of one recording x-sub1.wav, x-sub2.wav; the
-    tar has x.wav.
+    NeMo's manifests call the second and further parts of a recording x.wav x-sub1.wav, x-sub2.wav,
+    ...; for these names the member x.wav is returned, unless the tar has them.
     """
     by_name, name = index(path), name.removeprefix("./")
     recording = re.sub(r"-sub\d+(\.\w+)?$", r"\1", name)
@@ -86,12 +87,13 @@ def find(path: Path, name: str) -> Member:
         return member
     last = next(reversed(by_name.values()), None)
     if last and last.fault and last.fault.startswith("unreadable"):
-        raise ValueError(last.fault)  # it may have been in the part that is lost
+        raise ValueError(last.fault)  # the member may lie in the part that is lost
     raise ValueError(f"not found: {path.name} has no member of this name")
 
 
 def read(file: BinaryIO, member: Member) -> bytes:
-    """Return the content of a member of the open tar. Raises ValueError("kind: detail")."""
+    """Return the content of a member of the open tar. Raises ValueError("kind: detail") for a
+    member with a fault, and for a tar that has become shorter since the member was found."""
     if member.fault:
         raise ValueError(member.fault)
     file.seek(member.start)

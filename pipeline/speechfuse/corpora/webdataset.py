@@ -18,17 +18,19 @@ from speechfuse.corpora.clip import Clip, clip_fields
 from speechfuse.corpora.tar_members import Member, members, read
 from speechfuse.rows.rejects import Reject
 
-SIDECAR_LIMIT = 1 << 20  # bytes of a .txt or .json; more is no description of a clip
+SIDECAR_LIMIT = 1 << 20  # bytes of a .txt, .json or .cls; a clip with a larger one is rejected
 
 
 class WebDataset:
-    """Tars of samples: neighbouring members with the same key, which is the name up to the first
-    dot of its last part, as `000017.flac`, `000017.txt`, `000017.json`, `000017.cls`.
+    """Tars of samples. A sample is a run of neighbouring members with the same key, which is a
+    member's path up to the first dot of its file name: `000017` for `000017.flac`, `000017.txt`,
+    `000017.json` and `000017.cls`.
 
-    `tars`: a path, a folder, a glob or a range ({000..127}), or a list of such. The audio member is
-    recognized by its suffix; `audio_suffix` (e.g. mic1.wav) names it where a sample has several.
-    The text is .txt, else `text_key` of .json, whose other keys are kept in `extra`, with .cls as
-    `cls`. A clip's id is tar/key. Members without a suffix are counted as ignored.
+    `tars` is a path, a folder, a glob or a range ({000..127}), or a list of such. The audio member
+    is recognized by its suffix; `audio_suffix` (e.g. mic1.wav) names the one to take where a sample
+    has several. A clip's text is the content of .txt or, without one, the value of `text_key` in
+    .json. The other keys of .json are kept in `extra`, and there also the content of .cls as `cls`.
+    A clip's id is tar/key. Members without a suffix are counted as ignored.
     """
 
     def __init__(

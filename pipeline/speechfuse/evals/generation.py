@@ -1,10 +1,11 @@
 """Replies of a checkpoint: its model, and decoding in left-padded batches.
 
 In: conversations as turns, rendered by speechfuse.tokens.prompts. Out: replies as text. Which
-conversations share a batch follows from their lengths alone, so a decoding that was stopped and
-resumed by batches gives the replies of one that was not. Greedy, and each prompt begins with one
-<|begin_of_text|>; `blog` decodes as the evaluation of Llama3-s v0.2 did: two of them, control
-tokens in a prompt's text are commands, and sampling as the checkpoint's generation_config says.
+conversations share a batch follows from their lengths alone, so that decoding which is stopped
+between batches and resumed gives the same replies. Decoding is greedy, and each prompt begins with
+one <|begin_of_text|>. With `blog` it is that of the evaluation of Llama3-s v0.2: each prompt begins
+with two <|begin_of_text|>, control tokens that are written in a text are encoded as control tokens,
+and replies are sampled as the checkpoint's generation_config says.
 """
 
 import gc
@@ -22,15 +23,15 @@ from speechfuse import config
 from speechfuse.tokens import prompts
 from speechfuse.tokens.vocabulary import Vocabulary, check_quantizer, read_config
 
-VERSION = 1  # part of every key of predictions: higher when the same prompt may get another reply
+VERSION = 1  # is part of a prediction's key: raise it if the same prompt may get another reply
 BLOG_SEED = 42
-_loaded: dict[Any, Any] = {}  # the last model: tasks of one checkpoint follow each other
+_loaded: dict[Any, Any] = {}  # only the last model: a checkpoint's tasks follow each other
 
 
 def load(checkpoint: Path, device: str | None = None) -> Any:
-    """Return the model of a Hugging Face folder, in the dtype it is stored in; device None: a GPU
-    if there is one. The last model is kept until another is asked for, or its files change. Raises
-    ValueError for weights that are not finite."""
+    """Return the model of a Hugging Face folder, in the dtype in which it is stored. With `device`
+    None it is on a GPU if there is one. The last model is kept until another is asked for, or its
+    files change. Raises ValueError for weights that are not finite."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     files = sorted(path for path in Path(checkpoint).absolute().iterdir() if path.is_file())
     stamp = (device, *((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
@@ -46,7 +47,8 @@ def load(checkpoint: Path, device: str | None = None) -> Any:
 
 
 class BlogVocabulary(Vocabulary):
-    """A vocabulary that reads control tokens in a text as commands, which training never does."""
+    """A vocabulary that encodes control tokens written in a text as control tokens; in training
+    they are encoded as plain text."""
 
     def text(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -91,8 +93,8 @@ class Generator:
         batch_size: int = 64,
     ) -> Iterator[list[dict[str, Any]]]:
         """Yield batches of {id, reply, tokens, capped} for the conversations `todo` of `asked`,
-        shortest first. `tokens`: of the reply, without its end; `capped`: it had no end after
-        `max_new_tokens`."""
+        shortest first. `tokens` is the length of the reply without its end token; `capped` says
+        that no end token came within `max_new_tokens`."""
         render = partial(prompts.render, self.vocabulary, add_generation_prompt=True)
         begin = [self.vocabulary.begin] * self.blog
         ids = {id: begin + render(turns)[0] for id, turns in asked.items()}

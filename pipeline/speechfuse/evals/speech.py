@@ -1,8 +1,8 @@
-"""Any speech task as a record: a dataset of codes, a prompt, a reference, a metric.
+"""A speech task, described by settings alone: a dataset of codes, a prompt, a reference, a metric.
 
 In: a checkpoint and a dataset that stages.tokenize_speech or stages.synthesize_instructions wrote,
 made once for all checkpoints. Out: scores by split and the items behind them. AudioBench's tasks
-are such records, in recipes/early_fusion_8b/evaluate.yaml; the demo's are in recipes/demo.
+are such settings, in recipes/early_fusion_8b/evaluate.yaml; the demo's are in recipes/demo.
 """
 
 import re
@@ -46,23 +46,26 @@ Items = list[dict[str, Any]]
 class Speech:
     """A speech task.
 
-    `data`: folder of the dataset. `metric`: one of scores.metrics.METRICS, or judge with a `judge`
-    beside it. `prompt`: the user's turn; {speech} stands for the audio and {column} for a column of
-    the row or a key of its `extra`. A conversation is asked as it is, with its `history` or without
-    the turns before its last question. `reference` and `question` (what the judge reads) are
-    columns; `cluster` is one whose values belong together in the interval. `splits`: name ->
-    `select` of its rows; without them all rows are the split "all".
-    `input`: transcript shows the text instead of the audio (an upper bound), that of `transcripts`
-    ({id, text} a line, of any recognizer) if given (a cascade); shuffled gives each item the audio
-    of another (a floor). `contamination`: training datasets to be searched for the items.
-    `name`: the task that the scores are given under, if not the recipe's.
+    `data` is the folder of the dataset. `metric` is one of scores.metrics.METRICS, or "judge",
+    which needs the component `judge`. `prompt` is the user's turn, in which {speech} stands for the
+    audio and {column} for a column of the row or a key of its `extra`. A conversation is asked as
+    it is; without `history` its last question alone. `reference` and `question` (which the judge
+    reads) are columns, and so is `cluster`: items with equal values in it are resampled together
+    for the interval. `splits` is {name: `select` of its rows}; by default all rows are the split
+    "all". With `input` "transcript" the text is asked instead of the audio: the dataset's own (an
+    upper bound) or that in the file `transcripts` (lines {id, text} by any recognizer; a cascade).
+    With "shuffled" each item gets the audio of another one (a floor). `contamination` lists
+    training datasets that are searched for the items. `name` names the task in the scores, instead
+    of the recipe's name.
 
-    `reply`: a component that reads a reply as (what was heard, the answer); without it all is the
-    answer. What was heard, or the reply to the prompt `transcribe`, is scored by word errors in
-    `transcript_splits` ("question_transcript"). `refusals`: replies that count as one, compared
-    without case, for a `refusal_rate`. `controls_of` names a split that is also scored with each
-    other's answers ("shuffled_audio"), with the commonest reference of the dataset `train`
-    ("majority_answer"), and where it was heard without an error ("_heard_exactly").
+    `reply` is a component that splits a reply into (what was heard, the answer); without it the
+    whole reply is the answer. What was heard, or the reply to the prompt `transcribe`, is scored by
+    word error rate on the `transcript_splits`, as the task "question_transcript". An answer that
+    equals one of `refusals` but for case is a refusal; their share is scored as `refusal_rate`.
+    `controls_of` names a split that is also scored with each item's answer replaced by that to
+    another item's audio ("shuffled_audio"), with every answer replaced by the commonest reference
+    of the dataset `train` ("majority_answer"), and on those items alone that were heard without an
+    error ("_heard_exactly" behind the split's name).
     """
 
     data: str
@@ -215,7 +218,7 @@ class Speech:
 
         before, _, after = (prompt or self.prompt).partition(SPEECH)
         before, after = filled(before), filled(after)
-        if self.input == "transcript":  # one text, which is tokenized as one
+        if self.input == "transcript":  # one segment, so that it is tokenized as one text
             segments = [{"text": f"{before}{self.transcript_texts.get(row['id'], '')}{after}"}]
         else:
             audio: dict[str, Any] = {"speech": {"codes": codes}}

@@ -30,13 +30,13 @@ from speechfuse.quantizer.model import FFN_MULT, Quantizer, QuantizerConfig
 
 FILE = "decoder.safetensors"
 POSITIONS = 1500  # rows of positional_embedding in the published format, whatever the window
-VOCABULARY = 51_864  # of the smaller of openai-whisper's two tokenizers
+VOCABULARY = 51_864  # size of the smaller of openai-whisper's two vocabularies
 _POSITIONS = "positional_embedding.weight"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a decoding half's tensors do not tell of its shape; defaults as in whisperspeech."""
+    """Settings that a decoding half's tensors do not show. The defaults are whisperspeech's."""
 
     heads: int
     depth: int = 1
@@ -45,7 +45,7 @@ class Shape:
 
 
 class _Attention(MultiHeadAttention):
-    """Whisper's attention with rotary positions and a scale of its own."""
+    """Whisper's attention, with rotary position embeddings and another scale of q and k."""
 
     cosine: Tensor
     sine: Tensor
@@ -79,8 +79,8 @@ def _frequencies(head_width: int) -> Tensor:
 
 
 class WhisperTextDecoder(nn.Module):
-    """The decoding half: codebook vectors to features that Whisper's text decoder reads. Tensors
-    have the published names."""
+    """The decoding half of a WhisperVQ: turns codebook vectors into the features that Whisper's
+    text decoder reads. Its tensors are named as in the published checkpoints."""
 
     def __init__(self, config: QuantizerConfig, shape: Shape) -> None:
         super().__init__()
@@ -97,7 +97,8 @@ class WhisperTextDecoder(nn.Module):
         self.ln_post = nn.LayerNorm(width)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(batch, window tokens, codebook_dim) -> features (batch, n_audio_ctx, width)."""
+        """Return features (batch, n_audio_ctx, width) of codebook vectors (batch, codes of a
+        window, codebook_dim)."""
         x = self.project_out(vectors).repeat_interleave(self.config.downsample, dim=1)
         return self.ln_post(self._out_blocks(x + self.positional_embedding.weight))
 
@@ -111,8 +112,8 @@ class WhisperTextDecoder(nn.Module):
 
 
 class CodeTranscriber:
-    """Codes of one quantizer to text. `codebook`: (codes + 1, dim), the mask code's vector last;
-    `whisper`: the model whose encoder the quantizer has."""
+    """Transcribes the codes of one quantizer. `codebook` is (codes + 1, codebook_dim), its last row
+    the mask code's vector; `whisper` is the model whose encoder the quantizer has."""
 
     def __init__(
         self, decoder: WhisperTextDecoder, codebook: Tensor, whisper: Whisper, language: str = "en"
@@ -122,8 +123,10 @@ class CodeTranscriber:
 
     @classmethod
     def load(cls, path: Path, whisper: Path | None, language: str = "en") -> "CodeTranscriber":
-        """Read ours (a folder) or a published WhisperVQ (a `.model` file); `whisper`: the
-        openai-whisper `.pt` that it was trained on. Raises ValueError for what does not fit."""
+        """Return the transcriber of the quantizer at `path`: a folder of ours or a published
+        `.model` file. `whisper` is the openai-whisper `.pt` that it was trained on. Raises
+        ValueError without `whisper`, for a Whisper with another encoder than the quantizer's, and
+        for a quantizer without a decoding half."""
         if whisper is None:
             raise ValueError(
                 f"{path} needs its Whisper to decode with: set whisper to the openai-whisper .pt "
@@ -143,7 +146,7 @@ class CodeTranscriber:
             content = model.read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
             shape, state = _state_of_published(path, content, config)
             if not (content.get("tunables") or {}).get("mask_embs"):
-                codebook[-1] = codebook[0]  # what the oldest models pad with
+                codebook[-1] = codebook[0]  # the oldest models have no mask code: code 0 is padding
         decoder = WhisperTextDecoder(config, shape)
         try:
             decoder.load_state_dict(state)
@@ -159,8 +162,9 @@ class CodeTranscriber:
 
     @torch.inference_mode()
     def features(self, codes: list[np.ndarray]) -> Tensor:
-        """Features of Whisper's window, (clips, n_audio_ctx, width), of each clip's codes (n,).
-        Raises ValueError for more codes than the window holds and for a code over the mask code."""
+        """Return the features (clips, n_audio_ctx, width) of clips, of which each is its codes
+        (n,), padded to the window with the mask code. Raises ValueError for a clip of more codes
+        than the window holds and for a code greater than the mask code."""
         config, mask = self.decoder.config, len(self.codebook) - 1
         tokens = config.n_audio_ctx // config.downsample
         window = torch.full((len(codes), tokens), mask)
@@ -174,7 +178,7 @@ class CodeTranscriber:
         return self.decoder(self.codebook[window.to(self.codebook.device)])
 
     def transcribe(self, codes: list[np.ndarray], batch_size: int = 16) -> list[str]:
-        """Whisper's greedy transcript of each clip's codes."""
+        """Return the text of each clip's codes (n,), decoded greedily by Whisper."""
         texts = []
         for start in range(0, len(codes), batch_size):
             features = self.features(codes[start : start + batch_size])
@@ -183,7 +187,8 @@ class CodeTranscriber:
 
 
 def load_whisper(path: Path) -> Whisper:
-    """A frozen openai-whisper model in float32. Raises ValueError when the file holds none."""
+    """Return a frozen openai-whisper model in float32. Raises ValueError when the file holds none,
+    or one whose vocabulary is smaller than that of Whisper's tokenizers."""
     content = model.read_torch(path, {"dims", "model_state_dict"}, "Whisper checkpoint")
     try:
         teacher = Whisper(ModelDimensions(**content["dims"]))
@@ -205,7 +210,8 @@ def tokenizer_of(model: Whisper, language: str) -> Tokenizer:
 
 
 def transcribe(model: Whisper, features: Tensor, language: str) -> list[str]:
-    """Greedy transcripts of encoded audio (batch, n_audio_ctx, width), by openai-whisper."""
+    """Return a text for each row of `features` (batch, n_audio_ctx, width), decoded greedily by
+    openai-whisper."""
     options = whisper.DecodingOptions(language=language, without_timestamps=True, fp16=False)
     return [result.text for result in whisper.decode(model, features.float(), options)]
 
@@ -226,7 +232,7 @@ def _state_of_published(
     options, tunables, state = (content.get(k) or {} for k in ("config", "tunables", "state_dict"))
     if options.get("ffn_mult", FFN_MULT) != FFN_MULT:
         raise ValueError(f"{path}: unsupported ffn_mult; WhisperVQ has {FFN_MULT}")
-    # defaults for keys that files older than the key lack, as whisperspeech's Tunables.upgrade
+    # older files lack these keys; the defaults are those of whisperspeech's Tunables.upgrade
     rope, query_mult = tunables.get("rope", False), tunables.get("query_mult", 1)
     shape = Shape(options["n_head"], options["depth"], rope, query_mult)
     tensors = model.below(state, "_out_blocks.", "ln_post.")
@@ -244,9 +250,12 @@ def _state_of_published(
 def save_published(
     path: Path, quantizer: Quantizer, decoder: WhisperTextDecoder, whisper: str
 ) -> None:
-    """Write both halves as WhisperSpeech publishes them; `whisper` names the teacher (medium).
+    """Write `quantizer` and `decoder` to the file `path`, in the format of WhisperSpeech's
+    published checkpoints. `whisper` is the name of the Whisper that both were trained on, e.g.
+    "medium".
 
-    whisperspeech loads the file with any window, but runs windows of 30 s only.
+    The package whisperspeech loads such a file whatever the window, but can run only those with a
+    window of 30 s.
     """
     config, shape = quantizer.config, decoder.shape
     head_width = config.n_audio_state // shape.heads

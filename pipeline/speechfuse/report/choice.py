@@ -23,7 +23,8 @@ BOUNDS = ("at_least", "at_most", "of_base_at_least")
 
 @dataclass
 class Floor(Measure):
-    """A bound on one score: exactly one of the three keys is given."""
+    """A bound on one score. Exactly one of the three keys is given; `of_base_at_least` bounds the
+    score divided by the base's."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -80,7 +81,8 @@ def choose(results: ResultsByCheckpoint, rule: Rule, base: str, failures: list[F
     """Return the epoch that `rule` picks, and why.
 
     An epoch that lacks a score of the rule is left out if one of its tasks failed. Raises
-    ValueError if none failed, if there are no epochs, and if none keeps the bounds.
+    ValueError for an epoch that lacks a score although none of its tasks failed, if there are no
+    epochs, and if no epoch keeps the bounds.
     """
     epochs, failed = of_run(results, rule.choose_from), {f.checkpoint for f in failures}
     lost = [n for n in sorted(failed - results.keys()) if n.startswith(f"{rule.choose_from}/")]
@@ -157,15 +159,15 @@ def first(results: ResultsByCheckpoint, epochs: list[str], of: Key) -> str:
 
 
 def of_base(results: ResultsByCheckpoint, name: str, of: Key, base: str) -> float | None:
-    """Return the value over the base's value; None where the base has none, or zero."""
+    """Return the value divided by the base's; None where the base has no such score, or zero."""
     scores = results[base].scores if base in results else {}
     whole = scores[of].value if of in scores else 0.0
     return results[name].scores[of].value / whole if whole else None
 
 
 def judge(floor: Floor, results: ResultsByCheckpoint, name: str, base: str) -> tuple[bool, str]:
-    """Return whether checkpoint `name` keeps `floor`, and a line that says so; no score is a
-    miss. Raises ValueError for a floor without exactly one bound."""
+    """Return whether checkpoint `name` keeps `floor`, and a line that says so. A checkpoint without
+    the score does not keep it. Raises ValueError for a floor without exactly one bound."""
     of, bounds = key(floor), floor.bounds()
     what = " ".join(of)
     if len(bounds) != 1:

@@ -1,10 +1,10 @@
-"""The jobs that make shards of rows: tokenize, curate, synthesize. Each is a plan, a list of shards
-{count, ...}, and a function of one shard.
+"""The jobs that make shards of rows: tokenize, curate, synthesize.
 
-In: a job's config (`out`, `fresh`, `runtime`), its artifact, its plan and its function. Out: a
-complete artifact of shard files and reject lists. Each is written whole by one worker process or
-not at all; after a stop only missing shards are made. Totals are counted from disk, so that a
-resumed job counts the same.
+Each such job has a plan, which lists the shards as {count, ...}, and a function that makes one
+shard. In: a job's config (`out`, `fresh`, `runtime`), its artifact, its plan and its function. Out:
+a complete artifact of shard files and reject lists. One worker process writes a shard, whole or not
+at all; after a stop only the missing shards are made. Totals are counted from the files, so a job
+that was stopped and resumed has the same totals.
 """
 
 import json
@@ -32,7 +32,7 @@ Planned = dict[str, Any]  # a shard of the plan: `count` and what the job's func
 
 @dataclass
 class Workers:
-    """How any such job runs."""
+    """The keys of `runtime` that every such job has."""
 
     workers: int = key("processes on the CPU, each with one thread and one quantizer", 2)
     device: str = key("cpu, cuda (a process per GPU), or auto", "auto")
@@ -63,12 +63,13 @@ def make_dataset(
     totals: Callable[[list[Path], Rejects], dict[str, Any]],
     summary: Callable[[Path, dict[str, Any]], str],
 ) -> None:
-    """Run a job from its plan to its manifest and its summary line; nothing if it is complete.
+    """Run a job from its plan to its manifest and its summary line, unless it is complete.
 
-    `plan` is called at the first start and frozen: a list of shards, or {shards: list, ...}.
-    `function` makes a shard in a worker; `unit` is what a shard's `count` counts; `schema` and
-    `stream` as in shards.write_shard. `totals(paths, rejects)` counts all shards for the manifest.
-    Raises ValueError when too many are rejected, see `make`.
+    `plan` is called at the first start, and what it returns is frozen: a list of shards, or
+    {shards: list, ...}. `function` makes a shard in a worker. `unit` names what a shard's `count`
+    counts. `schema` and `stream` are those of shards.write_shard. `totals(paths, rejects)` returns
+    the totals of all shards, for the manifest. `summary(out, totals)` returns the line that is
+    printed. Raises ValueError when too many units are rejected, see `make`.
     """
     if not work.begin(plan, fresh=job.fresh):
         return
@@ -83,11 +84,12 @@ def make_dataset(
 def make(
     job: Job, plan: list[Planned], write: Callable[[int, Planned], int], unit: str
 ) -> tuple[list[Path], Rejects]:
-    """Make the shards that `job.out` lacks, each by write(index, shard) -> index in a worker, which
-    writes the shard's rejects first. `unit`: what `count` counts.
+    """Make the shards that `job.out` lacks, each by a call write(index, shard) in a worker. `write`
+    returns the index and writes the shard's rejects before the shard. `unit` is what `count`
+    counts.
 
-    Returns all shards' paths and all rejects, in order. Raises ValueError once more are rejected
-    than runtime.max_reject_rate allows of the whole plan.
+    Returns the paths of all shards and all rejects, in order. Raises ValueError as soon as the
+    rejected units are more than the share runtime.max_reject_rate of the whole plan.
     """
     out, total = Path(job.out), sum(shard["count"] for shard in plan)
     paths = [out / shards.shard_name(i) for i in range(len(plan))]
@@ -108,7 +110,7 @@ def make(
 def gather(
     runtime: Workers, function: Callable[[Planned], Any], plan: list[Planned], title: str
 ) -> list[Any]:
-    """`function` of every shard, made by the workers, in the order of the plan."""
+    """Return the result of `function` for each shard, made by workers, in the order of `plan`."""
     numbered = _run(runtime, partial(_numbered, function), list(enumerate(plan)))
     results = dict(tqdm(numbered, title, len(plan), unit="shard"))
     return [results[i] for i in range(len(plan))]
@@ -120,12 +122,12 @@ def _component(spec: str) -> Any:
 
 
 def component(spec: dict[str, Any]) -> Any:
-    """The component that `spec` names, instantiated once in each process."""
+    """Return the component that `spec` names, instantiated once in each process."""
     return _component(json.dumps(spec))
 
 
 def _run(runtime: Workers, function: Callable[..., Any], tasks: list[tuple]) -> Iterator[Any]:
-    """Results of the tasks as they come, on the engine that `runtime` names."""
+    """Yield the results of the tasks as they finish, run by `runtime.engine`."""
     where = {"workers": runtime.workers, "device": runtime.device}
     return config.instantiate(runtime.engine, function=function, tasks=tasks, **where)
 
@@ -142,7 +144,7 @@ def _write(
     index: int,
     planned: Planned,
 ) -> int:
-    """Make shard `index` and write its files in a worker process; returns its index."""
+    """Make shard `index`, write its files and return the index; runs in a worker process."""
     shard, path = function(planned), out / shards.shard_name(index)
     write_rejects(path, shard.rejects)
     for name, content in shard.files.items():
@@ -162,8 +164,8 @@ def _check_rejects(job: Job, faults: Rejects, total: int, unit: str) -> None:
 
 
 def speech_totals(paths: list[Path], name: str) -> dict[str, Any]:
-    """Totals of the pieces of speech in the shards at `paths`: their number, as `name`, hours,
-    codes and the bits that a code takes on disk."""
+    """Return totals of the pieces of speech in the shards at `paths`: {`name`: their number, hours,
+    codes, bits_per_code: the bits that a code takes on disk}."""
     seconds, codes, pieces = 0.0, 0, 0
     for path in paths:
         columns = {"seconds", "codes", "turns"}.intersection(pq.read_schema(path).names)
@@ -171,7 +173,7 @@ def speech_totals(paths: list[Path], name: str) -> dict[str, Any]:
             speech = statistics.speech_of(batch)
             pieces += len(speech)
             codes += pc.sum(pc.list_value_length(speech["codes"])).as_py() or 0
-            for length in speech["seconds"].to_pylist():  # one by one: rounding has an order
+            for length in speech["seconds"].to_pylist():  # one by one: order decides the rounding
                 seconds += length
     size = sum(map(statistics.bytes_of_codes, paths))
     totals = {name: pieces, "hours": round(seconds / 3600, 4), "codes": codes}
@@ -179,7 +181,7 @@ def speech_totals(paths: list[Path], name: str) -> dict[str, Any]:
 
 
 def counts_of(paths: Iterable[Path]) -> Counter[str]:
-    """The sum of the shards' counts, see shards.write_shard."""
+    """Return the sum of the `counts` that shards.write_shard stored in the shards."""
     counts: Counter[str] = Counter()
     for path in paths:
         counts.update(shards.read_counts(path))
@@ -187,8 +189,8 @@ def counts_of(paths: Iterable[Path]) -> Counter[str]:
 
 
 def describe_rejects(out: Path, totals: dict[str, Any], others: tuple[str, ...] = ()) -> list[str]:
-    """Phrases of a job's summary: how many were rejected and filtered, by kind; `others` are
-    further such totals."""
+    """Return phrases for a job's summary: how many units were rejected and filtered, by kind, and
+    the same for the `others` among the keys of `totals`."""
     phrases = []
     for name in ("rejected", "filtered", *others):
         if totals[name]:

@@ -4,11 +4,13 @@ In: the lengths of the samples of several datasets, and a share for each. Out: a
 memory-mapped files that says for every optimizer step which samples lie in which row, so that the
 step alone is the data's position, whatever the number of ranks and wherever a run was stopped.
 
-Samples come in fixed shares (shares count samples), exact to a sample or two at any place, each
-dataset in shuffled passes of its own. A step takes as many samples as fill its rows, puts them
-longest first into the fullest row that has room for it (best-fit decreasing), and leaves to the
-next step what fits nowhere, which is less than a row. An example: one dataset of three samples of
-5, 3 and 4 tokens, in steps of two rows of 8 tokens:
+The datasets are mixed in fixed shares of the samples (not of the tokens): up to any place in the
+order, each dataset's number of samples is exact to one or two. Each dataset is read in passes of
+its own, and each pass is shuffled. A step takes samples until their tokens would fill its rows, and
+puts them, longest first, each into the fullest row that has room for it (best-fit decreasing).
+Samples that fit no row wait for the next step, which places them first; while they have fewer
+tokens than a row, the step takes further samples for the room that is left. An example: one dataset
+of three samples of 5, 3 and 4 tokens, in steps of two rows of 8 tokens:
 
     sample 0 (5 tokens)   into row 0, 3 left
     sample 2 (4 tokens)   only row 1 has room, 4 left
@@ -17,8 +19,8 @@ next step what fits nowhere, which is less than a row. An example: one dataset o
     the plan of step 0    [[(0, 0), (0, 1)], [(0, 2)]]     rows of (dataset, number)
     on disk               samples = [0, 1, 2], ends = [2, 3], counts.json = {"steps": 1, ...}
 
-samples.view.collate shows the batch that these rows become. A step's rows are then shuffled, so
-that the longest are not all of one rank.
+samples.view.collate shows the batch that these rows become. The rows of a step are then shuffled,
+so that the longest samples do not all go to one rank.
 
 torchtune's packer concatenates all samples in memory before the first step (meta-pytorch/torchtune
 issues 1051 and 2180); this one reads lengths only.
@@ -44,7 +46,8 @@ _DATASET_BITS = 40  # a sample is one integer: dataset << 40 | number
 
 @dataclass(frozen=True)
 class Shape:
-    """`rows` of a step over all ranks, of `seq_len` tokens; not `packed`: one sample a row."""
+    """A step has `rows` rows, on all ranks together, of `seq_len` tokens each. If not `packed`, a
+    row holds one sample."""
 
     seq_len: int
     rows: int
@@ -53,8 +56,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Counts:
-    """Of the whole plan. `samples` and `dropped` (longer than seq_len) by dataset; `epoch_ends`:
-    the steps, from 1, that complete a pass over the first dataset; the last step is always one."""
+    """Totals of a plan. `samples` (placed in rows) and `dropped` (longer than seq_len) have a
+    number for each dataset. `epoch_ends` are the steps, counted from 1, that complete a pass over
+    the first dataset; the plan's last step is always the last of them."""
 
     steps: int
     tokens: int
@@ -73,7 +77,8 @@ class Plan:
         self._ends = np.memmap(folder / "ends", np.int64, "r")
 
     def rows(self, step: int) -> list[list[tuple[int, int]]]:
-        """The rows of step `step`, counted from 0; some may be empty in the last one."""
+        """Return the rows of `step`, counted from 0, each a list of (dataset, number). In the last
+        step some rows may be empty."""
         first = step * self.shape.rows
         ends = self._ends[first : first + self.shape.rows].tolist()
         starts = [int(self._ends[first - 1]) if first else 0, *ends[:-1]]
@@ -92,11 +97,12 @@ def make(
     seed: int,
     folder: Path,
 ) -> Plan:
-    """The plan of `epochs` passes over the first dataset, or of `steps` steps where that is less,
-    written to `folder` unless it is there: counts.json comes last.
+    """Return the plan of `epochs` passes over the first dataset, or of `steps` steps where that is
+    less. The plan is written to `folder`, counts.json last, unless that is there already.
 
-    `lengths`: of each dataset's samples, int32 (samples,); `shares` add up to 1. Raises ValueError
-    for a dataset without a sample that fits a row, and for data that does not fill one step.
+    `lengths` has the tokens of each dataset's samples, int32 (samples,); `shares` add up to 1.
+    Raises ValueError for a dataset without a sample that fits a row, and when the first step has an
+    empty row.
     """
     if (folder / "counts.json").exists():
         return Plan(folder, shape)
@@ -138,7 +144,7 @@ def make(
 
 
 def _fitting(dataset: int, lengths: np.ndarray, seq_len: int) -> np.ndarray:
-    """Numbers of the samples that fit a row, int32 (n,)."""
+    """Return the numbers of the samples that fit a row, int32 (n,). Raises ValueError for none."""
     if not len(lengths):
         raise ValueError(
             f"dataset {dataset}: its select keeps no row; set datasets.{dataset}.select=null, or "
@@ -167,8 +173,8 @@ def _stream(
     epochs: int,
     seed: int,
 ) -> Iterator[_Sample]:
-    """All samples in order. The k-th of a dataset with share s comes at time (k + 1/2) / s: at any
-    time each dataset is within half a sample of its share."""
+    """Yield all samples in the order of their times. Sample k (from 0) of a dataset with share s
+    has the time (k + 1/2) / s, so at any time t each dataset is within half a sample of s * t."""
     horizon = epochs * len(fitting[0]) / shares[0]
 
     @lru_cache(maxsize=len(fitting))
@@ -195,13 +201,13 @@ def _stream(
 
 
 def _one_a_row(samples: Iterator[_Sample], shape: Shape) -> Iterator[list[list[_Sample]]]:
-    """Steps of one sample a row; the last one may have empty rows."""
+    """Yield the rows of each step, with one sample a row; the last step may have empty rows."""
     while rows := [[sample] for sample in islice(samples, shape.rows)]:
         yield rows + [[] for _ in range(shape.rows - len(rows))]
 
 
 def _packed(samples: Iterator[_Sample], shape: Shape) -> Iterator[list[list[_Sample]]]:
-    """Steps of rows packed by best-fit decreasing."""
+    """Yield the rows of each step, packed by best-fit decreasing."""
     waiting: list[_Sample] = []
     while True:
         packs: list[list[_Sample]] = [[] for _ in range(shape.rows)]
@@ -211,7 +217,7 @@ def _packed(samples: Iterator[_Sample], shape: Shape) -> Iterator[list[list[_Sam
         while left > 0 and (sample := next(samples, None)):
             taken.append(sample)
             left -= sample.length
-        # waiting samples go first, or the shortest, which go last, might wait for ever
+        # waiting samples go first: else the shortest, which are placed last, might wait for ever
         waiting = _fill(packs, room, waiting) + _fill(packs, room, taken)
         size = sum(sample.length for sample in waiting)
         while room[-1][0] and size < shape.seq_len and (sample := next(samples, None)):
@@ -226,7 +232,8 @@ def _packed(samples: Iterator[_Sample], shape: Shape) -> Iterator[list[list[_Sam
 def _fill(
     packs: list[list[_Sample]], room: list[tuple[int, int]], samples: list[_Sample]
 ) -> list[_Sample]:
-    """Put samples into packs; `room` is (tokens left, pack), sorted. Returns what finds no room."""
+    """Put samples into `packs`, longest first, and update `room`, the sorted list of (tokens left,
+    pack). Returns the samples that fit no pack."""
     rest = []
     for sample in sorted(samples, key=lambda each: -each.length):
         at = bisect_left(room, (sample.length,))

@@ -1,7 +1,8 @@
 """What a row becomes, and how rows become a batch: the seam between data and model.
 
-In: a row of a dataset. Out: a Sample; of many, a batch. A recipe's dataset entry names a function
-that makes a View; the index, packing and the loop need nothing else of it.
+In: rows of a dataset. Out: a Sample of each row, and a batch of many Samples. A recipe's dataset
+entry names a function that makes a View; the index, packing and the loop need to know nothing else
+of the dataset.
 """
 
 import json
@@ -18,12 +19,12 @@ from speechfuse.rows.selection import matches
 from speechfuse.tokens.vocabulary import SoundLayout
 
 IGNORE = -100  # torch's cross-entropy leaves these labels out
-PADDING = -1  # the document of tokens that fill a row up
+PADDING = -1  # in `document`, for the tokens that fill a row up
 
 
 @dataclass(frozen=True)
 class Sample:
-    """`tokens` int32 (n,); `targets` bool (n,): which tokens the model is to predict."""
+    """`tokens` is int32 (n,); `targets`, bool (n,), says which of them the model is to predict."""
 
     name: str
     tokens: np.ndarray
@@ -33,13 +34,14 @@ class Sample:
 def collate(
     rows: list[list[Sample]], length: int, pad: int, layout: SoundLayout | None
 ) -> dict[str, Tensor]:
-    """Samples by row -> {tokens, labels, input_pos, document: int64, sound: bool}, all
-    (rows, length); `pad` fills rows up.
+    """Return the batch of the samples in each of `rows`: {tokens, labels, input_pos, document:
+    int64, sound: bool}, each of shape (rows, length). The token id `pad` fills rows up.
 
-    Label t is token t + 1 where that is a target of the same sample, else IGNORE; positions restart
-    with each sample; `document` numbers the samples of a row; `sound`: the label is a sound token
-    of `layout`. Three samples of 5, 3 and 4 tokens in two rows of length 8, packed as [[a, b],
-    [c]], with pad=0 and everything but the first token of a sample a target:
+    The label at t is the token at t + 1 if that is a target of the same sample, else IGNORE.
+    Positions (`input_pos`) restart with each sample, `document` numbers the samples of a row, and
+    `sound` is true where the label is a sound token of `layout`. An example: three samples a, b and
+    c of 5, 3 and 4 tokens, packed as [[a, b], [c]] into two rows of length 8, with pad=0. In a
+    sample every token but the first is a target:
 
         a = 11 12 13 14 15    b = 21 22 23    c = 31 32 33 34
 
@@ -77,10 +79,11 @@ class View:
     """A dataset as a training sees it.
 
     path     folder of a complete dataset
-    select   {key: value, or a list of values} of its rows (see rows.selection)
-    render   row -> Sample; None for a row without one, ValueError for a broken row
-    collate  (samples by row, length, pad, layout) -> batch; the same for all views of a recipe,
-             whose samples share rows
+    select   {key: value, or a list of values}: the rows that belong to it, see rows.selection
+    render   returns the Sample of a row, or None for a row that gives none; raises ValueError
+             for a broken row
+    collate  makes a batch of (samples by row, length, pad, layout); it is the same for all views
+             of a recipe, because a row of the batch may hold samples of several views
     """
 
     path: Path
@@ -89,6 +92,6 @@ class View:
     collate: Collate = collate
 
     def selects(self, row: dict[str, Any]) -> bool:
-        """Whether `row` belongs to the view. Its `extra`, JSON text, is parsed in place."""
+        """Return whether `row` belongs to the view. Parses the JSON of row["extra"] in place."""
         row["extra"] = json.loads(row["extra"] or "{}")
         return matches(row, self.select)

@@ -1,13 +1,14 @@
 """A language model that rates answers from 0 to 5, at any endpoint that speaks OpenAI's protocol.
 
 In: items {"id", "question", "reference", "answer"}; the endpoint's URL and key come from the
-environment (OPENAI_BASE_URL, OPENAI_API_KEY; a server of your own goes by the same door). Out: a
-rating for each id, None where the judge gave none, and `usage`: coverage, retries, tokens, price.
+environment (OPENAI_BASE_URL, OPENAI_API_KEY, also for a server of your own). Out: a rating for each
+id, None where the judge gave none, and `usage`: coverage, retries, tokens, price.
 
-A failed verdict is missing, never 0, and is asked for again the next time; the others are kept in a
-sqlite file under all that they depend on, so that scoring again costs nothing. verdicts.py has what
-a judge is asked and how its reply is read. `BlogJudge` instead
-samples, reads and counts as the evaluation behind the first published scores did.
+A verdict that fails is missing, never 0, and is asked for again the next time. The other verdicts
+are kept in a sqlite file, under a key that is a hash of all that they depend on, so that scoring
+again costs nothing. verdicts.py has what a judge is asked and how its reply is read. `BlogJudge`
+instead samples, reads replies and counts failures as the evaluation behind the first published
+scores did.
 """
 
 import hashlib
@@ -31,14 +32,14 @@ from speechfuse.scores.verdicts import BLOG_RUBRIC, RUBRIC, read_last_word, read
 
 @dataclass
 class Usage:
-    """What the verdicts of one call of `Judge.verdicts` took. `price` is None without prices."""
+    """What one call of `Judge.verdicts` took; `price` (dollars) is None where unknown."""
 
     items: int = 0
     rated: int = 0
     cached: int = 0
     calls: int = 0
     retries: int = 0
-    failures: dict[str, int] = field(default_factory=dict)  # reason: verdicts
+    failures: dict[str, int] = field(default_factory=dict)  # {reason: number of verdicts}
     prompt_tokens: int = 0
     completion_tokens: int = 0
     price: float | None = None
@@ -59,7 +60,7 @@ class Usage:
 
 
 class Unreachable(ValueError):
-    """The endpoint answers nobody, or refuses the key or the model: no more calls make sense."""
+    """The endpoint answers no call, or refuses the key or the model: further calls are useless."""
 
 
 NO_RATING = "without a rating"
@@ -67,8 +68,9 @@ NO_RATING = "without a rating"
 
 @dataclass
 class Judge:
-    """See the module. `failures`: "missing" (None) or "zero"; `price_in` and `price_out` are
-    dollars per million tokens; `extra` goes into each request as it is (max_completion_tokens...).
+    """See the module. `failures` says what an item without a verdict gets: None ("missing") or 0
+    ("zero"). `price_in` and `price_out` are dollars per million tokens. `extra` goes into each
+    request as it is (max_completion_tokens...).
     """
 
     model: str
@@ -124,8 +126,8 @@ class Judge:
         return {name: value for name, value in named.items() if value is not None} | self.extra
 
     def message(self, item: dict[str, str]) -> str:
-        """Return the prompt with an item in it. The fence is a hash of the texts, which cannot hold
-        it."""
+        """Return the prompt with the texts of an item in it. {fence} becomes a line with a hash of
+        these texts, so that no text can contain it."""
         texts = {name: item[name] for name in ("question", "reference", "answer")}
         whole = json.dumps(texts, sort_keys=True)
         texts["fence"] = f"-----{hashlib.sha256(whole.encode()).hexdigest()[:16]}-----"
@@ -134,11 +136,12 @@ class Judge:
         )
 
     def verdicts(self, items: list[dict[str, str]]) -> dict[str, float | None]:
-        """Return id -> rating, None (or 0 by `failures`) where there is none.
+        """Return {id: rating}; an item without a verdict has None, or 0 if `failures` is "zero".
 
-        There is one call for each verdict that the cache lacks; the client repeats it with growing
-        pauses after 429, 5xx, time-outs and lost connections, and heeds Retry-After. Raises
-        `Unreachable` where the key or model is refused, or a whole round of calls brings no reply.
+        Each verdict that the cache lacks takes one call, which the client repeats, with growing
+        pauses or as Retry-After says, after 429, 5xx, time-outs and lost connections. Raises
+        `Unreachable` when the key or model is refused, when max(8, `concurrency`) calls in a row
+        bring no reply, and when no call brings one.
         """
         self.check()
         self.usage = usage = Usage(items=len(items))
@@ -150,7 +153,7 @@ class Judge:
             usage.cached = len(ratings)
             if todo := {k: i for i in items if (k := keys[i["id"]]) not in ratings}:
                 tokens = sum(len(self.message(item)) for item in todo.values()) // 4
-                price = self._price(tokens, len(todo) * (self.max_tokens or 0))  # rather too much
+                price = self._price(tokens, len(todo) * (self.max_tokens or 0))  # an upper estimate
                 cost = "" if price is None else f", at most ${price:.4f}"
                 print(f"judge {self.model}: {len(todo)} calls to make{cost}")
                 ratings |= self._ask_all(todo, database)
@@ -165,14 +168,14 @@ class Judge:
     def _key(self, item: dict[str, str]) -> str:
         texts = [item[name] for name in ("question", "reference", "answer")]
         identity = {key: value for key, value in self.identity().items() if key != "failures"}
-        key = json.dumps([identity, *texts, 0], sort_keys=True)  # 0: as all caches so far have it
+        key = json.dumps([identity, *texts, 0], sort_keys=True)  # 0: existing caches have it too
         return hashlib.sha256(key.encode()).hexdigest()
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
         path = Path(self.cache)
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:  # waits for other processes that write; threads take turns by a lock
+        try:  # sqlite waits for other processes that write; threads here take turns by a lock
             with closing(sqlite3.connect(path, timeout=60, check_same_thread=False)) as database:
                 database.execute(
                     "create table if not exists verdicts (key text primary key, model text, "
@@ -187,7 +190,7 @@ class Judge:
     ) -> dict[str, float]:
         """Return key -> rating of the calls that succeeded; each is in the cache as soon as it is
         there."""
-        import openai  # where it is used: it takes seconds, and most sweeps ask no judge
+        import openai  # here, as it takes seconds and most sweeps ask no judge
 
         hopeless = openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError
         requests, lock, secret = count(), threading.Lock(), os.environ[self.key_env]
@@ -271,9 +274,10 @@ class Judge:
 
 @dataclass
 class BlogJudge(Judge):
-    """As the evaluation behind the first published scores: sampled, its form of prompt, the last
-    word of the reply as a number whatever its size, and 0 for every failure. Source: the fork of
-    AudioBench at 5029c02, with a rubric in our words."""
+    """A judge that works as the evaluation behind the first published scores: replies are sampled,
+    the prompt has that evaluation's form, the last word of a reply is read as a number whatever its
+    size, and every failure counts as 0. Source: the fork of AudioBench at 5029c02, with a rubric in
+    our words."""
 
     prompt: str = BLOG_RUBRIC
     temperature: float | None = 0.7

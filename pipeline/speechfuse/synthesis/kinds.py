@@ -2,10 +2,10 @@
 transcription, a refusal of noise or silence, several turns ...
 
 In: a conversation of plain text and the sample's own random numbers. Out: turns in the schema of
-shards.CONVERSATIONS, in which a segment to be spoken is {"say": text} (with "shuffle" where its
-codes are then put out of order), and one of sound {"sound": component, "seconds": s, "level": dB};
-None for a conversation that this kind cannot use, whatever the random numbers. A recipe names kinds
-by dotted path:
+shards.CONVERSATIONS, or None for a conversation that the kind cannot use, whatever the random
+numbers. In these turns a segment to be spoken is {"say": text}, with "shuffle": true where its
+codes are to be put out of order, and a segment of sound is {"sound": component, "seconds": s,
+"level": dB}. A recipe names kinds by dotted path:
 
     kinds:
       instruction: {_component_: speechfuse.synthesis.Instruction, share: 0.7}
@@ -27,11 +27,11 @@ from speechfuse.tokens.prompts import SPOKEN_ANSWER
 Turns = list[dict[str, Any]]
 Kind = Callable[[Conversation, random.Random], Turns | None]
 
-_WORD = re.compile(r"\S*\w\S*")  # lone marks say nothing
+_WORD = re.compile(r"\S*\w\S*")  # with a letter or digit: a mark alone is not spoken
 SPEECH = "{speech}"  # where the speech goes in a wording; without it the speech comes last
 UNINTELLIGIBLE = ["noise", "silence", "shuffled"]
 NOISES = ["speechfuse.audio.white", "speechfuse.audio.pink"]
-CHARACTERS_PER_SECOND = 15.0  # of speech; sounds last as long as the text would
+CHARACTERS_PER_SECOND = 15.0  # of speech, by which a sound lasts as long as its question would
 
 
 def _turn(role: str, *segments: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +39,8 @@ def _turn(role: str, *segments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _exchanges(conversation: Conversation) -> list[tuple[str, str]]:
-    """(question, answer) by turn; [] unless user and assistant take turns like that."""
+    """Return [(question, answer), ...] of a conversation in which user and assistant take turns; []
+    for any other conversation."""
     roles = [turn.role for turn in conversation.turns]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         return []
@@ -115,8 +116,8 @@ class Instruction(TextAround):
 
 
 class PartlySpoken:
-    """A question of which some words in a row are spoken and the others, before and after them,
-    are text."""
+    """A question of which some consecutive words are spoken; the words before and after them are
+    text."""
 
     def __call__(self, conversation: Conversation, rng: random.Random) -> Turns | None:
         exchanges = _exchanges(conversation)
@@ -127,15 +128,15 @@ class PartlySpoken:
         while last - first + 1 == len(words):
             first, last = sorted(rng.choices(range(len(words)), k=2))
         start, end = words[first].start(), words[last].end()
-        # a space goes with the word behind it, as tokenizers have it
+        # a space stays with the word that follows it, as in tokenizers
         segments = _around(prompt[:start].rstrip(), prompt[start:end], prompt[end:])
         return [_turn("user", *segments), _turn("assistant", {"text": answer})]
 
 
 @dataclass(frozen=True)
 class MultiTurn:
-    """A conversation of two questions or more, each of them spoken with a chance of `spoken`, one
-    at the least. `repeat_first`: as Instruction, for those that are spoken."""
+    """A conversation of two questions or more, each of them spoken with the probability `spoken`,
+    but at least one. `repeat_first` is that of Instruction, for the questions that are spoken."""
 
     spoken: float = 0.5
     repeat_first: bool = False
@@ -159,12 +160,13 @@ class MultiTurn:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Sound that nobody can understand, as long as the question would be, and one of `replies`.
+    """Sound that nobody can understand, about as long as a spoken question, and one of `replies`.
 
-    `sounds`, of which each sample has one: noise (of `noises`, functions as those of
-    audio.augmentation), silence, shuffled (the question's codes out of order). It stands in
-    place of one of the questions of the conversation, those before it are spoken. `level`: of
-    noise, dB of full scale; `most`: seconds.
+    Each sample has one of `sounds`: noise (made by one of `noises`, functions like those of
+    audio.augmentation), silence, or shuffled (the codes of the spoken question, out of order). The
+    sound stands in place of one of the conversation's questions; the questions before it are
+    spoken, and what follows its reply is cut. `level` is the range of the noise's level in dB of
+    full scale; `most` is the most seconds that noise or silence lasts.
     """
 
     replies: list[str]
@@ -206,7 +208,8 @@ class Refusal:
 
 
 def silence(samples: int, rng: np.random.Generator) -> np.ndarray:
-    """A microphone's own noise without speech: white, -90 to -55 dB of full scale."""
+    """Return the noise of a microphone without speech, float64 (samples,): white noise, at a level
+    drawn from -90 to -55 dB of full scale."""
     return rng.standard_normal(samples) * 10 ** (rng.uniform(-90, -55) / 20)
 
 

@@ -1,8 +1,8 @@
 """The plan of a run: all that is decided, and all that can be refused, before its first step.
 
 In: the keys of a recipe and the number of ranks. Out: the artifact, the data of every step, the
-decoder without its weights, and what follows from them; and printed on rank 0 what the run takes.
-Nothing is written but the cache.
+decoder without its weights, and settings that follow from them. Rank 0 prints what the run will
+need (memory, disk, hours, price). Only the cache is written.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +21,7 @@ from speechfuse.train.preflight import assumed
 from speechfuse.train.preflight.report import Data, PreflightReport, micro_batch
 
 VERSION = 2
-# how a step is computed on the GPUs at hand: other values change the rounding of a run, no more
+# keys for how a step is computed on the GPUs at hand: they change a run by rounding only
 ROUNDING = (
     "micro_batch_size activation_checkpointing compile attention loss_chunk shard_group"
 ).split()
@@ -29,7 +29,7 @@ ROUNDING = (
 
 @dataclass(frozen=True)
 class RunPlan:
-    """`micro`: rows of one forward on a rank; `meter`: what speed and price are measured with."""
+    """`micro` rows make one forward pass of a rank; `meter` measures speed and price."""
 
     job: Finetune
     artifact: artifact.Artifact
@@ -43,7 +43,8 @@ class RunPlan:
 
 def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
     """Return the plan of `job`; None where there is nothing to train: a dry run, or a run that is
-    complete. Rank 0 prints what the run takes. Raises ValueError for all that can be refused."""
+    complete. Rank 0 prints what the run will need. Raises ValueError for every mistake that can be
+    found before the first step."""
     if job.runtime.dry_run and job.runtime.gpus:
         ranks = job.runtime.gpus
     micro, device = micro_batch(job, ranks), gpus.device_of(job.runtime.device)
@@ -60,7 +61,7 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
     report_of = partial(PreflightReport, full, decoder.model, planned, micro)
     if lacks:
         report = report_of(None)
-        print("\n".join([*lacks, *report.lines()]))  # not of this disk: no check
+        print("\n".join([*lacks, *report.lines()]))  # no check(): inputs are not here
         return None
     work = _artifact(job, pins)
     if state.broadcast_from_rank0(rank == 0 and not job.fresh and _complete(work, job)):

@@ -1,13 +1,15 @@
 """Speech by WhisperSpeech, which runs in an environment of its own (`just setup-whisperspeech`).
 
-In: text. Out: by `TextToCodes` semantic codes straight from the text, without audio and without a
-speaker; by `TextToWaveform` a waveform in a speaker's voice, for the quantizer to encode. Model
-files are the published ones, on this disk (WhisperSpeech/WhisperSpeech and
-charactr/vocos-encodec-24khz on the Hub); their sha256 are part of the dataset's identity.
+In: text. Out: `TextToCodes` gives codes straight from the text, without audio and without a choice
+of speaker; `TextToWaveform` gives a waveform in a speaker's voice, which the quantizer then
+encodes. The model files are the published ones (WhisperSpeech/WhisperSpeech and
+charactr/vocos-encodec-24khz on the Hub) and are read from this disk; their sha256 are part of the
+dataset's identity.
 
-A text-to-codes model makes the codes of the codec that it was trained with, and carries that
-codec's codebook inside: it is compared with the quantizer's. Text over a model's window is refused.
-A process that gives no answer for long is ended, and the job with it.
+A text-to-codes model makes the codes of the quantizer that it was trained with. Its file holds that
+quantizer's codebook, which `check` compares with the codebook of the quantizer in use. A text
+longer than the model's window is rejected. A process that gives no answer in time (see SILENCE) is
+killed, which ends the job.
 """
 
 import base64
@@ -41,15 +43,18 @@ CODEBOOK = "embeddings.embedding.main.weight"
 SPEAKER_WIDTH = 192
 SILENCE = 900.0  # seconds that the process may take for its models, on one CPU thread
 PER_CHARACTER = 1.0  # seconds more that it may take for each character of a text
-ENDS = 30.0  # seconds that it may take to end
-MARGIN = 0.9  # of the window: not every text keeps to the pace that it is asked for
+ENDS = 30.0  # seconds that the process may take to end once its stdin is closed
+MARGIN = 0.9  # share of the window that is used: a text may be spoken slower than asked for
 
 
 @dataclass(kw_only=True, eq=False)
 class _WhisperSpeech(Engine):
-    """The process, the text-to-codes model `t2s` and its window. `cps`: the pace, a range of
-    characters a second; `temperature` of sampling; `dtype` of the models; `python`: the interpreter
-    of WhisperSpeech's own environment."""
+    """The process and its text-to-codes model.
+
+    `t2s` is the model's file. `cps` is a range of paces in characters a second, of which each seed
+    draws one. `temperature` is that of sampling, `dtype` that of the models' weights. `python` is
+    the interpreter of WhisperSpeech's own environment.
+    """
 
     t2s: str
     cps: tuple[float, float] = (13.0, 17.0)
@@ -69,7 +74,7 @@ class _WhisperSpeech(Engine):
 
     @property
     def files(self) -> dict[str, str]:
-        """The model files and folders by the name of their argument."""
+        """Return {argument: path} of the model files and folders that are set."""
         names = ("t2s", "s2a", "vocoder", "speakers")
         return {name: path for name in names if (path := getattr(self, name, None))}
 
@@ -79,13 +84,15 @@ class _WhisperSpeech(Engine):
 
     @cached_property
     def max_characters(self) -> int:  # type: ignore[override]
-        """Bytes of text that the model reads, or can say in its window at the slowest pace."""
+        """Return the most bytes (UTF-8) that a text may have: the number that the model reads or
+        that it can say in its window at the slowest pace, whichever is less."""
         shape = self._spec["config"]
         seconds = shape["stoks_len"] / decoding.TOKEN_RATE
         return min(shape["ttoks_len"] - 1, int(MARGIN * seconds * self.cps[0]))
 
     def check(self) -> None:
-        """Raises ValueError without the environment or a file."""
+        """Raises ValueError when the environment or a model file is missing, and when `t2s` is no
+        text-to-codes model."""
         if not Path(self.python).exists():
             raise ValueError(
                 f"python={self.python} is not there: run `just setup-whisperspeech`, which makes "
@@ -111,10 +118,11 @@ class _WhisperSpeech(Engine):
         return {"engine": "whisperspeech", "files": hashes}
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The process's answer to one line of its protocol, see whisperspeech_worker.py. Raises
-        ValueError for a text that it rejects, Unavailable when it fails, has ended or hangs."""
+        """Send one request and return the process's answer; whisperspeech_worker.py describes both.
+        Raises ValueError for a text that the process rejects, and Unavailable when the process
+        fails, has ended or gives no answer in time."""
         assert self._process, "use it in a with"
-        # of its whole group: `python` may be a script that starts another process
+        # kills the whole process group: `python` may be a script that starts another process
         limit = SILENCE + PER_CHARACTER * len(request.get("text", ""))
         timer, start = Timer(limit, os.killpg, (self._process.pid, signal.SIGKILL)), monotonic()
         timer.start()
@@ -145,7 +153,7 @@ class _WhisperSpeech(Engine):
     def _speak(
         self, text: str, seed: int, speaker: list[float] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(the process's answer, the pace that `seed` drew)."""
+        """Return (the process's answer, {"cps": the pace that `seed` drew})."""
         about = {"cps": round(random.Random(seed).uniform(*self.cps), 2)}
         request = {"text": " ".join(text.split()), "seed": seed, "speaker": speaker, **about}
         options = {"language": self.language, "temperature": self.temperature}
@@ -153,7 +161,7 @@ class _WhisperSpeech(Engine):
 
     def __enter__(self) -> Self:
         script = str(resources.files("speechfuse.synthesis.engines") / "whisperspeech_worker.py")
-        # its packages are its own, and all it needs lies on this disk
+        # no PYTHONPATH, as it has packages of its own; offline, as all its files are on this disk
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONPATH", None)
         self._errors = tempfile.TemporaryFile("w+")
@@ -185,8 +193,11 @@ class _WhisperSpeech(Engine):
 
 @dataclass(kw_only=True, eq=False)
 class TextToCodes(_WhisperSpeech):
-    """Text straight to codes by `t2s`, of the codec of `quantizer` (with `whisper` where that is a
-    published .model). No speaker: what varies is the pace."""
+    """An engine that makes codes of `quantizer` straight from text, by `t2s`.
+
+    `whisper` is the quantizer's openai-whisper .pt, needed where `quantizer` is a published .model
+    file. The speaker cannot be chosen; only the pace varies.
+    """
 
     quantizer: str
     whisper: str | None = None
@@ -203,8 +214,8 @@ class TextToCodes(_WhisperSpeech):
         return ["whisperspeech"]
 
     def check(self) -> None:
-        """Raises ValueError also when the model was trained with another codec than the
-        quantizer."""
+        """Raises ValueError as the base class does, and when the codebook in `t2s` is not that of
+        `quantizer`."""
         super().check()
         size, rows = self._quantizer.codebook_size, self._spec["config"]["stoks_codes"]
         own = self._spec["state_dict"].get(CODEBOOK)
@@ -226,9 +237,12 @@ class TextToCodes(_WhisperSpeech):
 
 @dataclass(kw_only=True, eq=False)
 class TextToWaveform(_WhisperSpeech):
-    """Text to codes by `t2s`, to acoustic codes by `s2a`, to sound by `vocoder` (a folder).
-    `speakers`: JSON {name: 192 numbers}, which whisperspeech_speakers.py makes of recordings; None
-    for WhisperSpeech's own one."""
+    """An engine that makes waveforms: text to codes by `t2s`, codes to acoustic codes by `s2a`,
+    acoustic codes to samples by `vocoder` (a folder).
+
+    `speakers` is a JSON file {name: 192 numbers}, which whisperspeech_speakers.py makes from
+    recordings; with None the only voice is WhisperSpeech's default speaker.
+    """
 
     s2a: str
     vocoder: str

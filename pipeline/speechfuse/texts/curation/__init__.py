@@ -1,1 +1,4 @@
-"""What is kept of instruction text: a step a file, in YAML speechfuse.texts.STEP."""
+"""Curation: the steps that decide which instruction texts are kept and how they are rewritten.
+
+Each step has a module of its own. YAML names it as speechfuse.texts.STEP.
+"""

@@ -1,9 +1,8 @@
-"""One shard of curated text: rows of a source in, what the steps leave of them out. What
-stages.curate_texts runs in its workers.
+"""Making one shard of curated text, as the workers of stages.curate_texts do.
 
 In: a shard of the plan, {texts: number of its source, dropped: {number of a global step: {id:
-why}}, ...}, and the {_component_, ...} of sources and steps. Out: rows of shards.CONVERSATIONS, and
-a reject for every other row.
+reason}}, ...}, and the configurations {_component_, ...} of sources and steps. Out: the rows that
+pass all steps, in the schema shards.CONVERSATIONS, and a reject for every other row.
 """
 
 from collections import Counter
@@ -20,14 +19,15 @@ Specs = list[dict[str, Any]]
 
 
 def is_global(step: Any) -> bool:
-    """Whether a step has to see all rows, see curation.step."""
+    """Return whether `step` is a global one, which decides when it has seen all rows."""
     return hasattr(step, "decide")
 
 
 def after_steps(
     planned: dict[str, Any], texts: Specs, steps: Specs
 ) -> Iterator[Conversation | Reject]:
-    """Each row of a shard after `steps`; of global ones, what the plan says they decided."""
+    """Yield each row of a shard as `steps` leave it, or a Reject with the reason. Local steps are
+    applied; what global steps decided is read from the plan."""
     applied = [component(spec) for spec in steps]
     for item in component(texts[planned["texts"]]).conversations(planned):
         for number, step in enumerate(applied):
@@ -45,7 +45,7 @@ def after_steps(
 
 
 def curate_shard(planned: dict[str, Any], texts: Specs, steps: Specs) -> Shard:
-    """The shard `planned`, in a worker process."""
+    """Return the shard that `planned` describes: rows that pass `steps`, and rejects."""
     shard = Shard([], [], Counter())
     for item in after_steps(planned, texts, steps):
         if isinstance(item, Reject):
@@ -56,7 +56,7 @@ def curate_shard(planned: dict[str, Any], texts: Specs, steps: Specs) -> Shard:
 
 
 def sketches_of(planned: dict[str, Any], texts: Specs, steps: Specs) -> list[tuple[str, Any]]:
-    """(id, sketch) by the last of `steps`, a global one, of each row that reaches it."""
+    """Return (id, sketch) of each row that reaches the last of `steps`, a global one."""
     step = component(steps[-1])
     rows = after_steps(planned, texts, steps[:-1])
     return [(item.id, step.sketch(item)) for item in rows if isinstance(item, Conversation)]
