@@ -43,8 +43,8 @@ def examples_by_kind(folder: Path) -> dict[str, list[Example]]:
                 kinds.setdefault(row["extra"].get("kind", ""), []).append((path, number, row))
     if not kinds:
         raise ValueError(
-            f"{folder} holds no audio to listen to: an earlier version made it, which kept none; "
-            "make it again with fresh=true"
+            f"{folder} holds no audio to listen to: an earlier version made it, which kept "
+            "none, or none of the samples that it was to keep came out"
         )
     return dict(sorted(kinds.items()))
 

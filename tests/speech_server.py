@@ -32,6 +32,7 @@ class SpeechServer:
         self.slow = 1.0  # seconds
         self.retry_after = 0.05  # seconds, of a 429 or a 500
         self.keys: list[str | None] = []  # the Authorization header of every request
+        self.headers: list[dict[str, str]] = []
         self.log: list[dict[str, Any]] = []  # the body of every speech request
         self.spoken: dict[str, str] = {}  # sha256 of a clip's samples: its text
         self.hears: Callable[[bytes], str | tuple[int, bytes]] = self._heard
@@ -70,6 +71,7 @@ def _handler(server: SpeechServer) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             fault = server.faults.pop(0) if server.faults else ""
             server.keys.append(self.headers.get("Authorization"))
+            server.headers.append({name.lower(): of for name, of in self.headers.items()})
             if server.key and self.headers.get("Authorization") != f"Bearer {server.key}":
                 self.answer(401, _error("Incorrect API key provided"))
             elif fault in ("429", "500"):

@@ -230,6 +230,8 @@ def test_a_job_runs_from_the_command_line_alone(run):
 
 def test_what_has_no_key_is_the_value_of_a_positional_key(run):
     assert run("run.yaml", "a = b, {c: d}", "part.size=4").stdout == "ran a = b, {c: d} 4\n"
+    assert run("run.yaml", "x=3, what is x", "part.size=4").stdout == "ran x=3, what is x 4\n"
+    assert run("run.yaml", "out=x=3").stdout == "ran x=3 5\n"
     assert run("--config", "run.yaml", "part.size=4").stdout == "ran here 4\n"
 
 

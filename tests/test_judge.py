@@ -2,7 +2,9 @@
 that counts as 0."""
 
 import json
+import sqlite3
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -224,6 +226,18 @@ def test_calls_run_side_by_side(make):
         make(server, concurrency=8).verdicts(items)
         assert 2 <= server.most_at_once <= 8
         make(server, concurrency=1, temperature=1.0).verdicts(items[:2])
+
+
+def test_a_cache_with_a_column_more_is_written_too(make, tmp_path):
+    """As caches have it that were made when a judge could vote several times."""
+    with closing(sqlite3.connect(tmp_path / "judge.sqlite")) as old:
+        old.execute(
+            "create table verdicts (key text primary key, model text, question text, reference "
+            "text, answer text, vote integer, rating real, reply text)"
+        )
+    with JudgeServer() as server:
+        assert make(server).verdicts([item("one")]) == make(server).verdicts([item("one")])
+        assert len(server.log) == 1
 
 
 def test_two_runs_may_share_a_cache(make):

@@ -253,6 +253,8 @@ def broken(demo: Demo, what: str) -> None:
             demo.config["rule"]["choose_from"] = "stage3"
         case "old form":
             qa.write_text(qa.read_text().replace('"protocol"', '"protokoll"'))
+        case "older form":
+            qa.write_text(qa.read_text().replace('"paired"', '"pared"'))
         case "column that chose":
             demo.config["table"].append({"task": QA, "split": "validation", "metric": "acc"})
         case "column of nothing":
@@ -277,6 +279,10 @@ def broken(demo: Demo, what: str) -> None:
         ("half a cell", "is no result file"),
         ("run not evaluated", "no results of rule.choose_from=stage3"),
         ("old form", "is no result file .*older form.* run stages.evaluate again"),
+        (
+            "older form",
+            "is no result file .*do not say whether they pair.* run stages.evaluate again",
+        ),
         ("column that chose", "spoken_qa validation is what the epoch is chosen by"),
         ("column of nothing", "no result has spoken_qa unsene acc; there are: .*spoken_qa unseen"),
         ("samples of nothing", "no such items; there are: unseen, validation"),

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -264,9 +264,14 @@ def test_a_transcript_can_be_asked_for_by_itself(parts, monkeypatch):
 def test_what_answers_is_named_by_the_checkpoint(parts, tmp_path, monkeypatch):
     """By the dotted path `generator` in its config.json; without one it is Generator."""
     config = json.loads((parts / "expanded/config.json").read_text())
-    config["speechfuse"]["generator"] = "pathlib.PurePosixPath"
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert generation.generator(tmp_path, "x", "y") == PurePosixPath(tmp_path, "x", "y")
+    for dotted in ("pathlib.PurePosixPath", "speechfuse.evals.generation.of_replies"):
+        config["speechfuse"]["generator"] = dotted
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        if dotted.startswith("pathlib"):
+            with pytest.raises(ValueError, match=r"generator pathlib.* which is not ours"):
+                generation.generator(tmp_path, "x", "y")
+    monkeypatch.setattr(generation, "of_replies", lambda *arguments: arguments)
+    assert generation.generator(tmp_path, "x", "y") == (tmp_path, "x", "y")
     monkeypatch.setattr(generation, "Generator", lambda *arguments: arguments)
     assert generation.generator(parts / "expanded", None, "x") == (parts / "expanded", None, "x")
 

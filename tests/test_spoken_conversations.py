@@ -131,6 +131,8 @@ def test_right_answers_and_refusals_are_counted_by_split(parts):
 def test_what_cannot_be_asked_is_said_beforehand(parts, tmp_path):
     with pytest.raises(ValueError, match=r"asked has no row of the splits nothing"):
         task(parts, splits={"nothing": {"kind": "x"}}).check(parts / "expanded")
+    with pytest.raises(ValueError, match=r"splits: no row of .*asked is in nosie"):
+        task(parts, splits={"noise": {"kind": "noise"}, "nosie": {"kind": "nosie"}}).rows  # noqa: B018
     other = dict(STREAM, quantizer="1" * 64)
     dataset(tmp_path / "deaf", shards.CONVERSATIONS, rows(), other)
     with pytest.raises(ValueError, match="quantizer"):

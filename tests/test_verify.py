@@ -215,6 +215,12 @@ def test_the_mask_code_is_a_code(changed, capsys):
     assert found(changed.folder, capsys) == []
 
 
+def test_totals_are_those_of_the_rows(changed, capsys):
+    changed.manifest(lambda manifest: manifest["totals"].update(rows=9999, hours=1.0))
+    rows, hours = found(changed.folder, capsys)
+    assert "totals: rows is 9999, but the shards hold" in rows and "totals: hours is 1.0" in hours
+
+
 def test_an_id_that_stands_twice_is_found_across_shards(changed, capsys):
     changed.rows(THIRD, lambda rows: rows[0].update(id="a"))
     assert found(changed.folder, capsys) == [

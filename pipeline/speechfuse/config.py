@@ -30,7 +30,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 T = TypeVar("T")
 YAML = (".yaml", ".yml")
-_OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+_OVERRIDE = re.compile(r"([A-Za-z_]\w*)([.\[][^=]*)?=")
 _FILE = re.compile(r"\$\{file:([^,}]+),([^}]+)\}")
 
 
@@ -191,7 +191,7 @@ def main(
         if arguments[:1] == ["--config"]:
             del arguments[0]
         path = Path(arguments.pop(0)) if arguments and arguments[0].endswith(YAML) else None
-        job(load(schema, path, _as_overrides(arguments, positional)))
+        job(load(schema, path, _as_overrides(schema, arguments, positional)))
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
@@ -205,18 +205,23 @@ def main(
         _fail(str(error))
 
 
-def _as_overrides(arguments: list[str], positional: tuple[str, ...]) -> list[str]:
+def _as_overrides(schema: type, arguments: list[str], positional: tuple[str, ...]) -> list[str]:
     """Return the arguments of a command line as ["key=value", ...]. Raises ValueError for an
-    argument that has no key."""
+    argument that has no key. Where a positional key has no value yet, "x=3" is one if the schema
+    has no key x."""
     keys, overrides = iter(positional), []
+    known = {field.name for field in dataclasses.fields(schema)}
+    rest = len(positional)
     for argument in arguments:
-        if _OVERRIDE.match(argument):
+        match = _OVERRIDE.match(argument)
+        if match and (match[1] in known or not rest):
             overrides.append(argument)
         elif argument.startswith("--") or (key := next(keys, None)) is None:
             takes = " ".join(["[config.yaml]", *map(str.upper, positional), "key=value ..."])
             raise ValueError(f"{argument!r} is no key=value; the job takes {takes}; see --help")
         else:
             overrides.append(f"{key}={argument}")
+            rest -= 1
     return overrides
 
 

@@ -1,16 +1,16 @@
 """The client of servers that speak OpenAI's protocol for speech: `openai`'s own, made strict.
 
-In: the fields of a request. Out: the bytes that the server answered, read by the caller. The client
-repeats a request, as `Retry-After` asks or with growing pauses, when there is no connection, a time
-limit, a 429 or a 5xx; an answer that cannot be read is asked for again here. Such servers need not
-give the same answer twice: `cache` keeps answers, so that a resumed or repeated job is exact, and
-paid for once. The key is read from the environment variable that the configuration names, and from
-nowhere else.
+In: the fields of a request. Out: the bytes that the server answered, read by the caller. A request
+is repeated, after the pause that `Retry-After` asks for (at most a minute) or a growing one, when
+there is no connection, a time limit, a 429 or a 5xx, or an answer that cannot be read. Such servers
+need not give the same answer twice: `cache` keeps answers, so that a resumed or repeated job is
+exact, and paid for once. The key is read from the environment variable that the configuration
+names, and nothing else of the environment is sent.
 """
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -30,6 +30,14 @@ class Unavailable(ValueError):
     shards are kept."""
 
 
+class _Again(Exception):
+    """A request that may be repeated, after `seconds` if the server said so."""
+
+    def __init__(self, problem: str, seconds: float | None = None) -> None:
+        super().__init__(problem)
+        self.seconds = seconds
+
+
 @dataclass(kw_only=True, eq=False)
 class Server:
     """`url` up to and with the version, `http://127.0.0.1:8880/v1`; `body`: further fields of every
@@ -39,7 +47,7 @@ class Server:
     url: str
     model: str
     language: str = "en"
-    body: dict[str, Any] = field(default_factory=dict)
+    body: dict[str, Any] | None = None
     key_variable: str | None = "OPENAI_API_KEY"
     timeout: float = 120.0
     tries: int = 6
@@ -57,6 +65,7 @@ class Server:
             )
         if self.tries < 1 or self.timeout <= 0:
             raise ValueError(f"tries={self.tries}, timeout={self.timeout}: at least 1, and above 0")
+        _ = parts.port  # raises ValueError for one that is no number
         self.url = self.url.rstrip("/")
 
     def post(
@@ -79,15 +88,23 @@ class Server:
         cached = Path(self.cache) / name[:2] / name if self.cache else None
         if cached and cached.is_file():
             return read(cached.read_bytes())
-        for attempt in range(self.tries):
-            content = self._content(path, fields | {"extra_body": more})
+        for attempt in range(1, self.tries + 1):
+            pause = min(8.0, 2**attempt / 4)
+            try:
+                content = self._content(path, fields | {"extra_body": more})
+            except _Again as again:
+                if attempt == self.tries:
+                    asked = f"{again}, asked {attempt} times; see that the server runs"
+                    raise Unavailable(f"{self.url}{path}: {asked}") from None
+                sleep(pause if again.seconds is None else min(60.0, again.seconds))
+                continue
             try:
                 answer = read(content)
                 break
             except ValueError:
-                if attempt + 1 == self.tries:
+                if attempt == self.tries:
                     raise
-                sleep(min(8, 2**attempt / 2))
+            sleep(pause)
         if cached:
             write_atomic(cached, content)
         return answer
@@ -96,20 +113,29 @@ class Server:
     def _client(self) -> Any:
         import openai  # here: it takes a second, and --help needs none of it
 
-        return openai.OpenAI(
-            api_key=self.key(), base_url=self.url, timeout=self.timeout, max_retries=self.tries - 1
+        key = self.key()
+        client = openai.OpenAI(
+            api_key=key or "none",  # the client insists on one
+            base_url=self.url,
+            timeout=self.timeout,
+            max_retries=0,
         )
+        # nothing but the key that the configuration names: not what else the environment holds
+        client.organization = client.project = None
+        client._custom_headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return client
 
     def _content(self, path: str, request: dict[str, Any]) -> bytes:
         import openai
 
         where, resource = f"{self.url}{path}", attrgetter(path[1:].replace("/", "."))(self._client)
         try:
-            return resource.with_raw_response.create(**request).content
+            headers: Any = {} if self.key_variable else {"Authorization": openai.Omit()}
+            return resource.with_raw_response.create(**request, extra_headers=headers).content
         except openai.APITimeoutError:
-            problem = f"no answer in {self.timeout:g} s"
+            raise _Again(f"no answer in {self.timeout:g} s") from None
         except openai.APIConnectionError as error:
-            problem = f"no connection ({error.__cause__ or error})"
+            raise _Again(f"no connection ({error.__cause__ or error})") from None
         except openai.APIStatusError as error:
             status, problem = error.status_code, _problem(error)
             if status in (401, 403):
@@ -119,14 +145,15 @@ class Server:
                 raise Unavailable(f"{where}: {problem}; check url and model") from None
             if status < 500 and status != 429:
                 raise ValueError(f"refused: {problem}") from None
-        raise Unavailable(
-            f"{where}: {problem}, asked up to {self.tries} times; see that the server runs"
-        )
+            wait = error.response.headers.get("retry-after", "")  # seconds, or a date
+            seconds = float(wait) if wait.replace(".", "", 1).isdecimal() else None
+            raise _Again(problem, seconds) from None
 
     def key(self) -> str:
-        """The key, from the environment. Raises Unavailable when it is not set."""
+        """The key, from the environment; "" where none is needed. Raises Unavailable when it is not
+        set."""
         if self.key_variable is None:
-            return "none"  # the client insists on one
+            return ""
         key = os.environ.get(self.key_variable, "").strip()
         if not key:
             raise Unavailable(

@@ -136,9 +136,14 @@ class Generator:
 
 def generator(checkpoint: Path, *arguments: Any) -> Any:
     """Return a `Generator` of a checkpoint, or an instance of the class whose dotted path
-    config.json names as `generator` in its block "speechfuse"; it has the same methods."""
+    config.json names as `generator` in its block "speechfuse"; it has the same methods. Raises
+    ValueError for a class of another package: a checkpoint may come from anywhere, and may not name
+    code to be run."""
     block = read_config(checkpoint).get("speechfuse") or {}
-    return config.resolve(block.get("generator", f"{__name__}.Generator"))(checkpoint, *arguments)
+    dotted = block.get("generator", f"{__name__}.Generator")
+    if not dotted.startswith("speechfuse."):
+        raise ValueError(f"{checkpoint}: config.json names generator {dotted}, which is not ours")
+    return config.resolve(dotted)(checkpoint, *arguments)
 
 
 REFUSAL = re.compile(

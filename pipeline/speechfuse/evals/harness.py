@@ -122,7 +122,7 @@ class Harness:
             "lm_eval": metadata.version("lm_eval"),
             "items": json_digest(self.ids()),
             "versions": {name: str(task.VERSION) for name, task in tasks},
-            "files": _task_files(self.include) if self.include else None,
+            **({"files": _task_files(self.include)} if self.include else {}),
         }
 
     def scoring(self) -> dict[str, Any]:

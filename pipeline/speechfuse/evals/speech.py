@@ -38,7 +38,8 @@ from speechfuse.tokens.vocabulary import check_quantizer
 SPEECH = "{speech}"
 INPUTS, PROTOCOLS = ("speech", "transcript", "shuffled"), ("clean", "blog")
 # settings that predictions depend on
-OF_PREDICTIONS = "prompt input history transcribe max_new_tokens batch_size protocol".split()
+OF_PREDICTIONS = "prompt input max_new_tokens batch_size protocol".split()
+ADDED = ("history", "transcribe")  # part of the key only where they are set: older keys stay valid
 Items = list[dict[str, Any]]
 
 
@@ -99,6 +100,9 @@ class Speech:
         rows = read_items(Path(self.data), splits, self.cluster, self.read)
         if not rows:
             raise ValueError(f"data={self.data} has no row of the splits {', '.join(self.splits)}")
+        empty = self.splits.keys() - ids_by_split(rows, self.splits).keys()
+        if empty and "turns" in next(iter(rows.values())):  # speech may lack a synthesizer's voices
+            raise ValueError(f"splits: no row of {self.data} is in {', '.join(sorted(empty))}")
         by_split = ids_by_split(rows, self.splits), ids_by_split(rows, self.transcript_splits)
         return subset(rows, [ids for splits in by_split for ids in splits.values()], self.limit)
 
@@ -139,6 +143,7 @@ class Speech:
             "items": json_digest(list(self.rows)),
             "transcripts": json_digest(self.transcript_texts) if self.transcripts else None,
             **{name: getattr(self, name) for name in OF_PREDICTIONS},
+            **{name: value for name in ADDED if (value := getattr(self, name))},
         }
 
     def scoring(self) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from speechfuse.evals import cells
 from speechfuse.evals.cells import Predictions
 from speechfuse.evals.tasks import Task, json_digest
 from speechfuse.hub import data as hub_data
+from speechfuse.rows import selection
+from speechfuse.texts import shared_words
 
 
 @dataclass
@@ -147,9 +149,12 @@ def is_path(value: Any) -> bool:
 
 @cache
 def code_of_rooms() -> list[str]:
-    """Return the hashes of all modules of evals and scores."""
+    """Return the hashes of all modules of evals and scores, and of the two beyond them that decide
+    which items a split has and which are in the training data."""
     folders = Path(__file__).parent, Path(scores.__file__).parent
-    return [artifact.sha256_of(path) for each in folders for path in sorted(each.glob("*.py"))]
+    paths = [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    others = [Path(str(module.__file__)) for module in (selection, shared_words)]
+    return [artifact.sha256_of(path) for path in [*paths, *others]]
 
 
 def code(spec: dict[str, Any]) -> str:

@@ -28,7 +28,9 @@ LICENCES = frozenset(
     "llama3.2 llama3.3 gemma unknown".split()
 )
 SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
-SCRIPTS = {"finetune": "-m stages.train", "world": "recipes/demo/world.py"}
+SCRIPTS = {"finetune": "-m stages.train"} | {
+    job: f"recipes/demo/{job}.py" for job in ("world", "dialogues", "init_base")
+}
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}")
 
 

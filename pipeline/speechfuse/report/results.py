@@ -154,6 +154,8 @@ def _result_file(path: Path, folder: str) -> ResultFile:
         content = json.loads(path.read_text("utf-8"))
         if "fingerprint" in content and "protocol" not in content:
             raise ValueError("it is of an older form, without a protocol")
+        if any("paired" not in score for score in content["scores"]):
+            raise ValueError("it is of an older form, whose scores do not say whether they pair")
         scores = [Score(**score) for score in content["scores"]]
         names = ("checkpoint", "protocol", "items", "fingerprints", "details")
         rest = {name: content[name] for name in names}

@@ -146,6 +146,8 @@ def _write(
 ) -> int:
     """Make shard `index`, write its files and return the index; runs in a worker process."""
     shard, path = function(planned), out / shards.shard_name(index)
+    for stale in out.glob(f"{path.stem}.*"):  # of a try that was killed
+        stale.unlink()
     write_rejects(path, shard.rejects)
     for name, content in shard.files.items():
         write_atomic(path.with_name(f"{path.stem}.{name}"), content)

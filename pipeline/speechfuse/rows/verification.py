@@ -41,7 +41,7 @@ def checks(folder: Path) -> Iterator[Check]:
         paths = [folder / name for name in names if not outside(folder, name)]
         check, opened, stream = check_shards([path for path in paths if path.is_file()])
         yield check
-        yield check_rows(opened, stream)
+        yield check_rows(opened, stream, manifest["totals"])
 
 
 def check_manifest(folder: Path, manifest: dict[str, Any]) -> Check:
@@ -112,9 +112,10 @@ def check_shards(paths: list[Path]) -> tuple[Check, list[Path], dict[str, Any]]:
     return ("shards", checked, faults), list(streams), first_stream
 
 
-def check_rows(paths: list[Path], stream: dict[str, Any]) -> Check:
-    """Check that every id is there once, and that codes are of the codebook of `stream`. Rows are
-    read in batches; of each 8 bytes stay in memory."""
+def check_rows(paths: list[Path], stream: dict[str, Any], totals: dict[str, Any]) -> Check:
+    """Check that every id is there once, that codes are of the codebook of `stream`, and that rows,
+    codes and hours are those of the manifest's `totals`. Rows are read in batches; of each 8 bytes
+    stay in memory."""
     rows, codes, seconds, faults = 0, 0, 0.0, []
     hashes_of_ids, readable = [np.zeros(0, np.int64)], list[Path]()
     for path in tqdm(paths, "rows", unit="shard", delay=2):
@@ -137,6 +138,12 @@ def check_rows(paths: list[Path], stream: dict[str, Any]) -> Check:
                 among = f"{len(ids):,} row{'s' if len(ids) > 1 else ''}, first {ids[0]!r}"
                 faults.append(f"{path.name}: {fault} in {among}")
     faults += fault_of_ids(readable, np.concatenate(hashes_of_ids))
+    counted = {"rows": rows, "codes": codes, "hours": round(seconds / 3600, 4)}
+    faults += [
+        f"totals: {name} is {totals[name]}, but the shards hold {value}"
+        for name, value in counted.items()
+        if not faults and name in totals and abs(totals[name] - value) > 2e-4  # hours are rounded
+    ]
     hours = f"{seconds / 3600:.2f} h of speech"
     return "rows", f"{rows:,} rows, {codes:,} codes, {hours}", faults
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from speechfuse import artifact, config, workers
-from speechfuse.rows import shards
+from speechfuse.rows import selection, shards
 from speechfuse.samples.view import Sample, View
 from speechfuse.tokens import prompts, vocabulary
 from speechfuse.tokens.vocabulary import Vocabulary
@@ -172,4 +172,7 @@ def _tokens_of(checkpoint: Path) -> list[str]:
 def _code(spec: dict[str, Any]) -> str:
     """Hash of the modules that render samples, components of the user among them: part of the
     cache's key, as changed code can change lengths."""
-    return artifact.code_digest({prompts.__name__, vocabulary.__name__, *config.modules_of(spec)})
+    others = {module.__name__ for module in (prompts, vocabulary, selection)}
+    room = sorted(Path(__file__).parent.glob("*.py"))  # a user's view may call any of it
+    digests = [artifact.sha256_of(path) for path in room]
+    return artifact.json_digest([*digests, artifact.code_digest(others | config.modules_of(spec))])

@@ -215,7 +215,9 @@ class Judge:
             with lock, database:
                 row = key, self.model, *texts, rating, reply
                 database.execute(
-                    "insert or replace into verdicts values (?, ?, ?, ?, ?, ?, ?)", row
+                    "insert or replace into verdicts (key, model, question, reference, answer, "
+                    "rating, reply) values (?, ?, ?, ?, ?, ?, ?)",  # older caches have one more
+                    row,
                 )
             return rating
 

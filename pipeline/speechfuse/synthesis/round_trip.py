@@ -94,7 +94,7 @@ class TranscriptionEndpoint(Server, Transcriber):
     def form(self) -> dict[str, str]:
         """The fields of every request."""
         fields = {"model": self.model, "language": self.language, "response_format": "json"}
-        return fields | self.body
+        return fields | (self.body or {})
 
     def check(self, codec: str) -> None:
         """Transcribe half a second of silence. Raises ValueError without key, server or model."""

@@ -109,7 +109,7 @@ class Texts:
             try:
                 if isinstance(row, str):
                     raise ValueError(row)
-                if matches(row, self.select):
+                if matches({**row, "extra": None}, self.select):  # a column of that name is none
                     extra = {key: json_value(row.get(key)) for key in self.extra_columns}
                     extra["licence"] = shard["licence"]
                     yield Conversation(id, self.turns(row), self.source_name, extra)

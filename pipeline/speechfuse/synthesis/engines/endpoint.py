@@ -53,7 +53,7 @@ class Endpoint(Server, Engine):
         if self.send_seed:
             about["seed"] = seed
         fields: dict[str, Any] = {"model": self.model, "input": text, "voice": voice}
-        more = {"response_format": self.format, **self.body, **about}
+        more = {"response_format": self.format, **(self.body or {}), **about}
         key = [seed, {**fields, **more}]
         return Spoken(self.post("/audio/speech", fields, more, key, _waveform), about=about)
 
