@@ -28,6 +28,7 @@ def score(
         "ci_low": low,
         "ci_high": high,
         "n": n,
+        "paired": False,
     }
 
 

@@ -277,4 +277,4 @@ def test_no_log_holds_the_key_or_the_text(server, caplog):
 def test_a_key_of_the_environment_is_not_sent_where_none_is_asked_for(server):
     with SpeechServer() as open_server:
         engine_of(open_server, key_variable=None).speak("six", "alloy", 0)
-        assert open_server.keys == ["Bearer none"]
+        assert open_server.keys == [None]

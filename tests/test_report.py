@@ -143,7 +143,8 @@ def test_the_epoch_with_the_best_validation_is_chosen(demo, capsys):
     assert all(row.keys() == KEYS for row in rows)
     assert all(row["chosen"] == (row["checkpoint"] == "stage2/epoch_1") for row in rows)
     assert len(rows) == 3 * 2 + 3 * 4 and sum(row["chosen"] for row in rows) == 4
-    assert rows[0] == {"checkpoint": "base", "chosen": False, **score(TEXT, "replayed", 0.8)}
+    first = {"checkpoint": "base", "chosen": False, **score(TEXT, "replayed", 0.8)}
+    assert rows[0] == {name: value for name, value in first.items() if name in KEYS}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
         "stage2/epoch_1 has the highest spoken_qa validation acc, 0.700; no other is equal."

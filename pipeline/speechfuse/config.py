@@ -207,14 +207,14 @@ def main(
 
 def _as_overrides(schema: type, arguments: list[str], positional: tuple[str, ...]) -> list[str]:
     """Return the arguments of a command line as ["key=value", ...]. Raises ValueError for an
-    argument that has no key. Where a positional key has no value yet, "x=3" is one if the schema
-    has no key x."""
+    argument that has no key. Where a positional key has no value yet, "x=3 and y" is one if it has
+    white space and the schema has no key x."""
     keys, overrides = iter(positional), []
     known = {field.name for field in dataclasses.fields(schema)}
     rest = len(positional)
     for argument in arguments:
         match = _OVERRIDE.match(argument)
-        if match and (match[1] in known or not rest):
+        if match and (match[1] in known or len(argument.split()) == 1 or not rest):
             overrides.append(argument)
         elif argument.startswith("--") or (key := next(keys, None)) is None:
             takes = " ".join(["[config.yaml]", *map(str.upper, positional), "key=value ..."])
