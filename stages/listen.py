@@ -134,7 +134,10 @@ def main(job: Listen) -> None:
         sections += [sample_table(*sample) for sample in samples]
     artifact.write_atomic(place, html(name, "\n\n".join(sections)))
     count = sum(map(len, examples.values()))
-    print(f"{place}: {count} samples of {len(examples)} kinds")
+    made = {kind for kind, of in manifest["totals"]["kinds"].items() if of["made"]}
+    none = ", ".join(sorted(made - examples.keys()))
+    silent = f"; no audio was kept of {none}, whose examples were rejected" if none else ""
+    print(f"{place}: {count} samples of {len(examples)} kinds{silent}")
 
 
 if __name__ == "__main__":

@@ -157,6 +157,22 @@ def test_mistakes_are_one_sentence(spoken, change, says):
         listen.main(listen.Listen(**{"path": str(spoken / "data"), **places}))
 
 
+def test_a_kind_without_audio_is_named(spoken, capsys):
+    folder = copied(spoken, "partly")
+    kind, *_ = listen.examples_by_kind(folder)
+    for path, _, _ in listen.examples_by_kind(folder)[kind]:
+        numbers = path.with_name(f"{path.stem}.examples.json")
+        rows = list(shards.read_shard(path))
+        left = [
+            n
+            for n in json.loads(numbers.read_text())
+            if json.loads(rows[n]["extra"])["kind"] != kind
+        ]
+        numbers.write_text(json.dumps(left))
+    listen.main(listen.Listen(str(folder)))
+    assert f"no audio was kept of {kind}, whose examples" in capsys.readouterr().out
+
+
 def test_a_dataset_without_audio_is_told_so_in_one_sentence(spoken):
     folder = copied(spoken, "earlier")
     manifest = artifact.manifest_of(folder)
