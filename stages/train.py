@@ -43,10 +43,12 @@ def main(job: Finetune) -> None:
 def launch(job: Finetune, ranks: int) -> None:
     """Become torchrun, unless there is nothing to train. What is refused is one sentence here, and
     would be a traceback of every rank there."""
+    from speechfuse.train import gpus
     from speechfuse.train.plan import plan_run
 
     if ranks < 1:
         raise ValueError(f"runtime.ranks={ranks}: at least 1 is needed")
+    gpus.check_ranks(job.runtime.device, ranks)
     printed, plan = StringIO(), None
     try:
         with redirect_stdout(printed):  # rank 0 prints it again

@@ -26,7 +26,7 @@ from speechfuse.samples.view import Sample, collate
 from speechfuse.train import optimizers, plan
 from speechfuse.train.config import Finetune
 from speechfuse.train.model import decoder_of
-from speechfuse.train.preflight import report as preflight_report
+from speechfuse.train.preflight.data import positions
 from speechfuse.train.trainer import Trainer
 from tests.small_training import STREAM, make_parts, recipe
 
@@ -69,7 +69,7 @@ def compared(jobs: dict[str, Finetune]) -> dict[str, tuple[float, float]]:
                 seconds[name].append((time.perf_counter() - began) / useful)
                 tokens[name].append(useful)
                 micro = jobs[name].micro_batch_size or jobs[name].batch_size
-                places[name] += preflight_report.positions(rows, mixture.plan.shape, 1, micro)
+                places[name] += positions(rows, mixture.plan.shape, 1, micro)
     return {
         name: (sum(tokens[name]) / places[name], 1 / statistics.median(seconds[name]))
         for name in jobs

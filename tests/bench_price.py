@@ -3,22 +3,21 @@
     just bench price                         (a minute, no GPU)
 
 The seed's recipes (recipes/early_fusion_8b) and ours (early_fusion_8b_fast) go through the real
-preflight, with samples of the lengths that the sources give instead of the data itself: stage 1:
-clips of 10 to 20 s, 372 tokens on average (900 million tokens in 2,420,160 clips); stage 2: 473
-(440 million in 929,408). Speed is what is measured, or assumed where nothing is; each line says.
+preflight, with the data that each recipe expects (runtime.expected), as a dry run without data
+does. Stage 1: clips of 10 to 20 s, 372 tokens on average (900 million tokens in 2,420,160 clips);
+stage 2: 473 (440 million in 929,408 samples); text comes on top in ours. Speed is what is measured,
+or assumed where nothing is; each line says.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from speechfuse import config
-from speechfuse.samples.packing import Counts, Shape
 from speechfuse.train import backbone, gpus, metrics
 from speechfuse.train.config import Finetune
 from speechfuse.train.model import freeze
+from speechfuse.train.preflight import data as preflight_data
 from speechfuse.train.preflight import report as preflight_report
 
 ROOT = Path(__file__).parent.parent
@@ -27,115 +26,34 @@ SHAPE = {"num_attention_heads": 32, "hidden_size": 4096}  # of config.json what 
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe, on what, for how many samples of what mean length; `paid`: the seed's GPU hours and
-    dollars, None for ours."""
+    """A recipe with some `keys`, on `gpus` of `gpu` at `dollars` an hour; `paid`: the seed's GPU
+    hours and dollars, None for ours."""
 
     name: str
     recipe: str
-    samples: int
-    epochs: int
-    mean: int
-    spread: int
     gpu: str
     gpus: int
     dollars: float
     paid: tuple[float, float] | None = None
+    keys: tuple[str, ...] = ()
 
 
+A6000 = ("A6000", 10, 0.80, (300, 240))  # for 30 hours
+H100 = ("H100", 8, 2.20, (256, 563))  # for 32 hours
+SEED, OURS = "early_fusion_8b", "early_fusion_8b_fast"
+CARD = ("steps=null", "batch_size=480", "micro_batch_size=8")
 RUNS = [
-    # 10 A6000 for 30 h at $0.80
-    Run(
-        "stage 1, the blog's 5,000 x 80 clips",
-        "early_fusion_8b/stage1",
-        400_000,
-        1,
-        372,
-        122,
-        "A6000",
-        10,
-        0.80,
-        (300, 240),
-    ),
-    Run(
-        "stage 1, its model card's 5,042 x 480 clips",
-        "early_fusion_8b/stage1",
-        2_420_160,
-        1,
-        372,
-        122,
-        "A6000",
-        10,
-        0.80,
-        (300, 240),
-    ),
-    # 8 H100 for 32 h at $2.20
-    Run(
-        "stage 2, five epochs",
-        "early_fusion_8b/stage2",
-        929_408,
-        5,
-        473,
-        400,
-        "H100",
-        8,
-        2.20,
-        (256, 563),
-    ),
-    Run(
-        "ours: stage 1, all 2,420,160 clips",
-        "early_fusion_8b_fast/stage1",
-        2_420_160,
-        1,
-        372,
-        122,
-        "H100",
-        8,
-        2.20,
-    ),
-    Run(
-        "ours: stage 2, one epoch",
-        "early_fusion_8b_fast/stage2",
-        929_408,
-        1,
-        473,
-        400,
-        "H100",
-        8,
-        2.20,
-    ),
-    Run(
-        "ours: stage 2, five epochs",
-        "early_fusion_8b_fast/stage2",
-        929_408,
-        5,
-        473,
-        400,
-        "H100",
-        8,
-        2.20,
-    ),
+    Run("stage 1, the blog's 5,000 x 80 clips", f"{SEED}/stage1", *A6000),
+    Run("stage 1, its model card's 5,042 x 480 clips", f"{SEED}/stage1", *A6000, CARD),
+    Run("stage 2, five epochs", f"{SEED}/stage2", *H100),
+    Run("ours: stage 1, all 2,420,160 clips and text", f"{OURS}/stage1", *H100[:3]),
+    Run("ours: stage 2, one epoch with text", f"{OURS}/stage2", *H100[:3]),
+    Run("ours: stage 2, five epochs", f"{OURS}/stage2", *H100[:3], keys=("epochs=5",)),
 ]
 
 
-def data_of(run: Run, job: Any, micro: int) -> preflight_report.Data:
-    """Its data as preflight would find it, from 20,000 lengths."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(run.mean - run.spread, run.mean + run.spread, 20_000).tolist()
-    times = run.samples * run.epochs / len(lengths)
-    tokens = int(sum(lengths) * times)
-    padded = Shape(job.seq_len, job.batch_size, packed=False)
-    positions = preflight_report.positions([[n] for n in lengths], padded, 1, micro) * times
-    if job.packed:
-        positions = tokens / 0.99  # of a pack's room that the plan fills
-    rows = positions / job.seq_len if job.packed else run.samples * run.epochs
-    samples = run.samples * run.epochs
-    counts = Counts(int(rows / job.batch_size), tokens, [samples], [0], [0] * run.epochs)
-    pairs = int(metrics.pairs_of(lengths) * times)
-    return preflight_report.Data(counts, tokens, int(positions), pairs, job.seq_len)
-
-
 def planned(
-    job: Any, shape: dict[str, Any], data: preflight_report.Data | None, ranks: int, **keys: Any
+    job: Any, shape: dict[str, Any], data: preflight_data.Data | None, ranks: int, **keys: Any
 ) -> preflight_report.PreflightReport:
     """What preflight says of `job` on the GPUs that runtime.gpu names, without a checkpoint."""
     model = backbone.empty(job.model, job.dtype)
@@ -147,14 +65,10 @@ def planned(
 
 
 def report_of(run: Run) -> preflight_report.PreflightReport:
-    job = config.load(
-        Finetune,
-        ROOT / f"recipes/{run.recipe}.yaml",
-        [f"runtime.gpu={run.gpu}", f"runtime.dollars_per_gpu_hour={run.dollars}"],
-    )
-    data = data_of(run, job, preflight_report.micro_batch(job, run.gpus))
-    measurements = ROOT / preflight_report.MEASUREMENTS
-    return planned(job, SHAPE, data, run.gpus, measurements=measurements)
+    price = [f"runtime.gpu={run.gpu}", f"runtime.dollars_per_gpu_hour={run.dollars}"]
+    job = config.load(Finetune, ROOT / f"recipes/{run.recipe}.yaml", [*run.keys, *price])
+    data = preflight_data.Data.expected_by(job, preflight_report.micro_batch(job, run.gpus))
+    return planned(job, SHAPE, data, run.gpus, measurements=ROOT / preflight_report.MEASUREMENTS)
 
 
 def line(run: Run, report: preflight_report.PreflightReport) -> str:

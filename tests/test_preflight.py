@@ -10,17 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from speechfuse import config
-from speechfuse.samples import datasets, view
-from speechfuse.samples.packing import Counts
-from speechfuse.train import backbone, plan, state
+from speechfuse.samples import datasets, packing, view
+from speechfuse.samples.packing import Counts, Shape
+from speechfuse.train import backbone, gpus, plan, state
 from speechfuse.train import model as models
-from speechfuse.train.config import Finetune
-from speechfuse.train.preflight import memory
+from speechfuse.train.config import Expected, Finetune
+from speechfuse.train.preflight import data as preflight_data
+from speechfuse.train.preflight import machine, memory
 from speechfuse.train.preflight import report as preflight_report
 from tests.bench_price import RUNS, SHAPE, planned, report_of
 from tests.prove_preflight import ADAMW, job_of, real
@@ -166,7 +168,7 @@ def test_an_update_of_all_parameters_at_once_needs_more(checkpoint):
 
 
 COUNTS = Counts(500, 10**6, [900, 100], [3, 0], [250, 500])
-DATA = preflight_report.Data(COUNTS, 400_000, 1_250_000, 10**8, 64)
+DATA = preflight_data.Data(COUNTS, 400_000, 1_250_000, 10**8, 64)
 
 
 def tiny_job(out: Path | str = "nowhere", **changes: Any) -> SimpleNamespace:
@@ -185,7 +187,7 @@ def tiny_job(out: Path | str = "nowhere", **changes: Any) -> SimpleNamespace:
 
 
 def tiny_report(
-    job: Any = None, data: preflight_report.Data | None = DATA, **keys: Any
+    job: Any = None, data: preflight_data.Data | None = DATA, **keys: Any
 ) -> preflight_report.PreflightReport:
     return planned(
         job or tiny_job(), {"num_attention_heads": 4, "hidden_size": 64}, data, 2, **keys
@@ -263,7 +265,7 @@ def test_the_report_says_it_all():
 
 def test_a_small_run_has_sizes_to_read():
     rows = dict(line.split("  ", 1) for line in tiny_report().lines() if line[0] != " ")
-    assert "states of 1.6 MB" in rows["disk"] and rows["time"].endswith(" GPU seconds")
+    assert "states of 1.6 MB" in rows["disk"] and " GPU seconds" in rows["time"]
     lines = "\n".join(tiny_report().lines())
     assert " 0.00 " not in lines and "MiB" in lines
 
@@ -328,13 +330,120 @@ def test_8b_does_not_fit_a_24_gb_card_and_fits_where_it_should():
     assert report.memory.optimizer == pytest.approx(every * 8, rel=1e-6)
 
 
+def test_a_dry_run_without_data_says_steps_hours_and_dollars_of_the_recipe(capsys):
+    """The seed's own steps, and what `just bench price` says of the same run."""
+    steps = {  # with 98 % of packed rows filled
+        "early_fusion_8b/stage1": 5_000,
+        "early_fusion_8b/stage2": 36_305,
+        "early_fusion_8b_fast/stage1": 2_420_160 / 0.9 * 372 / (0.98 * 4096 * 48),
+        "early_fusion_8b_fast/stage2": 0.7 * 929_408 / 0.6 * 473 / (0.98 * 4096 * 16),
+    }
+    stages = {f"{p.parent.name}/{p.stem}" for p in (ROOT / "recipes").glob("early*/stage?.yaml")}
+    assert stages == steps.keys() | {"early_fusion_1b/stage1", "early_fusion_1b/stage2"}
+    benched = {run.recipe: run for run in reversed(RUNS)}  # the first of each recipe
+    for recipe_name, expected in steps.items():
+        run, path = benched[recipe_name], ROOT / f"recipes/{recipe_name}.yaml"
+        keys = [f"runtime.gpu={run.gpu}", f"runtime.gpus={run.gpus}", "runtime.dry_run=true"]
+        job = config.load(Finetune, path, keys)
+        assert plan.plan_run(job, 0, 1) is None
+        printed = [line for line in capsys.readouterr().out.splitlines() if "  " in line]
+        rows = {name: text.strip() for name, text in (line.split("  ", 1) for line in printed)}
+        assert "EXPECTED" in rows["data"] and "data as the recipe expects it" in rows["time"]
+        assert int(rows["steps"].split()[0].replace(",", "")) == pytest.approx(expected, rel=0.02)
+        if recipe_name.endswith("stage2"):
+            report = report_of(run)
+            assert float(rows["price"].split()[0].strip("$")) == pytest.approx(report.dollars, 0.01)
+            assert float(rows["time"].split()[2]) == pytest.approx(report.hours * run.gpus, 0.02)
+    for stage in ("stage1", "stage2"):  # as many packed tokens a step on the same data
+        fast, small = (
+            config.load(Finetune, ROOT / f"recipes/early_fusion_{size}/{stage}.yaml", [])
+            for size in ("8b_fast", "1b")
+        )
+        assert small.runtime.expected == fast.runtime.expected
+        assert (small.seq_len, small.batch_size) == (fast.seq_len, fast.batch_size)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_data_that_a_recipe_expects_is_planned_as_the_planner_would(packed, tmp_path):
+    keys = {"packed": packed, "seq_len": 512, "batch_size": 8, "epochs": 3, "steps": None}
+    for name, steps in (("all", None), ("some", 70)):
+        expected = SimpleNamespace(samples=4_000, tokens=[73, 600])
+        runtime = SimpleNamespace(expected=expected)
+        job = SimpleNamespace(**keys | {"steps": steps}, runtime=runtime, seed=0)
+        data = preflight_data.Data.expected_by(job, 2)
+        lengths = np.random.default_rng(1).integers(73, 601, 4_000).astype(np.int32)
+        shape = Shape(512, 8, packed)
+        real_plan = packing.make([lengths], [1.0], shape, 3, steps, 0, tmp_path / name)
+        counts = real_plan.counts
+        assert data.counts.steps == pytest.approx(counts.steps, rel=0.03)
+        assert data.counts.tokens == pytest.approx(counts.tokens, rel=0.03)
+        assert len(data.counts.epoch_ends) == len(counts.epoch_ends) == (1 if steps else 3)
+        rows = [[[int(lengths[n]) for _, n in row] for row in real_plan.rows(s)] for s in range(60)]
+        padded = sum(preflight_data.positions(step, shape, 1, 2) for step in rows) / 60
+        assert data.positions / data.counts.steps == pytest.approx(padded, rel=0.03)
+    job.runtime.expected.tokens = [513, 600]
+    with pytest.raises(ValueError, match="at most seq_len=512 tokens"):
+        preflight_data.Data.expected_by(job, 2)
+    with pytest.raises(ValueError, match=r"runtime.expected.tokens=\[9\]: \[fewest, most\]"):
+        Expected(samples=5, tokens=[9])
+
+
+def test_the_machines_memory_counts_limits_and_what_is_in_use(tmp_path):
+    files = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 5000 kB\n"}
+
+    def free(**more: str) -> int:
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name, text in (files | more).items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+        return machine.free_memory(root)
+
+    assert free() == 5_000 * 1024
+    two = {"proc/self/cgroup": "0::/box/job\n", "sys/fs/cgroup/box/memory.max": "3000000\n"}
+    two |= {"sys/fs/cgroup/box/memory.current": "2000000", "sys/fs/cgroup/memory.max": "max"}
+    two |= {"sys/fs/cgroup/box/memory.stat": "anon 5\ninactive_file 400000\n"}
+    assert free(**two) == 1_400_000  # of the group above the job's, whose cached files can go
+    one = {"proc/self/cgroup": "9:cpu:/\n4:memory:/elsewhere\n0::/\n"}
+    base = "sys/fs/cgroup/memory/memory."  # a container sees its group at the base
+    one |= {f"{base}limit_in_bytes": "900", f"{base}usage_in_bytes": "950", f"{base}stat": "a 1\n"}
+    assert free(**one) == 0
+    assert 0 < machine.free_memory() < 2**50
+
+
+def test_host_memory_of_states_and_epochs_is_planned(monkeypatch):
+    """8B in fp32 on one GPU: a state is 96.4 GB, and must fit beside the process."""
+    run = replace(RUNS[3], gpu="H200", gpus=1)
+    report = report_of(run)
+    assert report.written == report.state_bytes == pytest.approx(96.4e9, rel=0.001)
+    rows = dict(line.split("  ", 1) for line in report.lines() if line[0] != " ")
+    assert "92.79 GiB on a machine" in rows["host memory"] and report.host_fits
+    report.limit = 10**13
+    report.host_limit, report.free = 80 * gpus.GIB, 10**13
+    assert "of 80.00 GiB: DOES NOT FIT" in "\n".join(report.lines())
+    with pytest.raises(
+        ValueError, match=r"needs 92.79 GiB of the machine's memory while it writes"
+    ):
+        report.check()
+    # with most weights frozen an epoch is more than a state
+    small = tiny_report(tiny_job(freeze=["layers", "tok_embeddings"]))
+    assert small.written == int(1.1 * small.epoch_bytes) > small.state_bytes
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    gpus.check_ranks("cuda", 2)
+    gpus.check_ranks("cpu", 3)
+    with pytest.raises(ValueError, match="3 ranks, and this machine has 2 GPUs"):
+        gpus.check_ranks("cuda", 3)
+
+
 def test_the_seeds_own_arithmetic():
     """Its hours and prices, and what 46 % of an H100 would cost a billion tokens."""
     paid = {run.paid: run.gpus * run.dollars for run in RUNS if run.paid}
     assert paid == {(300, 240): 8.0, (256, 563): 17.6}
     assert 30 * 8.0 == 240 and round(32 * 17.6) == 563
     model = config.load(Finetune, ROOT / "recipes/early_fusion_8b/stage1.yaml", [])
-    report = preflight_report.metrics.Flops.of(backbone.empty(model.model, "bf16"), SHAPE)
+    report = preflight_data.metrics.Flops.of(backbone.empty(model.model, "bf16"), SHAPE)
     law = report.of_tokens(10**9, 10**9 * 190) / (0.46 * 989e12) / 3600 * 2.20
     assert law == pytest.approx(62, rel=0.03)
 
@@ -349,7 +458,7 @@ def test_data_is_counted_as_it_comes(parts, tmp_path, packed, micro):
     path = recipe(parts, tmp_path / "run", packed=packed, micro_batch_size=micro)
     job = config.load(Finetune, path, [])
     mixture = plan.load_data(job, {})
-    data = preflight_report.Data.of(mixture, 2, micro)
+    data = preflight_data.Data.of(mixture, 2, micro)
     batches = [
         part
         for step in range(mixture.plan.counts.steps)

@@ -39,6 +39,16 @@ class Guards:
 
 
 @dataclass
+class Expected:
+    samples: int = key("samples of an epoch, of all datasets together; 0: not known", 0)
+    tokens: list[int] = key("[fewest, most] tokens of a sample; lengths between are as likely", [])
+
+    def __post_init__(self) -> None:
+        if self.samples and not (len(self.tokens) == 2 and 2 <= self.tokens[0] <= self.tokens[1]):
+            raise ValueError(f"runtime.expected.tokens={self.tokens}: [fewest, most] is needed")
+
+
+@dataclass
 class Runtime:
     device: str = key("cpu, cuda, or auto: cuda where present", "auto")
     threads: int = key("CPU threads a rank; 0 divides the cores among ranks", 0)
@@ -50,6 +60,7 @@ class Runtime:
     gpu: str | None = key("plan for such GPUs (H100, ...) instead of those here", None)
     gpus: int | None = key("plan for so many instead of ranks", None)
     dollars_per_gpu_hour: float | None = key("price, for the bill beforehand and so far", None)
+    expected: Expected = field(default_factory=Expected)  # for the bill while data is not here
     cache: str = key("folder of indexes and plans; may be deleted", "out/cache")
     guards: Guards = field(default_factory=Guards)
 

@@ -45,7 +45,7 @@ def named(name: str) -> Gpu:
 
 
 def reported(name: str, memory: int) -> Gpu:
-    """Return the GPU that the driver calls `name`, with the `memory` (bytes) it reports."""
+    """Return the GPU that the driver calls `name`, with the `memory` (bytes) to use of it."""
     for pattern, gpu in _TABLE.items():
         if re.fullmatch(pattern, name):
             return Gpu(gpu.name, memory, gpu.peak)
@@ -59,9 +59,19 @@ def device_of(name: str) -> torch.device:
     return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
 
 
+def check_ranks(name: str, ranks: int) -> None:
+    """Raise ValueError where `ranks` processes of this machine have no GPU each on
+    `runtime.device`."""
+    if device_of(name).type == "cuda" and ranks > (number := torch.cuda.device_count()):
+        raise ValueError(
+            f"{ranks} ranks, and this machine has {number} GPUs: set runtime.ranks={number} (just "
+            f"ranks={number} ...), or runtime.device=cpu"
+        )
+
+
 def of(device: torch.device) -> Gpu | None:
-    """Return the GPU that a device is; None for the CPU."""
+    """Return the GPU that a device is, with the memory that is free on it; None for the CPU."""
     if device.type != "cuda":
         return None
-    properties = torch.cuda.get_device_properties(device)
-    return reported(properties.name, properties.total_memory)
+    free, _ = torch.cuda.mem_get_info(device)
+    return reported(torch.cuda.get_device_properties(device).name, free)

@@ -29,7 +29,7 @@ from speechfuse.train.config import Finetune
 from speechfuse.train.metrics import Metrics, read
 from speechfuse.train.new_rows import WATCHED, NewRows
 from speechfuse.train.plan import RunPlan, plan_run
-from speechfuse.train.preflight.report import positions
+from speechfuse.train.preflight.data import positions
 from speechfuse.train.trainer import Trainer
 
 
@@ -42,6 +42,7 @@ def join(device: str, mixed: bool) -> None:
     group: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if alone else {}
     place, backend = gpus.device_of(device), "gloo"
     if place.type == "cuda":
+        gpus.check_ranks(device, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         torch.cuda.set_device(place)
         # gloo for what the background thread that writes states has to agree on
         backend = "cpu:gloo,cuda:nccl"

@@ -18,7 +18,8 @@ from speechfuse.train.config import Finetune
 from speechfuse.train.metrics import Flops, Meter
 from speechfuse.train.model import decoder_of
 from speechfuse.train.preflight import assumed
-from speechfuse.train.preflight.report import Data, PreflightReport, micro_batch
+from speechfuse.train.preflight.data import Data
+from speechfuse.train.preflight.report import PreflightReport, micro_batch
 
 VERSION = 2
 # keys for how a step is computed on the GPUs at hand: they change a run by rounding only
@@ -60,7 +61,7 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
     planned = meter if gpu is None else replace(meter, gpu=gpus.named(gpu))
     report_of = partial(PreflightReport, full, decoder.model, planned, micro)
     if lacks:
-        report = report_of(None)
+        report = report_of(Data.expected_by(job, micro))
         print("\n".join([*lacks, *report.lines()]))  # no check(): inputs are not here
         return None
     work = _artifact(job, pins)

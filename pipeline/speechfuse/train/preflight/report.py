@@ -5,92 +5,36 @@ In: a recipe, config.json of its checkpoint and the plan of its data. Out: a rep
 cannot work. Nothing is loaded: parameters are counted on the meta device. Speed comes from what was
 measured here (`just bench train` adds to recipes/measurements.jsonl) for the same model, GPU and
 settings; where nothing was, from an assumption that is marked as one. Without data hours and price
-are unknown.
+follow from what the recipe expects of it (runtime.expected), or are unknown.
 """
 
 import json
-import os
 import re
 import shutil
 from collections import Counter
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from speechfuse.samples.datasets import Mixture
-from speechfuse.samples.packing import Counts, Shape
 from speechfuse.train import attention, gpus, metrics, state
 from speechfuse.train import model as models
 from speechfuse.train.backbone import DTYPES
 from speechfuse.train.config import Finetune
 from speechfuse.train.preflight import memory
+from speechfuse.train.preflight.data import Data
+from speechfuse.train.preflight.machine import free_memory
 
 MEASUREMENTS = Path("recipes/measurements.jsonl")
 # keys of a recipe in which a measurement must agree to count for it
 SETTINGS = "seq_len packed dtype compute_dtype activation_checkpointing compile".split()
 ASSUMED_MFU = 0.4  # share of a GPU's peak, with padding and recomputation as work
+PROCESS = 3 * gpus.GIB  # of the machine, for each rank: libraries and the driver; assumed
+EXPORTED = 1.1  # of its weights, what an epoch takes while it is gathered and written
 RESERVE, FRAGMENTS = 2 * gpus.GIB, 0.04  # of the driver and NCCL, and of what is in use
-SAMPLED_STEPS = 64  # of the plan, from which positions and pairs are estimated
-RENDERED = 256  # samples from which the share of targets is estimated
 GROUPS = {"adapters": r"lora_|magnitude", "embeddings": r"embed", "head": r"^output\."}
-
-
-@dataclass(frozen=True)
-class Data:
-    """The data of a run. `targets`: tokens that are learned; `positions`: tokens and padding; both
-    are estimates. `pairs`: see metrics.pairs_of; `longest`: the most tokens of a row."""
-
-    counts: Counts
-    targets: int
-    positions: int
-    pairs: int
-    longest: int
-
-    def __str__(self) -> str:
-        counts = self.counts
-        return (
-            f"{' + '.join(f'{n:,}' for n in counts.samples)} samples ({sum(counts.dropped):,} too "
-            f"long), {counts.tokens:,} tokens, about {self.targets:,} of them targets; "
-            f"{counts.tokens / max(1, self.positions):.1%} of positions useful"
-        )
-
-    @classmethod
-    def of(cls, mixture: Mixture, ranks: int, micro: int) -> "Data":
-        """Count the data of a plan; positions, pairs and targets are estimated from steps and
-        samples at equal distances."""
-        counts, shape, indexes = mixture.plan.counts, mixture.plan.shape, mixture.indexes
-        steps = np.linspace(0, counts.steps - 1, min(SAMPLED_STEPS, counts.steps)).astype(int)
-        rows = [mixture.lengths(step) for step in steps.tolist()]
-        lengths = [length for step in rows for row in step for length in row]
-        scale = counts.tokens / max(1, sum(lengths))
-        padded = sum(positions(step, shape, ranks, micro) for step in rows)
-        places = [p for step in steps.tolist() for row in mixture.plan.rows(step) for p in row]
-        rendered = [indexes[d][n] for d, n in places[:: max(1, len(places) // RENDERED)]]
-        targets = sum(int(sample.targets[1:].sum()) for sample in rendered)
-        tokens = max(1, sum(len(sample.tokens) for sample in rendered))
-        fitting = [int(e.lengths[e.lengths <= shape.seq_len].max()) for e in indexes]
-        learned, pairs = counts.tokens * targets / tokens, scale * metrics.pairs_of(lengths)
-        longest = shape.seq_len if shape.packed else max(fitting)
-        return cls(counts, int(learned), int(scale * padded), int(pairs), longest)
-
-
-def positions(rows: list[list[int]], shape: Shape, ranks: int, micro: int) -> int:
-    """Count tokens and padding of a step whose rows have samples of these lengths: packs are filled
-    up to `seq_len`, single samples to the longest of their micro-batch."""
-    sizes = list(map(sum, rows))
-    if shape.packed:
-        return len(sizes) * shape.seq_len
-    parts = (
-        sizes[rank::ranks][i : i + micro]
-        for rank in range(ranks)
-        for i in range(0, len(sizes) // ranks, micro)
-    )
-    return sum(len(part) * max(1, *part) for part in parts)
 
 
 def micro_batch(job: Finetune, ranks: int) -> int:
@@ -120,8 +64,10 @@ class PreflightReport:
 
     `parameters`: (all, those that train) by group; `limit`: bytes of memory of a GPU, or of the
     machine for each rank; `needed`: bytes of memory on each, with a reserve for what cannot be
-    counted; `disk`: bytes that the states and epochs of the run take, of `free` ones that it may
-    use; `speed`: tokens a second and GPU, None: not known; `source`: where that is from."""
+    counted; `written`: bytes of the machine's memory that a state or an epoch takes on its way to
+    the disk; `host`: those and the processes', beside GPUs; `host_limit`: None: another machine is
+    planned for; `disk`: bytes that the states and epochs of the run take, of `free` ones that it
+    may use; `speed`: tokens a second and GPU, None: not known; `source`: where that is from."""
 
     def __init__(
         self,
@@ -144,15 +90,19 @@ class PreflightReport:
         gpu, ranks, size = meter.gpu, meter.gpus, DTYPES[job.dtype].itemsize
         longest, passes = data.longest if data else job.seq_len, job.batch_size // ranks // micro
         self.memory = memory.of(job, micro, longest, passes, ranks, gpu is not None)
-        peak, machine = self.memory.peak, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self.needed = int(peak * (1 + FRAGMENTS)) + RESERVE if gpu else peak
-        self.limit = gpu.memory if gpu else machine // ranks
+        peak = self.memory.peak
         self.parameters = _count(model)
         trained = [tuple(p.shape) for p in model.parameters() if p.requires_grad]
         weights = size * sum(map(prod, trained))
         self.state_bytes = weights + memory.optimizer_bytes(job, trained)
         merged = [count for group, (count, _) in self.parameters.items() if group != "adapters"]
         self.epoch_bytes = size * sum(merged)
+        # a state is copied before it is written; an epoch waits for the state before it
+        self.written = max(self.state_bytes, int(EXPORTED * self.epoch_bytes))
+        self.host = self.written + ranks * PROCESS
+        self.needed = int(peak * (1 + FRAGMENTS)) + RESERVE if gpu else peak + self.written // ranks
+        self.limit = gpu.memory if gpu else free_memory() // ranks
+        self.host_limit = None if job.runtime.gpu else free_memory()
         self.epochs = len(data.counts.epoch_ends) if data else job.epochs
         self.disk = (state.KEEP + 1) * self.state_bytes + self.epochs * self.epoch_bytes
         self.free = _free(Path(job.out))
@@ -174,8 +124,11 @@ class PreflightReport:
         fits = "fits" if self.needed <= self.limit else "DOES NOT FIT"
         parts = {f"weights ({self.job.dtype})": self.memory.weights}
         parts |= {"optimizer state": self.memory.optimizer, **self.memory.step}
-        if meter.gpu:
-            parts["reserve (assumed)"] = self.needed - self.memory.peak
+        rest = "reserve (assumed)" if meter.gpu else "state or epoch on its way to the disk"
+        parts[rest] = self.needed - self.memory.peak
+        host = f"{_gib(self.host)} on a machine with all {ranks} ranks"
+        if self.host_limit is not None:
+            host += f", of {_gib(self.host_limit)}: {'fits' if self.host_fits else 'DOES NOT FIT'}"
         steps = data.counts.steps if data else self.job.steps
         number = f"{steps:,}" if steps else "unknown number,"
         speed = f"{self.speed:,.0f} tokens/s a GPU, " if self.speed else "not known: "
@@ -184,10 +137,12 @@ class PreflightReport:
             "parameters": f"{total:,}: {groups}",
             "memory": f"{_gib(self.needed)} of {_gib(self.limit)} for each rank: {fits}",
             **{f"  {name}": _gib(size) for name, size in parts.items()},
+            **({"host memory": host} if meter.gpu else {}),
             "data": str(data or "unknown, and so are time and price"),
             "steps": f"{number} of {self.job.batch_size} rows, epochs: {self.epochs}",
             "disk": f"{state.KEEP + 1} states of {_gb(self.state_bytes)}, {self.epochs} epochs "
-            f"of {_gb(self.epoch_bytes)}: {_gb(self.disk)} of {_gb(self.free)}",
+            f"of {_gb(self.epoch_bytes)}: {_gb(self.disk)} of {_gb(self.free)} here: "
+            + ("fits" if self.disk <= self.free else "DOES NOT FIT"),
             "speed": speed + self.source,
         }
         if (hours := self.hours) is not None:
@@ -198,9 +153,19 @@ class PreflightReport:
             )
         if self.dollars is not None:
             rows["price"] = f"${self.dollars:,.2f} at ${meter.dollars:,.2f} a GPU hour"
+        guesses = [
+            *(["data as the recipe expects it"] if data and data.expected else []),
+            *(["a speed that is assumed"] if self.source.startswith("assumed") else []),
+        ]
+        for name in {"time", "price"} & rows.keys() if guesses else ():
+            rows[name] += f", for {' and '.join(guesses)}"
         rows["formula"] = meter.about()
         width = max(map(len, rows))
         return [f"{name.ljust(width)}  {text}" for name, text in rows.items()]
+
+    @property
+    def host_fits(self) -> bool:
+        return self.host_limit is None or self.host <= self.host_limit
 
     def check(self) -> None:
         """Raise ValueError for a run that cannot work."""
@@ -210,6 +175,12 @@ class PreflightReport:
                 f"{self.job.out} needs {_gib(self.needed)} of memory for each rank and {one} has "
                 f"{_gib(self.limit)}: take more or larger GPUs, a smaller micro_batch_size or "
                 "seq_len, activation_checkpointing=full, 8-bit optimizer states or dtype=bf16"
+            )
+        if self.meter.gpu and not self.host_fits:
+            raise ValueError(
+                f"{self.job.out} needs {_gib(self.host)} of the machine's memory while it writes a "
+                f"state or an epoch, and {_gib(self.host_limit or 0)} are free: take more "
+                "machines, free some, or take 8-bit optimizer states or dtype=bf16"
             )
         if self.disk > self.free:
             raise ValueError(
