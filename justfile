@@ -64,6 +64,10 @@ data: setup
 tokenize *args: setup
     {{python}} -m stages.tokenize_speech "$@"
 
+# speech to frames, for a model that takes those: just encode recipes/NAME/encode_train.yaml key=value ...
+encode *args: setup
+    {{python}} -m stages.encode_speech "$@"
+
 # instruction text to spoken training data: choose and clean the text, then speak it
 synthesize *args: setup
     @{{python}} recipes/verbs.py synthesize {{r}} "$@"

@@ -53,8 +53,7 @@ def main(job: Ask) -> None:
     pieces = decoding.split(waveform, quantizer.window)
     if len(pieces) > 1:
         print(f"{len(waveform) / decoding.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")
-    segments = [{"speech": {"codes": codes}} for codes in quantizer.encode(pieces)]
-    turns = [{"role": "user", "segments": segments}]
+    turns = [{"role": "user", "segments": generator.speech(quantizer, pieces)}]
     heard, answer = prompts.read_spoken_answer(generator.reply([turns], job.max_new_tokens)[0])
     if heard:
         print(f"heard:  {heard}")

@@ -9,15 +9,18 @@ places. Clips that are split, resampled, mixed down, filtered or rejected are co
 manifest and in the summary line.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from speechfuse import artifact, config, workers
 from speechfuse.config import key
 from speechfuse.hub import data as hub_data
-from speechfuse.quantizer.spec import QuantizerSpec
+from speechfuse.quantizer.spec import EncoderSpec, QuantizerSpec
 from speechfuse.rows import making, shards
 from speechfuse.rows.rejects import Rejects, by_reason
 
@@ -28,11 +31,10 @@ class Runtime(making.Workers):
     prefetch: int = key("clips decoded ahead of the encoder", 32)
 
 
-@dataclass
-class TokenizeSpeech:
+@dataclass(kw_only=True)
+class Recordings:
     out: str = key("folder of the dataset")
     corpus: dict[str, Any] = key("a corpus of speechfuse.corpora")
-    quantizer: QuantizerSpec = key("what makes the codes")
     filters: list[dict[str, Any]] = key("filters, of speechfuse.audio, in order", [])
     drop_duplicate_audio: bool = key("keep the first of clips with the same samples", False)
     shard_size: int = key("clips of a shard", 500)
@@ -41,13 +43,18 @@ class TokenizeSpeech:
     runtime: Runtime = field(default_factory=Runtime)
 
 
-def clips_of(job: TokenizeSpeech) -> dict[str, Any]:
+@dataclass(kw_only=True)
+class TokenizeSpeech(Recordings):
+    quantizer: QuantizerSpec = key("what makes the codes")
+
+
+def clips_of(job: Recordings) -> dict[str, Any]:
     """Where a shard's clips come from, and how they are decoded."""
     runtime = job.runtime
     return {"corpus": job.corpus, "threads": runtime.decode_threads, "depth": runtime.prefetch}
 
 
-def mark_duplicates(job: TokenizeSpeech, plan: list[dict[str, Any]]) -> None:
+def mark_duplicates(job: Recordings, plan: list[dict[str, Any]]) -> None:
     """Note in each shard of `plan`, as `same_audio` {id: id of the first}, its clips whose samples
     an earlier clip has too."""
     from speechfuse.quantizer import tokenize
@@ -61,7 +68,7 @@ def mark_duplicates(job: TokenizeSpeech, plan: list[dict[str, Any]]) -> None:
                 shard.setdefault("same_audio", {})[id] = first[digest]
 
 
-def plan_of(job: TokenizeSpeech, corpus: Any) -> dict[str, Any]:
+def plan_of(job: Recordings, corpus: Any) -> dict[str, Any]:
     """Content of plan.json: the shards, and the files that the corpus ignores, by suffix. Raises
     ValueError for a corpus without audio."""
     plan = corpus.plan(job.shard_size)
@@ -77,15 +84,28 @@ def plan_of(job: TokenizeSpeech, corpus: Any) -> dict[str, Any]:
 
 
 def main(job: TokenizeSpeech) -> None:
+    make(job, "tokenize_speech", 2, job.quantizer, shards.SPEECH, summary)
+
+
+def make(
+    job: Recordings,
+    name: str,
+    version: int,
+    spec: QuantizerSpec | EncoderSpec,
+    schema: pa.Schema,
+    summary: Callable[[Path, dict[str, Any]], str],
+) -> None:
+    """Make the artifact `name` of a corpus: rows in `schema`, with what `spec` makes of each clip.
+    Prints `summary` of its totals."""
     out = Path(job.out)
     if job.shard_size < 1 or job.batch_size < 1:
         raise ValueError(
             f"shard_size={job.shard_size}, batch_size={job.batch_size}: both must be at least 1"
         )
-    for spec in job.filters:
-        config.instantiate(spec)
+    for each in job.filters:
+        config.instantiate(each)
     corpus = config.instantiate(job.corpus)
-    quantizer = job.quantizer.load("cpu")
+    encoder = spec.load("cpu")
     workers.gpus(job.runtime.device)
     from speechfuse.quantizer import tokenize  # torch with it: what can be refused has been
 
@@ -99,28 +119,30 @@ def main(job: TokenizeSpeech) -> None:
         return
     started = None if job.fresh else out
     fingerprint = hub_data.pinned_commit(corpus.fingerprint, "corpus", started)
-    inputs = {"corpus": fingerprint, "quantizer": quantizer.identity}
-    work = artifact.Artifact(out, "tokenize_speech", 2, asdict(job), inputs)
+    what = next(iter(encoder.stream))  # quantizer or encoder
+    inputs = {"corpus": fingerprint, what: encoder.identity}
+    work = artifact.Artifact(out, name, version, asdict(job), inputs)
 
     def totals(paths: list[Path], rejects: Rejects) -> dict[str, Any]:
         counts, shard_list = making.counts_of(paths), work.plan["shards"]
         figures = making.speech_totals(paths, "rows") | by_reason(rejects)
         for name in ("split", "pieces", "resampled", "mixed_down", "without_text"):
             figures[name] = counts[name]
-        if job.quantizer.dtype != "float32":
-            device = (workers.gpus(job.runtime.device) or ["cpu"])[0]
-            equal, codes = tokenize.exactness(
-                corpus.clips(shard_list[0]), job.quantizer.load(device), job.batch_size
-            )
-            figures["equal_to_float32"] = {"codes": codes, "equal": equal}
+        if isinstance(spec, QuantizerSpec):
+            figures["dtype"] = spec.dtype
+            if spec.dtype != "float32":
+                device = (workers.gpus(job.runtime.device) or ["cpu"])[0]
+                equal, codes = tokenize.exactness(
+                    corpus.clips(shard_list[0]), spec.load(device), job.batch_size
+                )
+                figures["equal_to_float32"] = {"codes": codes, "equal": equal}
         return figures | {
             "clips": sum(shard["count"] for shard in shard_list),
-            "dtype": job.quantizer.dtype,
             "ignored": work.plan["ignored"],
             "source": corpus.source_name,
             "licence": corpus.licence,
-            "quantizer": quantizer.identity,
-            "token_rate": quantizer.token_rate,
+            what: encoder.identity,
+            "token_rate": encoder.token_rate,
         }
 
     making.make_dataset(
@@ -129,14 +151,14 @@ def main(job: TokenizeSpeech) -> None:
         lambda: plan_of(job, corpus),
         partial(
             tokenize.tokenize_shard,
-            quantizer=job.quantizer,
+            encoder=spec,
             filters=job.filters,
             batch_size=job.batch_size,
             **clips_of(job),
         ),
         "clip",
-        shards.SPEECH,
-        quantizer.stream,
+        schema,
+        encoder.stream,
         totals,
         summary,
     )
@@ -144,6 +166,12 @@ def main(job: TokenizeSpeech) -> None:
 
 def summary(out: Path, totals: dict[str, Any]) -> str:
     """One line: hours, clips and codes, and the counts of what was changed or left out."""
+    codes = f", {totals['codes']:,} codes in {totals['rows']:,} rows"
+    return describe(out, totals, f"{codes}, {totals['bits_per_code']} bits a code")
+
+
+def describe(out: Path, totals: dict[str, Any], made: str) -> str:
+    """Return the summary line of recordings; `made`: what was made of them."""
     phrases = [
         f"{totals[name]:,} {words}"
         for name, words in (
@@ -161,9 +189,8 @@ def summary(out: Path, totals: dict[str, Any]) -> str:
             f"{totals['dtype']} gave float32's code for {equal / max(1, codes):.2%} of {codes:,}"
         )
     return (
-        f"{out}: {totals['hours']:.2f} h of speech from {totals['clips']:,} clips, "
-        f"{totals['codes']:,} codes in {totals['rows']:,} rows, {totals['bits_per_code']} bits a "
-        f"code; {'; '.join(phrases) or 'nothing split, changed or rejected'}"
+        f"{out}: {totals['hours']:.2f} h of speech from {totals['clips']:,} clips{made}; "
+        f"{'; '.join(phrases) or 'nothing split, changed or rejected'}"
     )
 
 

@@ -26,6 +26,7 @@ from speechfuse.evals.sweep import Evaluate
 from speechfuse.train.config import Finetune
 from stages.ask import Ask
 from stages.curate_texts import CurateTexts
+from stages.encode_speech import EncodeSpeech
 from stages.expand_vocab import ExpandVocab
 from stages.gate import Gate
 from stages.report import Report
@@ -42,7 +43,7 @@ FLOORS = (  # from the ground up; a room imports rooms of lower floors alone
     ("artifact", "audio", "ray_cluster", "tokens"),
     ("openai_server", "report", "rows"),
     ("hub", "samples"),
-    ("corpora", "texts"),
+    ("corpora", "fusion", "texts"),
     ("evals", "quantizer", "train"),
     ("synthesis",),
     ("stages", "recipes"),
@@ -55,6 +56,7 @@ DOORS = {  # third party: the files that may import it, tests apart
     "whisper": [
         "pipeline/speechfuse/quantizer/model.py",
         "pipeline/speechfuse/quantizer/decoder.py",
+        "pipeline/speechfuse/quantizer/frames.py",
     ],
     "whisper.normalizers": ["pipeline/speechfuse/scores/word_errors.py"],
     "lm_eval": ["pipeline/speechfuse/evals/*"],
@@ -71,6 +73,8 @@ DOORS = {  # third party: the files that may import it, tests apart
 JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "tokenize.yaml": TokenizeSpeech,
     "tokenize_*.yaml": TokenizeSpeech,
+    "encode_*.yaml": EncodeSpeech,
+    "splice_*.yaml": Finetune,
     "curate_*.yaml": CurateTexts,
     "synthesize.yaml": SynthesizeInstructions,
     "synthesize_*.yaml": SynthesizeInstructions,

@@ -2,5 +2,6 @@
 
 COMPONENTS = {  # name in YAML, below speechfuse.evals: where it stands
     "Harness": "harness.Harness",
+    "SpliceGenerator": "splice.SpliceGenerator",
     "Speech": "speech.Speech",
 }

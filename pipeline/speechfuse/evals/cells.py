@@ -22,7 +22,7 @@ from tqdm import tqdm
 from speechfuse import artifact, workers
 from speechfuse.evals.tasks import Task, json_digest
 
-CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "lora/*")
 NOT_CONTENT = {"manifest.json", "plan.json"}
 LIBRARIES = ("torch", "transformers", "lm_eval")
 END = b"\n\n"  # of a batch
@@ -39,7 +39,11 @@ def fingerprint(checkpoint: Path, out: Path) -> str:
     check_weights(checkpoint)
     cache = out / "cells" / "fingerprints.json"
     hashes = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
-    files = {path.name for pattern in CONTENT for path in checkpoint.glob(pattern)}
+    files = {
+        path.relative_to(checkpoint).as_posix()
+        for pattern in CONTENT
+        for path in checkpoint.glob(pattern)
+    }
     content, hashed = [], False
     names = tqdm(sorted(files - NOT_CONTENT), f"hashing {checkpoint}", leave=False, delay=1)
     for name in names:

@@ -11,30 +11,36 @@ and replies are sampled as the checkpoint's generation_config says.
 import gc
 import re
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 from speechfuse import config
+from speechfuse.fusion import folder
 from speechfuse.tokens import prompts
-from speechfuse.tokens.vocabulary import Vocabulary, check_quantizer, read_config
+from speechfuse.tokens.vocabulary import Vocabulary, check_quantizer, read_speech
 
 VERSION = 1  # is part of a prediction's key: raise it if the same prompt may get another reply
 BLOG_SEED = 42
 _loaded: dict[Any, Any] = {}  # only the last model: a checkpoint's tasks follow each other
 
 
-def load(checkpoint: Path, device: str | None = None) -> Any:
-    """Return the model of a Hugging Face folder, in the dtype in which it is stored. With `device`
-    None it is on a GPU if there is one. The last model is kept until another is asked for, or its
-    files change. Raises ValueError for weights that are not finite."""
+def load(checkpoint: Path, device: str | None = None, lora: bool = False) -> Any:
+    """Return the model of a Hugging Face folder, in the dtype in which it is stored, with the LoRA
+    beside it added if `lora`. With `device` None it is on a GPU if there is one. The last model is
+    kept until another is asked for, or its files change. Raises ValueError for weights that are not
+    finite."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    files = sorted(path for path in Path(checkpoint).absolute().iterdir() if path.is_file())
-    stamp = (device, *((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+    files = sorted(path for path in Path(checkpoint).absolute().rglob("*") if path.is_file())
+    stamp = (
+        device,
+        lora,
+        *((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files),
+    )
     if stamp not in _loaded:
         _loaded.clear()
         gc.collect()  # before the next one comes: two may not fit
@@ -42,6 +48,8 @@ def load(checkpoint: Path, device: str | None = None) -> Any:
         for name, weight in model.named_parameters():
             if not torch.isfinite(weight).all():
                 raise ValueError(f"{checkpoint} is broken: weights of {name} are not finite")
+        if lora and (checkpoint / folder.LORA).is_file():
+            folder.add_lora(model, checkpoint)
         _loaded[stamp] = model.to(device).eval()
     return _loaded[stamp]
 
@@ -74,7 +82,24 @@ class Generator:
             check_quantizer(checkpoint, identity, what)
         self.vocabulary = (BlogVocabulary if blog else Vocabulary).load(checkpoint)
         self.blog = blog
+        self._load(checkpoint, device)
+
+    def _load(self, checkpoint: Path, device: str | None) -> None:
         self.model = load(checkpoint, device)
+
+    def speech(self, quantizer: Any, waveforms: list[np.ndarray]) -> list[dict[str, Any]]:
+        """Return the segments of turns that hold `waveforms`."""
+        return [{"speech": {"codes": codes}} for codes in quantizer.encode(waveforms)]
+
+    def prompt(self, turns: list[dict[str, Any]]) -> list[int]:
+        """Return the token ids of a conversation that is to be answered."""
+        ids, _ = prompts.render(self.vocabulary, turns, add_generation_prompt=True)
+        return [self.vocabulary.begin] * self.blog + ids
+
+    def inputs(self, tokens: torch.Tensor, ids: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Return the arguments of transformers' generate for `tokens` (prompts, length), in which
+        `ids` are padded on the left."""
+        return {"inputs": tokens}
 
     def reply(
         self, turns: list[list[dict[str, Any]]], max_new_tokens: int, batch_size: int = 64
@@ -95,9 +120,7 @@ class Generator:
         """Yield batches of {id, reply, tokens, capped} for the conversations `todo` of `asked`,
         shortest first. `tokens` is the length of the reply without its end token; `capped` says
         that no end token came within `max_new_tokens`."""
-        render = partial(prompts.render, self.vocabulary, add_generation_prompt=True)
-        begin = [self.vocabulary.begin] * self.blog
-        ids = {id: begin + render(turns)[0] for id, turns in asked.items()}
+        ids = {id: self.prompt(turns) for id, turns in asked.items()}
         unanswered = set(todo)
         order = sorted(ids, key=lambda id: len(ids[id]))  # little padding in a batch
         for start in range(0, len(order), batch_size):
@@ -115,14 +138,17 @@ class Generator:
         mask = pad_sequence([torch.ones_like(each) for each in prompts_ids], True, 0, "left")
         greedy = {} if self.blog else {"do_sample": False, "temperature": None, "top_p": None}
         ends = [self.vocabulary.end_of_turn, self.vocabulary.end]
+        inputs = self.inputs(tokens.to(self.model.device), ids)
         replies = self.model.generate(
-            tokens.to(self.model.device),
+            **inputs,
             attention_mask=mask.to(self.model.device),
             max_new_tokens=max_new_tokens,
             eos_token_id=ends,
             pad_token_id=self.vocabulary.end,
             **greedy,
-        )[:, tokens.shape[1] :]
+        )
+        if "inputs" in inputs:  # else the reply alone comes back
+            replies = replies[:, tokens.shape[1] :]
         texts = self.vocabulary.tokenizer.batch_decode(replies, skip_special_tokens=True)
         lengths = [
             next((i for i, token in enumerate(reply) if token in ends), len(reply))
@@ -136,13 +162,13 @@ class Generator:
 
 def generator(checkpoint: Path, *arguments: Any) -> Any:
     """Return a `Generator` of a checkpoint, or an instance of the class whose dotted path
-    config.json names as `generator` in its block "speechfuse"; it has the same methods. Raises
-    ValueError for a class of another package: a checkpoint may come from anywhere, and may not name
-    code to be run."""
-    block = read_config(checkpoint).get("speechfuse") or {}
+    speech.json, or config.json in its block "speechfuse", names as `generator`; it has the same
+    methods. Raises ValueError for a class of another package: a checkpoint may come from anywhere,
+    and may not name code to be run."""
+    block = read_speech(checkpoint) or {}
     dotted = block.get("generator", f"{__name__}.Generator")
     if not dotted.startswith("speechfuse."):
-        raise ValueError(f"{checkpoint}: config.json names generator {dotted}, which is not ours")
+        raise ValueError(f"{checkpoint}: it names generator {dotted}, which is not ours")
     return config.resolve(dotted)(checkpoint, *arguments)
 
 

@@ -180,8 +180,7 @@ class Speech:
                 f"controls_of={self.controls_of}: choose one of {[*self.splits]}, and no judge"
             )
         if self.input != "transcript":
-            stream = shards.read_stream(Path(self.data))
-            check_quantizer(checkpoint, stream.get("quantizer", ""), self.data)
+            check_quantizer(checkpoint, shards.maker_of(Path(self.data)), self.data)
         elif lost := [id for id in self.rows if not self.transcript_texts.get(id)]:
             raise ValueError(
                 f"{self.transcripts or self.data} has no transcript of {len(lost)} of "
@@ -206,15 +205,15 @@ class Speech:
                     "prompt, input, transcribe and contamination"
                 )
             return
-        self.turns(row, row["codes"])
-        if self.input != "transcript" and row["codes"] is None:
+        self.turns(row, row)
+        if self.input != "transcript" and row["codes"] is None and not row.get("frames"):
             raise ValueError(f"{self.data}: row {row['id']} has no codes: tokenize its audio")
 
     def turns(
-        self, row: dict[str, Any], codes: Any, prompt: str | None = None
+        self, row: dict[str, Any], audio: dict[str, Any], prompt: str | None = None
     ) -> list[dict[str, Any]]:
-        """Return the turns to ask of a row: those of a conversation, or `prompt` with these codes
-        as audio."""
+        """Return the turns to ask of a row: those of a conversation, or `prompt` with the speech
+        of the row `audio`."""
         if "turns" in row:
             return row["turns"][:-1] if self.history else row["turns"][-2:-1]
 
@@ -226,8 +225,8 @@ class Speech:
         if self.input == "transcript":  # one segment, so that it is tokenized as one text
             segments = [{"text": f"{before}{self.transcript_texts.get(row['id'], '')}{after}"}]
         else:
-            audio: dict[str, Any] = {"speech": {"codes": codes}}
-            segments = [{"text": before}, audio, {"text": after}]
+            speech: dict[str, Any] = {"speech": audio}
+            segments = [{"text": before}, speech, {"text": after}]
             segments = [part for part in segments if part.get("text") != ""]
         return [{"role": "user", "segments": segments}]
 
@@ -239,7 +238,7 @@ class Speech:
         for."""
         identity = None
         if self.input != "transcript":
-            identity = shards.read_stream(Path(self.data))["quantizer"]
+            identity = shards.maker_of(Path(self.data))
         blog = self.protocol == "blog"
         generator = generation.generator(checkpoint, identity, self.data, workers.device(), blog)
         rows = list(self.rows.values())
@@ -247,12 +246,12 @@ class Speech:
         if self.input == "shuffled":
             audio = others([self.column(row, self.reference) for row in rows])
         pairs = zip(rows, audio, strict=True)
-        asked = {row["id"]: self.turns(row, rows[other]["codes"]) for row, other in pairs}
+        asked = {row["id"]: self.turns(row, rows[other]) for row, other in pairs}
         size = self.batch_size
         for batch in generator.replies(asked, todo, self.max_new_tokens, size):
             if self.transcribe:
                 of_batch = [self.rows[entry["id"]] for entry in batch]
-                turns = [self.turns(row, row["codes"], self.transcribe) for row in of_batch]
+                turns = [self.turns(row, row, self.transcribe) for row in of_batch]
                 transcripts = generator.reply(turns, self.max_new_tokens, size)
                 for entry, transcript in zip(batch, transcripts, strict=True):
                     entry["transcript"] = transcript

@@ -1,6 +1,8 @@
-"""Waveforms to codes, and the training of a quantizer (training/)."""
+"""Waveforms to codes or frames, and the training of a quantizer (training/)."""
 
 COMPONENTS = {  # name in YAML, below speechfuse.quantizer: where it stands
+    "of_quantizer": "frames.of_quantizer",
+    "of_whisper": "frames.of_whisper",
     "phonemes": "training.phonemes.Phonemes",
     "whisper": "training.distillation.Whisper",
 }

@@ -13,6 +13,7 @@ import json
 import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,13 +118,11 @@ class Quantizer(nn.Module):
         return (F.normalize(self.project_in(x), dim=-1) @ self.codebook.T).argmax(-1)
 
     @torch.inference_mode()
-    def encode_batch(
-        self, waveforms: list[np.ndarray], batch_size: int
-    ) -> tuple[Tensor, list[int]]:
-        """Start one forward pass: codes (batch_size, window tokens) on the device, and how many of
-        them each waveform has. At most `batch_size` waveforms; the rest of the batch is silence, so
-        that the arithmetic does not depend on how many there are. Raises ValueError for a waveform
-        longer than the window or too short for one token.
+    def embed_batch(self, waveforms: list[np.ndarray], batch_size: int) -> tuple[Tensor, list[int]]:
+        """Start one forward pass: float32 (batch_size, window tokens, width) on the device, and how
+        many tokens each waveform has. At most `batch_size` waveforms; the rest of the batch is
+        silence, so that the arithmetic does not depend on how many there are. Raises ValueError for
+        a waveform longer than the window or too short for one token.
         """
         longest, shortest = self.frames * HOP_LENGTH, 2 * self.config.downsample * HOP_LENGTH
         for i, waveform in enumerate(waveforms):
@@ -137,8 +136,19 @@ class Quantizer(nn.Module):
         window = padded(mels, batch_size, self.config, self.codebook.device)
         with torch.autocast(window.device.type, self.dtype, enabled=self.dtype != torch.float32):
             embedded = self.embed(window)
-        codes = self.quantize(embedded.float())
-        return codes, [mel.shape[1] // 2 // self.config.downsample for mel in mels]
+        return embedded.float(), [mel.shape[1] // 2 // self.config.downsample for mel in mels]
+
+    @torch.inference_mode()
+    def encode_batch(
+        self, waveforms: list[np.ndarray], batch_size: int
+    ) -> tuple[Tensor, list[int]]:
+        """Start one forward pass: codes (batch_size, window tokens), as embed_batch."""
+        embedded, lengths = self.embed_batch(waveforms, batch_size)
+        return self.quantize(embedded), lengths
+
+    def columns(self, codes: np.ndarray) -> dict[str, Any]:
+        """Return the columns of a row of speech with these codes (tokens)."""
+        return {"codes": codes.astype(np.uint16)}
 
     def encode(self, waveforms: list[np.ndarray], batch_size: int = 1) -> list[np.ndarray]:
         """Codes of each waveform, uint16, 25 a second (a last incomplete token is not made)."""

@@ -4,15 +4,31 @@ Neither torch nor whisper is imported before a quantizer is loaded, so that `--h
 key answer at once.
 """
 
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from speechfuse import config
 from speechfuse.config import key
 
 if TYPE_CHECKING:
+    from speechfuse.quantizer.frames import FrameEncoder
     from speechfuse.quantizer.model import Quantizer
+
+
+@dataclass
+class EncoderSpec:
+    """An encoder of speechfuse.quantizer, {_component_: ..., checkpoint: ...}."""
+
+    component: dict[str, Any]
+
+    def load(self, device: str) -> "FrameEncoder":
+        """Returns the encoder on `device`, read once in each process. Raises ValueError for a
+        checkpoint that cannot be read."""
+        check_files(*(self.component.get(name) for name in ("checkpoint", "whisper")))
+        return _encoder(json.dumps(self.component), device)
 
 
 @dataclass
@@ -30,7 +46,15 @@ class QuantizerSpec:
         return _quantizer(self.checkpoint, self.whisper, self.dtype, device)
 
 
-def check_files(checkpoint: str, whisper: str | None) -> None:
+@cache
+def _encoder(spec: str, device: str) -> "FrameEncoder":
+    import torch
+
+    torch.set_num_threads(1)
+    return config.instantiate(json.loads(spec)).to(device)
+
+
+def check_files(checkpoint: str | None, whisper: str | None) -> None:
     """Raises FileNotFoundError for a quantizer that is not there, before torch is imported."""
     for path in (checkpoint, whisper):
         if path is not None and not Path(path).exists():

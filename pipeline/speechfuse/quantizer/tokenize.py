@@ -24,7 +24,7 @@ from speechfuse.audio import decoding
 from speechfuse.audio.filters import Filter
 from speechfuse.corpora.clip import Clip
 from speechfuse.quantizer.model import Quantizer
-from speechfuse.quantizer.spec import QuantizerSpec
+from speechfuse.quantizer.spec import EncoderSpec, QuantizerSpec
 from speechfuse.rows.making import component
 from speechfuse.rows.rejects import FILTERED, Reject
 from speechfuse.rows.shards import Shard
@@ -69,7 +69,7 @@ def prepare(clip: Clip | Reject, window: float, filters: list[Filter]) -> Decode
 def tokenize_shard(
     planned: dict[str, Any],
     corpus: dict[str, Any],
-    quantizer: QuantizerSpec,
+    encoder: QuantizerSpec | EncoderSpec,
     filters: list[dict[str, Any]],
     batch_size: int,
     threads: int,
@@ -84,8 +84,8 @@ def tokenize_shard(
         return Reject(clip.id, reason) if clip.id in originals else clip
 
     clips = map(unless_duplicate, component(corpus).clips(planned))
-    encoder, instances = quantizer.load(workers.device()), list(map(config.instantiate, filters))
-    return tokenize(clips, encoder, batch_size, instances, threads, depth)
+    instances = list(map(config.instantiate, filters))
+    return tokenize(clips, encoder.load(workers.device()), batch_size, instances, threads, depth)
 
 
 def audio_digests(
@@ -105,22 +105,24 @@ def audio_digests(
 
 def tokenize(
     clips: Iterable[Clip | Reject],
-    quantizer: Quantizer,
+    quantizer: Any,
     batch_size: int,
     filters: list[Filter],
     threads: int,
     depth: int,
 ) -> Shard:
-    """Rows, rejects and counts of one shard's clips."""
+    """Rows, rejects and counts of one shard's clips. `quantizer`: a Quantizer, or an encoder of
+    frames with the same methods."""
     shard, shortest = Shard([], [], Counter()), 1 / quantizer.token_rate
     pending: list[np.ndarray] = []  # waveforms of the last rows, not yet given to the encoder
-    running: deque[tuple[int, Any, list[int]]] = deque()  # batches on the device: first row, codes
+    # batches on the device: first row, codes or frames
+    running: deque[tuple[int, Any, list[int]]] = deque()
 
     def collect() -> None:
         first, codes, lengths = running.popleft()
-        batch = codes.cpu().numpy().astype(np.uint16)
-        for row, window, length in zip(shard.rows[first:], batch, lengths, strict=False):
-            row["codes"] = window[:length]
+        windows = codes.cpu().numpy()
+        for row, window, length in zip(shard.rows[first:], windows, lengths, strict=False):
+            row |= quantizer.columns(window[:length])
 
     def encode() -> None:
         first = len(shard.rows) - len(pending)

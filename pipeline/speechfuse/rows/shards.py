@@ -38,6 +38,8 @@ SPEECH = pa.schema(
         "extra": pa.string(),  # JSON
     }
 )
+# what stages.encode_speech writes: a cache of recordings for one encoder, never published
+FRAMES = SPEECH.append(pa.field("frames", pa.binary()))  # float16 (frames, width)
 SEGMENT = pa.struct({"text": pa.string(), "speech": pa.struct(list(SPEECH))})
 CONVERSATIONS = pa.schema(
     {
@@ -49,6 +51,7 @@ CONVERSATIONS = pa.schema(
 
 _STREAM, _COUNTS = b"speechfuse.stream", b"speechfuse.counts"
 _STREAM_KEYS = ("quantizer", "token_rate", "codebooks", "codebook_size")
+_FRAME_KEYS = ("encoder", "frame_rate", "width")
 # each row group repeats the dictionary of codes (2 kB for 512), so a group must hold many codes
 _ROWS_PER_GROUP = 8192
 
@@ -73,10 +76,11 @@ def write_shard(
     field that the schema lacks (keep it as JSON in `extra`) and for a value that does not fit.
     """
     if stream is not None:
-        if sorted(stream) != sorted(_STREAM_KEYS):
+        keys = _FRAME_KEYS if "frames" in schema.names else _STREAM_KEYS
+        if sorted(stream) != sorted(keys):
             raise ValueError(
                 f"{path}: stream has the keys {sorted(stream)}; it must have exactly "
-                f"{', '.join(_STREAM_KEYS)}"
+                f"{', '.join(keys)}"
             )
         metadata = {_STREAM: stream, _COUNTS: counts or {}}
         texts = {name: json.dumps(value, sort_keys=True) for name, value in metadata.items()}
@@ -91,9 +95,10 @@ def write_shard(
 
 
 def read_stream(folder: Path) -> dict[str, Any]:
-    """{quantizer, token_rate, codebooks, codebook_size} of a complete artifact's codes.
+    """{quantizer, token_rate, codebooks, codebook_size} of a complete artifact's codes, or
+    {encoder, frame_rate, width} of its frames.
 
-    {} where the shards hold no codes. Raises ValueError when two shards have different streams.
+    {} where the shards hold neither. Raises ValueError when two shards have different streams.
     """
     paths = shard_paths(folder)
     streams = [json.loads(_metadata(path).get(_STREAM, b"{}")) for path in paths]
@@ -105,6 +110,12 @@ def read_stream(folder: Path) -> dict[str, Any]:
                 "again with one quantizer"
             )
     return streams[0]
+
+
+def maker_of(folder: Path) -> str:
+    """Identity of the quantizer or encoder of an artifact's speech; "" where it has none."""
+    stream = read_stream(folder)
+    return stream.get("quantizer", stream.get("encoder", ""))
 
 
 def read_counts(path: Path) -> dict[str, int]:

@@ -30,7 +30,10 @@ def _view(
     column: str,
     render: Callable[[dict[str, Any]], tuple[list[int], list[bool]] | None],
 ) -> View:
-    if column not in pq.read_schema(shards.shard_paths(Path(path))[0]).names:
+    names = pq.read_schema(shards.shard_paths(Path(path))[0]).names
+    if "frames" in names:
+        raise ValueError(f"{path} holds frames: its _component_ is speechfuse.fusion.speech")
+    if column not in names:
         here, fits = {
             "codes": ("conversations", "conversations (and takes no turns)"),
             "turns": ("rows of speech", "speech or .sound"),
@@ -132,7 +135,7 @@ def load(
         if "path" not in spec or not isinstance(share, int | float) or share <= 0:
             raise ValueError(f"datasets entry {spec}: it needs a path and a share above 0")
         stream = shards.read_stream(Path(spec["path"]))
-        if stream:
+        if "quantizer" in stream:
             check_quantizer(checkpoint, stream["quantizer"], spec["path"])
         entry = {key: value for key, value in spec.items() if key != "share"}
         indexes.append(index.build(entry, checkpoint, folder))

@@ -24,15 +24,18 @@ def _row_text(row: dict[str, Any]) -> str:
     return row["text"]
 
 
-def answer(row: dict[str, Any], repeat_first: bool = False) -> list[dict[str, Any]]:
-    """A spoken question and its answer (`extra.answer`). `repeat_first`: the reply is the
-    transcript, then the answer. Raises ValueError for a row without them."""
+def answer(
+    row: dict[str, Any], repeat_first: bool = False, request: str = ""
+) -> list[dict[str, Any]]:
+    """A spoken question, behind the written `request`, and its answer (`extra.answer`).
+    `repeat_first`: the reply is the transcript, then the answer. Raises ValueError for a row
+    without them."""
     reply = row["extra"].get("answer")
     if not isinstance(reply, str):
         raise ValueError(f"row {row['id']} has no answer in extra: a spoken question needs one")
     if repeat_first:
         reply = SPOKEN_ANSWER.format(transcript=_row_text(row), answer=reply)
-    return _turns([{"speech": row}], reply)
+    return _turns([*([{"text": request}] if request else []), {"speech": row}], reply)
 
 
 def transcribe(row: dict[str, Any], requests: list[str]) -> list[dict[str, Any]]:

@@ -115,15 +115,25 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def read_speech(checkpoint: Path) -> dict[str, Any] | None:
+    """What a Hugging Face folder says of its speech: speech.json of one that takes frames, the
+    layout of sound tokens of one that was expanded, None for a model of text."""
+    path = Path(checkpoint) / "speech.json"
+    if path.is_file():
+        return json.loads(path.read_text("utf-8"))
+    return read_config(checkpoint).get("speechfuse")
+
+
 def check_quantizer(checkpoint: Path, identity: str, what: str) -> None:
-    """Raises ValueError unless `checkpoint` was expanded for the quantizer with this identity;
-    `what` names the data that the quantizer made."""
-    layout = read_config(checkpoint).get("speechfuse")
-    if layout is None:
+    """Raises ValueError unless `checkpoint` was expanded for the quantizer with this identity, or
+    trained on frames of this encoder; `what` names the data that it made."""
+    speech = read_speech(checkpoint)
+    if speech is None:
         raise ValueError(f"{checkpoint} has no sound tokens: run expand_vocab on it first")
-    if layout["quantizer"] != identity:
+    own: str = speech.get("quantizer", speech.get("encoder", ""))
+    if own != identity:
         raise ValueError(
-            f"{what} was made with quantizer {identity[:12]}, but {checkpoint} was expanded for "
-            f"{layout['quantizer'][:12]}: codes of one mean nothing to the other; "
-            "tokenize again or use the checkpoint of that quantizer"
+            f"{what} was made with quantizer or encoder {identity[:12]}, but {checkpoint} was made "
+            f"for {own[:12]}: codes or frames of one mean nothing to the other; make the data "
+            "again, or use the checkpoint of that quantizer"
         )

@@ -17,6 +17,7 @@ from torchtune import training
 from torchtune.models import convert_weights
 
 from speechfuse import config
+from speechfuse.fusion.door import Door, adapter_of
 from speechfuse.train import attention
 from speechfuse.train.head import Head
 
@@ -45,6 +46,18 @@ class Backbone:
     def write_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
         """Return the weights of the model under the names of a Hugging Face folder."""
         return convert_weights.tune_to_hf(weights, **_sizes(shape))
+
+    def write_lora(self, weights: Weights, decoder: "Decoder") -> tuple[Weights, dict[str, Any]]:
+        """Return the LoRA weights of the model, and their settings, as peft's files have them."""
+        sizes, spec = _sizes(decoder.shape), decoder.spec
+        modules = [*spec["lora_attn_modules"]]
+        modules += ["w1", "w2", "w3"] if spec.get("apply_lora_to_mlp") else []
+        settings = {"r": spec["lora_rank"], "lora_alpha": spec["lora_alpha"]}
+        settings |= {"target_modules": modules, "peft_type": "LORA", "task_type": "CAUSAL_LM"}
+        return (
+            convert_weights.tune_to_peft_adapter_weights(weights, **sizes),
+            convert_weights.tune_to_peft_adapter_config(settings),
+        )
 
 
 def _sizes(shape: dict[str, Any]) -> dict[str, int]:
@@ -93,19 +106,29 @@ def fill_positions(model: nn.Module, device: torch.device) -> None:
 @dataclass(frozen=True)
 class Decoder:
     """`folder`: the checkpoint, whose config.json is `shape`; `spec`: `model` of the recipe with
-    all arguments; `model`: what that builds, at first without memory."""
+    all arguments; `model`: what that builds, at first without memory; `adapter`: that of the
+    recipe."""
 
     folder: Path
     shape: dict[str, Any]
     spec: dict[str, Any]
     model: nn.Module
+    adapter: dict[str, Any] | None = None
 
 
-def empty(spec: dict[str, Any], dtype: str, loss_chunk: int = 1024) -> nn.Module:
+def empty(
+    spec: dict[str, Any], dtype: str, loss_chunk: int = 1024, adapter: dict[str, Any] | None = None
+) -> nn.Module:
     """Return the decoder that `spec` (`_component_` and arguments) builds, with our head, on the
-    meta device: shapes without memory."""
+    meta device: shapes without memory. With `adapter` its embedding is a fusion.door.Door."""
     with torch.device("meta"), training.set_default_dtype(DTYPES[dtype]):
         model = config.instantiate(spec)
         set_head(model, Head(head_of(model), loss_chunk))
+        if adapter:
+            words = embedding_of(model)
+            door = Door(words, adapter_of(adapter, words.embedding_dim))
+            owner, _, name = of(model).embedding.rpartition(".")
+            setattr(model.get_submodule(owner), name, door)
+            head_of(model).follow(words, door)
     of(model).prepare(model)
     return model

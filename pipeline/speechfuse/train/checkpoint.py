@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torchtune.modules.peft import DoRALinear, LoRALinear, get_merged_lora_ckpt
 
+from speechfuse import artifact
+from speechfuse.fusion import folder as folders
+from speechfuse.fusion.door import initial_values
+from speechfuse.tokens.vocabulary import read_speech
 from speechfuse.train import backbone, state
 from speechfuse.train.backbone import Decoder
 
@@ -33,7 +37,8 @@ def read(decoder: Decoder) -> dict[str, Tensor]:
     are none."""
     weights: dict[str, Tensor] = {}
     for path in sorted(decoder.folder.glob("*.safetensors")):
-        weights |= load_file(path)
+        if path.name != folders.SPEECH:
+            weights |= load_file(path)
     if not weights:
         raise ValueError(f"{decoder.folder} holds no *.safetensors")
     if decoder.shape.get("tie_word_embeddings"):
@@ -41,9 +46,56 @@ def read(decoder: Decoder) -> dict[str, Tensor]:
     return backbone.of(decoder.model).read_hf(weights, decoder.shape)
 
 
-def export(decoder: Decoder, end_of_turn: int, out: Path, manifest: dict[str, Any]) -> None:
+def _prefix(model: nn.Module) -> str:
+    """Return how the names of the adapter's tensors begin."""
+    return f"{backbone.of(model).embedding}.adapter."
+
+
+def read_adapter(decoder: Decoder, seed: int) -> dict[str, Tensor]:
+    """Return the tensors of the adapter by the names of the model: those of the checkpoint where it
+    has a speech part, else as drawn by `seed`. Raises ValueError for those of another adapter."""
+    model, speech = decoder.model, read_speech(decoder.folder) or {}
+    speech = speech if "adapter" in speech else {}
+    if speech and speech["adapter"] != decoder.adapter:
+        raise ValueError(
+            f"adapter={decoder.adapter}, and {decoder.folder} has {speech['adapter']}: set it so, "
+            "or start from the language model alone"
+        )
+    if speech:
+        values = load_file(decoder.folder / folders.SPEECH)
+    else:
+        width = backbone.embedding_of(model).embedding_dim
+        values = initial_values(decoder.adapter or {}, width, seed)
+    return {_prefix(model) + name: tensor for name, tensor in values.items()}
+
+
+def is_lora(name: str) -> bool:
+    """Return whether a parameter of this name is LoRA's."""
+    return name.endswith(("lora_a.weight", "lora_b.weight"))
+
+
+def _write_speech(
+    decoder: Decoder, weights: dict[str, Tensor], speech: dict[str, Any], hidden: Path
+) -> None:
+    """Write the language model of the checkpoint, untouched, with adapter and LoRA beside it."""
+    prefix, model = _prefix(decoder.model), decoder.model
+    names = [name for name in weights if name.startswith(prefix)]
+    adapter = {name.removeprefix(prefix): weights[name] for name in names}
+    low = {name: tensor for name, tensor in weights.items() if is_lora(name)}
+    lora = backbone.of(model).write_lora(low, decoder) if low else None
+    folders.write(hidden, decoder.folder, speech, adapter, lora)
+
+
+def export(
+    decoder: Decoder,
+    end_of_turn: int,
+    out: Path,
+    manifest: dict[str, Any],
+    speech: dict[str, Any] | None = None,
+) -> None:
     """Write the weights to `out`, a Hugging Face folder with config.json and tokenizer of the
-    checkpoint, complete or absent. The model itself stays as it is.
+    checkpoint, complete or absent. The model itself stays as it is. With `speech` (see
+    fusion.folder) the language model is that of the checkpoint.
 
     Call it on every rank; rank 0 writes, into a hidden folder that is renamed at the end.
     """
@@ -52,11 +104,16 @@ def export(decoder: Decoder, end_of_turn: int, out: Path, manifest: dict[str, An
     weights: dict[str, Any] = get_model_state_dict(model, options=options)
     if state.rank() != 0:
         return
-    _merge_adapters(model, weights)
-    weights = backbone.of(model).write_hf(weights, decoder.shape)
     hidden = out.with_name(f".{out.name}")
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir(parents=True)
+    if speech:
+        _write_speech(decoder, weights, speech, hidden)
+        artifact.write_json(hidden / "manifest.json", manifest)
+        os.replace(hidden, out)
+        return
+    _merge_adapters(model, weights)
+    weights = backbone.of(model).write_hf(weights, decoder.shape)
     for name, tensor in weights.items():
         # rows gathered from ranks with unequal shares lie in a larger block of memory
         whole_block = tensor.untyped_storage().nbytes() == tensor.nbytes

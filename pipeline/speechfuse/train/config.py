@@ -95,6 +95,11 @@ class Finetune:
     )
     compile: bool = key("torch.compile every layer", False)
     attention: str = key("dense, varlen, flex (GPU only), or auto: the fastest", "auto")
+    adapter: dict[str, Any] | None = key(
+        "of speechfuse.fusion, for datasets of frames, {_component_, width, ...}; null: tokens",
+        None,
+    )
+    rates: dict[str, float] = key("regular expression of names -> factor on the rate", {})
     loss_chunk: int = key("targets whose logits exist at a time", 1024)
     shard_group: int | None = key("ranks that share one copy of the model; null: all (FSDP)", None)
     new_rows_first: int = key("first steps train the sound tokens' rows alone", 0)

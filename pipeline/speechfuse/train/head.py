@@ -103,6 +103,11 @@ class Head(nn.Module):
         self._owner: list[Any] = [output.tied_module if tied else self]
         self._targets: tuple[Tensor, Tensor, int] | None = None
 
+    def follow(self, old: nn.Module, new: nn.Module) -> None:
+        """Take the weight from `new` where it was that of `old`: an embedding that was replaced."""
+        if self._owner[0] is old:
+            self._owner[0] = new
+
     @contextmanager
     def scoring(self, labels: Tensor, groups: Tensor, count: int) -> Iterator[None]:
         """Make the forward give `count` sums of losses until the end of the block.

@@ -181,7 +181,11 @@ def _export(plan: RunPlan, epoch: int) -> None:
         return
     name = hashlib.sha256(f"{work.fingerprint}/{epoch}".encode()).hexdigest()
     manifest = {"fingerprint": name, "epoch": epoch, "run": work.record()}
-    checkpoint.export(plan.decoder, plan.mixture.vocabulary.end_of_turn, out, manifest)
+    end, speech = plan.mixture.vocabulary.end_of_turn, None
+    if plan.job.adapter:
+        generator = "speechfuse.evals.SpliceGenerator"
+        speech = {"generator": generator, "adapter": plan.job.adapter, "encoder": plan.encoder}
+    checkpoint.export(plan.decoder, end, out, manifest, speech)
 
 
 def _finish(work: artifact.Artifact, mixture: datasets.Mixture) -> None:

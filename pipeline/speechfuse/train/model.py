@@ -33,9 +33,27 @@ def decoder_of(job: Finetune, shape: dict[str, Any] | None = None) -> Decoder:
     if shape is None:
         shape = read_config(folder)
         spec = complete(spec, shape, job.checkpoint)
-    model = backbone.empty(spec, job.dtype, job.loss_chunk)
+    model = backbone.empty(spec, job.dtype, job.loss_chunk, job.adapter)
     freeze(model, job.freeze)
-    return Decoder(folder, shape, spec, model)
+    if job.adapter:
+        _check_untouched(model)
+    return Decoder(folder, shape, spec, model, job.adapter)
+
+
+def _check_untouched(model: nn.Module) -> None:
+    """Raise ValueError where weights train that an epoch with a speech part does not hold."""
+    adapter = f"{backbone.of(model).embedding}.adapter."
+    others = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not name.startswith(adapter) and not checkpoint.is_lora(name)
+    ]
+    if others:
+        raise ValueError(
+            f"{others[0]} and {len(others) - 1} others of the language model train beside the "
+            "adapter; a speech part is the adapter and LoRA alone: name the others in freeze, as "
+            "recipes/demo/splice_lora.yaml does"
+        )
 
 
 def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
@@ -55,6 +73,8 @@ def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
     if state.rank() == 0:
         weights = checkpoint.read(decoder)
         weights |= _adapters(model, weights, job.seed)
+        if job.adapter:
+            weights |= checkpoint.read_adapter(decoder, job.seed)
         weights = {name: tensor.to(DTYPES[job.dtype]) for name, tensor in weights.items()}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
     set_model_state_dict(model, weights, options=options)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from speechfuse import artifact
+from speechfuse.fusion import views as fusion_views
 from speechfuse.hub import data as hub_data
 from speechfuse.samples import datasets, packing
 from speechfuse.train import gpus, guards, state
@@ -40,6 +41,7 @@ class RunPlan:
     micro: int
     rank: int
     ranks: int
+    encoder: str | None = None  # identity of what made the frames
 
 
 def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
@@ -68,6 +70,7 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
     if state.broadcast_from_rank0(rank == 0 and not job.fresh and _complete(work, job)):
         return None
     mixture = load_data(job, pins)
+    encoder = fusion_views.check([each.view for each in mixture.indexes], job.adapter)
     left_out = guards.check_rejected(job.runtime.guards, mixture)
     if rank == 0:
         report = report_of(Data.of(mixture, ranks, micro))
@@ -75,7 +78,7 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
         report.check()
     if job.runtime.dry_run:
         return None
-    return RunPlan(job, work, mixture, decoder, meter, micro, rank, ranks)
+    return RunPlan(job, work, mixture, decoder, meter, micro, rank, ranks, encoder)
 
 
 def pins_of(job: Finetune) -> dict[str, str | None]:

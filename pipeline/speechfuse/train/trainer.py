@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from speechfuse import config
-from speechfuse.train import attention, gpus
+from speechfuse.train import attention, gpus, optimizers
 from speechfuse.train.backbone import Decoder
 from speechfuse.train.config import Finetune
 from speechfuse.train.model import load
@@ -32,7 +32,8 @@ class Trainer:
         torch.manual_seed(job.seed)
         load(decoder, job, self.device)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer: Optimizer = config.instantiate(job.optimizer, params=self.trained)
+        groups = optimizers.groups(self.model, job.optimizer, job.rates)
+        self.optimizer: Optimizer = config.instantiate(job.optimizer, params=groups)
         self.step: Step = config.resolve(job.step)
         self.attention = attention.kind_of(job.attention, self.device, job.packed, job.seq_len)
         self.clip = math.inf if job.clip_grad_norm is None else job.clip_grad_norm

@@ -1,0 +1,126 @@
+"""Adapters: frames of an encoder to vectors in the place of a language model's embeddings.
+
+In: frames (clips, length, width) and how many of each clip's are its own; those behind are zeros.
+Out: vectors (clips, ceil(length / stack), out): `stack` frames next to each other become one, the
+last one with zeros where frames lack. A recipe names one by dotted path; `out`, the width of the
+language model, is given by the job.
+"""
+
+from math import ceil
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Adapter(nn.Module):
+    """What all adapters have: `width` of a frame, `stack` frames a vector, `out` numbers of it."""
+
+    def __init__(self, width: int, stack: int, out: int) -> None:
+        super().__init__()
+        if width < 1 or stack < 1:
+            raise ValueError(f"adapter: width={width}, stack={stack}: both must be at least 1")
+        self.width, self.stack, self.out = width, stack, out
+
+    def stacked(self, frames: Tensor) -> Tensor:
+        """(clips, length, width) -> (clips, ceil(length / stack), stack x width)."""
+        frames = F.pad(frames, (0, 0, 0, -frames.shape[1] % self.stack))
+        return frames.unflatten(1, (-1, self.stack)).flatten(2)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        """Return the vectors of each clip, of which its first ceil(lengths / stack) count."""
+        raise NotImplementedError
+
+
+class Identity(Adapter):
+    """The frames as they are; their width must be the language model's."""
+
+    def __init__(self, width: int, out: int, stack: int = 1) -> None:
+        super().__init__(width, stack, out)
+        if width * stack != out:
+            raise ValueError(
+                f"adapter: stack={stack} frames of width {width} are {width * stack} numbers, and "
+                f"the language model takes {out}: choose speechfuse.fusion.Linear"
+            )
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        return self.stacked(frames)
+
+
+class Linear(Adapter):
+    """One matrix, as in the stock models of transformers that splice."""
+
+    def __init__(self, width: int, out: int, stack: int = 1) -> None:
+        super().__init__(width, stack, out)
+        self.linear = nn.Linear(width * stack, out)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        return self.linear(self.stacked(frames))
+
+
+class Stack(Adapter):
+    """A norm over the stacked frames, and two matrices with a GELU between, `hidden` wide."""
+
+    def __init__(self, width: int, out: int, stack: int, hidden: int) -> None:
+        super().__init__(width, stack, out)
+        self.norm = nn.LayerNorm(width * stack)
+        self.inner, self.outer = nn.Linear(width * stack, hidden), nn.Linear(hidden, out)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        return self.outer(F.gelu(self.inner(self.norm(self.stacked(frames)))))
+
+
+class Conformer(Adapter):
+    """`layers` conformer blocks, `hidden` wide, between two matrices; transformers' own blocks.
+
+    Source: the modality adapter of SALM and of Modular SpeechLLM in NVIDIA NeMo."""
+
+    def __init__(
+        self,
+        width: int,
+        out: int,
+        stack: int = 1,
+        hidden: int = 512,
+        layers: int = 2,
+        heads: int = 8,
+        kernel: int = 9,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(width, stack, out)
+        from transformers import ParakeetEncoderConfig
+        from transformers.models.parakeet import modeling_parakeet as parakeet
+
+        shape = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
+        shape |= {"intermediate_size": 4 * hidden, "conv_kernel_size": kernel}
+        rates = dict.fromkeys("dropout activation_dropout attention_dropout".split(), dropout)
+        self.shape: Any = ParakeetEncoderConfig.from_dict(shape | rates)
+        self.shape._attn_implementation = "eager"
+        self._positions = parakeet.ParakeetEncoderRelPositionalEncoding
+        self.inner, self.outer = nn.Linear(width * stack, hidden), nn.Linear(hidden, out)
+        blocks = [parakeet.ParakeetEncoderBlock(self.shape, i) for i in range(layers)]
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
+        vectors = self.inner(self.stacked(frames))
+        # made here, as a table of positions would be lost with the memory of an empty model
+        positions = self._positions(self.shape).to(vectors.device)(vectors)
+        own = torch.arange(vectors.shape[1], device=vectors.device) < counts(lengths, self.stack)
+        mask = (own[:, None, :, None] & own[:, None, None, :]) | ~own[:, None, :, None]
+        for block in self.blocks:
+            vectors = block(
+                vectors.masked_fill(~own[..., None], 0),
+                attention_mask=mask,
+                position_embeddings=positions,
+            )
+        return self.outer(vectors)
+
+
+def counts(lengths: Tensor, stack: int) -> Tensor:
+    """Return the number of vectors of each clip, (clips, 1), from its number of frames."""
+    return ((lengths + stack - 1) // stack)[:, None]
+
+
+def positions(frames: int, stack: int) -> int:
+    """Return the number of vectors that so many frames of one clip become."""
+    return ceil(frames / stack)

@@ -1,0 +1,74 @@
+"""The door: an embedding that puts an adapter's vectors where a batch has frames.
+
+In: token ids, in which FRAME stands for a vector of speech, and the frames themselves. Out: the
+vectors that the layers of the language model read. The door takes the place of the model's
+embedding of tokens and has its weight, under the same name; so builders, adapters, sharding,
+packing and masks need not know of it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speechfuse import config
+from speechfuse.fusion.adapters import Adapter, counts
+
+FRAME = -1  # in place of a token id: a vector of speech
+
+
+class Door(nn.Embedding):
+    """An embedding of tokens and, inside `with door.hearing(...)`, of frames."""
+
+    def __init__(self, words: nn.Embedding, adapter: Adapter) -> None:
+        super().__init__(words.num_embeddings, words.embedding_dim, _weight=words.weight)
+        self.weight, self.adapter = words.weight, adapter
+        self._audio: tuple[Tensor, Tensor] | None = None
+
+    @contextmanager
+    def hearing(self, frames: Tensor, lengths: Tensor) -> Iterator[None]:
+        """Give the forward the `frames` (clips, length, width) of the FRAME ids, in their order,
+        until the end of the block; `lengths` (clips): frames of each clip. Where a batch has no
+        clip, one of length 0 stands in, so that every rank runs the adapter."""
+        if not len(lengths):
+            frames = frames.new_zeros(1, self.adapter.stack, self.adapter.width)
+            lengths = lengths.new_zeros(1)
+        self._audio = frames, lengths
+        try:
+            yield
+        finally:
+            self._audio = None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return vectors (rows, length, width of the model) of `tokens` (rows, length). On a GPU a
+        batch whose frames are not as many as its FRAME ids stops the device."""
+        vectors = F.embedding(tokens.clamp(min=0), self.weight)
+        if self._audio is None:
+            return vectors
+        frames, lengths = self._audio
+        heard = self.adapter(frames.to(self.weight.dtype), lengths)
+        own = torch.arange(heard.shape[1], device=heard.device) < counts(
+            lengths, self.adapter.stack
+        )
+        places = tokens == FRAME
+        torch._assert_async(own.sum() == places.sum(), "frames and their places differ in number")
+        return vectors.masked_scatter(places[..., None], heard[own].to(vectors.dtype))
+
+
+def adapter_of(spec: dict[str, Any], out: int) -> Adapter:
+    """Return the adapter that `spec` {_component_, width, ...} names, for a model `out` wide.
+    Raises ValueError for a component that is none."""
+    adapter = config.instantiate(spec, out=out)
+    if not isinstance(adapter, Adapter):
+        raise ValueError(f"{spec['_component_']} is no adapter of speechfuse.fusion")
+    return adapter
+
+
+def initial_values(spec: dict[str, Any], out: int, seed: int) -> dict[str, Tensor]:
+    """Return the first values of an adapter's tensors, by name, as torch draws them by `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return adapter_of(spec, out).state_dict()

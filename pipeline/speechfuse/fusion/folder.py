@@ -1,0 +1,95 @@
+"""A Hugging Face folder whose model hears: a language model as it was, and a speech part beside.
+
+In: a folder of a language model, an adapter's tensors, and LoRA's in peft's layout. Out: the files
+of the language model, untouched, so that any library loads it as a model of text, and
+
+    speech.safetensors                  the adapter
+    speech.json                         {generator, adapter, encoder, ...}: what makes them speech
+    lora/adapter_model.safetensors      LoRA, where it was trained, as peft reads it
+    lora/adapter_config.json
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from speechfuse.artifact import write_json
+from speechfuse.fusion.door import Door, adapter_of
+from speechfuse.tokens.vocabulary import read_speech
+
+SPEECH, LORA = "speech.safetensors", "lora/adapter_model.safetensors"
+OWN = {SPEECH, "speech.json", "manifest.json", "plan.json"}  # of a folder, not the language model's
+
+
+def write(
+    folder: Path,
+    base: Path,
+    speech: dict[str, Any],
+    adapter: dict[str, Tensor],
+    lora: tuple[dict[str, Tensor], dict[str, Any]] | None,
+) -> None:
+    """Fill the empty `folder` with the files of `base` and the speech part. A file on the same disk
+    is linked, not copied. `lora`: (weights, config) in peft's layout."""
+    for path in sorted(p for p in base.iterdir() if p.is_file() and p.name not in OWN):
+        try:
+            os.link(path.resolve(), folder / path.name)
+        except OSError:
+            shutil.copyfile(path, folder / path.name)
+    save_file({name: tensor.contiguous() for name, tensor in adapter.items()}, folder / SPEECH)
+    write_json(folder / "speech.json", speech)
+    if lora:
+        (folder / "lora").mkdir()
+        save_file({name: t.contiguous() for name, t in lora[0].items()}, folder / LORA)
+        write_json(folder / "lora/adapter_config.json", lora[1])
+
+
+def add_speech(model: nn.Module, folder: Path) -> Door:
+    """Give a transformers model the door of `folder`, and return it. Raises ValueError unless every
+    tensor of its adapter is there, and no other."""
+    speech, words = read_speech(folder) or {}, model.get_input_embeddings()  # type: ignore[operator]
+    adapter = adapter_of(speech["adapter"], words.embedding_dim)
+    tensors, names = load_file(folder / SPEECH), set(adapter.state_dict())
+    for what, odd in (("lacks", names - tensors.keys()), ("also has", tensors.keys() - names)):
+        if odd:
+            raise ValueError(
+                f"{folder / SPEECH} {what} {', '.join(sorted(odd))}: it is not of the adapter that "
+                "speech.json names; copy the folder again"
+            )
+    try:
+        adapter.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / SPEECH} does not fit speech.json: {error}") from None
+    door = Door(words, adapter.to(words.weight.device))
+    model.set_input_embeddings(door)  # type: ignore[operator]
+    return door.eval()
+
+
+def add_lora(model: nn.Module, folder: Path) -> None:
+    """Add the LoRA of `folder`/lora to the weights of a transformers model. Raises ValueError where
+    it does not fit the model."""
+    tensors = load_file(folder / LORA)
+    settings = json.loads((folder / "lora/adapter_config.json").read_text("utf-8"))
+    scale, parameters = settings["lora_alpha"] / settings["r"], dict(model.named_parameters())
+    used = set()
+    for name in sorted(tensors):
+        if not name.endswith(".lora_A.weight"):
+            continue
+        inner, outer = tensors[name], tensors.get(name.replace("lora_A", "lora_B"))
+        target = name.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight")
+        weight = parameters.get(target)
+        shape = None if outer is None else (outer.shape[0], inner.shape[1])
+        if weight is None or shape != tuple(weight.shape):
+            raise ValueError(
+                f"{folder}/lora does not fit its base: {target} is "
+                f"{'not there' if weight is None else tuple(weight.shape)} and LoRA's is {shape}"
+            )
+        update = scale * (outer.float() @ inner.float())  # type: ignore[union-attr]
+        weight.data += update.to(weight.device, weight.dtype)
+        used |= {name, name.replace("lora_A", "lora_B")}
+    if odd := tensors.keys() - used:
+        raise ValueError(f"{folder}/lora has {', '.join(sorted(odd))}, which is no LoRA weight")

@@ -1,0 +1,140 @@
+"""Rows with frames as samples: places for vectors among the tokens, and a batch that has both.
+
+In: rows of stages.encode_speech. Out: samples whose tokens hold FRAME once for each vector that the
+adapter will make, a pure function of the row; a batch has their frames beside its tokens. Text in
+the same recipe is a view of this room too, because all samples of a batch are collated alike.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from speechfuse import config
+from speechfuse.fusion.door import FRAME
+from speechfuse.rows import shards
+from speechfuse.samples import datasets, view
+from speechfuse.samples.view import Sample, View
+from speechfuse.tokens import prompts
+from speechfuse.tokens.vocabulary import SoundLayout, Vocabulary
+
+
+@dataclass(frozen=True)
+class SplicedSample(Sample):
+    """`audio`: the frames, float16 (frames, width), of each clip in the tokens, in order."""
+
+    audio: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class SplicedView(View):
+    """`stream` describes the frames; `stack` of them are one vector."""
+
+    stream: dict[str, Any] | None = None
+    stack: int = 0
+
+
+def frames_of(speech: dict[str, Any], width: int) -> np.ndarray:
+    """Return the frames of a speech row, float16 (frames, width). Raises ValueError where it has
+    none."""
+    if not speech.get("frames"):
+        raise ValueError(f"row {speech.get('id')} has no frames: encode its recordings")
+    return np.frombuffer(speech["frames"], np.float16).reshape(-1, width)
+
+
+def collate(
+    rows: list[list[Sample]], length: int, pad: int, layout: SoundLayout | None
+) -> dict[str, Tensor]:
+    """Return the batch of samples.view.collate, with `audio`, float16 (clips, longest, width), and
+    `audio_lengths` (clips): frames of each clip, in the order of their places; zeros behind."""
+    samples = [sample for row in rows for sample in row]
+    audio, lengths = padded([clip for each in samples for clip in getattr(each, "audio", ())])
+    batch = view.collate(rows, length, pad, layout)
+    return batch | {"audio": audio, "audio_lengths": lengths}
+
+
+def padded(clips: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Return the frames of clips as (clips, longest, width), zeros behind, and their lengths."""
+    tensors = [torch.from_numpy(clip.copy()) for clip in clips]
+    lengths = torch.tensor([len(clip) for clip in clips], dtype=torch.long)
+    return pad_sequence(tensors, batch_first=True) if clips else torch.zeros(0, 0, 0), lengths
+
+
+def places(speech: dict[str, Any], width: int, stack: int, clips: list[np.ndarray]) -> list[int]:
+    """Return the ids that stand for a speech segment, FRAME for each vector; its frames are added
+    to `clips`."""
+    clips.append(frames_of(speech, width))
+    return [FRAME] * ceil(len(clips[-1]) / stack)
+
+
+def speech(
+    vocabulary: Vocabulary,
+    path: str,
+    turns: dict[str, Any],
+    stack: int,
+    select: dict[str, Any] | None = None,
+    train_on: str = "answers",
+) -> View:
+    """Rows of stages.encode_speech made into conversations by `turns`, as samples.speech does.
+    `stack`: that of the adapter. Raises ValueError for another dataset."""
+    stream = shards.read_stream(Path(path))
+    if "encoder" not in stream:
+        raise ValueError(
+            f"{path} holds no frames: make it with `just encode`, or take .speech of samples"
+        )
+    turns_of = config.bind(turns, "row")
+
+    def render(row: dict[str, Any]) -> Sample | None:
+        if row["text"] is None:
+            return None
+        clips: list[np.ndarray] = []
+        ids_of = partial(places, width=stream["width"], stack=stack, clips=clips)
+        ids, targets = prompts.render(vocabulary, turns_of(row=row), speech_ids=ids_of)
+        tokens = np.array(ids, np.int32)
+        learned = np.array(targets) if train_on == "answers" else tokens != FRAME
+        learned[0] = False
+        return SplicedSample(row["id"], tokens, learned, tuple(clips))
+
+    if train_on not in ("answers", "all"):
+        raise ValueError(f"train_on={train_on!r}: choose answers or all")
+    return SplicedView(Path(path), select or {}, render, collate, stream, stack)
+
+
+def conversations(
+    vocabulary: Vocabulary,
+    path: str,
+    select: dict[str, Any] | None = None,
+    train_on: str = "answers",
+) -> View:
+    """Conversations in writing, as samples.conversations: text replay beside frames."""
+    text = datasets.conversations(vocabulary, path, select, train_on)
+    return replace(text, collate=collate)
+
+
+def check(views: list[View], adapter: dict[str, Any] | None) -> str | None:
+    """Return the identity of the encoder whose frames `views` have; None where none has any. Raises
+    ValueError where one does not fit the `adapter` {width, stack, ...} or another view."""
+    spliced = [view for view in views if isinstance(view, SplicedView) and view.stream]
+    if bool(spliced) != bool(adapter):
+        raise ValueError(
+            f"adapter={adapter}, and {len(spliced)} of the datasets have frames "
+            "(speechfuse.fusion.speech): they belong together, give both or none"
+        )
+    identities = {(each.stream or {})["encoder"]: each.path for each in spliced}
+    if len(identities) > 1:
+        others = ", ".join(f"{path}: {name[:12]}" for name, path in identities.items())
+        raise ValueError(f"datasets have frames of several encoders ({others}): encode with one")
+    for each in spliced:
+        for name, value in (("width", (each.stream or {})["width"]), ("stack", each.stack)):
+            if (own := (adapter or {}).get(name, 1)) != value:
+                raise ValueError(
+                    f"{each.path}: adapter.{name}={own}, and the dataset has {name}={value}: they "
+                    "must be equal"
+                )
+    return next(iter(identities), None)

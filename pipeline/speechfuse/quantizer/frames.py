@@ -1,0 +1,76 @@
+"""Encoders of frames: speech to vectors, for models that take them in place of tokens.
+
+In: mono float32 waveforms at 16 kHz, each no longer than the encoder's window. Out: float32 frames
+(frames, width) of each. The encoder is the one of a quantizer, before its codebook, or that of any
+openai-whisper checkpoint. A recipe names one by dotted path:
+
+    {_component_: speechfuse.quantizer.of_quantizer, checkpoint: recipes/demo/models/quantizer}
+    {_component_: speechfuse.quantizer.of_whisper, checkpoint: models/medium.pt}
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from whisper.model import AudioEncoder
+
+from speechfuse.quantizer.model import ENCODER_DIMS, Quantizer, QuantizerConfig, below, read_torch
+
+
+class FrameEncoder(Quantizer):
+    """A quantizer's encoder whose batches are frames instead of codes."""
+
+    @property
+    def width(self) -> int:
+        """Numbers of a frame."""
+        return self.config.n_audio_state
+
+    @property
+    def stream(self) -> dict[str, object]:
+        """The description that every dataset made with this encoder carries."""
+        return {"encoder": self.identity, "frame_rate": self.token_rate, "width": self.width}
+
+    def encode_batch(
+        self, waveforms: list[np.ndarray], batch_size: int
+    ) -> tuple[Tensor, list[int]]:
+        """Start one forward pass: frames (batch_size, window frames, width), as embed_batch."""
+        return self.embed_batch(waveforms, batch_size)
+
+    def columns(self, codes: np.ndarray) -> dict[str, Any]:
+        """Return the columns of a row of speech with these frames (frames, width)."""
+        return {"frames": codes.astype(np.float16).tobytes()}
+
+
+class _Whisper(FrameEncoder):
+    """The encoder of an openai-whisper checkpoint: 50 frames a second, nothing behind it."""
+
+    def __init__(self, dims: dict[str, int]) -> None:
+        nn.Module.__init__(self)
+        self.dtype = torch.float32
+        sizes = {name: dims[name] for name in ENCODER_DIMS}
+        self.config = QuantizerConfig(0, 0, 1, False, **sizes)
+        self.encoder = AudioEncoder(*sizes.values())
+        self.register_buffer("codebook", torch.zeros(0), persistent=False)
+
+    def embed(self, mels: Tensor) -> Tensor:
+        """(batch, n_mels, window frames) -> (batch, frames, width)."""
+        return self.encoder(mels)
+
+
+def of_quantizer(checkpoint: str, whisper: str | None = None) -> FrameEncoder:
+    """Return the encoder of a quantizer, ours or a published WhisperVQ with its `whisper`. Raises
+    ValueError for another file."""
+    return FrameEncoder.load(Path(checkpoint), Path(whisper) if whisper else None)  # type: ignore[return-value]
+
+
+def of_whisper(checkpoint: str) -> FrameEncoder:
+    """Return the encoder of an openai-whisper `.pt` file. Raises ValueError for another file."""
+    content = read_torch(Path(checkpoint), {"dims", "model_state_dict"}, "Whisper checkpoint")
+    encoder = _Whisper(content["dims"])
+    try:
+        encoder.load_state_dict(below(content["model_state_dict"], "encoder."))
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint} does not hold the encoder of its dims: {error}") from None
+    return encoder.float().eval()

@@ -1,0 +1,39 @@
+"""Turn a corpus of speech into frames of an encoder, for models that splice them into their input.
+
+    python -m stages.encode_speech recipes/demo/encode_train.yaml
+
+In: a corpus (speechfuse.corpora) and an encoder. Out: shards of speech rows with the column
+`frames` (float16) in place of codes, reject lists and a manifest, made as stages.tokenize_speech
+makes its own. It is a cache for one encoder: frames that a frozen encoder always makes alike are
+made once. It is not published.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speechfuse import config
+from speechfuse.config import key
+from speechfuse.quantizer.spec import EncoderSpec
+from speechfuse.rows import shards
+from stages import tokenize_speech
+
+
+@dataclass(kw_only=True)
+class EncodeSpeech(tokenize_speech.Recordings):
+    encoder: dict[str, Any] = key("what makes the frames, of speechfuse.quantizer")
+
+
+def main(job: EncodeSpeech) -> None:
+    spec = EncoderSpec(job.encoder)
+    tokenize_speech.make(job, "encode_speech", 1, spec, shards.FRAMES, summary)
+
+
+def summary(out: Path, totals: dict[str, Any]) -> str:
+    """One line: hours, clips and rows, and the counts of what was changed or left out."""
+    rate = f"{totals['token_rate']:g} frames a second"
+    return tokenize_speech.describe(out, totals, f", {totals['rows']:,} rows of {rate}")
+
+
+if __name__ == "__main__":
+    config.main(main, EncodeSpeech, __doc__)

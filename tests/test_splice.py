@@ -1,0 +1,283 @@
+"""Frames spliced into a language model: the door, its training, its folder and its replies."""
+
+import hashlib
+import json
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from speechfuse.evals import generation
+from speechfuse.fusion import adapters, door, folder, views
+from speechfuse.rows import shards
+from speechfuse.samples import datasets
+from speechfuse.tokens.vocabulary import Vocabulary
+from speechfuse.train import checkpoint, loop, trainer
+from speechfuse.train import model as models
+from tests.small_training import (
+    ROOT,
+    WORDS,
+    command,
+    dataset,
+    job,
+    kill,
+    losses,
+    make_parts,
+    recipe,
+    train,
+)
+
+ENCODER, WIDTH, STACK = "e" * 64, 12, 3
+FRAMES = {"encoder": ENCODER, "frame_rate": 25.0, "width": WIDTH}
+ADAPTER = {"_component_": "speechfuse.fusion.Stack", "width": WIDTH, "stack": STACK, "hidden": 24}
+LORA = {
+    "_component_": "torchtune.models.llama3_1.lora_llama3_1",
+    "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
+    "lora_rank": 4,
+    "lora_alpha": 8,
+}
+FROZEN = [r"^layers[.](?!.*lora_)", r"^norm[.]", r"^output[.]", r"^tok_embeddings[.]weight$"]
+
+
+def frames_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
+    word = number % 8
+    frames = rng.standard_normal((int(rng.integers(5, 20)), WIDTH)) * 0.1
+    frames[:, word] += 1  # so that there is something to learn
+    return {
+        "id": f"f{number}",
+        "seconds": len(frames) / 25,
+        "text": WORDS[word],
+        "extra": json.dumps({"answer": WORDS[word]}),
+        "frames": frames.astype(np.float16).tobytes(),
+    }
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    parts = make_parts(tmp_path_factory.mktemp("splice"))
+    rng = np.random.default_rng(0)
+    dataset(parts / "frames", shards.FRAMES, [frames_row(i, rng) for i in range(120)], FRAMES)
+    return parts
+
+
+def splice(parts: Path, out: Path, **changes: Any) -> Path:
+    entries = [
+        {
+            "_component_": "speechfuse.fusion.speech",
+            "path": str(parts / "frames"),
+            "stack": STACK,
+            "share": 0.8,
+            "turns": {"_component_": "speechfuse.samples.answer", "request": "say:"},
+        },
+        {
+            "_component_": "speechfuse.fusion.conversations",
+            "path": str(parts / "texts"),
+            "share": 0.2,
+        },
+    ]
+    keys = {"checkpoint": str(parts / "init"), "model": LORA, "datasets": entries}
+    return recipe(parts, out, **keys | {"adapter": ADAPTER, "freeze": FROZEN} | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(parts) -> Path:
+    out = parts / "trained"
+    loop.run(job(splice(parts, out, epochs=2)))
+    return out
+
+
+def sha256s(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.*")}
+
+
+def step(parts: Path, tmp_path: Path, rows: list[list[int]], micro: int, **changes: Any) -> Any:
+    """Losses and gradients of one step of these samples of the frames, in these rows."""
+    settings = job(splice(parts, tmp_path / "step", **changes))
+    entry = {key: value for key, value in settings.datasets[0].items() if key != "share"}
+    index = datasets.index.build(entry, parts / "init", parts / "cache")
+    vocabulary = Vocabulary.load(parts / "init")
+    made = trainer.Trainer(settings, models.decoder_of(settings))
+    samples = [[index[number] for number in row] for row in rows]
+    chunks = [samples[start : start + micro] for start in range(0, len(samples), micro)]
+    batches = [
+        views.collate(chunk, datasets.longest(chunk), vocabulary.end, None) for chunk in chunks
+    ]
+    result, _ = made.backward(batches)
+    grads = {n: p.grad for n, p in made.model.named_parameters() if p.grad is not None}
+    return result["text"], grads, made.model, [s for row in samples for s in row]
+
+
+def test_losses_are_those_of_inputs_embeds(parts, tmp_path):
+    numbers = list(range(8))
+    (loss, targets), _, model, samples = step(
+        parts, tmp_path, [[n] for n in numbers], 8, model=LORA
+    )
+    theirs = AutoModelForCausalLM.from_pretrained(parts / "init").float()
+    total = 0.0
+    for sample in samples:
+        ids = torch.from_numpy(sample.tokens).long()
+        vectors = theirs.model.embed_tokens(ids.clamp(min=0))
+        (clip,) = sample.audio
+        heard = model.tok_embeddings.adapter(
+            torch.tensor(clip[None]).float(), torch.tensor([len(clip)])
+        )
+        assert (ids == door.FRAME).sum() == heard.shape[1] == -(-len(clip) // STACK)
+        vectors[ids == door.FRAME] = heard[0].detach()
+        logits = theirs(inputs_embeds=vectors[None]).logits[0]
+        learned = torch.from_numpy(sample.targets[1:])
+        total += F.cross_entropy(logits[:-1][learned], ids[1:][learned], reduction="sum").item()
+    assert loss == pytest.approx(total, rel=1e-6) and targets > 8
+
+
+@pytest.mark.parametrize("adapter", ["Stack", "Linear", "Conformer"])
+def test_packed_and_accumulated_are_as_one_sample_a_row(parts, tmp_path, adapter):
+    more = {"Stack": {"hidden": 24}, "Linear": {}, "Conformer": {"hidden": 16, "heads": 2}}
+    spec = {"_component_": f"speechfuse.fusion.{adapter}", "width": WIDTH, "stack": STACK}
+    spec |= more[adapter]
+    if adapter == "Conformer":  # its batch norm sees the clips of a micro-batch
+        spec |= {"dropout": 0.0, "layers": 1}
+    numbers = list(range(8))
+    alone = step(parts, tmp_path, [[n] for n in numbers], 8, adapter=spec)
+    packed = step(parts, tmp_path, [numbers[:5], numbers[5:]], 2, adapter=spec)
+    assert packed[0][0] == pytest.approx(alone[0][0], rel=1e-6)
+    results = [packed]
+    if adapter != "Conformer":
+        results.append(step(parts, tmp_path, [[n] for n in numbers], 3, adapter=spec))
+    for result in results:
+        assert result[0][1] == alone[0][1] and result[1].keys() == alone[1].keys()
+        for name, gradient in alone[1].items():
+            torch.testing.assert_close(result[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_training_leaves_the_language_model_as_it_was(parts, trained):
+    assert losses(trained)[-1] < losses(trained)[0] - 0.2, "it must learn"
+    epoch, base = trained / "epoch_1", sha256s(parts / "init")
+    files = sha256s(epoch)
+    assert len(base.keys() - folder.OWN) > 3
+    assert all(files[name] == base[name] for name in base.keys() - folder.OWN)
+    speech = json.loads((epoch / "speech.json").read_text())
+    assert speech["encoder"] == ENCODER and speech["adapter"] == ADAPTER
+    assert json.loads((epoch / "lora/adapter_config.json").read_text())["r"] == 4
+    # stock transformers loads the model of text
+    text = AutoModelForCausalLM.from_pretrained(epoch)
+    assert not isinstance(text.get_input_embeddings(), door.Door)
+
+
+def turns(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "segments": [{"text": "say:"}, {"speech": row}]}]
+
+
+def test_replies_of_a_batch_are_those_of_each_alone(parts, trained):
+    rows = [r for r, _ in zip(shards.read_rows(parts / "frames"), range(8), strict=False)]
+    epoch = trained / "epoch_1"
+    generator = generation.generator(epoch, ENCODER, "the frames", "cpu")
+    together = generator.reply([turns(row) for row in rows], 4, batch_size=8)
+    alone = [generator.reply([turns(row)], 4)[0] for row in rows]
+    assert together == alone
+    # without the speech part the base answers, as it always did
+    off = generation.Generator(epoch, None, "", "cpu")
+    ask = [{"role": "user", "segments": [{"text": "say one"}]}]
+    assert off.reply([ask], 4) == generation.Generator(parts / "init", None, "", "cpu").reply(
+        [ask], 4
+    )
+
+
+def test_the_written_folder_gives_the_trainers_logits(parts, tmp_path):
+    """With LoRA and adapter as far from their first values as a long training brings them."""
+    _, _, model, samples = step(parts, tmp_path, [[0], [1]], 2)
+    settings = job(splice(parts, tmp_path / "step"))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    decoder = models.decoder_of(settings)
+    decoder = replace(decoder, model=model)
+    speech = {"generator": "speechfuse.evals.SpliceGenerator", "adapter": ADAPTER}
+    checkpoint.export(decoder, 0, tmp_path / "epoch", {}, speech | {"encoder": ENCODER})
+    theirs = generation.generator(tmp_path / "epoch", ENCODER, "x", "cpu").model
+    for sample in samples:
+        tokens = torch.from_numpy(sample.tokens).long()[None]
+        frames, lengths = views.padded(list(sample.audio))
+        with torch.no_grad():
+            with model.tok_embeddings.hearing(frames, lengths):
+                ours = model(tokens)
+            with theirs.get_input_embeddings().hearing(frames, lengths):
+                other = theirs(inputs_embeds=theirs.get_input_embeddings()(tokens)).logits
+        torch.testing.assert_close(ours, other, atol=1e-4, rtol=1e-4)
+
+
+def test_two_ranks_and_a_resume_train_the_same(parts, trained, tmp_path):
+    done = train(splice(parts, tmp_path / "two", epochs=2), 2)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(trained), rtol=1e-4)
+    killed = splice(parts, tmp_path / "killed", epochs=2)
+    process = subprocess.Popen(command(killed), cwd=ROOT, stdout=-3, stderr=-3)
+    while not list((tmp_path / "killed").glob("state/step_*/.metadata")):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    kill(process)
+    loop.run(job(killed))
+    assert losses(tmp_path / "killed") == losses(trained)
+    for name in (folder.SPEECH, folder.LORA):
+        ours, theirs = (load_file(run / "epoch_1" / name) for run in (tmp_path / "killed", trained))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_what_does_not_belong_together_is_one_sentence(parts, trained, tmp_path):
+    def refused(match: str, **changes: Any) -> None:
+        with pytest.raises(ValueError, match=match):
+            loop.run(job(splice(parts, tmp_path / "bad", **changes)))
+
+    entries = job(splice(parts, tmp_path / "bad")).datasets
+    refused("adapter.width=13, and the dataset has width=12", adapter=ADAPTER | {"width": 13})
+    refused("adapter.stack=2, and the dataset has stack=3", adapter=ADAPTER | {"stack": 2})
+    refused("they belong together, give both", adapter=None, freeze=FROZEN[:3])
+    with pytest.raises(ValueError, match="holds no frames"):
+        views.speech(Vocabulary.load(parts / "init"), str(parts / "speech"), {}, STACK)
+    rng = np.random.default_rng(1)
+    rows = [frames_row(i, rng) for i in range(9)]
+    other = dataset(tmp_path / "other", shards.FRAMES, rows, FRAMES | {"encoder": "f" * 64})
+    refused("frames of several encoders", datasets=[*entries, entries[0] | {"path": str(other)}])
+    refused("others of the language model train", freeze=FROZEN[:1])
+    with pytest.raises(ValueError, match="the language model takes 32"):
+        adapters.Identity(width=12, out=32)
+    with pytest.raises(ValueError, match="made for eeee"):
+        generation.generator(trained / "epoch_1", "f" * 64, "x")
+
+
+@pytest.mark.parametrize("fault", ["few", "many", "shape", "lora"])
+def test_a_damaged_speech_part_is_refused(parts, trained, tmp_path, fault):
+    epoch = trained / "epoch_1"
+    copy = tmp_path / "copy"
+    (copy / "lora").mkdir(parents=True)
+    for path in (p for p in epoch.rglob("*") if p.is_file()):
+        (copy / path.relative_to(epoch)).write_bytes(path.read_bytes())
+    tensors = load_file(copy / folder.SPEECH)
+    if fault == "few":
+        del tensors["inner.bias"]
+    if fault == "many":
+        tensors["extra"] = torch.zeros(1)
+    if fault == "shape":
+        tensors["inner.bias"] = torch.zeros(5)
+    save_file(tensors, copy / folder.SPEECH)
+    if fault == "lora":
+        low = load_file(copy / folder.LORA)
+        first = next(name for name in low if name.endswith("lora_A.weight"))
+        save_file(low | {first: torch.zeros(4, 5)}, copy / folder.LORA)
+    match = {
+        "few": "lacks inner.bias",
+        "many": "also has extra",
+        "shape": "does not fit speech.json",
+        "lora": "does not fit its base",
+    }[fault]
+    with pytest.raises(ValueError, match=match):
+        generation.generator(copy, ENCODER, "x", "cpu")
