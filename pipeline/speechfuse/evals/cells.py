@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from speechfuse import artifact, workers
 from speechfuse.evals.tasks import Task, json_digest
+from speechfuse.tokens import weights
 
-CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+CONTENT = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 NOT_CONTENT = {"manifest.json", "plan.json"}
 LIBRARIES = ("torch", "transformers", "lm_eval")
 END = b"\n\n"  # of a batch
@@ -32,14 +33,13 @@ def fingerprint(checkpoint: Path, out: Path) -> str:
     """Return the sha256 of a Hugging Face folder's content: config, tokenizer and weights.
 
     Files are read once: their hashes are remembered by path, size and time of change in
-    <out>/cells/fingerprints.json. Raises ValueError for a folder without config or weights.
+    <out>/cells/fingerprints.json. Weights that the model has not are none of its content. Raises as
+    weights.headers.
     """
-    if not (checkpoint / "config.json").is_file():
-        raise ValueError(f"{checkpoint} is no checkpoint: it holds no config.json; check the path")
-    check_weights(checkpoint)
+    listed = {header.file for header in weights.headers(checkpoint).values()}
     cache = out / "cells" / "fingerprints.json"
     hashes = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
-    files = {path.name for pattern in CONTENT for path in checkpoint.glob(pattern)}
+    files = listed | {path.name for pattern in CONTENT for path in checkpoint.glob(pattern)}
     content, hashed = [], False
     names = tqdm(sorted(files - NOT_CONTENT), f"hashing {checkpoint}", leave=False, delay=1)
     for name in names:
@@ -59,19 +59,6 @@ def _config(path: Path) -> str:
     """Return the hash of a config without the name of the folder that it was once loaded from."""
     config = json.loads(path.read_text("utf-8"))
     return json_digest({key: value for key, value in config.items() if key != "_name_or_path"})
-
-
-def check_weights(checkpoint: Path) -> None:
-    """Raise ValueError when there are no weights, or fewer files than their index lists."""
-    index = checkpoint / "model.safetensors.index.json"
-    listed = {"model.safetensors"}
-    if index.is_file():
-        listed = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    if lost := sorted(name for name in listed if not (checkpoint / name).is_file()):
-        raise ValueError(
-            f"{checkpoint} has no weights: {', '.join(lost)} is not there; copy it again, or leave "
-            "the checkpoint out"
-        )
 
 
 class Predictions:

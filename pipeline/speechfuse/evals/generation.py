@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 from speechfuse import config
-from speechfuse.tokens import prompts
+from speechfuse.tokens import prompts, weights
 from speechfuse.tokens.vocabulary import Vocabulary, check_quantizer, read_config
 
 VERSION = 1  # is part of a prediction's key: raise it if the same prompt may get another reply
@@ -29,13 +29,15 @@ _loaded: dict[Any, Any] = {}  # only the last model: a checkpoint's tasks follow
 
 
 def load(checkpoint: Path, device: str | None = None) -> Any:
-    """Return the model of a Hugging Face folder, in the dtype in which it is stored. With `device`
-    None it is on a GPU if there is one. The last model is kept until another is asked for, or its
-    files change. Raises ValueError for weights that are not finite."""
+    """Return the model of a Hugging Face folder, in the dtype that its config.json states. With
+    `device` None it is on a GPU if there is one. The last model is kept until another is asked for,
+    or its files change. Raises as weights.headers, and ValueError for weights that are not
+    finite."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     files = sorted(path for path in Path(checkpoint).absolute().iterdir() if path.is_file())
     stamp = (device, *((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
     if stamp not in _loaded:
+        weights.headers(checkpoint)
         _loaded.clear()
         gc.collect()  # before the next one comes: two may not fit
         model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")

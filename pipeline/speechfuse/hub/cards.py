@@ -17,6 +17,8 @@ from huggingface_hub import CardData, parse_local_safetensors_file_metadata
 
 from speechfuse import artifact
 from speechfuse.rows import shards, statistics
+from speechfuse.tokens import weights
+from speechfuse.tokens.weights import INDEX, SINGLE
 
 # https://huggingface.co/docs/hub/repositories-licenses; the Hub refuses any other in a card
 LICENCES = frozenset(
@@ -38,11 +40,11 @@ def kind_of(folder: Path) -> str:
     """Return "dataset", "model" or "quantizer". Raises ValueError for any other folder."""
     if any(folder.glob("shard-*.parquet")):
         return "dataset"
-    if any(folder.glob("*.safetensors")) and (folder / "config.json").exists():
+    if any((folder / n).exists() for n in (SINGLE, INDEX)) and (folder / "config.json").exists():
         return "model" if "architectures" in _config(folder) else "quantizer"
     raise ValueError(
         f"{folder} is neither a dataset (shard-*.parquet) nor a model (config.json and "
-        "*.safetensors); of a training run push one of its epochs, e.g. RUN/epoch_0"
+        f"{SINGLE}); of a training run push one of its epochs, e.g. RUN/epoch_0"
     )
 
 
@@ -135,8 +137,10 @@ def _dataset(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _model(folder: Path, run: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the front matter and what the template needs to know of a model or quantizer."""
-    config, files = _config(folder), folder.glob("*.safetensors")
-    counts = [parse_local_safetensors_file_metadata(path).parameter_count for path in files]
+    config, names = _config(folder), {path.name for path in folder.glob("*.safetensors")}
+    if "architectures" in config:  # and no stray copies; a quantizer may have a decoder beside
+        names = {header.file for header in weights.headers(folder).values()}
+    counts = [parse_local_safetensors_file_metadata(folder / n).parameter_count for n in names]
     facts = {
         "parameters": sum(sum(by_type.values()) for by_type in counts),
         "config": config,

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torchtune.modules.peft import DoRALinear, LoRALinear, get_merged_lora_ckpt
 
+from speechfuse.tokens import weights
 from speechfuse.train import backbone, state
 from speechfuse.train.backbone import Decoder
 
@@ -29,16 +29,8 @@ SAMPLING = "do_sample temperature top_k top_p min_p typical_p epsilon_cutoff eta
 
 
 def read(decoder: Decoder) -> dict[str, Tensor]:
-    """Return the weights of the checkpoint by the names of the model. Raises ValueError where there
-    are none."""
-    weights: dict[str, Tensor] = {}
-    for path in sorted(decoder.folder.glob("*.safetensors")):
-        weights |= load_file(path)
-    if not weights:
-        raise ValueError(f"{decoder.folder} holds no *.safetensors")
-    if decoder.shape.get("tie_word_embeddings"):
-        weights.pop("lm_head.weight", None)
-    return backbone.of(decoder.model).read_hf(weights, decoder.shape)
+    """Return the weights of the checkpoint by the names of the model. Raises as weights.headers."""
+    return backbone.of(decoder.model).read_hf(weights.read(decoder.folder), decoder.shape)
 
 
 def export(decoder: Decoder, end_of_turn: int, out: Path, manifest: dict[str, Any]) -> None:
@@ -49,19 +41,19 @@ def export(decoder: Decoder, end_of_turn: int, out: Path, manifest: dict[str, An
     """
     model, folder = decoder.model, decoder.folder
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    values: dict[str, Any] = get_model_state_dict(model, options=options)
     if state.rank() != 0:
         return
-    _merge_adapters(model, weights)
-    weights = backbone.of(model).write_hf(weights, decoder.shape)
+    _merge_adapters(model, values)
+    values = backbone.of(model).write_hf(values, decoder.shape)
     hidden = out.with_name(f".{out.name}")
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir(parents=True)
-    for name, tensor in weights.items():
+    for name, tensor in values.items():
         # rows gathered from ranks with unequal shares lie in a larger block of memory
         whole_block = tensor.untyped_storage().nbytes() == tensor.nbytes
-        weights[name] = tensor.contiguous() if whole_block else tensor.clone()
-    save_torch_state_dict(weights, hidden)
+        values[name] = tensor.contiguous() if whole_block else tensor.clone()
+    save_torch_state_dict(values, hidden)
     for name in CARRIED:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, hidden / name)
