@@ -34,11 +34,12 @@ class ExpandVocab:
 
 def main(job: ExpandVocab) -> None:
     out, base = Path(job.out), Path(job.base)
-    weights.headers(base)
+    weights.files(base)
     check_files(job.quantizer, job.whisper)
     from speechfuse.quantizer.model import Quantizer  # imports torch, so it comes after checks
     from speechfuse.tokens import expansion
 
+    weights.headers(base)
     quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
     codes = quantizer.codebook_size
     there = expansion.has_sound_tokens(base, vocabulary.tokenizer_of(base), codes)

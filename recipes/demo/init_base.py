@@ -98,7 +98,8 @@ def main(job: InitBase) -> None:
         num_attention_heads=job.num_heads,
         num_key_value_heads=job.num_heads,
         intermediate_size=job.intermediate_size,
-        max_position_embeddings=job.max_seq_len,
+        # stock transformers warns where it is not above original_max_position_embeddings
+        max_position_embeddings=max(job.max_seq_len, 9216),
         rms_norm_eps=1e-5,
         tie_word_embeddings=False,
         rope_parameters={  # Llama 3.1's, as torchtune's llama3_1 builder has it

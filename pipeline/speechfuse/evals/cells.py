@@ -33,13 +33,15 @@ def fingerprint(checkpoint: Path, out: Path) -> str:
     """Return the sha256 of a Hugging Face folder's content: config, tokenizer and weights.
 
     Files are read once: their hashes are remembered by path, size and time of change in
-    <out>/cells/fingerprints.json. Weights that the model has not are none of its content. Raises as
-    weights.headers.
+    <out>/cells/fingerprints.json. Raises ValueError for a folder without config or weights.
     """
-    listed = {header.file for header in weights.headers(checkpoint).values()}
+    if not (checkpoint / "config.json").is_file():
+        raise ValueError(f"{checkpoint} is no checkpoint: it holds no config.json; check the path")
     cache = out / "cells" / "fingerprints.json"
     hashes = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
-    files = listed | {path.name for pattern in CONTENT for path in checkpoint.glob(pattern)}
+    files = {*weights.files(checkpoint)} | {
+        path.name for pattern in CONTENT for path in checkpoint.glob(pattern)
+    }
     content, hashed = [], False
     names = tqdm(sorted(files - NOT_CONTENT), f"hashing {checkpoint}", leave=False, delay=1)
     for name in names:

@@ -139,7 +139,7 @@ def _model(folder: Path, run: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     """Return what the front matter and what the template needs to know of a model or quantizer."""
     config, names = _config(folder), {path.name for path in folder.glob("*.safetensors")}
     if "architectures" in config:  # and no stray copies; a quantizer may have a decoder beside
-        names = {header.file for header in weights.headers(folder).values()}
+        names = {*weights.files(folder)}
     counts = [parse_local_safetensors_file_metadata(folder / n).parameter_count for n in names]
     facts = {
         "parameters": sum(sum(by_type.values()) for by_type in counts),

@@ -78,10 +78,12 @@ def files_of(folder: Path) -> dict[str, Path]:
     if hashes is None:
         run = folder.parent / "manifest.json"
         outputs = json.loads(run.read_text("utf-8"))["outputs"] if run.exists() else {}
-        own = {header.file for header in weights.headers(folder).values()}
         names = {p.name for p in folder.iterdir() if p.is_file() and p.name[0] != "."}
-        stray = {n for n in names - own if n == "README.md" or fnmatch(n, "*.safetensors")}
-        hashes = {name: outputs.get(f"{folder.name}/{name}") for name in sorted(names - stray)}
+        others = {n for n in names if fnmatch(n, "*.safetensors")} - {*weights.files(folder)}
+        names -= {"README.md", *others}
+        for name in sorted(others):
+            print(f"{folder}: {name} is none of the model's weights, and is not sent")
+        hashes = {name: outputs.get(f"{folder.name}/{name}") for name in sorted(names)}
     files = {}
     for name, sha256 in {**hashes, "manifest.json": None}.items():
         path = folder / name

@@ -27,6 +27,14 @@ def sound_tokens(codes: int) -> list[str]:
     return [START, END, *(SOUND.format(code) for code in range(codes + 1))]
 
 
+def add_sound_tokens(tokenizer: PreTrainedTokenizerBase, codes: int) -> None:
+    """Append sound_tokens(codes); those that are there keep their ids.
+
+    They are special tokens, so that no text can contain one (see Vocabulary.text).
+    """
+    tokenizer.add_tokens(sound_tokens(codes), special_tokens=True)
+
+
 def has_sound_tokens(base: Path, tokenizer: PreTrainedTokenizerBase, codes: int) -> bool:
     """Whether `base` has the sound tokens of `codes` codes already.
 
@@ -99,8 +107,7 @@ def expand(
     tokenizer = vocabulary.tokenizer_of(base)
     there = has_sound_tokens(base, tokenizer, codes)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=reduce(torch.promote_types, stored))
-    # special, so that no text can contain one (see Vocabulary.text); ids that are there stay
-    tokenizer.add_tokens(sound_tokens(codes), special_tokens=True)
+    add_sound_tokens(tokenizer, codes)
     start, end, first = (tokenizer.get_vocab()[name] for name in (START, END, SOUND.format(0)))
     layout = SoundLayout(start, end, first, codes, quantizer)
     if not there:

@@ -1,14 +1,13 @@
 """The one reader of the weights of a Hugging Face folder.
 
-In: a folder. Out: its weights, or their shapes and dtypes alone, which needs no torch. Read is what
-transformers reads: model.safetensors or, without it, the files that model.safetensors.index.json
-names. Any other file there (Meta's consolidated.safetensors, an old copy) is left alone. What does
-not fit together is refused, because half a model trains and answers without a word.
+In: a folder. Out: its weights, or their files, shapes and dtypes alone. Read is what transformers
+reads: model.safetensors or, without it, the files that model.safetensors.index.json names. Any
+other file there (Meta's consolidated.safetensors, an old copy) is left alone. What does not fit
+together is refused, because half a model trains and answers without a word.
 """
 
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -21,11 +20,9 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 TABLES = "rotary_emb.inv_freq"  # of old checkpoints; whoever needs them computes them
-PICKLES = ("pytorch_model*.bin", "consolidated*.pth")
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What is known of a weight before it is read. `file`: by its path in the folder; `dtype`: by
     the name that torch has for it."""
 
@@ -34,22 +31,26 @@ class Header:
     dtype: str
 
 
+def files(folder: Path) -> list[str]:
+    """Return the files that hold the weights, by their path in the folder. Raises ValueError for
+    one that is not there, or that the index has elsewhere."""
+    return sorted({*_placed(folder).values()}) or [SINGLE]
+
+
 def headers(folder: Path) -> dict[str, Header]:
     """Return the header of each weight of the model, by name.
 
     Raises FileNotFoundError without config.json. Raises ValueError for weights that are missing,
-    cut short, there twice or elsewhere than the index says, for quantized ones, and, of a Llama,
-    for other names or shapes than config.json asks for.
+    cut short, quantized, there twice or elsewhere than the index says, for other names or shapes
+    than the model of config.json has, and for a head that is to be the embedding and is not.
     """
-    config = read_config(folder)
+    config, placed, found = read_config(folder), _placed(folder), dict[str, Header]()
     if (folder / "adapter_config.json").exists():
         raise ValueError(
             f"{folder} holds an adapter (adapter_config.json): transformers would read the model "
             "that it names; merge it into the weights, or move its files away"
         )
-    placed = _placed(folder)
-    found: dict[str, Header] = {}
-    for file in sorted({*placed.values()}) or [SINGLE]:
+    for file in files(folder):
         for name, header in _headers_of(folder, file).items():
             if name in found:
                 raise ValueError(f"{folder}: {name} is in {found[name].file} and again in {file}")
@@ -61,7 +62,28 @@ def headers(folder: Path) -> dict[str, Header]:
                 f"{folder}: {INDEX} says that {name} is in {said or 'no file'}, but it is in "
                 f"{there or 'none'}: copy the index and its files from one place"
             )
-    return _fitting(folder, config, found) if config.get("model_type") == "llama" else found
+    asked, tied = _asked(folder), bool(config.get("tie_word_embeddings"))
+    if missing := sorted(asked.keys() - found.keys() - ({HEAD} if tied else set())):
+        hint = " (set tie_word_embeddings=true if it is the embedding)"
+        raise ValueError(
+            f"{folder} lacks {few(missing)} of the weights of its config.json"
+            + hint * (missing == [HEAD])
+        )
+    if more := sorted(found.keys() - asked.keys()):
+        raise ValueError(f"{folder} has weights that a model of its config.json lacks: {few(more)}")
+    for name, header in found.items():
+        if header.shape != asked[name]:
+            have, want = (" x ".join(map(str, shape)) for shape in (header.shape, asked[name]))
+            raise ValueError(f"{folder}: {name} is {have}, but config.json says {want}")
+    if tied and {EMBEDDING, HEAD} <= found.keys():
+        import torch
+
+        if not torch.equal(*_tensors(folder, {n: found[n] for n in (EMBEDDING, HEAD)}).values()):
+            raise ValueError(
+                f"{folder}: config.json has tie_word_embeddings=true, but {HEAD} is not "
+                f"{EMBEDDING}: set it to false, or take {HEAD} out"
+            )
+    return found
 
 
 def read(folder: Path) -> "dict[str, Tensor]":
@@ -73,23 +95,25 @@ def read(folder: Path) -> "dict[str, Tensor]":
     return _tensors(folder, found)
 
 
+def few(names: list[str]) -> str:
+    """The first three of some names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def _placed(folder: Path) -> dict[str, str]:
     """Return the file of each weight as the index says; {} where all are in one file."""
-    single, index = folder / SINGLE, folder / INDEX
-    if single.is_file():
+    index = folder / INDEX
+    if (folder / SINGLE).is_file():
         return {}
     if not index.is_file():
-        pickles = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
-        raise ValueError(
-            f"{folder} has no weights: {SINGLE} is not there, nor is {INDEX}"
-            + (
-                f", only {pickles[0]}, and pickled files are not read: write them anew, "
+        cure = "or it leads nowhere; copy it again, or leave the checkpoint out"
+        if pickles := [*folder.glob("pytorch_model*.bin"), *folder.glob("consolidated*.pth")]:
+            cure = (
+                f"only {pickles[0].name}, and pickled files are not read; with transformers, "
                 f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, dtype='auto')"
-                ".save_pretrained(...) with transformers"
-                if pickles
-                else ", or it leads nowhere; copy it again, or leave the checkpoint out"
+                ".save_pretrained(...) writes them anew"
             )
-        )
+        raise ValueError(f"{folder} has no weights: {SINGLE} is not there, nor {INDEX}, {cure}")
     placed = read_json(index).get("weight_map")
     if not placed or not isinstance(placed, dict):
         raise ValueError(f"{index} names no weights (weight_map): copy it again")
@@ -103,101 +127,43 @@ def _placed(folder: Path) -> dict[str, str]:
 
 def _headers_of(folder: Path, file: str) -> dict[str, Header]:
     """Return the headers of one file, without tables that are no weights."""
-    found = {}
     try:
         with safe_open(folder / file, "np") as content:
-            for name in content.keys():
-                part = content.get_slice(name)
-                shape, dtype = tuple(part.get_shape()), part.get_dtype()
-                if name.endswith(TABLES):
-                    continue
-                if dtype not in DTYPES:
-                    raise ValueError(
-                        f"{folder / file}: {name} is {dtype}: quantized weights cannot be used; "
-                        f"they must be one of {', '.join(DTYPES.values())}"
-                    )
-                found[name] = Header(file, shape, DTYPES[dtype])
+            parts = {name: content.get_slice(name) for name in content.keys()}
+            found = {n: (tuple(part.get_shape()), part.get_dtype()) for n, part in parts.items()}
     except SafetensorError as error:
         raise ValueError(
             f"{folder / file} is no whole file of safetensors ({error}): is it cut short, or a "
             "pointer of Git LFS? Copy it again"
         ) from error
-    return found
-
-
-def _fitting(folder: Path, config: dict[str, Any], found: dict[str, Header]) -> dict[str, Header]:
-    """Return the headers of a Llama's weights. Raises ValueError unless they are those that
-    config.json asks for, and a head beside a tied embedding equals it."""
-    asked, tied = _llama(folder, config), bool(config.get("tie_word_embeddings"))
-    if missing := sorted(asked.keys() - found.keys() - ({HEAD} if tied else set())):
+    if other := [f"{name} is {dtype}" for name, (_, dtype) in found.items() if dtype not in DTYPES]:
         raise ValueError(
-            f"{folder} lacks {few(missing)} of the weights of its config.json"
-            + (" (set tie_word_embeddings=true if it is the embedding)" * (missing == [HEAD]))
+            f"{folder / file}: {few(other)}: quantized weights cannot be used; they must be one of "
+            f"{', '.join(DTYPES.values())}"
         )
-    if more := sorted(found.keys() - asked.keys()):
-        raise ValueError(f"{folder} has weights that a Llama of its config.json lacks: {few(more)}")
-    for name, header in found.items():
-        if header.shape != asked[name]:
-            raise ValueError(
-                f"{folder}: {name} is {_by(header.shape)}, but config.json says {_by(asked[name])}"
-            )
-    if tied and HEAD in found:
-        import torch
-
-        if not torch.equal(*_tensors(folder, {n: found[n] for n in (EMBEDDING, HEAD)}).values()):
-            raise ValueError(
-                f"{folder}: config.json has tie_word_embeddings=true, but {HEAD} is not "
-                f"{EMBEDDING}: set it to false, or take {HEAD} out"
-            )
-    return found
-
-
-def _llama(folder: Path, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each weight of a transformers LlamaForCausalLM, head included."""
-    try:
-        width, inner, rows, heads, layers = (
-            int(config[key])
-            for key in "hidden_size intermediate_size vocab_size num_attention_heads "
-            "num_hidden_layers".split()
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder}/config.json states no usable {error}") from error
-    each = config.get("head_dim") or width // heads
-    queries, keys = heads * each, (config.get("num_key_value_heads") or heads) * each
-    layer = {
-        "input_layernorm": (width,),
-        "post_attention_layernorm": (width,),
-        "self_attn.q_proj": (queries, width),
-        "self_attn.k_proj": (keys, width),
-        "self_attn.v_proj": (keys, width),
-        "self_attn.o_proj": (width, queries),
-        "mlp.gate_proj": (inner, width),
-        "mlp.up_proj": (inner, width),
-        "mlp.down_proj": (width, inner),
-    }
     return {
-        EMBEDDING: (rows, width),
-        "model.norm.weight": (width,),
-        HEAD: (rows, width),
-        **{f"model.layers.{i}.{n}.weight": s for i in range(layers) for n, s in layer.items()},
+        name: Header(file, shape, DTYPES[dtype])
+        for name, (shape, dtype) in found.items()
+        if not name.endswith(TABLES)
     }
+
+
+def _asked(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight of the model that config.json describes, its head included,
+    also where that is the embedding."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
 def _tensors(folder: Path, found: dict[str, Header]) -> "dict[str, Tensor]":
     """Read the weights that `found` names."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for file in sorted({header.file for header in found.values()}):
         with safe_open(folder / file, "pt") as content:
-            for name, header in found.items():
-                if header.file == file:
-                    tensors[name] = content.get_tensor(name)
+            names = [name for name, header in found.items() if header.file == file]
+            tensors |= {name: content.get_tensor(name) for name in names}
     return tensors
-
-
-def few(names: list[str]) -> str:
-    """The first three of some names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(f"{size:,}" for size in shape)
