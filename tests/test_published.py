@@ -3,6 +3,7 @@ rows, what is not whole is refused before anything is written. The fixtures are 
 the published ones were: transformers' add_tokens and resize_token_embeddings."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -58,7 +59,10 @@ def publish(
             matrix.weight.normal_(generator=torch.Generator().manual_seed(len(names)))
     model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text()) | changes
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.pop("rope_parameters")  # as transformers 4 wrote it
+    config |= {"rope_theta": rope["rope_theta"], "rope_scaling": None, **changes}
+    config["torch_dtype"] = config.pop("dtype")
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -123,6 +127,12 @@ def test_a_kept_checkpoint_trains_in_stage_2_and_answers(tmp_path, capsys):
     assert read_config(epoch)["speechfuse"] == read_config(kept)["speechfuse"]
     before, after = (load_file(f / "model.safetensors")[MATRICES[0]] for f in (kept, epoch))
     assert before.shape == after.shape and not torch.equal(before[309:], after[309:])
+    os.truncate(kept / "model.safetensors", 9000)
+    with pytest.raises(ValueError, match="is it cut short"):
+        loop.run(job(recipe(parts, tmp_path / "next", checkpoint=str(kept), steps=6)))
+    assert not (tmp_path / "next").exists()
+    loop.run(job(recipe(parts, tmp_path / "run", checkpoint=str(kept), steps=6, new_rows_first=2)))
+    assert "complete, nothing to do" in capsys.readouterr().out
 
 
 def test_a_kept_checkpoint_is_asked(tmp_path, plain, capsys):
@@ -142,18 +152,30 @@ WIDE = [f"<|sound_{code:05d}|>" for code in range(CODES + 1)]
 SWAPPED = [*SOUNDS[:5], SOUNDS[6], SOUNDS[5], *SOUNDS[7:]]
 TWICE = [*DELIMITERS, *SOUNDS, "<|sound_7|>"]
 REFUSED = {
-    "a code": (DELIMITERS + SOUNDS[:9] + SOUNDS[10:], r"258 sound .*lacks <\|sound_0009\|>"),
-    "some": (DELIMITERS + SOUNDS[:40], r"42 .*lacks <\|sound_0040\|>, .* and 214 more"),
-    "the mask code": (DELIMITERS + SOUNDS[:-1], r"lacks <\|sound_0256\|>"),
-    "delimiters": (SOUNDS, r"lacks <\|sound_start\|>, <\|sound_end\|>"),
-    "delimiters alone": (DELIMITERS, r"it has 2|has 2 sound tokens"),
-    "codes": ([*DELIMITERS, *SOUNDS, "<|sound_0257|>"], r"it has <\|sound_0257\|> besides"),
-    "another width": (DELIMITERS + WIDE, r"lacks <\|sound_0000\|>.* and it has <\|sound_00000\|>"),
-    "two names": (TWICE, r"it has <\|sound_7\|> besides"),
-    "order": (DELIMITERS + SWAPPED, rf"<\|sound_0005\|> has {TEXT + 8}, and not {TEXT + 7}"),
-    "delimiters last": (SOUNDS + DELIMITERS, r"do not follow each other"),
-    "a gap": (["<|sound_start|>", "<|x|>", "<|sound_end|>", *SOUNDS], r"do not follow each other"),
-    "behind": ([*DELIMITERS, *SOUNDS, "<|duration_02|>"], r"1 tokens behind .*<\|duration_02\|>"),
+    "a code": (
+        DELIMITERS + SOUNDS[:9] + SOUNDS[10:],
+        r"258 sound .*: <\|sound_0009\|> missing; name",
+    ),
+    "some": (DELIMITERS + SOUNDS[:40], r"42 sound .*: <\|sound_0040\|>, .* and 214 more missing"),
+    "the mask code": (DELIMITERS + SOUNDS[:-1], r": <\|sound_0256\|> missing"),
+    "delimiters": (SOUNDS, r": <\|sound_start\|>, <\|sound_end\|> missing; name"),
+    "delimiters alone": (DELIMITERS, r"has 2 sound tokens; .* and 254 more missing"),
+    "codes": ([*DELIMITERS, *SOUNDS, "<|sound_0257|>"], r": <\|sound_0257\|> among or behind"),
+    "another width": (
+        DELIMITERS + WIDE,
+        r": <\|sound_0000\|>, .*missing; <\|sound_00000\|>, .*behind",
+    ),
+    "two names": (TWICE, r": <\|sound_7\|> among or behind"),
+    "order": (DELIMITERS + SWAPPED, r"in this order, .*: <\|sound_start\|> is the first"),
+    "delimiters last": (SOUNDS + DELIMITERS, r": <\|sound_0000\|> is the first"),
+    "a gap": (
+        ["<|sound_start|>", "<|x|>", "<|sound_end|>", *SOUNDS],
+        r": <\|x\|> among or behind them",
+    ),
+    "behind": (
+        [*DELIMITERS, *SOUNDS, "<|duration_02|>"],
+        r": <\|duration_02\|> among or behind them; name",
+    ),
 }
 
 

@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from speechfuse.evals import cells, generation
 from speechfuse.hub import cards, push
 from speechfuse.tokens import expansion, weights
+from speechfuse.train import backbone
+from speechfuse.train import checkpoint as train_checkpoint
 from tests.small_training import built
 from tests.test_vocab import CODES, INITIALIZE, OURS, checkpoint, init_base
 
@@ -56,6 +58,11 @@ def change(folder: Path, **tensors: torch.Tensor | None) -> None:
             content.pop(name)
             content |= {} if value is None else {name: value}
     save_file(content | {name: t for name, t in tensors.items() if t is not None}, path)
+
+
+def configure(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 def index(folder: Path, edit: Callable[[dict], object]) -> None:
@@ -159,13 +166,16 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "8 bits": (lambda f: change(f, norm=torch.ones(8).to(torch.int8)), "is I8: quantized"),
     "fp8": (lambda f: change(f, norm=torch.ones(8).to(torch.float8_e4m3fn)), "quantized"),
     "tied, with another head": (
-        lambda f: (f / "config.json").write_text(
-            json.dumps(json.loads((f / "config.json").read_text()) | TIED)
-        ),
+        lambda f: configure(f, **TIED),
         "tie_word_embeddings=true, but lm_head.weight is not",
     ),
     "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not readable JSON"),
+    "no size": (
+        lambda f: configure(f, hidden_size="x"),
+        "config.json describes no model: .*hidden_size",
+    ),
+    "another kind": (lambda f: configure(f, model_type="nope"), "describes no model: .*nope"),
     "a list": (lambda f: (f / "config.json").write_text("[]"), "holds no JSON object"),
 }
 BROKEN_INDEX: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -207,7 +217,7 @@ def refused(folder: Path, says: str, out: Path) -> None:
     for reader in (
         weights.read,
         lambda f: generation.load(f, "cpu"),
-        lambda f: built(f, LLAMA),
+        lambda f: train_checkpoint.read(backbone.Decoder(f, {}, {}, torch.nn.Module())),
         lambda f: expansion.expand(f, out, CODES, OURS, 0, INITIALIZE),
     ):
         with pytest.raises(ValueError, match=says) as caught:

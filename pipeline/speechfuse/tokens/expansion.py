@@ -59,29 +59,21 @@ def has_sound_tokens(base: Path, tokenizer: PreTrainedTokenizerBase, codes: int)
             f"{tokenizer.convert_ids_to_tokens(size - 1)} the last: take the tokenizer that was "
             "published with these weights"
         )
-    if not (there := {name for name in vocab if SOUND_TOKEN.fullmatch(name)}):
+    count = sum(bool(SOUND_TOKEN.fullmatch(name)) for name in vocab)
+    if not count:
         return False
-    lacks, more = [n for n in names if n not in there], sorted(there - {*names})
-    if lacks or more:
+    start = min(id for name, id in vocab.items() if SOUND_TOKEN.fullmatch(name))
+    last = sorted((id, name) for name, id in vocab.items() if id >= start)
+    if last != [*enumerate(names, start)]:
+        lacks = [name for name in names if name not in vocab]
+        more = [name for _, name in last if name not in names]
         raise ValueError(
-            f"{base} has {len(there):,} sound tokens, but not those of a quantizer of {codes:,} "
-            f"codes, {names[0]} to {names[-1]}:"
-            + f" it lacks {weights.few(lacks)}" * bool(lacks)
-            + " and" * bool(lacks and more)
-            + f" it has {weights.few(more)} besides" * bool(more)
-            + ": name the quantizer that it was trained with, or expand the original base model"
-        )
-    ids = [vocab[name] for name in names]
-    if ids != [*range(ids[0], ids[0] + len(ids))]:
-        wrong = next(n for n, id in enumerate(ids) if id != ids[0] + n)
-        raise ValueError(
-            f"{base}: the ids of its sound tokens do not follow each other: {names[wrong]} has "
-            f"{ids[wrong]}, and not {ids[0] + wrong}; expand the original base model"
-        )
-    if behind := sorted((id, name) for name, id in vocab.items() if id > ids[-1]):
-        raise ValueError(
-            f"{base} has {len(behind)} tokens behind its sound tokens, {behind[0][1]} the first: "
-            "sound tokens must be the last; expand the original base model"
+            f"{base} has {count:,} sound tokens; for {codes:,} codes its last tokens must be, in "
+            f"this order, {', '.join(names[:3])} to {names[-1]}: "
+            + (f"{weights.few(lacks)} missing; " if lacks else "")
+            + (f"{weights.few(more)} among or behind them; " if more else "")
+            + ("" if lacks or more else f"{last[0][1]} is the first; ")
+            + "name the quantizer that it was trained with, or expand the original base model"
         )
     return True
 

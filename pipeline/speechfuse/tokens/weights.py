@@ -154,8 +154,11 @@ def _asked(folder: Path) -> dict[str, tuple[int, ...]]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    except Exception as error:  # of many classes
+        raise ValueError(f"{folder}/config.json describes no model: {error!r}") from error
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 

@@ -19,7 +19,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint as recomputed
 from torchtune.modules.peft import DoRALinear, LoRALinear
 
-from speechfuse.tokens import weights
 from speechfuse.tokens.vocabulary import read_config
 from speechfuse.train import backbone, checkpoint, state
 from speechfuse.train.backbone import DTYPES, Decoder
@@ -32,7 +31,6 @@ def decoder_of(job: Finetune, shape: dict[str, Any] | None = None) -> Decoder:
     stands for config.json of a checkpoint that is not there; the recipe then states the sizes."""
     folder, spec = Path(job.checkpoint), job.model
     if shape is None:
-        weights.headers(folder)  # a run that cannot read them is not begun
         shape = read_config(folder)
         spec = complete(spec, shape, job.checkpoint)
     model = backbone.empty(spec, job.dtype, job.loss_chunk)
@@ -53,13 +51,13 @@ def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
         _shard(model, device, DTYPES[job.compute_dtype], job.shard_group)
     model.to_empty(device=device)
     backbone.fill_positions(model, device)
-    values: dict[str, Any] = {}
+    weights: dict[str, Any] = {}
     if state.rank() == 0:
-        values = checkpoint.read(decoder)
-        values |= _adapters(model, values, job.seed)
-        values = {name: tensor.to(DTYPES[job.dtype]) for name, tensor in values.items()}
+        weights = checkpoint.read(decoder)
+        weights |= _adapters(model, weights, job.seed)
+        weights = {name: tensor.to(DTYPES[job.dtype]) for name, tensor in weights.items()}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
-    set_model_state_dict(model, values, options=options)
+    set_model_state_dict(model, weights, options=options)
 
 
 def _wrap_layers(model: nn.Module, mode: str, compile: bool) -> None:

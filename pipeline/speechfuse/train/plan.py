@@ -12,6 +12,7 @@ from pathlib import Path
 from speechfuse import artifact
 from speechfuse.hub import data as hub_data
 from speechfuse.samples import datasets, packing
+from speechfuse.tokens import weights
 from speechfuse.train import gpus, guards, state
 from speechfuse.train.backbone import Decoder
 from speechfuse.train.config import Finetune
@@ -67,6 +68,7 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
     work = _artifact(job, pins)
     if state.broadcast_from_rank0(rank == 0 and not job.fresh and _complete(work, job)):
         return None
+    weights.headers(Path(job.checkpoint))
     mixture = load_data(job, pins)
     left_out = guards.check_rejected(job.runtime.guards, mixture)
     if rank == 0:
