@@ -79,6 +79,7 @@ def checkpoint(folder: Path, size: dict[str, Any], dtype: torch.dtype = torch.fl
     tied = "llama3_2" in size.get("_component_", "")
     heads, width = size["num_heads"], size["embed_dim"]
     shape = {
+        "model_type": "llama",
         "vocab_size": size["vocab_size"],
         "num_hidden_layers": size["num_layers"],
         "num_attention_heads": heads,

@@ -227,8 +227,8 @@ def test_a_base_without_llama_3s_tokens_or_with_ours_is_refused_at_expand(tmp_pa
 @pytest.mark.parametrize(
     ("block", "says"),
     [
-        ({"start": TEXT}, "speechfuse lacks 'end'"),
-        ("yes", "speechfuse lacks"),
+        ({"start": TEXT}, "not whole"),
+        ("yes", "speechfuse=yes is not whole"),
         (dict(start=TEXT, end=1, first=TEXT + 2, codes=999, quantizer="a"), "does not fit"),
     ],
 )

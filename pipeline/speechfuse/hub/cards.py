@@ -18,6 +18,7 @@ from huggingface_hub import CardData, parse_local_safetensors_file_metadata
 from speechfuse import artifact
 from speechfuse.rows import shards, statistics
 from speechfuse.tokens import weights
+from speechfuse.tokens.vocabulary import read_config
 from speechfuse.tokens.weights import INDEX, SINGLE
 
 # https://huggingface.co/docs/hub/repositories-licenses; the Hub refuses any other in a card
@@ -41,7 +42,7 @@ def kind_of(folder: Path) -> str:
     if any(folder.glob("shard-*.parquet")):
         return "dataset"
     if any((folder / n).exists() for n in (SINGLE, INDEX)) and (folder / "config.json").exists():
-        return "model" if "architectures" in _config(folder) else "quantizer"
+        return "model" if "architectures" in read_config(folder) else "quantizer"
     raise ValueError(
         f"{folder} is neither a dataset (shard-*.parquet) nor a model (config.json and "
         f"{SINGLE}); of a training run push one of its epochs, e.g. RUN/epoch_0"
@@ -92,10 +93,6 @@ def card(folder: Path, templates: Path, repo: str, licence: str | None = None) -
     return f"---\n{metadata}\n---\n\n{text.strip()}\n"
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text("utf-8"))
-
-
 def _run(folder: Path) -> dict[str, Any]:
     """Return the manifest of the job that made the artifact; of an epoch, its run's."""
     manifest = artifact.manifest_of(folder)
@@ -137,7 +134,7 @@ def _dataset(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _model(folder: Path, run: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the front matter and what the template needs to know of a model or quantizer."""
-    config, names = _config(folder), {path.name for path in folder.glob("*.safetensors")}
+    config, names = read_config(folder), {path.name for path in folder.glob("*.safetensors")}
     if "architectures" in config:  # and no stray copies; a quantizer may have a decoder beside
         names = {*weights.files(folder)}
     counts = [parse_local_safetensors_file_metadata(folder / n).parameter_count for n in names]

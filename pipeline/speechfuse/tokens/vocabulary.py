@@ -67,7 +67,8 @@ class Vocabulary:
         id = self.tokenizer.convert_tokens_to_ids(token)
         if not isinstance(id, int) or id == self.tokenizer.unk_token_id:
             raise ValueError(
-                f"the tokenizer has no {token}: speechfuse needs Llama 3's control tokens"
+                f"{self.tokenizer.name_or_path}: the tokenizer has no {token}: speechfuse needs "
+                "Llama 3's control tokens"
             )
         return id
 
@@ -139,12 +140,13 @@ def layout_of(checkpoint: Path) -> SoundLayout | None:
         return None
     try:
         layout = SoundLayout(**{field.name: block[field.name] for field in fields(SoundLayout)})
-        whole = layout.ids.stop <= config["vocab_size"] and len(layout.ids) == layout.codes + 3
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{checkpoint}/config.json: speechfuse lacks {error}") from error
-    if not whole:
-        raise ValueError(f"{checkpoint}/config.json: speechfuse={block} does not fit vocab_size")
-    return layout
+        if len(layout.ids) == layout.codes + 3 and layout.ids.stop <= config["vocab_size"]:
+            return layout
+    except (KeyError, TypeError):
+        pass
+    raise ValueError(
+        f"{checkpoint}/config.json: speechfuse={block} is not whole, or does not fit vocab_size"
+    )
 
 
 def check_quantizer(checkpoint: Path, identity: str, what: str) -> None:

@@ -44,24 +44,19 @@ def headers(folder: Path) -> dict[str, Header]:
     cut short, quantized, there twice or elsewhere than the index says, for other names or shapes
     than the model of config.json has, and for a head that is to be the embedding and is not.
     """
-    config, placed, found = read_config(folder), _placed(folder), dict[str, Header]()
+    config, placed = read_config(folder), _placed(folder)
     if (folder / "adapter_config.json").exists():
         raise ValueError(
             f"{folder} holds an adapter (adapter_config.json): transformers would read the model "
             "that it names; merge it into the weights, or move its files away"
         )
-    for file in files(folder):
-        for name, header in _headers_of(folder, file).items():
-            if name in found:
-                raise ValueError(f"{folder}: {name} is in {found[name].file} and again in {file}")
-            found[name] = header
-    for name in sorted({*placed, *found} if placed else ()):
-        there, said = found[name].file if name in found else None, placed.get(name)
-        if there != said:
-            raise ValueError(
-                f"{folder}: {INDEX} says that {name} is in {said or 'no file'}, but it is in "
-                f"{there or 'none'}: copy the index and its files from one place"
-            )
+    parts = [part for file in files(folder) for part in _headers_of(folder, file).items()]
+    places, found = {(name, header.file) for name, header in parts}, dict(parts)
+    if placed and (differ := sorted({name for name, _ in places ^ placed.items()})):
+        raise ValueError(
+            f"{folder}: {INDEX} and its files do not agree where {few(differ)} is, or it is there "
+            "twice: copy the index and all its files from one place"
+        )
     asked, tied = _asked(folder), bool(config.get("tie_word_embeddings"))
     if missing := sorted(asked.keys() - found.keys() - ({HEAD} if tied else set())):
         hint = " (set tie_word_embeddings=true if it is the embedding)"
@@ -107,12 +102,8 @@ def _placed(folder: Path) -> dict[str, str]:
         return {}
     if not index.is_file():
         cure = "or it leads nowhere; copy it again, or leave the checkpoint out"
-        if pickles := [*folder.glob("pytorch_model*.bin"), *folder.glob("consolidated*.pth")]:
-            cure = (
-                f"only {pickles[0].name}, and pickled files are not read; with transformers, "
-                f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, dtype='auto')"
-                ".save_pretrained(...) writes them anew"
-            )
+        if pickles := [path.name for path in folder.glob("pytorch_model*.bin")]:
+            cure = f"only {min(pickles)}, and pickles are not read: save it with transformers anew"
         raise ValueError(f"{folder} has no weights: {SINGLE} is not there, nor {INDEX}, {cure}")
     placed = read_json(index).get("weight_map")
     if not placed or not isinstance(placed, dict):
