@@ -140,7 +140,8 @@ def layout_of(checkpoint: Path) -> SoundLayout | None:
         return None
     try:
         layout = SoundLayout(**{field.name: block[field.name] for field in fields(SoundLayout)})
-        if len(layout.ids) == layout.codes + 3 and layout.ids.stop <= config["vocab_size"]:
+        rows = config.get("vocab_size", layout.ids.stop)
+        if len(layout.ids) == layout.codes + 3 and layout.ids.stop <= rows:
             return layout
     except (KeyError, TypeError):
         pass
