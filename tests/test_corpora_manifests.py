@@ -103,11 +103,14 @@ def test_a_line_of_nemo_says_all_there_is_to_a_clip(speech):
         "en",
     )
     assert second.seconds is None and same(second, samples[:100])
-    assert (third.text, third.extra) == ("only an answer", {"answer": "only an answer"})
+    assert (third.text, third.extra) == (None, {"answer": "only an answer"})
     with pytest.raises(ValueError, match=r"^not found: "):
         decoding.decode(third.audio, third.offset, third.seconds)
     renamed = everything(Nemo(str(manifest), text_key="question"))
     assert renamed[0].text == "Which?" and renamed[0].extra["text"] == " what it says "
+    meant = everything(Nemo(str(manifest), text_key="answer"))
+    assert [clip.text for clip in meant] == ["That.", None, "only an answer"]
+    assert meant[0].extra["answer"] == "That."  # kept there even where it is also the text
 
 
 def test_offset_and_duration_are_exactly_these_samples(speech):

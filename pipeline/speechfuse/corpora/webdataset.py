@@ -140,6 +140,6 @@ def _fields(file: BinaryIO, parts: dict[str, Member], text_key: str) -> dict[str
                 entry = value
             else:
                 raise ValueError("not an object")
-        return clip_fields(entry, (text_key,))
+        return clip_fields(entry, text_key)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"bad transcript: .{suffix}: {error}") from None
