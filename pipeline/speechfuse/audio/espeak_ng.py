@@ -37,6 +37,10 @@ class _Event(ctypes.Structure):
     )
 
 
+class _Voice(ctypes.Structure):  # the first of the fields of espeak_VOICE
+    _fields_ = (("name", ctypes.c_char_p), ("languages", ctypes.c_char_p))
+
+
 _CALLBACK = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
 )
@@ -60,10 +64,11 @@ def _variants() -> list[str]:
 @dataclass(frozen=True)
 class Utterance:
     """`waveform`: float32, 16 kHz, mono. `phonemes`: (start second, espeak-ng phoneme name) in
-    order."""
+    order. `language`: of the voice, as en."""
 
     waveform: np.ndarray
     phonemes: list[tuple[float, str]]
+    language: str = "en"
 
 
 class EspeakLibrary:
@@ -103,6 +108,8 @@ class EspeakLibrary:
 
     def speak(self, text: str, voice: EspeakVoice) -> Utterance:
         """Synthesize `text`. Raises ValueError for an unknown voice or text that makes no sound."""
+        if "\0" in text:
+            raise ValueError(f"the text {text!r:.60} holds U+0000, at which espeak-ng would stop")
         _, _, variant = voice.name.partition("+")
         # espeak-ng speaks an unknown variant in the plain voice of the language, without a word
         exists = variant in {"", *_variants()}
@@ -118,7 +125,10 @@ class EspeakLibrary:
         if not any(chunk.any() for chunk in self._chunks):
             raise ValueError(f"espeak-ng made no sound for the text {text!r}")
         pcm = np.concatenate(self._chunks).astype(np.float32) / 32768.0
-        return Utterance(decoding.resample(pcm, self.sample_rate), self._phonemes)
+        self._lib.espeak_GetCurrentVoice.restype = ctypes.POINTER(_Voice)
+        languages = self._lib.espeak_GetCurrentVoice().contents.languages  # a byte, then "en-us"
+        language = languages[1:].decode().partition("-")[0]
+        return Utterance(decoding.resample(pcm, self.sample_rate), self._phonemes, language)
 
 
 def flite_available() -> bool:
