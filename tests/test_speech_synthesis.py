@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import yaml
 
-from speechfuse import config
+from speechfuse import yaml_values
 from speechfuse.audio import decoding, espeak_ng
 from speechfuse.corpora.clip import Clip
 from speechfuse.corpora.folder import Folder
@@ -255,7 +255,7 @@ def recipe_voices() -> list[tuple[str, str, dict]]:
     """(file, group, spec) of every corpus in a recipe that has voices."""
     found = []
     for path in sorted((ROOT / "recipes").glob("*/*.yaml")):
-        content = config.with_files(yaml.safe_load(path.read_text()) or {})
+        content = yaml_values.with_files(yaml.safe_load(path.read_text()) or {})
         for value in content.values():
             if isinstance(value, dict) and isinstance(value.get("voices"), dict):
                 found += [(path.name, group, spec) for group, spec in value["voices"].items()]
