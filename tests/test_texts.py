@@ -202,6 +202,7 @@ def test_a_column_that_curation_would_overwrite_is_refused(tmp_path, column):
         ("a.jsonl", "{}", {"data_files": "*"}, "is a file; data_files is for a folder"),
         ("b/a.jsonl", "{}", {}, "say which files of it"),
         ("b/a.jsonl", "{}", {"data_files": "*.json"}, "has no file that matches *.json"),
+        ("b/a.jsonl", "{}", {"data_files": ["*.jsonl", "typo*"]}, "no file that matches typo*"),
         ("a.jsonl", '{"instruction": "x", "output": "y"}', {"select": {"lang": "en"}}, "'lang'"),
     ],
 )
@@ -212,6 +213,15 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path, name, content, options, s
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         Alpaca(str(path if path.parent == tmp_path else path.parent), **options).plan(10)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_is_the_one_that_was_named(tmp_path):
+    for folder, word in (("v[1]", "this"), ("v1", "other")):
+        (tmp_path / folder).mkdir()
+        written(tmp_path / folder / "a.jsonl", [{"p": word}])
+    for path, pattern in ((tmp_path / "v[1]", "*.jsonl"), (tmp_path, "v[1]/*.jsonl")):
+        source = Columns(str(path), pattern, prompt="p")
+        assert [c.prompts for c in read(source)] == [["this"]]
 
 
 def test_a_path_that_is_nowhere():

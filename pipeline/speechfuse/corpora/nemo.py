@@ -228,8 +228,8 @@ def _differing(names: list[str]) -> list[tuple[int, ...]]:
     rows = [_ints(name) for name in names]
     if len({*map(len, rows)}) > 1:
         return [row[-1:] for row in rows]
-    places = [place for place, numbers in enumerate(zip(*rows, strict=True)) if len({*numbers}) > 1]
-    return [tuple(row[place] for place in places) for row in rows]
+    columns = {column: None for column in zip(*rows, strict=True) if len({*column}) > 1}
+    return list(zip(*columns, strict=True)) or [()] * len(names)
 
 
 def _seconds(entry: dict[str, Any], key: str) -> float | None:
