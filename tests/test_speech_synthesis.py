@@ -287,6 +287,13 @@ def test_a_line_that_cannot_be_spoken_is_a_reject_with_its_number(tmp_path):
     assert all(r.reason.startswith("no sound: ") for r in rejects[len(bad) :])
 
 
+def test_a_voice_that_is_not_there_stops_the_job(tmp_path):
+    path = write_lines(tmp_path / "l.jsonl", [LINE])
+    corpus = Synthetic(str(path), {"v": {"variants": ["en-us+Nobody"]}})
+    with pytest.raises(ValueError, match=r"no voice 'en-us\+Nobody'"):
+        list(corpus.clips(corpus.plan(9)[0]))
+
+
 def test_ids_that_come_twice_and_splits_that_no_line_has_are_refused(tmp_path):
     path = write_lines(tmp_path / "l.jsonl", [{**LINE, "id": 1}, {**LINE, "id": "1"}])
     with pytest.raises(ValueError, match=r"l\.jsonl: lines 1 and 2 have the id '1'"):

@@ -61,6 +61,10 @@ def _variants() -> list[str]:
     return os.listdir(Path(espeakng_loader.get_data_path()) / "voices" / "!v")
 
 
+class NoSound(ValueError):
+    """Says of a text that it cannot be spoken."""
+
+
 @dataclass(frozen=True)
 class Utterance:
     """`waveform`: float32, 16 kHz, mono. `phonemes`: (start second, espeak-ng phoneme name) in
@@ -107,9 +111,10 @@ class EspeakLibrary:
         return 0
 
     def speak(self, text: str, voice: EspeakVoice) -> Utterance:
-        """Synthesize `text`. Raises ValueError for an unknown voice or text that makes no sound."""
+        """Synthesize `text`. Raises ValueError for an unknown voice, NoSound for a text without
+        sound."""
         if "\0" in text:
-            raise ValueError(f"the text {text!r:.60} holds U+0000, at which espeak-ng would stop")
+            raise NoSound(f"the text {text!r:.60} holds U+0000, at which espeak-ng would stop")
         _, _, variant = voice.name.partition("+")
         # espeak-ng speaks an unknown variant in the plain voice of the language, without a word
         exists = variant in {"", *_variants()}
@@ -123,7 +128,7 @@ class EspeakLibrary:
         raw = text.encode()
         self._lib.espeak_Synth(raw, len(raw) + 1, 0, 1, 0, CHARS_UTF8, None, None)
         if not any(chunk.any() for chunk in self._chunks):
-            raise ValueError(f"espeak-ng made no sound for the text {text!r}")
+            raise NoSound(f"espeak-ng made no sound for the text {text!r}")
         pcm = np.concatenate(self._chunks).astype(np.float32) / 32768.0
         self._lib.espeak_GetCurrentVoice.restype = ctypes.POINTER(_Voice)
         languages = self._lib.espeak_GetCurrentVoice().contents.languages  # a byte, then "en-us"
@@ -144,7 +149,10 @@ def speak(engine: EspeakLibrary, text: str, voice: EspeakVoice) -> Utterance:
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
         subprocess.run([program, "-voice", name, "-t", text, "-o", str(wav)], check=True)
-        return Utterance(decoding.load(wav), [])
+        try:
+            return Utterance(decoding.load(wav), [])
+        except ValueError as error:
+            raise NoSound(f"flite made no sound for the text {text!r}: {error}") from None
 
 
 @dataclass(frozen=True)

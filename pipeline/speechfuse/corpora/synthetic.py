@@ -3,8 +3,6 @@
 In: lines of text. Out: clips whose audio is synthesized when they are read.
 """
 
-import hashlib
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,8 +47,7 @@ class Synthetic:
         if skipped:
             print(f"flite is not installed: lines for the voices {', '.join(skipped)} are left out")
         self.rows = self._read(skipped)
-        key = json.dumps([artifact.sha256_of(self.path), skipped])
-        self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
+        self.fingerprint = artifact.json_digest([artifact.sha256_of(self.path), skipped])
 
     def _read(self, skipped: list[str]) -> dict[str, dict[str, Any] | str]:
         """Return by id the lines to speak, or why a line cannot be spoken."""
@@ -111,7 +108,7 @@ class Synthetic:
                 voice = self.voices[row["voices"]].draw(rng)
                 try:
                     speech = espeak_ng.speak(engine, row["text"], voice)
-                except ValueError as error:
+                except espeak_ng.NoSound as error:
                     yield Reject(id, f"no sound: {error}")
                     continue
                 waveform = augmentation.disturb(

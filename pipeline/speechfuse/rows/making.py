@@ -77,9 +77,9 @@ def make_dataset(
     planned = work.plan["shards"] if isinstance(work.plan, dict) else work.plan
     write = partial(_write, function, work.out, schema, stream)
     paths, rejects = make(job, planned, write, unit)
+    counted = totals(paths, rejects)
     if twice := verification.repeated_ids(paths):
         raise ValueError(f"{work.out}: {twice}: give the source other ids; fresh=true starts anew")
-    counted = totals(paths, rejects)
     work.finish(counted, [file for path in paths for file in work.out.glob(f"{path.stem}.*")])
     print(summary(work.out, counted))
 
