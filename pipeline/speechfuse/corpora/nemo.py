@@ -52,7 +52,7 @@ class Nemo:
         manifest: str | list[str],
         audio_dir: str | None = None,
         tars: str | list[str] | None = None,
-        text_key: str = "text",
+        text_key: str | None = None,
         id_key: str | None = None,
         language: str | None = None,
         licence: str | None = None,
@@ -60,7 +60,7 @@ class Nemo:
         self.folder, self.manifests = planning.files(manifest, ".jsonl")
         self.audio_dir = audio_dir
         self.root = os.path.abspath(audio_dir or self.folder)
-        self.text_key, self.id_key = text_key, id_key
+        self.text_key, self.id_key = text_key or "text", id_key
         self.language, self.licence = language, licence
         alone = len(self.manifests) == 1
         self.source_name = Path(self.manifests[0]).stem if alone else self.folder.name
