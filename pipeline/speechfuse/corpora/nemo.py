@@ -74,6 +74,7 @@ class Nemo:
         last = (ints[-1:] for ints in map(_ints, names))
         self.number_of = {tar: str(n[0]) for tar, n in zip(tars, last, strict=True) if n}
         by_number = {number: tar for tar, number in self.number_of.items()}
+        self.numbers = by_number.keys()
         if len(tars) != len(self.manifests):
             if len(self.manifests) > 1 or len(by_number) < len(tars):
                 raise ValueError(
@@ -103,7 +104,7 @@ class Nemo:
         if not tar or clip.extra.get("shard_id") is None:
             return
         above = self._shard_ids.setdefault(manifest, id)
-        another = id in self.number_of.values() and self.number_of.get(tar) != id
+        another = id in self.numbers and self.number_of.get(tar) != id
         if id != above or another:
             raise ValueError(
                 f"{manifest}: line {number} has shard_id {id}"
