@@ -100,7 +100,7 @@ def main(job: TokenizeSpeech) -> None:
     started = None if job.fresh else out
     fingerprint = hub_data.pinned_commit(corpus.fingerprint, "corpus", started)
     inputs = {"corpus": fingerprint, "quantizer": quantizer.identity}
-    work = artifact.Artifact(out, "tokenize_speech", 2, asdict(job), inputs)
+    work = artifact.Artifact(out, "tokenize_speech", 3, asdict(job), inputs)
 
     def totals(paths: list[Path], rejects: Rejects) -> dict[str, Any]:
         counts, shard_list = making.counts_of(paths), work.plan["shards"]

@@ -279,6 +279,19 @@ def test_what_the_model_learns_to_say_is_what_is_read_back(vocabulary):
     assert prompts.read_spoken_answer(text) == ("what is one", "two")
 
 
+def test_a_context_of_the_row_is_its_prompt_where_asked_for():
+    asked = row(HEARD, answer="two", context="Answer.")
+    (user, _) = instructions.answer(asked, prompt="{context} ")
+    assert [segment.get("text") for segment in user["segments"]] == ["Answer. ", None]
+    for context in ("", None):  # as many of NeMo's lines have it
+        (user, _) = instructions.answer(
+            row(HEARD, answer="two", context=context), prompt="{context}\n"
+        )
+        assert len(user["segments"]) == 1
+    with pytest.raises(ValueError, match="no 'context' in extra, which prompt asks for"):
+        instructions.answer(row(HEARD, answer="two"), prompt="{context} ")
+
+
 def test_a_row_without_text_is_no_target():
     """A piece of a long recording has no transcript: the word None must not be taught."""
     silent = {**row(HEARD, answer="four"), "text": None}

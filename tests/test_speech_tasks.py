@@ -83,6 +83,15 @@ def test_the_audio_stands_where_the_prompt_says(parts, monkeypatch):
     assert alone == [words.begin, *user, *audio, words.end_of_turn, *assistant]
 
 
+def test_transcripts_of_one_id_are_refused(tmp_path):
+    path, lines = tmp_path / "t.jsonl", [json.dumps({"id": id, "text": "x"}) for id in ("1", "2")]
+    path.write_bytes(b"\xef\xbb\xbf" + "\n\n".join(lines).encode())
+    assert items.read_transcripts(path) == {"1": "x", "2": "x"}
+    path.write_text("\n".join([*lines, '{"id": 1, "text": "y"}']))
+    with pytest.raises(ValueError, match=r"transcripts=.*an id comes twice"):
+        items.read_transcripts(path)
+
+
 def test_transcripts_instead_of_audio_need_no_sound_tokens(parts, tmp_path, monkeypatch):
     words = Vocabulary.load(parts / "init")
     of = task(parts, prompt="answer: {speech}!", input="transcript")

@@ -58,6 +58,13 @@ def test_rows_are_the_same_whatever_the_threads_and_the_look_ahead(quantizer, cl
             assert {k: a[k] for k in a if k != "codes"} == {k: b[k] for k in b if k != "codes"}
 
 
+def test_no_piece_has_an_id_of_another_clip(quantizer, clips):
+    long = clips[-2]
+    made = tokenize.tokenize([long], quantizer, 2, [], 1, 8, {"clip-4#1", "clip-4#0", "clip-4#0#"})
+    assert [row["id"] for row in made.rows][:2] == ["clip-4#0##", "clip-4#1#"]
+    assert {row["parent"] for row in made.rows} == {"clip-4"}
+
+
 def test_each_row_has_the_codes_of_its_own_audio(quantizer, clips):
     """Three clips in batches of two: the second batch is fetched late and half empty."""
     three = [clip for clip in clips if isinstance(clip, Clip)][2:5]

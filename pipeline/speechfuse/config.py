@@ -10,6 +10,7 @@ and its module ends with `main(job, Schema, __doc__)`. Sub-dicts that name code 
 dotted.path` plus keyword arguments) are free-form in the schema and are checked by `instantiate`.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -28,33 +29,18 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from speechfuse import yaml_values
+
 T = TypeVar("T")
 YAML = (".yaml", ".yml")
 _OVERRIDE = re.compile(r"([A-Za-z_]\w*)([.\[][^=]*)?=")
-_FILE = re.compile(r"\$\{file:([^,}]+),([^}]+)\}")
-
-
-def with_files(value: Any) -> Any:
-    """Return `value` with every string ${file:PATH,KEY} in it replaced by what the YAML file PATH
-    has at the dotted KEY. Raises ValueError when that file has no such key."""
-    if isinstance(value, dict):
-        return {key: with_files(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return list(map(with_files, value))
-    if not isinstance(value, str) or not (named := _FILE.fullmatch(value)):
-        return value
-    path, key = named.groups()
-    content = OmegaConf.select(OmegaConf.load(path), key)
-    if content is None:
-        raise ValueError(f"{path} has no key '{key}'")
-    return OmegaConf.to_container(content) if OmegaConf.is_config(content) else content
 
 
 def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     """Return an instance of `schema` with the values of the YAML file `path`, if any, and of
     `overrides` ("a.b=value"). An override wins over the file and over earlier overrides.
 
-    Values of overrides are YAML: `steps=10`, `name=null`, `tasks=[a,b]`; `tracks.0.weight=2`
+    Values are YAML, see yaml_values: `steps=10`, `name=null`, `tasks=[a,b]`; `tracks.0.weight=2`
     reaches into a list. Raises ValueError for an unknown key, a wrong type, a missing required key
     and bad YAML; its message is one sentence that names the file or the override. Raises
     FileNotFoundError when there is no such file.
@@ -62,19 +48,18 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     config = OmegaConf.structured(schema)
     source = file = str(path or "the command line")
     try:
-        settings = OmegaConf.to_container(OmegaConf.load(path)) if path else {}
+        settings = (yaml_values.read(path, schema) if path else None) or {}
         if not isinstance(settings, dict):
             raise ValueError(f"{path}: a configuration is a mapping of keys to values")
-        for key, value in with_files(settings).items():
+        for key, value in yaml_values.with_files(settings).items():
             OmegaConf.update(config, str(key), value, merge=True)
         for override in overrides:
             source = f"override {override!r}"
             key, equals, text = override.partition("=")
             if not equals or not key:
                 raise ValueError(f"{source}: write it as key=value, e.g. seed=1")
-            value = OmegaConf.from_dotlist([f"value={text}"]).value
-            if typing.get_type_hints(schema).get(key) is str:  # verbatim: in YAML "a: b" is a dict
-                value = text
+            hint = _declared(schema, key)  # of text verbatim: in YAML "a: b" is a dict
+            value = text if hint is str else yaml_values.parse(text, hint)
             OmegaConf.update(config, key, value, merge=True)
         source = f"{file} with its overrides"
         missing = sorted(OmegaConf.missing_keys(config))
@@ -87,6 +72,15 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
             f"command line, e.g. {missing[0]}=..."
         )
     return typing.cast(T, OmegaConf.to_object(config))
+
+
+def _declared(schema: Any, key: str) -> Any:
+    """Return the type of a dotted key; None in the free-form parts of a schema."""
+    for part in key.split("."):
+        schema = (
+            typing.get_type_hints(schema).get(part) if dataclasses.is_dataclass(schema) else None
+        )
+    return schema
 
 
 def key(help: str, default: Any = dataclasses.MISSING) -> Any:
@@ -137,13 +131,17 @@ def bind(spec: dict[str, Any], *names: str) -> Callable[..., Any]:
         raise ValueError(
             f"{dotted}: no value for required {', '.join(required)}; add it beside _component_"
         )
-    if dotted.startswith(f"{__package__}."):  # other packages' annotations are often inexact
-        function = component.__init__ if inspect.isclass(component) else component
+    function = component.__init__ if inspect.isclass(component) else component
+    hints: dict[str, Any] = {}
+    ours = dotted.startswith(f"{__package__}.")
+    with contextlib.nullcontext() if ours else contextlib.suppress(Exception):
         hints = typing.get_type_hints(function)
-        for name in arguments.keys() & hints.keys():
-            if not _fits(arguments[name], hints[name]):
-                hint = inspect.formatannotation(hints[name])
-                raise ValueError(f"{dotted}: {name}={arguments[name]!r} is not of the type {hint}")
+    for name, value in arguments.items():
+        hint = hints.get(name, Any)
+        if ours:
+            arguments[name] = _fitting(dotted, name, value, hint)
+        elif str not in (hint, *typing.get_args(hint)):  # others' annotations are often inexact
+            arguments[name] = _mapped(value, _as_bool)
     return partial(component, **arguments)
 
 
@@ -154,6 +152,31 @@ def modules_of(spec: Any) -> set[str]:
         own = {resolve(dotted).__module__} if isinstance(dotted, str) else set()
         return own.union(*map(modules_of, spec.values()))
     return set().union(*map(modules_of, spec)) if isinstance(spec, list | tuple) else set()
+
+
+def _fitting(dotted: str, name: str, value: Any, hint: Any) -> Any:
+    """Return the reading of a value from YAML that is of the type `hint`: a whole number may be
+    text, and yes and no may be booleans. Raises ValueError where none is."""
+    for reading in (value, _mapped(value, _as_text), _mapped(value, _as_bool)):
+        if _fits(reading, hint):
+            return reading
+    quotes = "; write text in quotes" if isinstance(value, bool | float) else ""
+    shown = inspect.formatannotation(hint)
+    raise ValueError(f"{dotted}: {name}={value!r} is not of the type {shown}{quotes}")
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _mapped(inner, function) for key, inner in value.items()}
+    return [_mapped(v, function) for v in value] if isinstance(value, list) else function(value)
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _as_bool(value: Any) -> Any:
+    return yaml_values.YES_OR_NO.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -42,9 +42,9 @@ class Clip:
     phonemes: list[tuple[float, str]] = field(default_factory=list)
 
 
-def clip_fields(entry: dict[str, Any], text_keys: tuple[str, ...]) -> dict[str, Any]:
-    """Return {text, speaker, language, extra} of a clip from a JSON object: the first of
-    `text_keys` that it has, `speaker`, `lang` or `language`, and all other keys.
+def clip_fields(entry: dict[str, Any], text_key: str) -> dict[str, Any]:
+    """Return {text, speaker, language, extra} of a clip from a JSON object: `text_key`, `speaker`,
+    `lang` or `language`, and all other keys.
 
     Raises ValueError for a value of the wrong type.
     """
@@ -59,15 +59,29 @@ def clip_fields(entry: dict[str, Any], text_keys: tuple[str, ...]) -> dict[str, 
         return None
 
     return {
-        "text": take(text_keys, str),
+        "text": take((text_key,), str),
         "speaker": take(("speaker",), (str, int)),
         "language": take(("lang", "language"), str),
         "extra": rest,
     }
 
 
+def name_of(entry: dict[str, Any], key: str) -> str:
+    """Return the name at `key`; a number is one too, but of no file. Raises ValueError when there
+    is none."""
+    value = entry.get(key)
+    if isinstance(value, int) and key != "audio_filepath":
+        value = str(value)
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError(f"{key} is {value!r:.40}, not a name")
+    return utf8(value)
+
+
 def utf8(text: str) -> str:
-    r"""Return `text`. Raises ValueError if it cannot be written as UTF-8 (JSON's "\ud800")."""
+    r"""Return `text`. Raises ValueError if it cannot be written as UTF-8 (JSON's "\ud800"), or
+    holds U+0000, at which C ends a text."""
+    if "\0" in text:
+        raise ValueError(f"{text!r:.40} holds U+0000")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -56,12 +56,15 @@ def turn_text(turn: dict[str, Any]) -> str:
 
 
 def read_transcripts(path: Path) -> dict[str, str]:
-    """Return transcripts by id of a file of JSON lines {id, text}. Raises ValueError for any
-    other."""
-    lines = path.read_text("utf-8").split("\n")
+    """Return transcripts by id of a file of JSON lines {id, text}. Raises ValueError for any other,
+    and for an id that comes twice."""
+    lines = path.read_text("utf-8-sig").split("\n")
     try:
         entries = [json.loads(line) for line in lines if line.strip()]
-        return {str(entry["id"]): str(entry["text"]) for entry in entries}
+        texts = {str(entry["id"]): str(entry["text"]) for entry in entries}
+        if len(texts) < len(entries):
+            raise ValueError("an id comes twice")
+        return texts
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"transcripts={path}: not JSON lines of id and text ({error})") from error
 

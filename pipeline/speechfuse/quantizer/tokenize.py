@@ -9,9 +9,10 @@ threads and however far ahead they work.
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,17 @@ def tokenize_shard(
     clips ahead of the encoder. `corpus` and `filters` are {_component_, ...}."""
     originals = planned.get("same_audio", {})  # {id of a duplicate: id of the first}
 
-    def unless_duplicate(clip: Clip | Reject) -> Clip | Reject:
+    reserved: set[str] = set()
+
+    def unless_duplicate(position: int, clip: Clip | Reject) -> Clip | Reject:
+        ends = planned.get("reserved", {}).get(str(position), ())
+        reserved.update(f"{clip.id}#{end}" for end in ends)
         reason = f"{FILTERED}duplicate audio: same as {originals.get(clip.id)}"
         return Reject(clip.id, reason) if clip.id in originals else clip
 
-    clips = map(unless_duplicate, component(corpus).clips(planned))
+    clips = starmap(unless_duplicate, enumerate(component(corpus).clips(planned)))
     encoder, instances = quantizer.load(workers.device()), list(map(config.instantiate, filters))
-    return tokenize(clips, encoder, batch_size, instances, threads, depth)
+    return tokenize(clips, encoder, batch_size, instances, threads, depth, reserved)
 
 
 def audio_digests(
@@ -110,8 +115,9 @@ def tokenize(
     filters: list[Filter],
     threads: int,
     depth: int,
+    reserved: Collection[str] = (),
 ) -> Shard:
-    """Rows, rejects and counts of one shard's clips."""
+    """Rows, rejects and counts of one shard's clips. `reserved`: ids that pieces may not have."""
     shard, shortest = Shard([], [], Counter()), 1 / quantizer.token_rate
     pending: list[np.ndarray] = []  # waveforms of the last rows, not yet given to the encoder
     running: deque[tuple[int, Any, list[int]]] = deque()  # batches on the device: first row, codes
@@ -143,7 +149,7 @@ def tokenize(
             shard.counts["pieces"] += len(item.pieces)
         for part, piece in enumerate(item.pieces):
             seconds = _seconds(piece)
-            row = _row(item, part, offset, seconds)
+            row = _row(item, part, offset, seconds, reserved)
             offset += seconds
             if seconds < shortest:
                 reason = f"too short: {seconds:.4f} s is less than one token"
@@ -168,10 +174,15 @@ def _seconds(waveform: np.ndarray) -> float:
     return len(waveform) / decoding.SAMPLE_RATE
 
 
-def _row(item: DecodedClip, part: int, offset: float, seconds: float) -> dict[str, Any]:
+def _row(
+    item: DecodedClip, part: int, offset: float, seconds: float, reserved: Collection[str]
+) -> dict[str, Any]:
     clip, whole = item.clip, len(item.pieces) == 1
+    id = clip.id if whole else f"{clip.id}#{part}"
+    while not whole and id in reserved:
+        id += "#"
     return {
-        "id": clip.id if whole else f"{clip.id}#{part}",
+        "id": id,
         "seconds": seconds,
         "text": clip.text if whole else None,  # which words fall into which piece is not known
         "speaker": clip.speaker,

@@ -16,7 +16,7 @@ class Reject:
 
     not found, not a file, unreadable, not audio, truncated, empty, not finite, out of range,
     bad rate, bad offset, bad duration, too short, bad name, bad manifest line, bad transcript,
-    no transcript, duplicate id, unsafe path.
+    no transcript, no sound, duplicate id, unsafe path.
 
     A kind that begins with "filter " was asked for by the configuration and is no fault.
     """
