@@ -24,6 +24,7 @@ class Ask:
     quantizer: str = key("folder of ours, or a published WhisperVQ .model file")
     whisper: str | None = key("openai-whisper .pt beside a .model", None)
     checkpoint: str | None = key("this one instead of the chosen", None)
+    repeat_first: bool = key("it was trained to repeat the question on the first line", False)
     max_new_tokens: int = key("longest reply", 64)
 
 
@@ -55,8 +56,9 @@ def main(job: Ask) -> None:
         print(f"{len(waveform) / decoding.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")
     segments = [{"speech": {"codes": codes}} for codes in quantizer.encode(pieces)]
     turns = [{"role": "user", "segments": segments}]
-    heard, answer = prompts.read_spoken_answer(generator.reply([turns], job.max_new_tokens)[0])
-    if heard:
+    (answer,) = generator.reply([turns], job.max_new_tokens)
+    if job.repeat_first:
+        heard, answer = prompts.read_spoken_answer(answer)
         print(f"heard:  {heard}")
     print(f"answer: {answer}")
 

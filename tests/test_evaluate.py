@@ -165,6 +165,39 @@ def test_a_changed_metric_scores_again_without_a_model(sweep, capsys, monkeypatc
     assert "1 results made, 0 were there; 0 items computed" in capsys.readouterr().out
 
 
+def test_a_setting_counts_even_if_a_file_has_its_name(sweep, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("wer", "cer"):
+        (tmp_path / name).touch()
+    sweep.run("only=[base]")
+    sweep.config["tasks"]["wer"]["metric"] = "cer"
+    sweep.run("only=[base]")
+    assert sweep.results()["base/wer.json"]["metric"] == "cer"
+
+
+def test_code_of_the_users_own_counts_with_what_it_imports(tmp_path, monkeypatch):
+    """A helper of a component is no less part of it; other people's packages count by version."""
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "import json\nimport my_words\n\ndef read(text):\n    return my_words.x\n"
+    (tmp_path / "my_reply.py").write_text(text)
+    (tmp_path / "my_words.py").write_text("x = 1\n")
+    spec = {"_component_": SPEECH, "reply": {"_component_": "my_reply.read"}}
+    before = sweep_module.code(spec)
+    assert sweep_module.code(spec) == before
+    (tmp_path / "my_words.py").write_text("x = 2\n")
+    assert sweep_module.code(spec) != before
+
+
+def test_a_task_of_the_users_own_is_known_by_its_code(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "my_task.py"
+    path.write_text("class Mine:\n    def inputs(self):\n        return {}\n")
+    task = config.instantiate({"_component_": "my_task.Mine"})
+    before = Predictions(tmp_path, "a", task).key
+    path.write_text(path.read_text() + "# another way to ask\n")
+    assert Predictions(tmp_path, "a", task).key != before
+
+
 def test_what_a_kill_left_of_a_batch_is_dropped_and_the_rest_is_kept(sweep, capsys):
     sweep.run("only=[base]")
     whole = sweep.results()["base/wer.json"]

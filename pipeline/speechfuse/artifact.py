@@ -20,10 +20,12 @@ sha256.
 
 import fcntl
 import hashlib
+import inspect
 import json
 import os
 import platform
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -229,9 +231,27 @@ def sha256_of(path: Path) -> str:
 
 
 def code_digest(modules: Iterable[str]) -> str:
-    """Return a hash of the source files of imported `modules`; an edit of any file changes it."""
-    files = sorted({str(sys.modules[module].__file__) for module in modules})
-    return hashlib.sha256("".join(sha256_of(Path(file)) for file in files).encode()).hexdigest()
+    """Return a hash of the source files of imported `modules`, and of the user's own modules that
+    these use, at any depth; an edit of any of them changes it."""
+    names, waiting = set[str](), list[Any](modules)
+    while waiting:
+        name = waiting.pop()
+        if name not in names and _is_users(name):
+            values = list(vars(sys.modules[name]).values())
+            used = {
+                getattr(v, "__name__" if inspect.ismodule(v) else "__module__", 0) for v in values
+            }
+            waiting += [other for other in used if _is_users(other)]
+        names.add(name)
+    hashes = {sha256_of(Path(str(sys.modules[name].__file__))) for name in names}
+    return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
+
+
+def _is_users(name: Any) -> bool:
+    """Return whether `name` is an imported module that is neither installed nor of speechfuse."""
+    file = getattr(sys.modules.get(name), "__file__", None) if isinstance(name, str) else None
+    ours = {Path(__file__).parent, *map(Path, sysconfig.get_paths().values())}
+    return file is not None and ours.isdisjoint(Path(file).parents)
 
 
 @contextmanager

@@ -79,6 +79,8 @@ class Predictions:
 
     def __init__(self, out: Path, checkpoint: str, task: Task) -> None:
         self.inputs: dict[str, Any] = {"checkpoint": checkpoint, "task": task.inputs()}
+        if not (module := type(task).__module__).startswith("speechfuse."):
+            self.inputs["code"] = artifact.code_digest({module})
         self.key = json_digest(self.inputs)
         self.folder = out / "cells" / self.key[:32]
         self.path = self.folder / "predictions.jsonl"

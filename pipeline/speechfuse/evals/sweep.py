@@ -12,6 +12,7 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from speechfuse.evals.tasks import Task, json_digest
 from speechfuse.hub import data as hub_data
 from speechfuse.rows import selection
 from speechfuse.texts import shared_words
+
+PATHS = {"data", "include", "train", "transcripts"}  # content counts, in a task's inputs or scoring
+SCORING = ("jiwer", "sacrebleu", "rouge_score", "openai-whisper")
 
 
 @dataclass
@@ -136,25 +140,22 @@ def prepare(job: Evaluate) -> list[Work]:
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} {task}: {error}") from error
         predictions = Predictions(out, content, of_spec)
-        settings = {key: value for key, value in spec.items() if not is_path(value)}
+        settings = {key: value for key, value in spec.items() if key not in PATHS}
         depends = [predictions.key, settings, of_spec.scoring(), code(spec)]
         todo.append(Work(name, checkpoint, task, spec, predictions, json_digest(depends)))
     return todo
 
 
-def is_path(value: Any) -> bool:
-    """Return True if a setting names data, whose content counts and not its place."""
-    return isinstance(value, str) and len(value) < 256 and Path(value).exists()
-
-
 @cache
 def code_of_rooms() -> list[str]:
     """Return the hashes of all modules of evals and scores, and of the two beyond them that decide
-    which items a split has and which are in the training data."""
+    which items a split has and which are in the training data; and the versions of the libraries
+    that count errors."""
     folders = Path(__file__).parent, Path(scores.__file__).parent
     paths = [path for folder in folders for path in sorted(folder.glob("*.py"))]
     others = [Path(str(module.__file__)) for module in (selection, shared_words)]
-    return [artifact.sha256_of(path) for path in [*paths, *others]]
+    versions = [metadata.version(library) for library in SCORING]
+    return [*(artifact.sha256_of(path) for path in [*paths, *others]), *versions]
 
 
 def code(spec: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ scores did.
 """
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -57,6 +58,10 @@ class Usage:
             f"verdicts from cache, {self.calls} calls, {self.retries} retries, {failed or 'none'} "
             f"failed, {self.prompt_tokens} + {self.completion_tokens} tokens, {cost}"
         )
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Unreachable(ValueError):
@@ -113,13 +118,14 @@ class Judge:
     def identity(self) -> dict[str, Any]:
         """Return JSON of all that a verdict depends on besides the item; the endpoint is no part of
         it."""
+        source = str(inspect.getsourcefile(type(self)))  # another's, of a judge that a recipe names
         return {
             "model": self.model,
-            "prompt": hashlib.sha256(self.prompt.encode()).hexdigest(),
+            "prompt": digest(self.prompt),
             "parameters": self._parameters(),
             "read": type(self).read.__name__,
             "failures": self.failures,
-        }
+        } | ({} if source == __file__ else {"code": digest(Path(source).read_text("utf-8"))})
 
     def _parameters(self) -> dict[str, Any]:
         named = {name: getattr(self, name) for name in ("temperature", "top_p", "max_tokens")}
@@ -130,7 +136,7 @@ class Judge:
         these texts, so that no text can contain it."""
         texts = {name: item[name] for name in ("question", "reference", "answer")}
         whole = json.dumps(texts, sort_keys=True)
-        texts["fence"] = f"-----{hashlib.sha256(whole.encode()).hexdigest()[:16]}-----"
+        texts["fence"] = f"-----{digest(whole)[:16]}-----"
         return re.sub(
             r"\{(question|reference|answer|fence)\}", lambda name: texts[name[1]], self.prompt
         )
@@ -147,9 +153,10 @@ class Judge:
         self.usage = usage = Usage(items=len(items))
         keys = {item["id"]: self._key(item) for item in items}
         with self._opened() as database:
-            query = "select rating from verdicts where key = ?"
+            query = "select reply from verdicts where key = ?"
             rows = {key: database.execute(query, [key]).fetchone() for key in keys.values()}
-            ratings = {key: row[0] for key, row in rows.items() if row}
+            read = {key: type(self).read(row[0]) for key, row in rows.items() if row}
+            ratings = {key: rating for key, rating in read.items() if rating is not None}
             usage.cached = len(ratings)
             if todo := {k: i for i in items if (k := keys[i["id"]]) not in ratings}:
                 tokens = sum(len(self.message(item)) for item in todo.values()) // 4
@@ -169,7 +176,7 @@ class Judge:
         texts = [item[name] for name in ("question", "reference", "answer")]
         identity = {key: value for key, value in self.identity().items() if key != "failures"}
         key = json.dumps([identity, *texts, 0], sort_keys=True)  # 0: existing caches have it too
-        return hashlib.sha256(key.encode()).hexdigest()
+        return digest(key)
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
