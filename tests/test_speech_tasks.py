@@ -263,7 +263,7 @@ def test_an_answer_may_have_several_lines(parts):
 
 def test_splits_choose_by_a_rows_own_columns_and_may_be_empty_where_it_is_said(parts):
     of = task(parts, splits={"one": {"speaker": "speaker 1"}, "none": {"speaker": "x"}})
-    with pytest.raises(ValueError, match="is in none; correct what it selects, or name it in may_"):
+    with pytest.raises(ValueError, match="is in none; correct what it selects, or name it"):
         of.ids()
     assert replace(of, may_be_empty=["none"]).ids() == ["u1", "u3", "u5"]
 
@@ -321,7 +321,7 @@ def test_what_answers_is_named_by_the_checkpoint(parts, tmp_path, monkeypatch):
         ({"splits": {"a": {"part": "a"}, "typo": {"prat": "b"}}}, "splits: no row .* is in typo"),
         (
             {"transcript_splits": {"x": {"part": "x"}}, "transcribe": "{speech}"},
-            "transcript_splits: no row of .* is in x",
+            "splits: no row of .* is in x",
         ),
         ({"metric": "judge"}, "metric judge and a judge belong together"),
         ({"transcripts": "x"}, "set input=transcript"),

@@ -79,13 +79,14 @@ def ids_by_split(rows: Rows, splits: Splits) -> dict[str, list[str]]:
     return {name: of for name, of in ids.items() if of}
 
 
-def filled(rows: Rows, splits: Splits, may_be_empty: list[str], where: str) -> list[list[str]]:
+def filled(rows: Rows, splits: Splits, may_be_empty: list[str], data: str) -> list[list[str]]:
     """Return the ids of the rows of each split. Raises ValueError for a split without rows that
     `may_be_empty` does not name."""
     ids = ids_by_split(rows, splits)
     if empty := sorted(splits.keys() - ids.keys() - {*may_be_empty}):
         raise ValueError(
-            f"{where} is in {', '.join(empty)}; correct what it selects, or name it in may_be_empty"
+            f"splits: no row of {data} is in {', '.join(empty)}; correct what it selects, or name "
+            "it in may_be_empty"
         )
     return list(ids.values())
 

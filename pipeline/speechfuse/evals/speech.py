@@ -103,10 +103,8 @@ class Speech:
         rows = read_items(Path(self.data), splits, self.cluster, self.read)
         if not rows:
             raise ValueError(f"data={self.data} has no row of the splits {', '.join(self.splits)}")
-        ids: list[list[str]] = []
-        for kind in ("splits", "transcript_splits"):
-            where = f"{kind}: no row of {self.data}"
-            ids += filled(rows, getattr(self, kind), self.may_be_empty, where)
+        of_both = (self.splits, self.transcript_splits)
+        ids = [of for each in of_both for of in filled(rows, each, self.may_be_empty, self.data)]
         return subset(rows, ids, self.limit)
 
     @cached_property
