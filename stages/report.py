@@ -107,16 +107,14 @@ def check_plan(job: Report, plan: Evaluate, path: str) -> None:
         needs.append(("samples", (rule.task, job.samples, "*"), scored[run]))
     if job.text and job.text != TEXT:
         accuracies = {of for of in every if of[2].startswith(("*", *plots.ACCURACIES))}
-        needs.append(("text", (job.text, "*", "*"), accuracies))
+        needs.append(("text, an accuracy", (job.text, "*", "*"), accuracies))
     for what, of, keys in needs:
         if not any(all(a == b or "*" in (a, b) for a, b in zip(of, k, strict=True)) for k in keys):
-            near = [each for each in keys if each[0] == of[0]] or [
-                (each[0], "*", "*") for each in keys
-            ]
-            raise ValueError(
-                f"{what}: {path} scores no '{_name(of)}'{f' of {run}' if keys is scored[run] else ''}; "
-                f"it scores {', '.join(sorted({*map(_name, near)})) or 'nothing'}"
-            )
+            of_task = [each for each in keys if each[0] == of[0]]
+            near = of_task or [(each[0], "*", "*") for each in keys]
+            there = ", ".join(sorted({*map(_name, near)})) or "nothing"
+            whose = f" of {run}" if keys is scored[run] else ""
+            raise ValueError(f"{what}: {path} scores no '{_name(of)}'{whose}; it scores {there}")
 
 
 def _name(of: Key) -> str:

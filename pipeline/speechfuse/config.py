@@ -30,6 +30,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 T = TypeVar("T")
 YAML = (".yaml", ".yml")
+OF_JUST = ("recipe", "ranks")  # what the justfile reads, before a verb
 _OVERRIDE = re.compile(r"([A-Za-z_]\w*)([.\[][^=]*)?=")
 _FILE = re.compile(r"\$\{file:([^,}]+),([^}]+)\}")
 
@@ -61,6 +62,9 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     """
     config = OmegaConf.structured(schema)
     source = file = str(path or "the command line")
+    if path and not path.exists():
+        raise FileNotFoundError(_absent(path))
+    hints = typing.get_type_hints(schema)
     try:
         settings = OmegaConf.to_container(OmegaConf.load(path)) if path else {}
         if not isinstance(settings, dict):
@@ -72,9 +76,20 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
             key, equals, text = override.partition("=")
             if not equals or not key:
                 raise ValueError(f"{source}: write it as key=value, e.g. seed=1")
+            if key in OF_JUST and key not in hints:
+                raise ValueError(f"{source}: {key}= goes before the verb: just {override} VERB")
             value = OmegaConf.from_dotlist([f"value={text}"]).value
-            if typing.get_type_hints(schema).get(key) is str:  # verbatim: in YAML "a: b" is a dict
-                value = text
+            if hints.get(key) is str or (hints.get(key) == str | None and value is not None):
+                value = text  # verbatim: in YAML "a: b" is a dict
+            above, _, last = key.rpartition(".")
+            if value is None and hints.get(above) == dict[str, dict[str, Any]]:
+                named = OmegaConf.select(config, above)
+                if last not in named:
+                    raise ValueError(
+                        f"{source}: there is no {last} in {above}{_nearest(last, named)}"
+                    )
+                named.pop(last)
+                continue
             OmegaConf.update(config, key, value, merge=True)
         source = f"{file} with its overrides"
         missing = sorted(OmegaConf.missing_keys(config))
@@ -87,6 +102,26 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
             f"command line, e.g. {missing[0]}=..."
         )
     return typing.cast(T, OmegaConf.to_object(config))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the settings in a YAML file, as they stand there. Raises FileNotFoundError when there
+    is no such file."""
+    if not path.exists():
+        raise FileNotFoundError(_absent(path))
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+def _absent(path: Path) -> str:
+    """Return a sentence about a YAML file that is not there: what to do instead."""
+    recipes = path.parent.parent
+    if recipes.name != "recipes":
+        return f"{path}: there is no such file"
+    if not path.parent.is_dir():
+        names = ", ".join(sorted({each.parent.name for each in recipes.glob("*/*.yaml")}))
+        return f"there is no recipe {path.parent.name}; there are {names}: just recipe=NAME VERB"
+    others = ", ".join(map(str, sorted(recipes.glob(f"*/{path.name}")))) or "none to copy"
+    return f"{path} is not there; copy that of another recipe and change it: {others}"
 
 
 def key(help: str, default: Any = dataclasses.MISSING) -> Any:
@@ -179,19 +214,34 @@ def main(
 
     A YAML file may be the first argument, also as torchtune's `--config FILE`. Arguments that are
     not key=value are values of the keys `positional`, in order. `--dry-run` is short for
-    runtime.dry_run=true. A ValueError, or an OSError about a file, is for the user to correct: it
-    is printed as one line on stderr, and the exit status is 2. Ctrl-C exits with 130. Any other
-    exception is a bug in this code and keeps its traceback.
+    runtime.dry_run=true; with `--check` the configuration is read and nothing is run. A ValueError,
+    or an OSError about a file, is for the user to correct: it is printed as one line on stderr, and
+    the exit status is 2. Ctrl-C exits with 130. Any other exception is a bug in this code and keeps
+    its traceback.
     """
     arguments = ["runtime.dry_run=true" if a == "--dry-run" else a for a in sys.argv[1:]]
     if "--help" in arguments or "-h" in arguments:
         print(f"{doc.strip()}\n\n{_table(schema)}")
         return
+
+    def run() -> None:
+        checks = "--check" in arguments
+        rest = [argument for argument in arguments if argument != "--check"]
+        if rest[:1] == ["--config"]:
+            del rest[0]
+        path = Path(rest.pop(0)) if rest and rest[0].endswith(YAML) else None
+        settings = load(schema, path, _as_overrides(schema, rest, positional))
+        if not checks:
+            job(settings)
+
+    guarded(run)
+
+
+def guarded(run: Callable[[], T]) -> T:
+    """Return what `run` returns. An error that is for the user to correct becomes a line on stderr
+    and an exit status, as `main` says."""
     try:
-        if arguments[:1] == ["--config"]:
-            del arguments[0]
-        path = Path(arguments.pop(0)) if arguments and arguments[0].endswith(YAML) else None
-        job(load(schema, path, _as_overrides(schema, arguments, positional)))
+        return run()
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
@@ -225,7 +275,7 @@ def _as_overrides(schema: type, arguments: list[str], positional: tuple[str, ...
     return overrides
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> typing.NoReturn:
     print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
 
