@@ -177,11 +177,14 @@ def test_a_recipe_or_a_file_that_is_not_there_is_said_with_what_there_is(
 ):
     shutil.rmtree("recipes/demo")
     assert verb("stage2", monkeypatch) == 2
-    assert "there is no recipe demo; there are early_fusion_1b, early" in capsys.readouterr().err
+    assert (
+        "there is no recipe demo for just recipe=NAME: early_fusion_1b, early"
+        in capsys.readouterr().err
+    )
     Path("recipes/demo").mkdir()
     assert verb("sweep", monkeypatch) == 2
     said = capsys.readouterr().err
-    assert "recipes/demo/report.yaml is not there; copy that of another recipe" in said
+    assert "recipes/demo/report.yaml: No such file; copy that of another recipe: " in said
     assert "recipes/early_fusion_8b/report.yaml" in said and started.jobs == []
 
 

@@ -30,7 +30,6 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 T = TypeVar("T")
 YAML = (".yaml", ".yml")
-OF_JUST = ("recipe", "ranks")  # what the justfile reads, before a verb
 _OVERRIDE = re.compile(r"([A-Za-z_]\w*)([.\[][^=]*)?=")
 _FILE = re.compile(r"\$\{file:([^,}]+),([^}]+)\}")
 
@@ -62,35 +61,27 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     """
     config = OmegaConf.structured(schema)
     source = file = str(path or "the command line")
-    if path and not path.exists():
-        raise FileNotFoundError(_absent(path))
     hints = typing.get_type_hints(schema)
     try:
-        settings = OmegaConf.to_container(OmegaConf.load(path)) if path else {}
-        if not isinstance(settings, dict):
-            raise ValueError(f"{path}: a configuration is a mapping of keys to values")
-        for key, value in with_files(settings).items():
+        for key, value in with_files(read(path) if path else {}).items():
             OmegaConf.update(config, str(key), value, merge=True)
         for override in overrides:
             source = f"override {override!r}"
             key, equals, text = override.partition("=")
             if not equals or not key:
                 raise ValueError(f"{source}: write it as key=value, e.g. seed=1")
-            if key in OF_JUST and key not in hints:
+            if key in {"recipe", "ranks"} - hints.keys():
                 raise ValueError(f"{source}: {key}= goes before the verb: just {override} VERB")
             value = OmegaConf.from_dotlist([f"value={text}"]).value
             if hints.get(key) is str or (hints.get(key) == str | None and value is not None):
                 value = text  # verbatim: in YAML "a: b" is a dict
             above, _, last = key.rpartition(".")
             if value is None and hints.get(above) == dict[str, dict[str, Any]]:
-                named = OmegaConf.select(config, above)
-                if last not in named:
-                    raise ValueError(
-                        f"{source}: there is no {last} in {above}{_nearest(last, named)}"
-                    )
-                named.pop(last)
-                continue
-            OmegaConf.update(config, key, value, merge=True)
+                names = OmegaConf.select(config, above)
+                if names.pop(last, None) is None:
+                    raise ValueError(f"{source}: {above} has no {last}{_nearest(last, names)}")
+            else:
+                OmegaConf.update(config, key, value, merge=True)
         source = f"{file} with its overrides"
         missing = sorted(OmegaConf.missing_keys(config))
         OmegaConf.resolve(config)
@@ -105,23 +96,19 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the settings in a YAML file, as they stand there. Raises FileNotFoundError when there
-    is no such file."""
-    if not path.exists():
-        raise FileNotFoundError(_absent(path))
-    return yaml.safe_load(path.read_text("utf-8"))
-
-
-def _absent(path: Path) -> str:
-    """Return a sentence about a YAML file that is not there: what to do instead."""
-    recipes = path.parent.parent
-    if recipes.name != "recipes":
-        return f"{path}: there is no such file"
-    if not path.parent.is_dir():
+    """Return the settings in a YAML file. Raises FileNotFoundError, which says what there is, when
+    there is no such file."""
+    folder, recipes = path.parent, path.parent.parent
+    if not path.exists() and recipes.name == "recipes" and folder.is_dir():
+        others = ", ".join(map(str, sorted(recipes.glob(f"*/{path.name}")))) or "none to copy"
+        raise FileNotFoundError(f"{path}: No such file; copy that of another recipe: {others}")
+    if not path.exists() and recipes.name == "recipes":
         names = ", ".join(sorted({each.parent.name for each in recipes.glob("*/*.yaml")}))
-        return f"there is no recipe {path.parent.name}; there are {names}: just recipe=NAME VERB"
-    others = ", ".join(map(str, sorted(recipes.glob(f"*/{path.name}")))) or "none to copy"
-    return f"{path} is not there; copy that of another recipe and change it: {others}"
+        raise FileNotFoundError(f"there is no recipe {folder.name} for just recipe=NAME: {names}")
+    settings = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: a configuration is a mapping of keys to values")
+    return typing.cast(dict[str, Any], settings)
 
 
 def key(help: str, default: Any = dataclasses.MISSING) -> Any:
@@ -225,21 +212,19 @@ def main(
         return
 
     def run() -> None:
-        checks = "--check" in arguments
         rest = [argument for argument in arguments if argument != "--check"]
         if rest[:1] == ["--config"]:
             del rest[0]
         path = Path(rest.pop(0)) if rest and rest[0].endswith(YAML) else None
         settings = load(schema, path, _as_overrides(schema, rest, positional))
-        if not checks:
+        if "--check" not in arguments:
             job(settings)
 
     guarded(run)
 
 
 def guarded(run: Callable[[], T]) -> T:
-    """Return what `run` returns. An error that is for the user to correct becomes a line on stderr
-    and an exit status, as `main` says."""
+    """Return what `run` returns; an error for the user to correct ends the process, see `main`."""
     try:
         return run()
     except KeyboardInterrupt:
