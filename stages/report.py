@@ -217,9 +217,9 @@ def body(job: Report, protocols: Results, choice: Choice, floors: str, media: Me
         "\n".join(f"> failed: {failure}  " for failure in failures),
         part,
         f"Chosen: **{page.escape(chosen)}**. "
-        + page.escape(f"{rule.stated()} {' '.join(choice.reasons)}"),
+        + page.escape(f"{rule.stated(bool(table))} {' '.join(choice.reasons)}"),
         tables.results(checkpoints, epochs, [Column(*of) for of in measures], job.base, chosen),
-        *section("Results", LEGEND, *legend, *table),
+        *(section("Results", LEGEND, *legend, *table) if table else [LEGEND, *legend]),
         *section("Floors", f"```\n{floors}\n```" if floors else None),
         *section(
             "Differences between epochs", differences.table(checkpoints, epochs, compared, chosen)

@@ -52,8 +52,8 @@ class Rule:
     )
     then: list[Measure] = config.key("{task, split, metric} that decide ties, in order", [])
 
-    def stated(self) -> str:
-        """Return the rule in a sentence."""
+    def stated(self, table: bool = True) -> str:
+        """Return the rule in a sentence; `table`: whether the report has a table of results."""
         extreme = "lowest" if lower_is_better(self.metric) else "highest"
         bounds = [
             f"{' '.join(key(floor))} {name} {limit}"
@@ -67,7 +67,7 @@ class Rule:
         return (
             f"The rule: among the epochs of {self.choose_from}{within} the one with the {extreme} "
             f"{self.metric} on {self.task}, split {self.split}; of {ties}{then} the earliest."
-            f"{untested} No column under Results is of that split."
+            f"{untested}{' No column under Results is of that split.' * table}"
         )
 
 
