@@ -350,7 +350,7 @@ def test_a_judge_needs_its_key_and_its_protocol(parts, monkeypatch):
 
 
 def test_a_checkpoint_of_another_quantizer_is_refused(parts, tmp_path):
-    with pytest.raises(ValueError, match="no sound tokens: run expand_vocab"):
+    with pytest.raises(ValueError, match="no sound tokens: `just expand`"):
         task(parts).check(parts / "init")
     config = json.loads((parts / "expanded/config.json").read_text())
     config["speechfuse"]["quantizer"] = "1" * 64

@@ -192,9 +192,10 @@ def manifest_of(folder: Path) -> dict[str, Any]:
             f"{folder} is incomplete (no manifest.json): the job '{job}' was started "
             f"but did not finish; run it again with out={folder} to resume"
         )
-    what = "holds no manifest.json" if folder.exists() else "does not exist"
+    if not folder.exists():
+        raise ValueError(f"{folder} does not exist: {provenance.maker(str(folder))}")
     raise ValueError(
-        f"{folder} {what}: it is not a finished artifact; check the path, or first "
+        f"{folder} holds no manifest.json: it is not a finished artifact; check the path, or first "
         "run the job that writes it"
     )
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from speechfuse import artifact, workers
 from speechfuse.evals.tasks import Task, json_digest
+from speechfuse.provenance import maker
 
 CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 NOT_CONTENT = {"manifest.json", "plan.json"}
@@ -34,6 +35,8 @@ def fingerprint(checkpoint: Path, out: Path) -> str:
     Files are read once: their hashes are remembered by path, size and time of change in
     <out>/cells/fingerprints.json. Raises ValueError for a folder without config or weights.
     """
+    if not checkpoint.exists():
+        raise ValueError(f"{checkpoint} is not there; {maker(str(checkpoint))}")
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} is no checkpoint: it holds no config.json; check the path")
     check_weights(checkpoint)

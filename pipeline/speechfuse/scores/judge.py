@@ -159,10 +159,7 @@ class Judge:
             ratings = {key: rating for key, rating in read.items() if rating is not None}
             usage.cached = len(ratings)
             if todo := {k: i for i in items if (k := keys[i["id"]]) not in ratings}:
-                tokens = sum(len(self.message(item)) for item in todo.values()) // 4
-                price = self._price(tokens, len(todo) * (self.max_tokens or 0))  # an upper estimate
-                cost = "" if price is None else f", at most ${price:.4f}"
-                print(f"judge {self.model}: {len(todo)} calls to make{cost}")
+                print(self.outlook(len(todo), sum(map(len, map(self.message, todo.values())))))
                 ratings |= self._ask_all(todo, database)
         if not ratings and usage.failures.keys() - {NO_RATING}:
             raise Unreachable(f"judge {self.model}: no reply at all ({usage.failures})")
@@ -274,6 +271,12 @@ class Judge:
             return None, (0, 0)
         cut = choice.finish_reason == "length" and not self.cut_off_counts
         return reply if isinstance(reply, str) and not cut else None, tokens
+
+    def outlook(self, calls: int, characters: int) -> str:
+        """Return what `calls` calls cost, at most, whose prompts have so many characters in all."""
+        price = self._price(characters // 4, calls * (self.max_tokens or 0))
+        cost = "" if price is None else f", at most ${price:.4f}"
+        return f"judge {self.model}: {calls:,} calls to make{cost}"
 
     def _price(self, tokens_in: int, tokens_out: int) -> float | None:
         if self.price_in is None or self.price_out is None:

@@ -84,7 +84,7 @@ class Vocabulary:
         """sound_start, one id per code, sound_end. Raises ValueError without sound tokens and for a
         code out of range."""
         if self.layout is None:
-            raise ValueError("this checkpoint has no sound tokens: run expand_vocab first")
+            raise ValueError("this checkpoint has no sound tokens: `just expand` gives it some")
         layout = self.layout
         ids = np.asarray(codes, np.int64) + layout.first
         if len(ids) and ids.max() > layout.first + layout.codes:
@@ -120,7 +120,7 @@ def check_quantizer(checkpoint: Path, identity: str, what: str) -> None:
     `what` names the data that the quantizer made."""
     layout = read_config(checkpoint).get("speechfuse")
     if layout is None:
-        raise ValueError(f"{checkpoint} has no sound tokens: run expand_vocab on it first")
+        raise ValueError(f"{checkpoint} has no sound tokens: `just expand` gives it some")
     if layout["quantizer"] != identity:
         raise ValueError(
             f"{what} was made with quantizer {identity[:12]}, but {checkpoint} was expanded for "

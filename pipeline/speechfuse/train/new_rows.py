@@ -73,7 +73,7 @@ class NewRows:
         self._others = [p for p in model.parameters() if id(p) not in own]
         if first and not self._own:
             frozen = "freeze holds embedding and head: leave tok_embeddings and output out of it"
-            absent = "the checkpoint has no sound tokens: run expand_vocab on it"
+            absent = "the checkpoint has no sound tokens: `just expand` gives it some"
             reason = frozen if layout else absent
             raise ValueError(f"new_rows_first={first}, but {reason}, or set new_rows_first=0")
 
