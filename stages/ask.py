@@ -13,6 +13,7 @@ from pathlib import Path
 from speechfuse import config
 from speechfuse.audio import decoding
 from speechfuse.config import key
+from speechfuse.provenance import maker
 from speechfuse.quantizer.spec import check_files
 from speechfuse.tokens import prompts
 
@@ -32,13 +33,11 @@ def chosen_checkpoint(report: Path) -> Path:
     """Folder of the checkpoint that `report` marks as chosen; runs stand beside the report."""
     if not report.is_file():
         raise FileNotFoundError(
-            f"no report at {report}: run `just demo` first, or give checkpoint=..."
+            f"no report at {report}: {maker(str(report))}; or give checkpoint=FOLDER"
         )
     names = {row["checkpoint"] for row in json.loads(report.read_text()) if row["chosen"]}
     if len(names) != 1:
-        raise ValueError(
-            f"{report} marks {len(names)} checkpoints as chosen: make the report again"
-        )
+        raise ValueError(f"{report} marks {len(names)} checkpoints as chosen: {maker(str(report))}")
     return report.parent / names.pop()
 
 

@@ -33,6 +33,7 @@ VERBS = {  # recipe file whose `out` it is: the verb that makes it
     "world": "data",
     "curate_texts": "synthesize",
     "synthesize": "synthesize",
+    "report": "sweep",
 }
 
 
@@ -108,10 +109,13 @@ def now() -> str:
 
 def maker(path: str, recipes: Path = Path("recipes")) -> str:
     """Return a clause that names the verb that makes a folder."""
+    commands: dict[str, str] = {}  # by the folder that they write; the innermost is the one
     for file in sorted(recipes.glob("*/*.yaml")):
         tokenizes, verb = file.stem.startswith("tokenize"), VERBS.get(file.stem)
         out = (yaml.safe_load(file.read_text("utf-8")) or {}).get("out")
         if (tokenizes or verb) and out and Path(path).is_relative_to(out):
             command = f"tokenize {file}" if tokenizes else f"recipe={file.parent.name} {verb}"
-            return f"`just {command}` makes it"
+            commands.setdefault(out, command)
+    if commands:
+        return f"`just {commands[max(commands, key=len)]}` makes it"
     return "no recipe here makes it: check the path, or put it there"
