@@ -178,7 +178,7 @@ def test_a_setting_counts_even_if_a_file_has_its_name(sweep, capsys, monkeypatch
 def test_code_of_the_users_own_counts_with_what_it_imports(tmp_path, monkeypatch):
     """A helper of a component is no less part of it; other people's packages count by version."""
     monkeypatch.syspath_prepend(tmp_path)
-    text = "import json\nimport my_words\n\ndef read(text):\n    return my_words.x\n"
+    text = "import json\nfrom my_words import x\n\ndef read(text):\n    return x\n"
     (tmp_path / "my_reply.py").write_text(text)
     (tmp_path / "my_words.py").write_text("x = 1\n")
     spec = {"_component_": SPEECH, "reply": {"_component_": "my_reply.read"}}

@@ -18,8 +18,10 @@ its manifest. Only stages.verify and a push to the Hub read all files again and 
 sha256.
 """
 
+import ast
 import fcntl
 import hashlib
+import importlib.util
 import inspect
 import json
 import os
@@ -233,26 +235,33 @@ def sha256_of(path: Path) -> str:
 
 def code_digest(modules: Iterable[str]) -> str:
     """Return a hash of the source files of imported `modules`, and of the user's own modules that
-    these use, at any depth; an edit of any of them changes it."""
-    names, waiting = set[str](), list[Any](modules)
+    they import, at any depth; an edit of any of them changes it."""
+    files, waiting = dict[str, str | None](), [*modules]
     while waiting:
-        name = waiting.pop()
-        if name not in names and _is_users(name):
-            values = list(vars(sys.modules[name]).values())
-            used = {
-                getattr(v, "__name__" if inspect.ismodule(v) else "__module__", 0) for v in values
-            }
-            waiting += [other for other in used if _is_users(other)]
-        names.add(name)
-    hashes = {sha256_of(Path(str(sys.modules[name].__file__))) for name in names}
+        if (name := waiting.pop()) not in files:
+            files[name] = getattr(sys.modules[name], "__file__", None)  # None: built in
+            waiting += filter(_is_users, _imports(name) if _is_users(name) else ())
+    hashes = {sha256_of(Path(file)) for file in files.values() if file}
     return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
 
 
-def _is_users(name: Any) -> bool:
+def _imports(name: str) -> Iterator[str]:
+    """Yield the names of what a module imports; `from a import b` gives a and a.b."""
+    module = sys.modules[name]
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            dotted = "." * node.level + (node.module or "")
+            of = importlib.util.resolve_name(dotted, module.__package__)
+            yield from (of, *(f"{of}.{alias.name}" for alias in node.names))
+
+
+def _is_users(name: str) -> bool:
     """Return whether `name` is an imported module that is neither installed nor of speechfuse."""
-    file = getattr(sys.modules.get(name), "__file__", None) if isinstance(name, str) else None
+    file = str(getattr(sys.modules.get(name), "__file__", None))
     ours = {Path(__file__).parent, *map(Path, sysconfig.get_paths().values())}
-    return file is not None and ours.isdisjoint(Path(file).parents)
+    return file.endswith(".py") and ours.isdisjoint(Path(file).parents)
 
 
 @contextmanager

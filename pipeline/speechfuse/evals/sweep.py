@@ -99,7 +99,8 @@ def cells_of(job: Evaluate) -> list[Cell]:
             continue
         epochs, path = expand(entry), Path(entry["path"])
         if not path.exists():  # an epoch of a run to come
-            epochs += [(o, path / o.removeprefix(f"{name}/")) for o in others if f"{name}/" in o]
+            to_come = (each for each in others if each.startswith(f"{name}/"))
+            epochs += [(each, path / each.removeprefix(f"{name}/")) for each in to_come]
         of_entry = [task for task in entry["tasks"] if not tasks or task in tasks]
         for full, checkpoint in epochs:
             names.append(full)
