@@ -10,6 +10,7 @@ compared with what that evaluation will score.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,8 @@ def will_score(task: str, spec: dict[str, Any]) -> set[Key]:
 
 
 def check_plan(job: Report, plan: Evaluate, path: str) -> None:
-    """Raise ValueError, before anything is evaluated, for what of the report `plan` will not
-    score."""
+    """Raise ValueError, before anything is evaluated, for what of the report is not scored yet, by
+    other evaluations perhaps, and `plan` will not score."""
     if Path(job.evals) != Path(plan.out):
         raise ValueError(f"evals={job.evals}, but {path} writes to out={plan.out}: make them equal")
     scored: dict[str, set[Key]] = {}
@@ -91,6 +92,10 @@ def check_plan(job: Report, plan: Evaluate, path: str) -> None:
         of_tasks = [will_score(task, plan.tasks.get(task, {})) for task in entry.get("tasks", [])]
         scored[str(entry.get("name"))] = set().union(*of_tasks)
     rule, run = job.rule, job.rule.choose_from
+    with suppress(ValueError):  # no results yet
+        there = results.read(Path(job.evals), job.base, job.runs).of(rule.protocol)
+        for name, checkpoint in there.items():
+            scored.setdefault(name.partition("/")[0], set()).update(checkpoint.scores)
     named = {"base": [job.base] if job.base else [], "runs": [each.name for each in job.runs]}
     for what, names in {"rule.choose_from": [run], **named}.items():
         if lost := [name for name in names if name not in scored]:
@@ -112,9 +117,9 @@ def check_plan(job: Report, plan: Evaluate, path: str) -> None:
         if not any(all(a == b or "*" in (a, b) for a, b in zip(of, k, strict=True)) for k in keys):
             of_task = [each for each in keys if each[0] == of[0]]
             near = of_task or [(each[0], "*", "*") for each in keys]
-            there = ", ".join(sorted({*map(_name, near)})) or "nothing"
+            listed = ", ".join(sorted({*map(_name, near)})) or "nothing"
             whose = f" of {run}" if keys is scored[run] else ""
-            raise ValueError(f"{what}: {path} scores no '{_name(of)}'{whose}; it scores {there}")
+            raise ValueError(f"{what}: {path} scores no '{_name(of)}'{whose}; it scores {listed}")
 
 
 def _name(of: Key) -> str:

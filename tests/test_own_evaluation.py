@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from speechfuse import config
+from tests.eval_results import score, write
 from tests.small_training import ROOT, make_parts
 
 README = (ROOT / "recipes/demo/README.md").read_text("utf-8")
@@ -119,6 +120,15 @@ def test_what_the_report_lacks_is_said_before_anything_is_evaluated(
     for arguments in ([], ["--dry-run"]):
         assert sweep(Path("recipes/mine"), monkeypatch, *arguments) == 2
         assert says in capsys.readouterr().err and not Path("out/mine/evals").exists()
+
+
+def test_what_another_evaluation_scored_into_the_same_folder_counts(mine, monkeypatch, capsys):
+    column = "table: [{task: other, split: all, metric: acc}]\n"
+    (mine / "report.yaml").write_text(EXAMPLE["report"] + column)
+    assert sweep(Path("recipes/mine"), monkeypatch, "--dry-run") == 2
+    assert "table: recipes/mine/evaluate.yaml scores no 'other all acc'" in capsys.readouterr().err
+    write(Path("out/mine/evals"), "plain/epoch_0", "other", [score("other", "all", 0.5)])
+    assert sweep(Path("recipes/mine"), monkeypatch, "--dry-run") == 0
 
 
 @pytest.mark.parametrize(
