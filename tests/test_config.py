@@ -3,12 +3,15 @@
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from speechfuse import config
+from speechfuse.evals.sweep import Evaluate
+from stages.push_to_hub import PushToHub
 
 
 @dataclass
@@ -370,3 +373,17 @@ def test_a_value_of_another_file_is_there_before_overrides_reach_into_it(write, 
     assert refusal(write(f"name: ${{file:{other},test}}")) == f"{other} has no key 'test'"
     with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
         config.load(Job, write("name: ${file:absent.yaml,train}"), [])
+
+
+def test_null_leaves_a_named_entry_out(tmp_path):
+    path = tmp_path / "evaluate.yaml"
+    path.write_text("out: x\ncheckpoints: []\ntasks: {a: {metric: wer}, b: {metric: cer}}\n")
+    assert config.load(Evaluate, path, ["tasks.a=null"]).tasks == {"b": {"metric": "cer"}}
+    with pytest.raises(ValueError, match="tasks has no aa; did you mean 'a'"):
+        config.load(Evaluate, path, ["tasks.aa=null"])
+
+
+def test_optional_text_is_taken_as_it_is_but_for_null():
+    load = partial(config.load, PushToHub, None)
+    assert load(["path=x", "message=fix: a {b}"]).message == "fix: a {b}"
+    assert load(["path=x", "message=null"]).message is None

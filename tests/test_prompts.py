@@ -260,15 +260,17 @@ def test_control_tokens_inside_a_text_stay_text(vocabulary, text):
 
 
 def test_a_spoken_answer_is_read_as_it_was_written():
-    texts = ["what is 1", "", "a b c"]
-    for transcript in texts[::2]:
+    texts = ["what is 1", "", "a b c", "", "Three steps:\n1. boil\n2. eat"]
+    for transcript in texts[:3:2]:
         for answer in texts:
-            written = prompts.SPOKEN_ANSWER.format(transcript=transcript, answer=answer)
+            written = prompts.spoken_answer(transcript, answer)
             if answer:
                 assert prompts.read_spoken_answer(written) == (transcript, answer)
                 assert prompts.read_spoken_answer(f"  {written}\n") == (transcript, answer)
     assert prompts.read_spoken_answer("seven") == ("", "seven")
     assert prompts.read_spoken_answer("") == ("", "")
+    two_lines = prompts.spoken_answer("how do I\nboil an egg\n", "in water\nhot")
+    assert prompts.read_spoken_answer(two_lines) == ("how do I boil an egg", "in water\nhot")
 
 
 def test_what_the_model_learns_to_say_is_what_is_read_back(vocabulary):

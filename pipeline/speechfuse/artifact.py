@@ -18,12 +18,16 @@ its manifest. Only stages.verify and a push to the Hub read all files again and 
 sha256.
 """
 
+import ast
 import fcntl
 import hashlib
+import importlib.util
+import inspect
 import json
 import os
 import platform
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -190,9 +194,10 @@ def manifest_of(folder: Path) -> dict[str, Any]:
             f"{folder} is incomplete (no manifest.json): the job '{job}' was started "
             f"but did not finish; run it again with out={folder} to resume"
         )
-    what = "holds no manifest.json" if folder.exists() else "does not exist"
+    if not folder.exists():
+        raise ValueError(f"{folder} does not exist: {provenance.maker(str(folder))}")
     raise ValueError(
-        f"{folder} {what}: it is not a finished artifact; check the path, or first "
+        f"{folder} holds no manifest.json: it is not a finished artifact; check the path, or first "
         "run the job that writes it"
     )
 
@@ -229,9 +234,34 @@ def sha256_of(path: Path) -> str:
 
 
 def code_digest(modules: Iterable[str]) -> str:
-    """Return a hash of the source files of imported `modules`; an edit of any file changes it."""
-    files = sorted({str(sys.modules[module].__file__) for module in modules})
-    return hashlib.sha256("".join(sha256_of(Path(file)) for file in files).encode()).hexdigest()
+    """Return a hash of the source files of imported `modules`, and of the user's own modules that
+    they import, at any depth; an edit of any of them changes it."""
+    files, waiting = dict[str, str | None](), [*modules]
+    while waiting:
+        if (name := waiting.pop()) not in files:
+            files[name] = getattr(sys.modules[name], "__file__", None)  # None: built in
+            waiting += filter(_is_users, _imports(name) if _is_users(name) else ())
+    hashes = {sha256_of(Path(file)) for file in files.values() if file}
+    return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
+
+
+def _imports(name: str) -> Iterator[str]:
+    """Yield the names of what a module imports; `from a import b` gives a and a.b."""
+    module = sys.modules[name]
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            dotted = "." * node.level + (node.module or "")
+            of = importlib.util.resolve_name(dotted, module.__package__)
+            yield from (of, *(f"{of}.{alias.name}" for alias in node.names))
+
+
+def _is_users(name: str) -> bool:
+    """Return whether `name` is an imported module that is neither installed nor of speechfuse."""
+    file = str(getattr(sys.modules.get(name), "__file__", None))
+    ours = {Path(__file__).parent, *map(Path, sysconfig.get_paths().values())}
+    return file.endswith(".py") and ours.isdisjoint(Path(file).parents)
 
 
 @contextmanager

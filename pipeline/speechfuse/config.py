@@ -47,20 +47,29 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     """
     config = OmegaConf.structured(schema)
     source = file = str(path or "the command line")
+    hints = typing.get_type_hints(schema)
     try:
-        settings = (yaml_values.read(path, schema) if path else None) or {}
-        if not isinstance(settings, dict):
-            raise ValueError(f"{path}: a configuration is a mapping of keys to values")
-        for key, value in yaml_values.with_files(settings).items():
+        settings = yaml_values.with_files(yaml_values.settings(path, schema)) if path else {}
+        for key, value in settings.items():
             OmegaConf.update(config, str(key), value, merge=True)
         for override in overrides:
             source = f"override {override!r}"
             key, equals, text = override.partition("=")
             if not equals or not key:
                 raise ValueError(f"{source}: write it as key=value, e.g. seed=1")
-            hint = _declared(schema, key)  # of text verbatim: in YAML "a: b" is a dict
-            value = text if hint is str else yaml_values.parse(text, hint)
-            OmegaConf.update(config, key, value, merge=True)
+            if key in {"recipe", "ranks"} - hints.keys():
+                raise ValueError(f"{source}: {key}= goes before the verb: just {override} VERB")
+            hint = _declared(schema, key)
+            value = yaml_values.parse(text, hint)
+            if hint is str or (hint == str | None and value is not None):
+                value = text  # verbatim: in YAML "a: b" is a dict
+            above, _, last = key.rpartition(".")
+            if value is None and hints.get(above) == dict[str, dict[str, Any]]:
+                names = OmegaConf.select(config, above)
+                if names.pop(last, None) is None:
+                    raise ValueError(f"{source}: {above} has no {last}{_nearest(last, names)}")
+            else:
+                OmegaConf.update(config, key, value, merge=True)
         source = f"{file} with its overrides"
         missing = sorted(OmegaConf.missing_keys(config))
         OmegaConf.resolve(config)
@@ -202,19 +211,32 @@ def main(
 
     A YAML file may be the first argument, also as torchtune's `--config FILE`. Arguments that are
     not key=value are values of the keys `positional`, in order. `--dry-run` is short for
-    runtime.dry_run=true. A ValueError, or an OSError about a file, is for the user to correct: it
-    is printed as one line on stderr, and the exit status is 2. Ctrl-C exits with 130. Any other
-    exception is a bug in this code and keeps its traceback.
+    runtime.dry_run=true; with `--check` the configuration is read and nothing is run. A ValueError,
+    or an OSError about a file, is for the user to correct: it is printed as one line on stderr, and
+    the exit status is 2. Ctrl-C exits with 130. Any other exception is a bug in this code and keeps
+    its traceback.
     """
     arguments = ["runtime.dry_run=true" if a == "--dry-run" else a for a in sys.argv[1:]]
     if "--help" in arguments or "-h" in arguments:
         print(f"{doc.strip()}\n\n{_table(schema)}")
         return
+
+    def run() -> None:
+        rest = [argument for argument in arguments if argument != "--check"]
+        if rest[:1] == ["--config"]:
+            del rest[0]
+        path = Path(rest.pop(0)) if rest and rest[0].endswith(YAML) else None
+        settings = load(schema, path, _as_overrides(schema, rest, positional))
+        if "--check" not in arguments:
+            job(settings)
+
+    guarded(run)
+
+
+def guarded(run: Callable[[], T]) -> T:
+    """Return what `run` returns; an error for the user to correct ends the process, see `main`."""
     try:
-        if arguments[:1] == ["--config"]:
-            del arguments[0]
-        path = Path(arguments.pop(0)) if arguments and arguments[0].endswith(YAML) else None
-        job(load(schema, path, _as_overrides(schema, arguments, positional)))
+        return run()
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
@@ -248,7 +270,7 @@ def _as_overrides(schema: type, arguments: list[str], positional: tuple[str, ...
     return overrides
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> typing.NoReturn:
     print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
 

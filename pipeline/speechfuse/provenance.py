@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 # where and how a job runs; none of these may change the bytes it writes
 NOT_IDENTITY = ("out", "fresh", "runtime")
 _LIBRARIES = (
@@ -20,6 +22,19 @@ _LIBRARIES = (
     "soundfile soxr openai-whisper vector-quantize-pytorch lm_eval peft huggingface_hub datasketch "
     "py3langid num2words"
 ).split()
+
+VERBS = {  # recipe file whose `out` it is: the verb that makes it
+    "expand_vocab": "expand",
+    "init_base": "train-base",
+    "train_base": "train-base",
+    "train_quantizer": "train-quantizer",
+    "stage1": "stage1",
+    "stage2": "stage2",
+    "world": "data",
+    "curate_texts": "synthesize",
+    "synthesize": "synthesize",
+    "report": "sweep",
+}
 
 
 def portable(value: Any) -> Any:
@@ -90,3 +105,17 @@ def commit() -> str | None:
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def maker(path: str, recipes: Path = Path("recipes")) -> str:
+    """Return a clause that names the verb that makes a folder."""
+    commands: dict[str, str] = {}  # by the folder that they write; the innermost is the one
+    for file in sorted(recipes.glob("*/*.yaml")):
+        tokenizes, verb = file.stem.startswith("tokenize"), VERBS.get(file.stem)
+        out = (yaml.safe_load(file.read_text("utf-8")) or {}).get("out")
+        if (tokenizes or verb) and out and Path(path).is_relative_to(out):
+            command = f"tokenize {file}" if tokenizes else f"recipe={file.parent.name} {verb}"
+            commands.setdefault(out, command)
+    if commands:
+        return f"`just {commands[max(commands, key=len)]}` makes it"
+    return "no recipe here makes it: check the path, or put it there"

@@ -73,6 +73,22 @@ def read(path: str | Path, hint: Any = None) -> Any:
         raise ValueError(f"{path} is not UTF-8 text") from None
 
 
+def settings(path: Path, schema: Any = None) -> dict[str, Any]:
+    """Return the settings in a YAML file, for a job of `schema`. Raises FileNotFoundError, which
+    says what there is, when there is no such file, and ValueError when it holds no mapping."""
+    folder, recipes = path.parent, path.parent.parent
+    if not path.exists() and recipes.name == "recipes" and folder.is_dir():
+        others = ", ".join(map(str, sorted(recipes.glob(f"*/{path.name}")))) or "none to copy"
+        raise FileNotFoundError(f"{path}: No such file; copy that of another recipe: {others}")
+    if not path.exists() and recipes.name == "recipes":
+        names = ", ".join(sorted({each.parent.name for each in recipes.glob("*/*.yaml")}))
+        raise FileNotFoundError(f"there is no recipe {folder.name} for just recipe=NAME: {names}")
+    values = read(path, schema) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a configuration is a mapping of keys to values")
+    return values
+
+
 def with_files(value: Any) -> Any:
     """Return `value` with every string ${file:PATH,KEY} in it replaced by what the YAML file PATH
     has at the dotted KEY. Raises ValueError when that file has no such key."""

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from speechfuse import artifact, workers
 from speechfuse.evals.tasks import Task, json_digest
+from speechfuse.provenance import maker
 from speechfuse.tokens import weights
 
 CONTENT = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
@@ -35,6 +36,8 @@ def fingerprint(checkpoint: Path, out: Path) -> str:
     Files are read once: their hashes are remembered by path, size and time of change in
     <out>/cells/fingerprints.json. Raises ValueError for a folder without config or weights.
     """
+    if not checkpoint.exists():
+        raise ValueError(f"{checkpoint} is not there; {maker(str(checkpoint))}")
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} is no checkpoint: it holds no config.json; check the path")
     cache = out / "cells" / "fingerprints.json"
@@ -68,6 +71,8 @@ class Predictions:
 
     def __init__(self, out: Path, checkpoint: str, task: Task) -> None:
         self.inputs: dict[str, Any] = {"checkpoint": checkpoint, "task": task.inputs()}
+        if not (module := type(task).__module__).startswith("speechfuse."):
+            self.inputs["code"] = artifact.code_digest({module})
         self.key = json_digest(self.inputs)
         self.folder = out / "cells" / self.key[:32]
         self.path = self.folder / "predictions.jsonl"

@@ -8,7 +8,7 @@ each function are the keys beside `_component_`.
 import random
 from typing import Any
 
-from speechfuse.tokens.prompts import SPOKEN_ANSWER
+from speechfuse.tokens.prompts import spoken_answer
 
 
 def _turns(segments: list[dict[str, Any]], reply: str) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def answer(
     if not isinstance(reply, str):
         raise ValueError(f"row {row['id']} has no answer in extra: a spoken question needs one")
     if repeat_first:
-        reply = SPOKEN_ANSWER.format(transcript=_row_text(row), answer=reply)
+        reply = spoken_answer(_row_text(row), reply)
     try:
         before = prompt.format_map({k: v or "" for k, v in row["extra"].items()})
     except KeyError as error:
