@@ -40,7 +40,7 @@ def work(first: int, total: int, results: Connection) -> None:
             try:
                 outcome = fuzzing.try_one(seeds[which], content, Path(folder))
             except fuzzing.Fault as fault:
-                outcome = f"fault: {fault!s:.300}"
+                outcome = f"fault: {fault!s:.150}"
             results.send((number, outcome))
 
 

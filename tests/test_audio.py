@@ -18,7 +18,7 @@ import soundfile
 import soxr
 
 from speechfuse.audio import containers, decoding
-from tests.bad_audio import FILES, encoded, mp3, patched, sound, tagged, vorbis
+from tests.bad_audio import FILES, cut, encoded, mp3, patched, sound, tagged, vorbis
 
 RATE = decoding.SAMPLE_RATE
 
@@ -69,8 +69,8 @@ def test_every_cut_finds_its_own_silence():
         waveform[round(begin * RATE) : round((begin + 0.2) * RATE)] = 0
     lengths = [len(piece) / RATE for piece in decoding.split(waveform, 5.0)]
     assert len(lengths) == 3
-    for begin, cut in zip(silences, np.cumsum(lengths), strict=False):
-        assert begin <= cut <= begin + 0.2
+    for begin, end in zip(silences, np.cumsum(lengths), strict=False):
+        assert begin <= end <= begin + 0.2
 
 
 def test_forty_minutes_are_split_at_once_and_without_copies():
@@ -357,6 +357,8 @@ def test_all_samples_of_an_unusual_file_are_read(file):
         (patched({40: ("<I", 16_000)}, GOOD), r"truncated: 0\.50 s decode; 48,000 bytes follow"),
         (GOOD + GOOD, r"truncated: 2\.00 s decode; 64,044 bytes follow"),
         (2 * encoded(sound(2), format="FLAC"), r"truncated: 2\.00 s decode; [\d,]+ bytes follow"),
+        (cut(wav((b"LIST", b"odd"), FORM, DATA, padded=False)), r"truncated: .* says 2\.00 s"),
+        (wav(FORM, (b"LIST", bytes(5000))), "not audio: "),
         (2 * vorbis(), r"truncated: .* another Ogg stream follows"),
         (mp3()[:500], "not audio: Format not recognised"),
     ],
@@ -483,6 +485,13 @@ def test_other_formats_are_read_by_ffmpeg(tmp_path, name):
     np.testing.assert_allclose(part[800:-800], wanted[800:-800], atol=1e-5)
     with pytest.raises(ValueError, match=r"^bad offset: "):
         decoding.decode(path, 8.0)
+
+
+@ffmpeg
+@pytest.mark.parametrize("codec", ["g722", "wmav2"])
+def test_a_wav_whose_codec_libsndfile_does_not_know_is_read_by_ffmpeg(tmp_path, codec):
+    path = by_ffmpeg(tmp_path / "x.mp3", "-f", "wav", "-ar", "16000", "-c:a", codec)
+    assert len(decoding.decode(path).waveform) / RATE == pytest.approx(3, abs=0.2)
 
 
 @ffmpeg

@@ -33,6 +33,8 @@ _CONTAINERS = (  # formats that libsndfile does not read: bytes, their offset, f
     (b"\xff\xf9", 0, "aac"),
     (b"#!AMR", 0, "amr"),
 )
+_OF_MANY_CODECS = {b"RIFF": "wav", b"OggS": "ogg"}  # of which libsndfile does not know all
+_PLAIN = {1, 3, 6, 7}  # codecs of a WAV whose samples stand alone: integers, floats, A-law, mu-law
 _CUT = re.compile(  # libsndfile's log: bytes of sound that the header states, and that are there
     r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE
 )
@@ -75,7 +77,10 @@ def stream(fd: int, path: str, seconds: float) -> Iterator[Forward]:
         try:
             file = stack.enter_context(Forward(fd, closefd=False))
         except soundfile.LibsndfileError:  # it looks at the beginning alone
-            if not (other := _mended_wav(fd) or _mp3(fd, seconds)):
+            other = _mended_wav(fd) or _mp3(fd, seconds)
+            if not other and start[:4] in _OF_MANY_CODECS and shutil.which("ffmpeg"):
+                other = _ffmpeg(path, _OF_MANY_CODECS[start[:4]], seconds == inf)
+            if not other:
                 raise
         else:
             other = None
@@ -151,10 +156,15 @@ def _riff(fd: int) -> _Riff:
 def _mended_wav(fd: int) -> AbstractContextManager[Forward] | None:
     """A WAV that libsndfile refuses or finds empty, with a header of its fmt and data alone: its
     recorder did not get to write the sizes, or a chunk before is odd. None for any other file."""
-    riff, size = _riff(fd), os.fstat(fd).st_size
-    if os.pread(fd, 4, 0) != b"RIFF" or not riff.format or not (riff.stated or riff.rest):
+    riff = _riff(fd)
+    codec = int.from_bytes(riff.format[8:10], "little")
+    if os.pread(fd, 4, 0) != b"RIFF" or codec not in _PLAIN or not riff.data:
         return None
-    length = min(riff.stated or riff.rest, size - riff.data, _STREAMED)
+    unknown = not 0 < riff.stated < _STREAMED
+    if not (length := os.fstat(fd).st_size - riff.data if unknown else riff.stated):
+        return None
+    if unknown and not riff.stated and not riff.rest:  # chunks follow, no samples
+        return None
     head = b"RIFF%bWAVE%bdata%b" % (
         (length + len(riff.format) + 12).to_bytes(4, "little"),
         riff.format,
@@ -291,7 +301,7 @@ def cut_short(file: Forward, fd: int, end: float, slack: float) -> str | None:
             return "another Ogg stream follows, which libsndfile does not read"
         return None
     rest, second = 0, 0
-    if file.format in ("FLAC", "AU"):
+    if file.format == "FLAC":
         rest = size - os.lseek(fd, 0, os.SEEK_CUR)
     elif file.format in ("WAV", "WAVEX") and os.pread(fd, 4, 0) == b"RIFF":
         riff = _riff(fd)
