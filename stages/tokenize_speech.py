@@ -107,6 +107,8 @@ def main(job: TokenizeSpeech) -> None:
         figures = making.speech_totals(paths, "rows") | by_reason(rejects)
         for name in ("split", "pieces", "resampled", "mixed_down", "without_text"):
             figures[name] = counts[name]
+        if counts["one_channel"]:
+            figures["one_channel"] = counts["one_channel"]
         if job.quantizer.dtype != "float32":
             device = (workers.gpus(job.runtime.device) or ["cpu"])[0]
             equal, codes = tokenize.exactness(
@@ -150,9 +152,10 @@ def summary(out: Path, totals: dict[str, Any]) -> str:
             ("split", f"split into {totals['pieces']:,}"),
             ("resampled", "resampled"),
             ("mixed_down", "mixed down to mono"),
+            ("one_channel", "of one channel, as a mix would cancel the sound"),
             ("without_text", "without a text"),
         )
-        if totals[name]
+        if totals.get(name)
     ]
     phrases += making.describe_rejects(out, totals, ("ignored",))
     if "equal_to_float32" in totals:

@@ -73,7 +73,13 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
         source = f"{file} with its overrides"
         missing = sorted(OmegaConf.missing_keys(config))
         OmegaConf.resolve(config)
-    except (OmegaConfBaseException, TypeError, IndexError, yaml.YAMLError) as error:
+    except (
+        OmegaConfBaseException,
+        TypeError,
+        IndexError,
+        UnicodeDecodeError,
+        yaml.YAMLError,
+    ) as error:
         raise ValueError(_sentence(schema, source, error)) from error
     if missing:
         raise ValueError(

@@ -143,6 +143,8 @@ def tokenize(
         offset = item.clip.offset
         shard.counts["resampled"] += item.decoded.rate != decoding.SAMPLE_RATE
         shard.counts["mixed_down"] += item.decoded.channels > 1
+        if item.decoded.channel is not None:
+            shard.counts["one_channel"] += 1
         shard.counts["without_text"] += item.clip.text is None
         if len(item.pieces) > 1:
             shard.counts["split"] += 1
