@@ -187,7 +187,7 @@ def test_a_refusal_is_a_line_and_an_exit_code(parts, tmp_path):
         ("datasets.0.path=none", "none is not there; no recipe here makes it"),
         ("shard_group=3", "shard_group=3 does not divide the 2 ranks"),
         ("attention=flex", "attention=flex is compiled for CUDA"),
-        ("warmup_steps=1000", "warmup_steps=1000 and the run has 1"),
+        ("warmup_steps=1000", "warmup_steps=1000 and the run has 31 steps"),
         ("optimizer={_component_: torch.optim.LBFGS}", "missing 1 required positional argument"),
         ("optimizer.betas=3", "optimizer: torch.optim.AdamW: "),
         ("optimizer._component_=torch.optim.Adafactor", "cannot update weights that are sharded"),
