@@ -41,9 +41,9 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     `overrides` ("a.b=value"). An override wins over the file and over earlier overrides.
 
     Values are YAML, see yaml_values: `steps=10`, `name=null`, `tasks=[a,b]`; `tracks.0.weight=2`
-    reaches into a list. Raises ValueError for an unknown key, a wrong type, a missing required key
-    and bad YAML; its message is one sentence that names the file or the override. Raises
-    FileNotFoundError when there is no such file.
+    reaches into a list. Raises ValueError for an unknown key, a wrong type, a value that `key` does
+    not allow, a missing required key and bad YAML; its message is one sentence that names the file,
+    the override or the key. Raises FileNotFoundError when there is no such file.
     """
     config = OmegaConf.structured(schema)
     source = file = str(path or "the command line")
@@ -86,7 +86,9 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
             f"{file}: no value for required {', '.join(missing)}; add to a YAML file or to the "
             f"command line, e.g. {missing[0]}=..."
         )
-    return typing.cast(T, OmegaConf.to_object(config))
+    settings = typing.cast(T, OmegaConf.to_object(config))
+    _check_values(settings)
+    return settings
 
 
 def _declared(schema: Any, key: str) -> Any:
@@ -98,12 +100,40 @@ def _declared(schema: Any, key: str) -> Any:
     return schema
 
 
-def key(help: str, default: Any = dataclasses.MISSING) -> Any:
+def key(
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    least: int | None = None,
+    above: float | None = None,
+    choices: Iterable[str] = (),
+) -> Any:
     """Return the dataclass field of a schema's key. `help` is what `--help` says of the key.
-    Without `default` the key is required."""
+    Without `default` the key is required. A number is to be at least `least` and more than `above`,
+    a string one of `choices`; `load` refuses others."""
+    metadata = {"help": help, "least": least, "above": above, "choices": tuple(choices)}
     if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=default.copy, metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _check_values(settings: Any, prefix: str = "") -> None:
+    """Raise ValueError for the first value that is not what its `key` allows."""
+    for field in dataclasses.fields(settings):
+        name, value = f"{prefix}{field.name}", getattr(settings, field.name)
+        least, above, choices = map(field.metadata.get, ("least", "above", "choices"))
+        if dataclasses.is_dataclass(value):
+            _check_values(value, f"{name}.")
+        elif value is None:
+            continue
+        elif choices and value not in choices:
+            raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+        elif least is not None and not value >= least:
+            raise ValueError(f"{name}={value}: at least {least} is needed")
+        elif above is not None and not value > above:
+            raise ValueError(f"{name}={value}: it must be above {above}")
+        elif isinstance(value, int) and value >= 2**63:
+            raise ValueError(f"{name}={value}: such a number does not fit into 64 bits")
 
 
 def instantiate(spec: dict[str, Any], **extra: Any) -> Any:

@@ -26,6 +26,7 @@ torchtune's packer concatenates all samples in memory before the first step (met
 issues 1051 and 2180); this one reads lengths only.
 """
 
+import hashlib
 import json
 from bisect import bisect_left, insort
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -75,6 +77,14 @@ class Plan:
         self.counts = Counts(**json.loads((folder / "counts.json").read_text()))
         self._samples = np.memmap(folder / "samples", np.int64, "r")
         self._ends = np.memmap(folder / "ends", np.int64, "r")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a run keeps of the plan, to go on with no other one."""
+        parts = (self._ends, self._samples)
+        return {
+            "packing": VERSION,
+            "rows": [hashlib.sha256(each.data).hexdigest() for each in parts],
+        }
 
     def rows(self, step: int) -> list[list[tuple[int, int]]]:
         """Return the rows of `step`, counted from 0, each a list of (dataset, number). In the last

@@ -80,8 +80,6 @@ def _shard(
     ranks = dist.get_world_size()
     mesh = init_device_mesh(device.type, (ranks,))  # by itself FSDP2 takes the GPUs it finds
     if group is not None:
-        if group < 1 or ranks % group:
-            raise ValueError(f"shard_group={group} does not divide the {ranks} ranks")
         copies, names = (ranks // group, group), ("copies", "shards")
         mesh = init_device_mesh(device.type, copies, mesh_dim_names=names)
     wide = torch.promote_types(compute_dtype, torch.float32)
