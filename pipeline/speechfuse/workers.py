@@ -5,14 +5,15 @@ finish. A worker process ends when the job's process ends, even if that is kille
 `speechfuse.ray_cluster` runs the same tasks on other machines.
 """
 
-import os
-import threading
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from typing import Any
+
+from speechfuse import failures
 
 _device = "cpu"
 
@@ -33,15 +34,8 @@ def use(name: str, threads: int = 0) -> None:
 
 
 def _begin(devices: Any, threads: int) -> None:
+    failures.end_with_parent()
     use(devices.get(), threads)
-
-    def end_with_the_parent() -> None:
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_the_parent, daemon=True).start()
 
 
 def gpus(device: str) -> list[str]:
@@ -72,9 +66,16 @@ def pool(workers: int, devices: list[str] | None = None, threads: int = 0) -> Pr
     queue = context.SimpleQueue()
     for name in devices:
         queue.put(name)
-    return ProcessPoolExecutor(
+    executor = ProcessPoolExecutor(
         len(devices), mp_context=context, initializer=_begin, initargs=(queue, threads)
     )
+    # a process has the mask of its parent: Ctrl-C is for this process alone, which ends the others
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        executor.submit(int)  # starts all processes
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return executor
 
 
 def processes(

@@ -36,7 +36,15 @@ LOUDEST = 8.0  # samples beyond are on another scale, as float samples from -327
 SLACK = 0.1  # seconds that may be missing at the end: durations in manifests are rounded
 BLOCK = 1 << 17  # samples read at once, of all channels together
 
-_MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)  # no file's fault
+# no file's fault: the last ones are of the disk that a copy is written to
+_MACHINE_ERRORS = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+}
 
 
 def resample(waveform: np.ndarray, rate: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 In: lines of text. Out: clips whose audio is synthesized when they are read.
 """
 
-import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -42,26 +41,25 @@ class Synthetic:
             raise FileNotFoundError(f"no lines to speak at {lines}")
         self.voices = {name: VoiceGroup(**spec) for name, spec in voices.items()}
         self.snr, self.gain, self.seed = snr, gain, seed
-        skipped = [] if espeak_ng.flite_available() else list(optional_voices or [])
-        if skipped:
-            print(f"flite is not installed: lines for the voices {', '.join(skipped)} are left out")
+        optional = list(optional_voices or [])
+        self.skipped = [] if espeak_ng.flite_available() else optional
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        self.rows = {
-            row["id"]: row
-            for row in rows
-            if (splits is None or row["split"] in splits) and row["voices"] not in skipped
-        }
+        self.rows = {row["id"]: row for row in rows if splits is None or row["split"] in splits}
         for row in self.rows.values():
-            if row["voices"] not in self.voices:
+            if row["voices"] not in [*self.voices, *self.skipped]:
                 raise ValueError(
                     f"{lines}: line {row['id']} wants the voices {row['voices']!r}; "
                     f"configured are {sorted(self.voices)}"
                 )
-        key = json.dumps([artifact.sha256_of(path), skipped])
-        self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
+        lines_sha256 = artifact.sha256_of(path)
+        self.fingerprint = artifact.json_digest([lines_sha256, self.skipped])
+        self.alike = [artifact.json_digest([lines_sha256, skipped]) for skipped in ([], optional)]
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
-        ids = list(self.rows)
+        if self.skipped:
+            names = ", ".join(self.skipped)
+            print(f"flite is not installed: lines for the voices {names} are left out")
+        ids = [id for id, row in self.rows.items() if row["voices"] not in self.skipped]
         parts = [ids[start : start + shard_size] for start in range(0, len(ids), shard_size)]
         return [{"count": len(part), "lines": part} for part in parts]
 
@@ -70,6 +68,11 @@ class Synthetic:
         with espeak_ng.EspeakLibrary() as engine:
             for id in shard["lines"]:
                 row = self.rows[id]
+                if row["voices"] in self.skipped:
+                    raise ValueError(
+                        f"line {id} was planned for the voices {row['voices']}, which need flite: "
+                        "install flite, or start anew without it with fresh=true"
+                    )
                 rng = random.Random(f"{self.seed}/{id}")
                 voice = self.voices[row["voices"]].draw(rng)
                 speech = espeak_ng.speak(engine, row["text"], voice)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from speechfuse import failures
 from speechfuse.tokens import initialization, vocabulary
 from speechfuse.tokens.vocabulary import END, SOUND, START, SoundLayout
 
@@ -58,6 +59,7 @@ def expand(
         rows[start:] = initialization.new_rows(initialize, context)
     model.config.speechfuse = asdict(layout)
     tokenizer.chat_template = vocabulary.CHAT_TEMPLATE
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with failures.writing(out):
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     return layout
