@@ -141,7 +141,7 @@ train-base *args: setup
     {{train}} {{r}}/train_base.yaml {{on}} "$@"
     {{python}} -m stages.evaluate {{r}}/evaluate.yaml only=[base] checkpoints.0.path=out/models/base_training/epoch_2 out=out/models/evals
 
-# show that a promise holds: just prove demo | tokenize | synthesize | quantizer | resume | losses | preflight | pythons
+# show that a promise holds: just prove demo | tokenize | synthesize | quantizer | resume | losses | preflight | pythons | artifact | faults | interrupts
 prove what: setup
     @test -f tests/prove_{{what}}.py || (echo "error: there is no {{what}} to prove; choose" $(cd tests; ls prove_*.py | sed 's/prove_//; s/.py//') >&2; exit 2)
     PYTHONPATH=. {{python}} tests/prove_{{what}}.py

@@ -276,7 +276,7 @@ def take_evenly(values: Sequence[T], limit: int) -> list[T]:
 
 def flush(path: Path) -> None:
     """Return when a file's bytes are on the disk, whoever wrote them."""
-    with open(path, "rb+") as file:
+    with failures.writing(path), open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 

@@ -184,7 +184,7 @@ def main(
     is printed as one line on stderr, and the exit status is 2. Ctrl-C exits with 130, a second one
     at once. Any other exception is a bug in this code and keeps its traceback.
     """
-    failures.end_at_interrupts()
+    failures.prepare()
     arguments = ["runtime.dry_run=true" if a == "--dry-run" else a for a in sys.argv[1:]]
     if "--help" in arguments or "-h" in arguments:
         print(f"{doc.strip()}\n\n{_table(schema)}")
@@ -194,13 +194,14 @@ def main(
             del arguments[0]
         path = Path(arguments.pop(0)) if arguments and arguments[0].endswith(YAML) else None
         job(load(schema, path, _as_overrides(schema, arguments, positional)))
-    except KeyboardInterrupt:
-        failures.end()
-    except Exception as error:
-        if failures.interrupted():
+    except SystemExit:
+        raise
+    except BaseException as error:  # torch's checkpoints raise one that is no Exception
+        if isinstance(error, KeyboardInterrupt) or failures.interrupted():
             failures.end()
         if (message := failures.sentence(error)) is None:
             raise
+        failures.close_bars()
         _fail(message)
 
 

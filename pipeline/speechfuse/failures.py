@@ -29,7 +29,9 @@ DISK = {  # errno of a write that a disk refuses: what it is, and what to do
 # libraries raise errors of their own, with the errno or its name in the text, or without a cause
 _NUMBER = re.compile(r"(?:os error|errno:?) (\d+)", re.IGNORECASE)
 _NAMES = {os.strerror(code): code for code in DISK}
-_CUT_SHORT = re.compile(r"\d+ requested and \d+ written|unexpected pos \d+|file write failed")
+_CUT_SHORT = re.compile(
+    r"\d+ requested and \d+ written|unexpected pos \d+|file write failed|iostream error"
+)
 _CTRL_C = 128 + signal.SIGINT
 _interrupted = threading.Event()
 
@@ -64,15 +66,31 @@ def errno_of(error: BaseException) -> int | None:
     return None
 
 
+def close_bars() -> None:
+    """End the lines of progress bars that are open, so that what is printed next has its own."""
+    if tqdm := sys.modules.get("tqdm"):
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()
+
+
+def _one_line_of_a_thread(args: threading.ExceptHookArgs) -> None:
+    """Say in one line that the disk refused what a library writes in a thread of its own."""
+    if args.exc_value and (code := errno_of(args.exc_value)):
+        close_bars()
+        print(f"warning: a file could not be written: {DISK[code]}", file=sys.stderr)
+    else:
+        threading.__excepthook__(args)
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Raise whatever a library says when the disk refuses a write in the block as OSError of
     `path`, with the errno that was the cause."""
     try:
         yield
-    except Exception as error:
-        if isinstance(error, ValueError):
-            raise  # a sentence of ours
+    except (ValueError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise  # the first is a sentence of ours
+    except BaseException as error:  # torch's checkpoints raise one that is no Exception
         if code := errno_of(error):
             raise OSError(code, os.strerror(code), str(path)) from error
         raise
@@ -91,9 +109,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         waiting += [pair[0] for pair in getattr(each, "failures", {}).values()]
 
 
-def end_at_interrupts() -> None:
+def prepare() -> None:
     """Have the first SIGINT end the workers and raise KeyboardInterrupt, and the second end this
-    process at once, whatever its main thread is waiting for. Call it in the main thread."""
+    process at once, whatever its main thread is waiting for; and have threads fail in one line.
+    Call it in the main thread."""
+    threading.excepthook = _one_line_of_a_thread
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return  # ours already, or ignored by who started the job
     read, write = os.pipe()

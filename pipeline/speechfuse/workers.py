@@ -6,6 +6,7 @@ finish. A worker process ends when the job's process ends, even if that is kille
 """
 
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -61,6 +62,8 @@ def pool(workers: int, devices: list[str] | None = None, threads: int = 0) -> Pr
     """
     if workers < 1:
         raise ValueError(f"runtime.workers={workers}: at least 1 process is needed")
+    # the process that removes the semaphores of a pool after Ctrl-C need not warn that it does
+    sys.warnoptions.append("ignore:resource_tracker")
     devices = devices or ["cpu"] * workers
     context = get_context("spawn")
     queue = context.SimpleQueue()

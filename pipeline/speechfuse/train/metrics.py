@@ -164,8 +164,9 @@ class Metrics:
             file.write(json.dumps(line) + "\n")
         numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
         del numbers["step"]
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
+        with failures.writing(self.path.with_name("tensorboard")):  # of a thread of its own
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
         if self._tracker:
             self._tracker.log(numbers, step=step)
         self._last = line
@@ -183,7 +184,8 @@ class Metrics:
 
     def close(self) -> None:
         """Wait until all is written."""
-        self._board.close()
+        with failures.writing(self.path.with_name("tensorboard")):
+            self._board.close()
         if self._tracker:
             self._tracker.finish()
 

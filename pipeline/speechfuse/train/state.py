@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.optim import Optimizer
 
@@ -84,7 +85,7 @@ class States:
         (step, future), self._writing = self._writing, None
         try:
             future.result()
-        except Exception as error:  # a full disk comes as OSError, RuntimeError or others
+        except (Exception, CheckpointException) as error:  # the second is no Exception
             if rank() == 0:
                 shutil.rmtree(self.folder / f"step_{step}", ignore_errors=True)
             whole = complete_steps(self.folder)

@@ -15,7 +15,7 @@ from torch.distributed.run import main
 from speechfuse import failures
 
 if __name__ == "__main__":
-    failures.end_at_interrupts()
+    failures.prepare()
     try:
         main()
     except SignalException as error:
