@@ -122,7 +122,7 @@ train-quantizer *args: setup
 train-base *args: setup
     @{{verb}} train-base {{with_ranks}} "$@"
 
-# show that a promise holds: just prove demo | tokenize | synthesize | quantizer | resume | losses | preflight | pythons | fuzz
+# show that a promise holds: just prove demo | tokenize | synthesize | quantizer | resume | losses | preflight | pythons | artifact | faults | interrupts | fuzz
 prove what: setup
     @test -f "tests/prove_$1.py" || (echo "error: there is no $1 to prove; choose" $(cd tests; ls prove_*.py | sed 's/prove_//; s/.py//') >&2; exit 2)
     PYTHONPATH=. {{py}} "tests/prove_$1.py"

@@ -98,7 +98,8 @@ def main(job: TokenizeSpeech) -> None:
         )
         return
     started = None if job.fresh else out
-    fingerprint = hub_data.pinned_commit(corpus.fingerprint, "corpus", started)
+    alike = getattr(corpus, "alike", ())
+    fingerprint = hub_data.pinned_commit(corpus.fingerprint, "corpus", started, alike)
     inputs = {"corpus": fingerprint, "quantizer": quantizer.identity}
     work = artifact.Artifact(out, "tokenize_speech", 3, asdict(job), inputs)
 
@@ -110,10 +111,13 @@ def main(job: TokenizeSpeech) -> None:
         if counts["one_channel"]:
             figures["one_channel"] = counts["one_channel"]
         if job.quantizer.dtype != "float32":
-            device = (workers.gpus(job.runtime.device) or ["cpu"])[0]
-            equal, codes = tokenize.exactness(
-                corpus.clips(shard_list[0]), job.quantizer.load(device), job.batch_size
+            measure = partial(  # where the codes were made
+                tokenize.exactness_of_shard,
+                corpus=job.corpus,
+                quantizer=job.quantizer,
+                batch_size=job.batch_size,
             )
+            ((equal, codes),) = making.gather(job.runtime, measure, shard_list[:1], "exactness")
             figures["equal_to_float32"] = {"codes": codes, "equal": equal}
         return figures | {
             "clips": sum(shard["count"] for shard in shard_list),

@@ -38,8 +38,9 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "stages", "recipes", "tests")
 LIBRARY = "pipeline/speechfuse/"
 FLOORS = (  # from the ground up; a room imports rooms of lower floors alone
-    ("patterns", "provenance", "scores", "workers", "yaml_values"),
-    ("artifact", "config", "ray_cluster"),
+    ("failures", "locks", "patterns", "provenance", "scores", "yaml_values"),
+    ("config", "workers"),
+    ("artifact", "ray_cluster"),
     ("audio", "openai_server", "report", "rows", "tokens"),
     ("hub", "samples"),
     ("corpora", "texts"),
@@ -277,15 +278,15 @@ def test_every_arrow_between_rooms_runs_down():
         (
             "rows/a.py",
             "from speechfuse.samples import index",
-            ["rows (floor 2) -> samples (floor 3)"],
+            ["rows (floor 3) -> samples (floor 4)"],
         ),
         (
             "config.py",
             "def f():\n    import speechfuse.texts.b",
-            ["config (floor 1) -> texts (floor 4)"],
+            ["config (floor 1) -> texts (floor 5)"],
         ),
-        ("evals/a.py", "from speechfuse.train import loop", ["evals (floor 5) -> train (floor 5)"]),
-        ("evals/a.py", "from stages import ask", ["evals (floor 5) -> stages (floor 7)"]),
+        ("evals/a.py", "from speechfuse.train import loop", ["evals (floor 6) -> train (floor 6)"]),
+        ("evals/a.py", "from stages import ask", ["evals (floor 6) -> stages (floor 8)"]),
         ("cellar/a.py", "import json", ["cellar stands on no floor"]),
     ],
 )

@@ -403,6 +403,21 @@ def test_another_tokenizer_is_another_index(parts, tmp_path):
     assert len(list(tmp_path.glob("rows-*"))) == 1, "the folder's place does not matter"
 
 
+def test_datasets_whose_manifests_list_no_outputs_do_not_share_rows(parts, tmp_path):
+    for name, reply in (("one", "yo"), ("two", "no")):
+        turns = [
+            {"role": role, "segments": [{"text": text}]}
+            for role, text in (("user", "hi"), ("assistant", reply))
+        ]
+        folder = write(tmp_path / name, shards.CONVERSATIONS, [{"id": name, "turns": turns}], None)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["outputs"]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    specs = [texts(parts, path=str(tmp_path / name), select=None) for name in ("one", "two")]
+    indexes = load(parts, *specs, cache=tmp_path / "cache").indexes
+    assert [index.row(0)["id"] for index in indexes] == ["one", "two"]
+
+
 def test_many_shards_are_read_by_worker_processes_and_give_the_same_index(tmp_path, parts):
     rows = [
         {

@@ -16,10 +16,12 @@ import soundfile
 import yaml
 
 from speechfuse import yaml_values
+from speechfuse.artifact import Artifact
 from speechfuse.audio import decoding, espeak_ng
 from speechfuse.corpora.clip import Clip
 from speechfuse.corpora.folder import Folder
 from speechfuse.corpora.synthetic import Synthetic
+from speechfuse.hub.data import pinned_commit
 from speechfuse.rows.rejects import Reject
 from speechfuse.synthesis.engines.espeak import Espeak
 
@@ -240,9 +242,32 @@ def test_lines_are_refused_or_left_out_in_words(lines, tmp_path, monkeypatch, ca
     whole = Synthetic(str(lines), VOICES)
     assert "flite" not in capsys.readouterr().out
     part = Synthetic(str(lines), VOICES, optional_voices=["unseen"])
-    assert "flite is not installed" in capsys.readouterr().out
     assert part.plan(9) == [{"count": 4, "lines": [f"line-{i}" for i in range(4)]}]
+    assert "flite is not installed" in capsys.readouterr().out
     assert part.fingerprint != whole.fingerprint  # another corpus
+    with pytest.raises(ValueError, match=r"line line-4 was planned .* need flite: install"):
+        list(part.clips({"lines": ["line-4"]}))
+
+
+def test_what_was_planned_stays_so_when_a_voice_is_installed(lines, tmp_path, monkeypatch, capsys):
+    out, optional = tmp_path / "data", ["unseen"]
+
+    def begun(has_flite: bool) -> Artifact:
+        monkeypatch.setattr("speechfuse.audio.espeak_ng.flite_available", lambda: has_flite)
+        corpus = Synthetic(str(lines), VOICES, optional_voices=optional)
+        now = pinned_commit(corpus.fingerprint, "corpus", out, corpus.alike)
+        work = Artifact(out, "tokenize_speech", 2, {}, {"corpus": now})
+        work.begin(lambda: corpus.plan(9))
+        return work
+
+    for before in (False, True):
+        out = tmp_path / f"data-{before}"
+        work = begun(before)
+        plan = work.plan
+        assert begun(not before).plan == plan  # where it was stopped
+        work.finish({}, [])
+        assert begun(not before).complete()
+        assert "stays as it was planned" in capsys.readouterr().out
 
 
 LINE = {"id": "a", "text": "one plus one", "voices": "v", "split": "train"}

@@ -13,7 +13,6 @@ dotted.path` plus keyword arguments) are free-form in the schema and are checked
 import contextlib
 import dataclasses
 import difflib
-import errno
 import importlib
 import inspect
 import json
@@ -29,7 +28,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from speechfuse import yaml_values
+from speechfuse import failures, yaml_values
 
 T = TypeVar("T")
 YAML = (".yaml", ".yml")
@@ -247,11 +246,12 @@ def main(
 
     A YAML file may be the first argument, also as torchtune's `--config FILE`. Arguments that are
     not key=value are values of the keys `positional`, in order. `--dry-run` is short for
-    runtime.dry_run=true; with `--check` the configuration is read and nothing is run. A ValueError,
-    or an OSError about a file, is for the user to correct: it is printed as one line on stderr, and
-    the exit status is 2. Ctrl-C exits with 130. Any other exception is a bug in this code and keeps
-    its traceback.
+    runtime.dry_run=true; with `--check` the configuration is read and nothing is run. What is for
+    the user to correct (see failures.sentence) is printed as one line on stderr, and the exit
+    status is 2. Ctrl-C exits with 130, a second one at once. Any other exception is a bug in this
+    code and keeps its traceback.
     """
+    failures.prepare()
     arguments = ["runtime.dry_run=true" if a == "--dry-run" else a for a in sys.argv[1:]]
     if "--help" in arguments or "-h" in arguments:
         print(f"{doc.strip()}\n\n{_table(schema)}")
@@ -273,17 +273,15 @@ def guarded(run: Callable[[], T]) -> T:
     """Return what `run` returns; an error for the user to correct ends the process, see `main`."""
     try:
         return run()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            where = error.filename or "a disk that the job writes to"
-            _fail(f"{where}: no space is left: make room and run again; what is finished is kept")
-        if error.filename is None and not isinstance(error, FileNotFoundError):
+    except SystemExit:
+        raise
+    except BaseException as error:  # torch's checkpoints raise one that is no Exception
+        if isinstance(error, KeyboardInterrupt) or failures.interrupted():
+            failures.end()
+        if (message := failures.sentence(error)) is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except ValueError as error:
-        _fail(str(error))
+        failures.close_bars()
+        _fail(message)
 
 
 def _as_overrides(schema: type, arguments: list[str], positional: tuple[str, ...]) -> list[str]:

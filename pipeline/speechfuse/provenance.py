@@ -62,7 +62,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _identity(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _identity(record: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Return what makes the identity, by dotted keys, of an identity, a plan or a manifest."""
     flat: dict[str, Any] = {}
     for key, value in record.items():
@@ -70,6 +70,8 @@ def _identity(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             continue
         if prefix == "config." and key in NOT_IDENTITY:
             continue
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = dict(enumerate(value))  # so that one key of one of them is shown, not all
         if isinstance(value, dict) and value:
             flat |= _identity(value, f"{prefix}{key}.")
         else:
@@ -78,7 +80,7 @@ def _identity(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:
-    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "absent"
+    return json.dumps(flat[key], sort_keys=True, ensure_ascii=False) if key in flat else "absent"
 
 
 def libraries() -> dict[str, str]:

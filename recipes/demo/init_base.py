@@ -14,7 +14,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from speechfuse import artifact, config
+from speechfuse import artifact, config, failures
 from speechfuse.config import key
 from speechfuse.rows import shards
 from speechfuse.tokens.vocabulary import CHAT_TEMPLATE
@@ -120,8 +120,9 @@ def main(job: InitBase) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with failures.writing(out):
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     parameters = sum(p.numel() for p in model.parameters())
     outputs = sorted(p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
     work.finish({"parameters": parameters, "vocabulary": len(tokenizer)}, outputs)

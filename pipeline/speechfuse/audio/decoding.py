@@ -37,7 +37,15 @@ STRETCH = 0.25  # seconds in which channels are compared with their mix
 CANCELLED = 0.1  # share of the power that channels without relation would leave in their mix
 PAUSE = 1e-3  # share of the loudest stretch's power under which nobody speaks
 
-_MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)  # no file's fault
+# no file's fault: the last ones are of the disk that a copy is written to
+_MACHINE_ERRORS = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+}
 
 
 def resample(waveform: np.ndarray, rate: int) -> np.ndarray:

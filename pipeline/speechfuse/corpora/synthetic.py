@@ -43,13 +43,14 @@ class Synthetic:
             raise FileNotFoundError(f"no lines to speak at {lines}")
         self.voices = {name: VoiceGroup(**spec) for name, spec in voices.items()}
         self.snr, self.gain, self.seed = snr, gain, seed
-        skipped = [] if espeak_ng.flite_available() else list(optional_voices or [])
-        if skipped:
-            print(f"flite is not installed: lines for the voices {', '.join(skipped)} are left out")
-        self.rows = self._read(skipped)
-        self.fingerprint = artifact.json_digest([artifact.sha256_of(self.path), skipped])
+        optional = list(optional_voices or [])
+        self.skipped = [] if espeak_ng.flite_available() else optional
+        self.rows = self._read()
+        digest = artifact.sha256_of(self.path)
+        self.fingerprint = artifact.json_digest([digest, self.skipped])
+        self.alike = [artifact.json_digest([digest, skipped]) for skipped in ([], optional)]
 
-    def _read(self, skipped: list[str]) -> dict[str, dict[str, Any] | str]:
+    def _read(self) -> dict[str, dict[str, Any] | str]:
         """Return by id the lines to speak, or why a line cannot be spoken."""
         rows: dict[str, dict[str, Any] | str] = {}
         line_of: dict[str, int] = {}
@@ -70,9 +71,7 @@ class Synthetic:
             except (ValueError, RecursionError) as error:
                 id, row = f"{self.path.name}:{number}", {}
                 rows[id] = f"bad manifest line: line {number}: {error}"
-            if row and group in skipped:
-                continue
-            if row and group not in self.voices:
+            if row and group not in [*self.voices, *self.skipped]:
                 raise ValueError(
                     f"{self.path}: line {id} wants the voices {group!r}; "
                     f"configured are {sorted(self.voices)}"
@@ -90,7 +89,14 @@ class Synthetic:
         return rows
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
-        ids = list(self.rows)
+        if self.skipped:
+            names = ", ".join(self.skipped)
+            print(f"flite is not installed: lines for the voices {names} are left out")
+        ids = [
+            id
+            for id, row in self.rows.items()
+            if isinstance(row, str) or row["voices"] not in self.skipped
+        ]
         parts = [ids[start : start + shard_size] for start in range(0, len(ids), shard_size)]
         plan = [{"count": len(part), "lines": part} for part in parts]
         planning.mark_ids(plan, ids)
@@ -104,6 +110,11 @@ class Synthetic:
                 if isinstance(row, str):
                     yield Reject(id, row)
                     continue
+                if row["voices"] in self.skipped:
+                    raise ValueError(
+                        f"line {id} was planned for the voices {row['voices']}, which need flite: "
+                        "install flite, or start anew without it with fresh=true"
+                    )
                 rng = random.Random(f"{self.seed}/{id}")
                 voice = self.voices[row["voices"]].draw(rng)
                 try:

@@ -19,8 +19,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from speechfuse import artifact, workers
+from speechfuse import artifact, failures, workers
 from speechfuse.evals.tasks import Task, json_digest
+from speechfuse.locks import exclusive_lock
 from speechfuse.provenance import maker
 from speechfuse.tokens import weights
 
@@ -99,7 +100,7 @@ class Predictions:
     def locked(self, wait: bool = True) -> AbstractContextManager[bool]:
         """Keep other processes off the cell; False when one is at work there and `wait` is
         false."""
-        return artifact.exclusive_lock(self.folder, wait)
+        return exclusive_lock(self.folder, wait)
 
     def fill(self, task: Task, checkpoint: Path) -> Iterator[int]:
         """Compute the missing predictions; yield the number of items of each batch once it is on
@@ -111,7 +112,7 @@ class Predictions:
             return
         started, count = time.monotonic(), 0
         try:
-            with open(self.path, "ab") as file:
+            with failures.writing(self.path), open(self.path, "ab") as file:
                 whole = self.path.read_bytes().rfind(END) + len(END)
                 file.truncate(whole if whole >= len(END) else 0)  # what a kill left of a batch
                 for batch in task.predict(checkpoint, todo):

@@ -12,6 +12,7 @@ import hashlib
 import json
 import pickle
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from whisper.audio import HOP_LENGTH
 from whisper.model import AudioEncoder
 
-from speechfuse.artifact import write_json
+from speechfuse.artifact import replacing, write_json
 from speechfuse.audio.decoding import SAMPLE_RATE
 
 PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
@@ -85,7 +86,7 @@ class Quantizer(nn.Module):
         """Codes a second."""
         return SAMPLE_RATE / HOP_LENGTH / 2 / self.config.downsample
 
-    @property
+    @cached_property  # seconds for a large one, and its weights do not change any more
     def identity(self) -> str:
         """sha256 of tensors and configuration, 64 hex digits: the same in every file format."""
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
@@ -151,9 +152,9 @@ class Quantizer(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with replacing(folder / "model.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
         write_json(folder / "config.json", asdict(self.config))
 
     @classmethod

@@ -196,6 +196,14 @@ def _row(
     }
 
 
+def exactness_of_shard(
+    planned: dict[str, Any], corpus: dict[str, Any], quantizer: QuantizerSpec, batch_size: int
+) -> tuple[int, int]:
+    """`exactness` of the clips of one shard, in a worker process, on its device."""
+    encoder = quantizer.load(workers.device())
+    return exactness(component(corpus).clips(planned), encoder, batch_size)
+
+
 def exactness(
     clips: Iterable[Clip | Reject], quantizer: Quantizer, batch_size: int, enough: int = 10_000
 ) -> tuple[int, int]:

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from speechfuse import artifact, config
+from speechfuse import config
+from speechfuse.locks import exclusive_lock
 from speechfuse.rows import shards
 from speechfuse.samples import index, packing
 from speechfuse.samples.view import Collate, Sample, View
@@ -148,7 +149,7 @@ def load(
     what = [each.key for each in indexes], shares, shape, epochs, steps, seed
     key = index.key_of(packing.VERSION, *what)
     lengths, parts = [each.lengths for each in indexes], [share / sum(shares) for share in shares]
-    with artifact.exclusive_lock(folder):
+    with exclusive_lock(folder):
         plan = packing.make(lengths, parts, shape, epochs, steps, seed, folder / f"plan-{key}")
     return Mixture(Vocabulary.load(checkpoint), [s["path"] for s in specs], indexes, plan)
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from speechfuse import artifact, config, workers
+from speechfuse.locks import exclusive_lock
 from speechfuse.rows import selection, shards
 from speechfuse.samples.view import Sample, View
 from speechfuse.tokens import prompts, vocabulary
@@ -99,7 +100,7 @@ def build(spec: dict[str, Any], checkpoint: Path, folder: Path) -> Index:
     settings = {key: value for key, value in spec.items() if key != "path"}
     key = key_of(source, settings, _tokens_of(checkpoint), _code(spec), VERSION)
     rows, samples = folder / f"rows-{key_of(source, VERSION)}", folder / f"view-{key}"
-    with artifact.exclusive_lock(folder):
+    with exclusive_lock(folder):
         if not (samples / "index.json").exists():
             rows.mkdir(exist_ok=True)
             samples.mkdir(exist_ok=True)

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from speechfuse import artifact
+from speechfuse import artifact, failures
 
 VERSION = 1
 BLOCK = 1 << 16  # samples that are put in order at once
@@ -123,7 +123,11 @@ def make(
     counted, tokens, step = [0] * len(lengths), 0, 0
     left_of_pass = [len(fitting[0])] * epochs
     pass_ends: list[int] = []
-    with open(folder / "samples", "wb") as places, open(folder / "ends", "wb") as ends:
+    with (
+        failures.writing(folder),
+        open(folder / "samples", "wb") as places,
+        open(folder / "ends", "wb") as ends,
+    ):
         for step, rows in enumerate(tqdm(packs, desc="plan", unit="step", total=steps, delay=2), 1):
             if step == 1 and not all(rows):
                 raise ValueError(
@@ -137,8 +141,8 @@ def make(
                     tokens += sample.length
                     if sample.turn >= 0:
                         left_of_pass[sample.turn] -= 1
-                np.array([sample.place for sample in row], np.int64).tofile(places)
-                np.array([sum(counted)], np.int64).tofile(ends)
+                places.write(np.array([sample.place for sample in row], np.int64).tobytes())
+                ends.write(np.array([sum(counted)], np.int64).tobytes())
             while len(pass_ends) < epochs and not left_of_pass[len(pass_ends)]:
                 pass_ends.append(step)
             if step == steps:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from speechfuse import failures
 from speechfuse.tokens import initialization, vocabulary, weights
 from speechfuse.tokens.vocabulary import END, SOUND, START, SoundLayout, Vocabulary
 
@@ -103,8 +104,9 @@ def expand(
         _add_rows(model, layout, initialize, codebook, torch.Generator().manual_seed(seed))
     model.config.speechfuse = asdict(layout)
     tokenizer.chat_template = vocabulary.CHAT_TEMPLATE
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with failures.writing(out):
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     return layout
 
 

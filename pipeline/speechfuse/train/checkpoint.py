@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torchtune.modules.peft import DoRALinear, LoRALinear, get_merged_lora_ckpt
 
+from speechfuse import artifact, failures
 from speechfuse.tokens import weights
 from speechfuse.train import backbone, state
 from speechfuse.train.backbone import Decoder
@@ -46,21 +47,28 @@ def export(decoder: Decoder, end_of_turn: int, out: Path, manifest: dict[str, An
         return
     _merge_adapters(model, values)
     values = backbone.of(model).write_hf(values, decoder.shape)
-    hidden = out.with_name(f".{out.name}")
-    shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir(parents=True)
     for name, tensor in values.items():
         # rows gathered from ranks with unequal shares lie in a larger block of memory
         whole_block = tensor.untyped_storage().nbytes() == tensor.nbytes
         values[name] = tensor.contiguous() if whole_block else tensor.clone()
-    save_torch_state_dict(values, hidden)
-    for name in CARRIED:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, hidden / name)
     generation = _generation_config(folder, decoder.shape, end_of_turn)
-    for name, content in (("generation_config.json", generation), ("manifest.json", manifest)):
-        (hidden / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(hidden, out)
+    contents = {"generation_config.json": generation, "manifest.json": manifest}
+    hidden = out.with_name(f".{out.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    try:
+        with failures.writing(out):
+            hidden.mkdir(parents=True)
+            save_torch_state_dict(values, hidden)
+            for name in CARRIED:
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, hidden / name)
+            for name, content in contents.items():
+                (hidden / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+            for path in hidden.iterdir():
+                artifact.flush(path)
+            os.replace(hidden, out)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)  # a full disk needs the room
 
 
 def _merge_adapters(model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -22,6 +22,8 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.optim import Optimizer
 
+from speechfuse import failures
+
 # a run of one process has no process group, and needs none
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
 # frozen weights are the checkpoint's; not strict, else moments not there are an error
@@ -93,9 +95,11 @@ class States:
                 shutil.rmtree(self.folder / f"step_{step}", ignore_errors=True)
             whole = complete_steps(self.folder)
             before = f"that of step {whole[-1]} is whole" if whole else "there is none before it"
+            code = failures.errno_of(error)
             raise ValueError(
                 f"{self.folder}: the state of step {step} could not be written "
-                f"({_first_cause(error)}); {before}: make room on the disk and run again to resume"
+                f"({failures.DISK[code] if code else _first_cause(error)}); {before}: run again to "
+                "resume"
             ) from error
         if rank() == 0:
             for old in complete_steps(self.folder)[:-KEEP]:
