@@ -39,7 +39,8 @@ ROOMS = ("pipeline", "stages", "recipes", "tests")
 LIBRARY = "pipeline/speechfuse/"
 FLOORS = (  # from the ground up; a room imports rooms of lower floors alone
     ("failures", "locks", "patterns", "provenance", "scores", "yaml_values"),
-    ("config", "workers"),
+    ("components", "workers"),
+    ("config",),
     ("artifact", "ray_cluster"),
     ("audio", "openai_server", "report", "rows", "tokens"),
     ("hub", "samples"),
@@ -278,15 +279,15 @@ def test_every_arrow_between_rooms_runs_down():
         (
             "rows/a.py",
             "from speechfuse.samples import index",
-            ["rows (floor 3) -> samples (floor 4)"],
+            ["rows (floor 4) -> samples (floor 5)"],
         ),
         (
             "config.py",
             "def f():\n    import speechfuse.texts.b",
-            ["config (floor 1) -> texts (floor 5)"],
+            ["config (floor 2) -> texts (floor 6)"],
         ),
-        ("evals/a.py", "from speechfuse.train import loop", ["evals (floor 6) -> train (floor 6)"]),
-        ("evals/a.py", "from stages import ask", ["evals (floor 6) -> stages (floor 8)"]),
+        ("evals/a.py", "from speechfuse.train import loop", ["evals (floor 7) -> train (floor 7)"]),
+        ("evals/a.py", "from stages import ask", ["evals (floor 7) -> stages (floor 9)"]),
         ("cellar/a.py", "import json", ["cellar stands on no floor"]),
     ],
 )

@@ -18,16 +18,11 @@ its manifest. Only stages.verify and a push to the Hub read all files again and 
 sha256.
 """
 
-import ast
 import hashlib
-import importlib.util
-import inspect
 import json
 import os
 import platform
-import sys
-import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -254,37 +249,6 @@ def sha256_of(path: Path) -> str:
     """Return sha256 of a file's bytes, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def code_digest(modules: Iterable[str]) -> str:
-    """Return a hash of the source files of imported `modules`, and of the user's own modules that
-    they import, at any depth; an edit of any of them changes it."""
-    files, waiting = dict[str, str | None](), [*modules]
-    while waiting:
-        if (name := waiting.pop()) not in files:
-            files[name] = getattr(sys.modules[name], "__file__", None)  # None: built in
-            waiting += filter(_is_users, _imports(name) if _is_users(name) else ())
-    hashes = {sha256_of(Path(file)) for file in files.values() if file}
-    return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
-
-
-def _imports(name: str) -> Iterator[str]:
-    """Yield the names of what a module imports; `from a import b` gives a and a.b."""
-    module = sys.modules[name]
-    for node in ast.walk(ast.parse(inspect.getsource(module))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            dotted = "." * node.level + (node.module or "")
-            of = importlib.util.resolve_name(dotted, module.__package__)
-            yield from (of, *(f"{of}.{alias.name}" for alias in node.names))
-
-
-def _is_users(name: str) -> bool:
-    """Return whether `name` is an imported module that is neither installed nor of speechfuse."""
-    file = str(getattr(sys.modules.get(name), "__file__", None))
-    ours = {Path(__file__).parent, *map(Path, sysconfig.get_paths().values())}
-    return file.endswith(".py") and ours.isdisjoint(Path(file).parents)
 
 
 def move_aside(path: Path) -> Path:

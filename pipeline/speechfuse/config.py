@@ -10,17 +10,12 @@ and its module ends with `main(job, Schema, __doc__)`. Sub-dicts that name code 
 dotted.path` plus keyword arguments) are free-form in the schema and are checked by `instantiate`.
 """
 
-import contextlib
 import dataclasses
-import difflib
-import importlib
 import inspect
-import json
 import re
 import sys
 import typing
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +24,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from speechfuse import failures, yaml_values
+from speechfuse.components import bind as bind
+from speechfuse.components import instantiate as instantiate
+from speechfuse.components import modules_of as modules_of
+from speechfuse.components import nearest
+from speechfuse.components import resolve as resolve
 
 T = TypeVar("T")
 YAML = (".yaml", ".yml")
@@ -66,7 +66,7 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
             if value is None and hints.get(above) == dict[str, dict[str, Any]]:
                 names = OmegaConf.select(config, above)
                 if names.pop(last, None) is None:
-                    raise ValueError(f"{source}: {above} has no {last}{_nearest(last, names)}")
+                    raise ValueError(f"{source}: {above} has no {last}{nearest(last, names)}")
             else:
                 OmegaConf.update(config, key, value, merge=True)
         source = f"{file} with its overrides"
@@ -133,109 +133,6 @@ def _check_values(settings: Any, prefix: str = "") -> None:
             raise ValueError(f"{name}={value}: it must be above {above}")
         elif isinstance(value, int) and value >= 2**63:
             raise ValueError(f"{name}={value}: such a number does not fit into 64 bits")
-
-
-def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
-    """Call what `spec["_component_"]` names with the rest of `spec` and with `extra` as keywords.
-
-    `extra` is what the job itself passes, so `spec` may not also set it. Raises ValueError as
-    `bind` does; errors of the component itself pass through.
-    """
-    return bind(spec, *extra)(**extra)
-
-
-def bind(spec: dict[str, Any], *names: str) -> Callable[..., Any]:
-    """Return a partial of what `spec["_component_"]` names, with the rest of `spec` as keywords.
-
-    The caller passes the keywords `names` when it calls the partial; the check of the keywords is
-    done here, once, so the partial may be called for every row. The dotted path may lead through a
-    class: `speechfuse.quantizer.model.Quantizer.load`. Raises ValueError for a path that cannot be
-    imported, for a keyword that the component does not take, for a required one that is missing,
-    for one of `names` that `spec` sets and, if the component belongs to speechfuse, for a value of
-    `spec` that is not of the declared type.
-    """
-    arguments = dict(spec)
-    dotted = arguments.pop("_component_", None)
-    if not isinstance(dotted, str):
-        raise ValueError(f"_component_ is missing from {spec}: give the dotted path to call")
-    component = resolve(dotted)
-    if both := sorted(arguments.keys() & set(names)):
-        raise ValueError(f"{dotted}: the job itself sets {', '.join(both)}; remove from the config")
-    try:
-        parameters = inspect.signature(component).parameters.values()
-    except ValueError:  # some builtins have no signature; then the call itself is the check
-        return partial(component, **arguments)
-    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    passed = [*arguments, *names]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for name in passed:
-            if name not in named:
-                raise ValueError(f"{dotted}: unknown argument '{name}'{_nearest(name, named)}")
-    if required := [n for n, p in named.items() if p.default is p.empty and n not in passed]:
-        raise ValueError(
-            f"{dotted}: no value for required {', '.join(required)}; add it beside _component_"
-        )
-    function = component.__init__ if inspect.isclass(component) else component
-    hints: dict[str, Any] = {}
-    ours = dotted.startswith(f"{__package__}.")
-    with contextlib.nullcontext() if ours else contextlib.suppress(Exception):
-        hints = typing.get_type_hints(function)
-    for name, value in arguments.items():
-        hint = hints.get(name, Any)
-        if ours:
-            arguments[name] = _fitting(dotted, name, value, hint)
-        elif str not in (hint, *typing.get_args(hint)):  # others' annotations are often inexact
-            arguments[name] = _mapped(value, _as_bool)
-    return partial(component, **arguments)
-
-
-def modules_of(spec: Any) -> set[str]:
-    """Return the names of the modules that define the components of `spec`, at any depth."""
-    if isinstance(spec, dict):
-        dotted = spec.get("_component_")
-        own = {resolve(dotted).__module__} if isinstance(dotted, str) else set()
-        return own.union(*map(modules_of, spec.values()))
-    return set().union(*map(modules_of, spec)) if isinstance(spec, list | tuple) else set()
-
-
-def _fitting(dotted: str, name: str, value: Any, hint: Any) -> Any:
-    """Return the reading of a value from YAML that is of the type `hint`: a whole number may be
-    text, and yes and no may be booleans. Raises ValueError where none is."""
-    for reading in (value, _mapped(value, _as_text), _mapped(value, _as_bool)):
-        if _fits(reading, hint):
-            return reading
-    quotes = "; write text in quotes" if isinstance(value, bool | float) else ""
-    shown = inspect.formatannotation(hint)
-    raise ValueError(f"{dotted}: {name}={value!r} is not of the type {shown}{quotes}")
-
-
-def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    if isinstance(value, dict):
-        return {key: _mapped(inner, function) for key, inner in value.items()}
-    return [_mapped(v, function) for v in value] if isinstance(value, list) else function(value)
-
-
-def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _as_bool(value: Any) -> Any:
-    return yaml_values.YES_OR_NO.get(value.lower(), value) if isinstance(value, str) else value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a value from YAML is of the type `hint`. Returns True, without a check, for a
-    type that pydantic does not know: YAML has no way to write a value of it."""
-    from pydantic import TypeAdapter, ValidationError  # here, as it takes 0.2 s
-    from pydantic.errors import PydanticSchemaGenerationError
-
-    try:  # in JSON a list passes for a tuple and an int for a float, but no bool for a number
-        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
-    except PydanticSchemaGenerationError:
-        return True
-    except ValidationError:
-        return False
-    return True
 
 
 def main(
@@ -318,52 +215,10 @@ def _sentence(schema: type, source: str, error: Exception) -> str:
         owner = getattr(error, "object_type", None)
         if dataclasses.is_dataclass(owner):
             names = [field.name for field in dataclasses.fields(owner)]
-            return f"{source}: unknown key '{key}'{_nearest(key, names)}"
+            return f"{source}: unknown key '{key}'{nearest(key, names)}"
     declared = {name: kind for name, kind, _, _ in _rows(schema)}.get(key)
     must = f" ('{key}' is declared as {declared})" if declared else f" (at '{key}')" if key else ""
     return f"{source}: {str(error).splitlines()[0]}{must}"
-
-
-def _nearest(key: str, names: Iterable[str]) -> str:
-    """Return "; did you mean 'x'? Allowed here: ..." for the last part of a dotted `key`."""
-    prefix, dot, last = key.rpartition(".")
-    names = list(names)
-    close = difflib.get_close_matches(last, names, n=1, cutoff=0.5)
-    guess = f"; did you mean '{prefix}{dot}{close[0]}'?" if close else "."
-    return f"{guess} Allowed here: {', '.join(names) or 'none'}"
-
-
-def resolve(dotted: str) -> Any:
-    """Return the class or function at a dotted path. Raises ValueError when there is none."""
-    parts = dotted.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:cut])
-        try:
-            value = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            # a shorter path is tried only if this one is no module, not if an import in it fails
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise ValueError(
-                    f"{dotted}: {name} needs the module {error.name}, which is not installed here"
-                ) from error
-            continue
-        names = getattr(value, "COMPONENTS", {})  # short names that the package lists
-        if parts[cut] in names:
-            return resolve(".".join([name, names[parts[cut]], *parts[cut + 1 :]]))
-        for part in parts[cut:]:
-            if not hasattr(value, part):
-                names = [*names, *(public for public in dir(value) if not public.startswith("_"))]
-                close = difflib.get_close_matches(part, names, n=1)
-                guess = f"; did you mean '{close[0]}'?" if close else ""
-                raise ValueError(f"_component_ {dotted}: {name} has no '{part}'{guess}")
-            value = getattr(value, part)
-        if not callable(value):
-            raise ValueError(f"_component_ {dotted} is not a class or a function")
-        return value
-    raise ValueError(
-        f"_component_ {dotted}: there is no module '{parts[0]}'; give the full dotted "
-        "path, e.g. speechfuse.quantizer.model.Quantizer.load"
-    )
 
 
 def _rows(schema: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from speechfuse import artifact, failures, workers
+from speechfuse import artifact, components, failures, workers
 from speechfuse.evals.tasks import Task, json_digest
 from speechfuse.locks import exclusive_lock
 from speechfuse.provenance import maker
@@ -73,7 +73,7 @@ class Predictions:
     def __init__(self, out: Path, checkpoint: str, task: Task) -> None:
         self.inputs: dict[str, Any] = {"checkpoint": checkpoint, "task": task.inputs()}
         if not (module := type(task).__module__).startswith("speechfuse."):
-            self.inputs["code"] = artifact.code_digest({module})
+            self.inputs["code"] = components.code_digest({module})
         self.key = json_digest(self.inputs)
         self.folder = out / "cells" / self.key[:32]
         self.path = self.folder / "predictions.jsonl"

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from speechfuse import artifact, config, scores, workers
+from speechfuse import artifact, components, config, scores, workers
 from speechfuse.config import key
 from speechfuse.evals import cells
 from speechfuse.evals.cells import Predictions
@@ -222,7 +222,7 @@ def code_of_rooms() -> list[str]:
 def code(spec: dict[str, Any]) -> str:
     """Return the hash of the code that turns predictions into scores, the task's own and its
     components' included: when it changes, all is scored again."""
-    return json_digest([artifact.code_digest(config.modules_of(spec)), *code_of_rooms()])
+    return json_digest([components.code_digest(config.modules_of(spec)), *code_of_rooms()])
 
 
 def is_done(work: Work) -> bool:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from speechfuse import artifact
+from speechfuse import artifact, components
 
 PLACES = {"dataset_path", "dataset_name", "dataset_kwargs", "config_source"}  # keys of a task
 DESCRIBES = ("yaml", "yml", ".py", ".txt", ".md", ".json", ".jinja", ".jinja2", ".j2")
@@ -28,7 +28,7 @@ def _stated(value: Any) -> Any:
         return [_stated(each) for each in value]
     if callable(value):
         name = getattr(value, "__qualname__", type(value).__qualname__)
-        return [name, artifact.code_digest({value.__module__})]
+        return [name, components.code_digest({value.__module__})]
     if fields := getattr(value, "__dict__", value if isinstance(value, dict) else {}):
         return {str(key): _stated(each) for key, each in fields.items() if key not in PLACES}
     return value if isinstance(value, str | int | float | None) else str(value)

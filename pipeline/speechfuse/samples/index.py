@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from speechfuse import artifact, config, workers
+from speechfuse import artifact, components, config, workers
 from speechfuse.locks import exclusive_lock
 from speechfuse.rows import selection, shards
 from speechfuse.samples.view import Sample, View
@@ -193,4 +193,6 @@ def _code(spec: dict[str, Any]) -> str:
     others = {module.__name__ for module in (prompts, vocabulary, selection)}
     room = sorted(Path(__file__).parent.glob("*.py"))  # a user's view may call any of it
     digests = [artifact.sha256_of(path) for path in room]
-    return artifact.json_digest([*digests, artifact.code_digest(others | config.modules_of(spec))])
+    return artifact.json_digest(
+        [*digests, components.code_digest(others | config.modules_of(spec))]
+    )
