@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that `--help` and a misspelt key answer at once.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,13 @@ CHOICES: dict[str, Iterable[str]] = {
     "guards.policy": ("stop", "quarantine"),
     "runtime.tracker": ("none", "wandb", "trackio"),
 }
+
+
+def set_allocator() -> None:
+    """Let torch's blocks of GPU memory grow, so that sizes that vary leave no holes between them,
+    unless the user has set the allocator. Call it before torch is imported."""
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def _check_choice(key: str, value: str) -> None:
