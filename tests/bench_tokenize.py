@@ -148,10 +148,9 @@ def speeds(options: dict[str, str]) -> tuple[float, dict[str, float]]:
         if device == "cpu":  # where bfloat16 is emulated and slower
             ways = [way for way in ways if way[2] == f32]
         times: dict[str, list[float]] = {name: [] for name, *_ in ways}
-        for name, work, dtype, _ in ways:
-            if name.startswith("encode"):  # the first forwards choose their kernels
-                quantizer.dtype = dtype
-                work()
+        for dtype in {way[2] for way in ways}:  # the first forwards choose their kernels
+            quantizer.dtype = dtype
+            encode()
         for _ in tqdm(range(int(options["repeats"])), "rounds"):
             for name, work, dtype, part in ways:
                 quantizer.dtype = dtype
