@@ -132,6 +132,10 @@ bench what *args: setup
     @test -f "tests/bench_$1.py" || (echo "error: there is no $1 to bench; choose" $(cd tests; ls bench_*.py | sed 's/bench_//; s/.py//') >&2; exit 2)
     PYTHONPATH=. {{py}} "tests/bench_$1.py" "${@:2}"
 
+# dist/gpu: what to copy to a machine with a GPU and no network, where `python3 run.py` measures for 8 minutes (at most 55 MB)
+gpu-bundle: setup
+    PYTHONPATH=. {{python}} tests/gpu_bundle.py
+
 # all tests (about 5 minutes on 2 cores)
 test *args: setup
     OMP_NUM_THREADS=1 {{py}} -m pytest -n 2 --dist loadfile "$@"

@@ -16,7 +16,7 @@ from io import StringIO
 
 from speechfuse import config, failures
 from speechfuse.hub import data as hub_data
-from speechfuse.train.config import Finetune
+from speechfuse.train.config import Finetune, set_allocator
 from speechfuse.train.preflight import assumed
 
 
@@ -29,6 +29,7 @@ def main(job: Finetune) -> None:
     )
     if not job.runtime.dry_run and (lacks := assumed.missing(job, folders)):
         raise ValueError("; ".join(lacks))  # before torch and torchtune are imported
+    set_allocator()
     import torch.distributed as dist
 
     from speechfuse.train import loop

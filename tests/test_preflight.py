@@ -218,6 +218,8 @@ def test_what_was_measured_comes_before_what_is_assumed(tmp_path):
     counted = sum(count for count, _ in report.parameters.values())
     row = {
         "gpu": "H100",
+        "builder": report.job.model["_component_"],
+        "optimizer": report.job.optimizer["_component_"],
         "parameters": counted,
         "trained": counted,
         "seq_len": 64,
@@ -231,7 +233,9 @@ def test_what_was_measured_comes_before_what_is_assumed(tmp_path):
         "command": "just bench train",
         "date": "2026-01-01",
     }
-    other = [row | change for change in ({"gpu": "H200"}, {"seq_len": 128}, {"compile": True})]
+    changes: list[dict] = [{"gpu": "H200"}, {"seq_len": 128}, {"compile": True}]
+    changes += [{"builder": "speechfuse.train.llama"}, {"optimizer": "torchao.optim.AdamW8bit"}]
+    other = [row | change for change in changes]
     path.write_text("".join(json.dumps(each) + "\n" for each in [row, *other]))
     faster = tiny_report(measurements=path)
     assert faster.speed == 5000 and faster.source == "measured: just bench train (2026-01-01)"

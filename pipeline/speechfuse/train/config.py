@@ -3,6 +3,7 @@
 Nothing heavy is imported here, so that `--help` and a misspelt key answer at once.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,13 @@ from speechfuse.config import key
 RECOMPUTED = {"none": 0, "selective": 2, "full": 1}  # every how manyth layer
 DTYPES = ("bf16", "fp32")
 ATTENTION = ("auto", "dense", "varlen", "flex")
+
+
+def set_allocator() -> None:
+    """Let torch's blocks of GPU memory grow, so that sizes that vary leave no holes between them,
+    unless the user has set the allocator. Call it before torch is imported."""
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 @dataclass

@@ -46,11 +46,7 @@ def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
     same for every number of ranks.
     """
     model = decoder.model
-    _wrap_layers(model, job.activation_checkpointing, job.compile)
-    if dist.is_initialized():
-        _shard(model, device, DTYPES[job.compute_dtype], job.shard_group)
-    model.to_empty(device=device)
-    backbone.fill_positions(model, device)
+    place(model, job, device)
     weights: dict[str, Any] = {}
     if state.rank() == 0:
         weights = checkpoint.read(decoder)
@@ -58,6 +54,16 @@ def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
         weights = {name: tensor.to(DTYPES[job.dtype]) for name, tensor in weights.items()}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
     set_model_state_dict(model, weights, options=options)
+
+
+def place(model: nn.Module, job: Finetune, device: torch.device) -> None:
+    """Give a model of the meta device memory on `device`, sharded and recomputed as `job` says; its
+    weights have no values yet."""
+    _wrap_layers(model, job.activation_checkpointing, job.compile)
+    if dist.is_initialized():
+        _shard(model, device, DTYPES[job.compute_dtype], job.shard_group)
+    model.to_empty(device=device)
+    backbone.fill_positions(model, device)
 
 
 def _wrap_layers(model: nn.Module, mode: str, compile: bool) -> None:
