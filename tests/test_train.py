@@ -237,7 +237,7 @@ def launched(arguments: list[str], monkeypatch, capsys) -> tuple[object, str, st
     """(exit status, or "torchrun" where it would start that; stdout; stderr) of finetune.py."""
 
     def torchrun(path: str, command: list[str]) -> None:
-        assert "torch.distributed.run" in command and "--nproc-per-node=2" in command
+        assert "speechfuse.train.torchrun" in command and "--nproc-per-node=2" in command
         sys.exit("torchrun")
 
     code = None

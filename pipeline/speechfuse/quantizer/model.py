@@ -12,7 +12,6 @@ import hashlib
 import json
 import pickle
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +55,7 @@ class Quantizer(nn.Module):
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
+        self._identity: tuple[list[int], str] = [], ""
         self.dtype = torch.float32  # of the encoder's matrix products; bfloat16 is not exact
         self.config = config
         width = config.n_audio_state
@@ -86,9 +86,16 @@ class Quantizer(nn.Module):
         """Codes a second."""
         return SAMPLE_RATE / HOP_LENGTH / 2 / self.config.downsample
 
-    @cached_property  # seconds for a large one, and its weights do not change any more
+    @property
     def identity(self) -> str:
         """sha256 of tensors and configuration, 64 hex digits: the same in every file format."""
+        # seconds for a large one, so it is kept while no tensor is written to
+        versions = [tensor._version for tensor in self.state_dict().values()]
+        if self._identity[0] != versions:
+            self._identity = versions, self._hash()
+        return self._identity[1]
+
+    def _hash(self) -> str:
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
