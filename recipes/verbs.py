@@ -1,25 +1,30 @@
-"""What stands before or after a job in `just sweep`, `just stage2` and `just synthesize`.
+"""The verbs of several jobs: which jobs, with which arguments, in which order.
 
     python recipes/verbs.py sweep recipes/demo limit=20 out=out/try/evals
-    python recipes/verbs.py gate recipes/demo checkpoint=out/other/epoch_0
-    python recipes/verbs.py synthesize recipes/demo --dry-run
+    python recipes/verbs.py demo recipes/demo ranks=2
 
-sweep: stages.evaluate with these arguments, then stages.report of what it wrote. gate: whether the
-checkpoint that a stage 2 with these arguments begins with may go on; gate=false asks nothing.
-synthesize: stages.curate_texts, then stages.synthesize_instructions with these arguments. `--help`
-prints the help of both jobs and runs neither.
+A verb is a function that yields its jobs as (name, argument, ...). First the configuration of each
+is read (`--check`), so that a typo in the last one costs nothing; then they run, up to the first
+that fails. Failed cells of an evaluation do not end a verb: the report names them, and the exit
+status is 1. With `--help` the help of each job is printed, and none is run. `ranks=N` reaches
+trainings alone, `gate=false` lets stage 2 begin unasked.
 """
 
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from speechfuse import config, yaml_values
 
-def job(name: str, *arguments: str) -> int:
-    return subprocess.run([sys.executable, "-m", f"stages.{name}", *arguments]).returncode
+Job = tuple[str, ...]  # a module of stages/, or a script beside its YAML; then arguments
+Jobs = Iterator[Job]
+ROOT = Path(__file__).parent.parent
+SAY = "say"  # instead of a job: what a verb has to say
 
 
 def value_of(arguments: list[str], key: str) -> Any:
@@ -32,72 +37,213 @@ def is_dry(arguments: list[str]) -> bool:
     return "--dry-run" in arguments or value_of(arguments, "runtime.dry_run") is True
 
 
-def sweep(recipe: Path, arguments: list[str]) -> int:
-    code = job("evaluate", f"{recipe}/evaluate.yaml", *arguments)
-    if code not in (0, 1) or is_dry(arguments):  # 1: some cells failed, which the report says
-        return code
+def script(path: Path) -> Jobs:
+    """Yield a recipe's own script with its YAML, where there is one."""
+    if path.with_suffix(".py").exists():
+        yield str(path.with_suffix(".py")), str(path.with_suffix(".yaml"))
+
+
+def train(path: str, arguments: list[str]) -> Job:
+    return "train", path, *(a for a in arguments if not a.startswith("gate="))
+
+
+def data(recipe: Path, arguments: list[str]) -> Jobs:
+    yield from script(recipe / "world")
+    for name in ("train", "test"):
+        yield "tokenize_speech", f"{recipe}/tokenize_{name}.yaml", *arguments
+
+
+def sweep(recipe: Path, arguments: list[str]) -> Jobs:
+    evaluate, report = f"{recipe}/evaluate.yaml", f"{recipe}/report.yaml"
+    yield "report", report, f"plan={evaluate}"
+    yield "evaluate", evaluate, *arguments
+    if is_dry(arguments):
+        return
     part = [f"{key}={value}" for key in ("limit", "only") if (value := value_of(arguments, key))]
     more = [f"partial={' '.join(part)}".replace("'", "")] if part else []
     if evals := value_of(arguments, "out"):
         place = Path(evals)
         out = place.parent if place.name == "evals" else place.with_name(f"{place.name}_report")
         more += [f"evals={evals}", f"out={out}"]
-    return job("report", f"{recipe}/report.yaml", *more) or code
+    yield "report", report, *more
 
 
-def gate(recipe: Path, arguments: list[str]) -> int:
+def gate(recipe: Path, arguments: list[str]) -> Jobs:
+    """Yield what decides whether the checkpoint that a stage 2 with these arguments begins with may
+    go on: the scores that the gate reads, and the gate."""
     path = recipe / "gate.yaml"
-    if not path.exists() or value_of(arguments, "gate") is False:
-        return 0
-    judged, stage2 = (yaml.safe_load(p.read_text()) for p in (path, recipe / "stage2.yaml"))
+    if value_of(arguments, "gate") is False:
+        return
+    stage2 = yaml_values.settings(recipe / "stage2.yaml")
     if (Path(value_of(arguments, "out") or stage2["out"]) / "manifest.json").exists():
-        return 0  # it is complete, or will be refused
+        return  # it is complete, or will be refused
+    if not path.exists():
+        yield SAY, f"gate: not asked, as {path} is not there"
+        return
     if is_dry(arguments):
-        print("gate: not asked in a dry run")
-        return 0
-    begins = value_of(arguments, "checkpoint") or stage2["checkpoint"]
+        yield SAY, "gate: not asked in a dry run"
+        return
+    judged, begins = (
+        yaml_values.settings(path),
+        value_of(arguments, "checkpoint") or stage2["checkpoint"],
+    )
     if begins != judged.get("path", begins):
-        print(
-            f"gate: not asked, as {path} judges {judged['path']} and this run begins with {begins}"
+        yield (
+            SAY,
+            f"gate: not asked, as {path} judges {judged['path']} and this run begins with {begins}",
         )
-        return 0
-    only = f"only=[{judged['base']},{judged['checkpoint'].partition('/')[0]}]"
+        return
+    names = {floor["task"] for floor in judged["floors"]}
+    tasks = yaml_values.settings(recipe / "evaluate.yaml")["tasks"]
+    gives = {task: {task, spec.get("name")} for task, spec in tasks.items()}
+    for task in (task for task, spec in tasks.items() if spec.get("transcript_splits")):
+        gives[task].add("question_transcript")
+    if lost := sorted(names.difference(*gives.values())):
+        raise ValueError(f"{path}: no task of {recipe}/evaluate.yaml scores {', '.join(lost)}")
+    only = [judged["base"]] * any("of_base_at_least" in floor for floor in judged["floors"])
+    only += [judged["checkpoint"], *(task for task, given in gives.items() if given & names)]
     same = [a for a in arguments if a.startswith(("runtime.threads=", "runtime.device="))]
-    return job("evaluate", f"{recipe}/evaluate.yaml", only, *same) or job("gate", str(path))
+    yield "evaluate", f"{recipe}/evaluate.yaml", f"only=[{','.join(only)}]", *same
+    yield "gate", str(path)
 
 
-def synthesize(recipe: Path, arguments: list[str]) -> int:
-    for world in (recipe / "world", recipe / "dialogues"):  # seconds, in a dry run too
-        if world.with_suffix(".py").exists():
-            paths = [str(world.with_suffix(suffix)) for suffix in (".py", ".yaml")]
-            if code := subprocess.run([sys.executable, *paths]).returncode:
-                return code
+def stage2(recipe: Path, arguments: list[str]) -> Jobs:
+    yield from gate(recipe, arguments)
+    yield train(f"{recipe}/stage2.yaml", arguments)
+
+
+def synthesize(recipe: Path, arguments: list[str]) -> Jobs:
+    for world in ("world", "dialogues"):  # seconds, in a dry run too
+        yield from script(recipe / world)
     texts = recipe / "curate_texts.yaml"
-    manifest = Path(yaml.safe_load(texts.read_text())["out"]) / "manifest.json"
-    dry = is_dry(arguments) and not manifest.exists()
+    dry = (
+        is_dry(arguments)
+        and not (Path(yaml_values.settings(texts)["out"]) / "manifest.json").exists()
+    )
     fresh = [a for a in arguments if a.startswith("fresh=")]  # both move aside only what differs
-    if code := job("curate_texts", str(texts), *["--dry-run"] * dry, *fresh):
-        return code
+    yield "curate_texts", str(texts), *["--dry-run"] * dry, *fresh
+    yield "synthesize_instructions", f"{recipe}/synthesize.yaml", *arguments, *["--check"] * dry
     if dry:
-        print(
+        yield (
+            SAY,
             "What is spoken is planned when the texts are chosen: "
-            f"`.venv/bin/python -m stages.curate_texts {texts}` first"
+            f"`.venv/bin/python -m stages.curate_texts {texts}` first",
         )
-        return 0
-    return job("synthesize_instructions", f"{recipe}/synthesize.yaml", *arguments)
 
 
-VERBS = {  # what is run, and the jobs behind it
-    "sweep": (sweep, ("evaluate", "report")),
-    "gate": (gate, ()),  # stage 2 prints its own help
-    "synthesize": (synthesize, ("curate_texts", "synthesize_instructions")),
+def demo(recipe: Path, ranks: list[str]) -> Jobs:
+    yield from data(recipe, [])
+    yield "expand_vocab", f"{recipe}/expand_vocab.yaml"
+    yield train(f"{recipe}/stage1.yaml", ranks)
+    yield from stage2(recipe, ranks)
+    yield from sweep(recipe, [])
+
+
+def demo_plain(recipe: Path, ranks: list[str]) -> Jobs:
+    yield from demo(recipe, ranks)
+    yield train(f"{recipe}/stage2_plain.yaml", ranks)
+    yield "evaluate", f"{recipe}/evaluate_plain.yaml"
+    yield "report", f"{recipe}/report.yaml"
+
+
+def demo_seeds(recipe: Path, ranks: list[str]) -> Jobs:
+    yield from demo(recipe, ranks)
+    for seed in (1, 2):
+        out, start = f"out/demo_{seed}", f"seed={seed}"
+        one, two = f"{out}/stage1", f"{out}/stage2"
+        begin = f"checkpoint={one}/epoch_0"
+        scored = [f"checkpoints.2.path={one}", f"checkpoints.3.path={two}"]
+        runs = [f"runs.0.path={one}", f"runs.1.path={two}"]
+        yield train(f"{recipe}/stage1.yaml", [*ranks, start, f"out={one}"])
+        yield train(f"{recipe}/stage2.yaml", [*ranks, start, f"out={two}", begin])
+        yield "evaluate", f"{recipe}/evaluate.yaml", f"out={out}/evals", *scored
+        yield "report", f"{recipe}/report.yaml", f"out={out}", f"evals={out}/evals", *runs
+    yield from script(recipe / "seed_variance")
+
+
+def demo_robust(recipe: Path, ranks: list[str]) -> Jobs:
+    yield from demo(recipe, ranks)
+    yield from synthesize(recipe, [])
+    yield "curate_texts", f"{recipe}/curate_test.yaml"
+    for snr in ("clean", 20, 10, 5, 0):
+        noise = "augmentation=[]" if snr == "clean" else f"augmentation.0.snr=[{snr},{snr}]"
+        out = f"out=out/data/instructions_test/{snr}"
+        yield "synthesize_instructions", f"{recipe}/synthesize_test.yaml", out, noise
+    quiet = (
+        "augmentation=[{_component_: speechfuse.audio.Noise, snr: [20, 40], sources: [white]}, "
+        "{_component_: speechfuse.audio.Gain, db: [-10, 0]}]"
+    )
+    out = "out/data/instructions_quiet"
+    yield "synthesize_instructions", f"{recipe}/synthesize.yaml", f"out={out}", quiet
+    yield train(f"{recipe}/stage2_robust.yaml", ranks)
+    other = "out=out/demo_robust/stage2_quiet"
+    yield train(f"{recipe}/stage2_robust.yaml", [*ranks, other, f"datasets.0.path={out}"])
+    yield "evaluate", f"{recipe}/evaluate_robust.yaml"
+    yield "report", f"{recipe}/report_robust.yaml"
+
+
+def train_quantizer(recipe: Path, arguments: list[str]) -> Jobs:
+    yield from script(recipe / "world")
+    yield "train_quantizer", f"{recipe}/train_quantizer.yaml", *arguments
+
+
+def train_base(recipe: Path, arguments: list[str]) -> Jobs:
+    for name in ("world", "init_base"):
+        yield from script(recipe / name)
+    yield train(f"{recipe}/train_base.yaml", arguments)
+    scored = ["only=[base]", "checkpoints.0.path=out/models/base_training/epoch_2"]
+    yield "evaluate", f"{recipe}/evaluate.yaml", *scored, "out=out/models/evals"
+
+
+WHOLE = demo, demo_plain, demo_seeds, demo_robust  # take no key=value
+VERBS: dict[str, Callable[[Path, list[str]], Jobs]] = {
+    verb.__name__.replace("_", "-"): verb
+    for verb in (data, synthesize, stage2, sweep, train_quantizer, train_base, *WHOLE)
 }
 
+
+def command(job: Job) -> list[str]:
+    """Return a job's command line, without the interpreter."""
+    name, *arguments = job
+    return [name, *arguments] if name.endswith(".py") else ["-m", f"stages.{name}", *arguments]
+
+
+def check(job: Job) -> None:
+    """Read a job's configuration in this process; exits with 2 where it is wrong."""
+    name, *arguments = job
+    sys.argv = [name, *arguments, "--check"]
+    path = name if name.endswith(".py") else ROOT / "stages" / f"{name}.py"
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def run(job: Job) -> int:
+    if job[0] == SAY:
+        print(job[1], flush=True)
+        return 0
+    return subprocess.run([sys.executable, *command(job)]).returncode
+
+
+def main(name: str, recipe: Path, arguments: list[str]) -> int:
+    verb, ranks = VERBS[name], value_of(arguments, "ranks") or 1
+    arguments = [a for a in arguments if not a.startswith("ranks=")]
+    if {"--help", "-h"} & {*arguments}:
+        names = dict.fromkeys(job[0] for job in verb(recipe, []) if job[0] != SAY)
+        return max(run((each, "--help")) for each in names)
+    if verb in WHOLE and (own := [a for a in arguments if not a.startswith("gate=")]):
+        raise ValueError(f"{own[0]}: just {name} takes no arguments; run its verbs one by one")
+    if ranks != 1:
+        arguments.insert(0, f"runtime.ranks={ranks}")
+    for job in verb(recipe, arguments):
+        if job[0] != SAY:
+            check(job)
+    failed = 0
+    for job in verb(recipe, arguments):
+        if code := run(job):
+            if (job[0], code) != ("evaluate", 1):  # 1: some cells failed, which the report says
+                return code
+            failed = code
+    return failed
+
+
 if __name__ == "__main__":
-    try:
-        (verb, jobs), recipe, arguments = VERBS[sys.argv[1]], Path(sys.argv[2]), sys.argv[3:]
-        if {"--help", "-h"} & {*arguments}:
-            sys.exit(max((job(name, "--help") for name in jobs), default=0))
-        sys.exit(verb(recipe, arguments))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(config.guarded(lambda: main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])))

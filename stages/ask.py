@@ -13,6 +13,7 @@ from pathlib import Path
 from speechfuse import config
 from speechfuse.audio import decoding
 from speechfuse.config import key
+from speechfuse.provenance import maker
 from speechfuse.quantizer.spec import check_files
 from speechfuse.tokens import prompts
 
@@ -24,6 +25,7 @@ class Ask:
     quantizer: str = key("folder of ours, or a published WhisperVQ .model file")
     whisper: str | None = key("openai-whisper .pt beside a .model", None)
     checkpoint: str | None = key("this one instead of the chosen", None)
+    repeat_first: bool = key("it was trained to repeat the question on the first line", False)
     max_new_tokens: int = key("longest reply", 64)
 
 
@@ -31,13 +33,11 @@ def chosen_checkpoint(report: Path) -> Path:
     """Folder of the checkpoint that `report` marks as chosen; runs stand beside the report."""
     if not report.is_file():
         raise FileNotFoundError(
-            f"no report at {report}: run `just demo` first, or give checkpoint=..."
+            f"no report at {report}: {maker(str(report))}; or give checkpoint=FOLDER"
         )
     names = {row["checkpoint"] for row in json.loads(report.read_text()) if row["chosen"]}
     if len(names) != 1:
-        raise ValueError(
-            f"{report} marks {len(names)} checkpoints as chosen: make the report again"
-        )
+        raise ValueError(f"{report} marks {len(names)} checkpoints as chosen: {maker(str(report))}")
     return report.parent / names.pop()
 
 
@@ -54,8 +54,9 @@ def main(job: Ask) -> None:
     if len(pieces) > 1:
         print(f"{len(waveform) / decoding.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")
     turns = [{"role": "user", "segments": generator.speech(quantizer, pieces)}]
-    heard, answer = prompts.read_spoken_answer(generator.reply([turns], job.max_new_tokens)[0])
-    if heard:
+    (answer,) = generator.reply([turns], job.max_new_tokens)
+    if job.repeat_first:
+        heard, answer = prompts.read_spoken_answer(answer)
         print(f"heard:  {heard}")
     print(f"answer: {answer}")
 

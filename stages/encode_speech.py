@@ -14,25 +14,25 @@ from typing import Any
 
 from speechfuse import config
 from speechfuse.config import key
+from speechfuse.quantizer import recordings
 from speechfuse.quantizer.spec import EncoderSpec
 from speechfuse.rows import shards
-from stages import tokenize_speech
 
 
 @dataclass(kw_only=True)
-class EncodeSpeech(tokenize_speech.Recordings):
+class EncodeSpeech(recordings.Recordings):
     encoder: dict[str, Any] = key("what makes the frames, of speechfuse.quantizer")
 
 
 def main(job: EncodeSpeech) -> None:
     spec = EncoderSpec(job.encoder)
-    tokenize_speech.make(job, "encode_speech", 1, spec, shards.FRAMES, summary)
+    recordings.make(job, "encode_speech", 1, spec, shards.FRAMES, summary)
 
 
 def summary(out: Path, totals: dict[str, Any]) -> str:
     """One line: hours, clips and rows, and the counts of what was changed or left out."""
     rate = f"{totals['token_rate']:g} frames a second"
-    return tokenize_speech.describe(out, totals, f", {totals['rows']:,} rows of {rate}")
+    return recordings.describe(out, totals, f", {totals['rows']:,} rows of {rate}")
 
 
 if __name__ == "__main__":

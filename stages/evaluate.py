@@ -11,7 +11,6 @@ others go on, and the exit status is 1.
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from speechfuse import artifact, config
 from speechfuse.evals.sweep import (
     Evaluate,
+    cells_of,
     error_line,
     instance,
     is_done,
@@ -26,42 +26,38 @@ from speechfuse.evals.sweep import (
     predict_all,
     prepare,
     result_of,
+    survey,
 )
 
 
 def main(job: Evaluate) -> None:
     if job.runtime.processes < 1:
         raise ValueError(f"runtime.processes={job.runtime.processes}: at least 1 is needed")
-    every = prepare(job)
-    places = {id(work): Path(job.out) / work.name / work.task for work in every}
-    todo = [work for work in every if not is_done(work, places[id(work)].with_suffix(".json"))]
-    missing = [len({*instance(work.spec).ids()} - work.predictions.read().keys()) for work in todo]
     if job.runtime.dry_run:
-        for work, count in zip(todo, missing, strict=True):
-            print(f"{work.name} {work.task}: {count:,} items to compute")
-        print(
-            f"{job.out}: {len(todo)} of {len(every)} cells to do, {sum(missing):,} items; "
-            "nothing was run"
-        )
+        print(*survey(job), sep="\n")
         return
+    every = prepare(job, cells_of(job))
+    todo = [work for work in every if not is_done(work)]
+    missing = [len({*instance(work.spec).ids()} - work.predictions.read().keys()) for work in todo]
     failed, computed = [], 0
     with tqdm(total=sum(missing), desc=f"{len(todo)} cells", unit="item") as bar:
         for work, count, error in predict_all(todo, job.runtime, bar):
-            place, computed = places[id(work)], computed + count
+            computed += count
+            failure_file = work.result.with_suffix(".failed.json")
             result: dict[str, Any] = {"checkpoint": work.name, "task": work.task, "error": error}
             if error is None:
                 try:
                     result = result_of(work, job.limit is not None)
                 except Exception as failure:
                     result["error"] = error = error_line(work, failure)
-            if place.with_suffix(".json").exists():
-                move_aside(place.with_suffix(".json"))
+            if work.result.exists():
+                move_aside(work.result)
             if error is not None:
                 failed.append(f"{work.name} {work.task}: {error}")
-                artifact.write_json(place.with_suffix(".failed.json"), result)
+                artifact.write_json(failure_file, result)
                 continue
-            artifact.write_json(place.with_suffix(".json"), result)
-            place.with_suffix(".failed.json").unlink(missing_ok=True)
+            artifact.write_json(work.result, result)
+            failure_file.unlink(missing_ok=True)
             lines = [f"{s['split']} {s['metric']} {s['value']:.3f}" for s in result["scores"]]
             tqdm.write(f"{work.name} {work.task}: {', '.join(lines[:6])}")  # 57 subjects are many
     print(

@@ -4,7 +4,8 @@
 
 In: a Hugging Face checkpoint and a quantizer. Out: the checkpoint with sound_start, sound_end, one
 token per code and the mask code; the id layout and the quantizer's identity stand in its
-config.json.
+config.json. A published Ichigo or Llama3-s has these tokens: they and their rows are kept, and
+`quantizer` must be the one that it was trained with, which it does not say itself.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from typing import Any
 from speechfuse import artifact, config
 from speechfuse.config import key
 from speechfuse.quantizer.spec import check_files
-from speechfuse.tokens import vocabulary
+from speechfuse.tokens import vocabulary, weights
 
 
 @dataclass
@@ -33,22 +34,31 @@ class ExpandVocab:
 
 def main(job: ExpandVocab) -> None:
     out, base = Path(job.out), Path(job.base)
-    vocabulary.read_config(base)
+    weights.files(base)
     check_files(job.quantizer, job.whisper)
     from speechfuse.quantizer.model import Quantizer  # imports torch, so it comes after checks
     from speechfuse.tokens import expansion
 
+    weights.headers(base)
     quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
+    codes = quantizer.codebook_size
+    there = expansion.has_sound_tokens(base, vocabulary.tokenizer_of(base), codes)
     inputs = {"base": artifact.fingerprint_of_files(base), "quantizer": quantizer.identity}
+    inputs |= {"sound tokens": "of the base"} if there else {}
     work = artifact.Artifact(out, "expand_vocab", 2, asdict(job), inputs)
     if not work.begin(fresh=job.fresh):
         return
-    codes = quantizer.codebook_size
     layout = expansion.expand(
         base, out, codes, quantizer.identity, job.seed, job.initialize, quantizer.codebook[:codes]
     )
     outputs = sorted(p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
     work.finish(asdict(layout), outputs)
+    if there:
+        print(
+            f"{base} has these sound tokens: they and their rows are kept, initialize and seed "
+            "have no effect; it does not say which quantizer it was trained with, so that "
+            f"{job.quantizer} is recorded"
+        )
     print(
         f"{out}: sound_start {layout.start}, sound_end {layout.end}, codes {layout.first} to "
         f"{layout.first + layout.codes}; "

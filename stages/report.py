@@ -5,19 +5,22 @@
 In: <evals>/<checkpoint>/<task>.json as stages.evaluate writes them, and metrics.jsonl of each run.
 Out, rewritten each time: report.json (every score, and which checkpoint is chosen), report.md with
 its plots, and report.html, which needs no other file. With check=true the job fails when the chosen
-epoch misses a floor.
+epoch misses a floor. With plan=evaluate.yaml nothing is read or written: what the report names is
+compared with what that evaluation will score.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config
+from speechfuse.evals.sweep import Evaluate
 from speechfuse.report import choice, differences, page, plots, results, sections, tables
 from speechfuse.report.choice import Choice, Floor, Rule
 from speechfuse.report.media import Media
-from speechfuse.report.results import Curve, Results, ResultsByCheckpoint, Run, key
+from speechfuse.report.results import Curve, Key, Results, ResultsByCheckpoint, Run, key
 from speechfuse.report.sections import section
 from speechfuse.report.tables import Column
 
@@ -28,16 +31,27 @@ LEGEND = (
 OTHER_PROTOCOL = "Measured in another way: these numbers compare with none above."
 
 
+TEXT = "text_mmlu"
+SCORED_AS = {  # metric of a task: as its scores are called, where that differs
+    "wer": ("wer", "wer_capped"),
+    "wer_whisper": ("wer",),
+    "cer": ("cer", "cer_capped"),
+    "rouge": ("rougeL", "rouge1", "rouge2"),
+}
+
+
 @dataclass
 class Report:
     out: str = config.key("folder of the report")
     evals: str = config.key("folder of the result files")
-    base: str = config.key("checkpoint that the percentages refer to")
-    runs: list[Run] = config.key("trainings in order, {name, path}")
     rule: Rule = config.key("how the epoch is chosen")
-    table: list[Column] = config.key("{task, split, metric, degradation} of the first table")
-    samples: str = config.key("split of the rule's task whose items are shown")
-    text: str = config.key("4-choice task that is plotted", "text_mmlu")
+    base: str | None = config.key("checkpoint that the percentages refer to", None)
+    runs: list[Run] = config.key("trainings in order, {name, path}", [])
+    table: list[Column] = config.key("{task, split, metric, degradation} of the first table", [])
+    samples: str | None = config.key(
+        "split of the rule's task whose items are shown; null: all", None
+    )
+    text: str | None = config.key("task of multiple choice that is plotted, if it is scored", TEXT)
     floors: list[Floor] = config.key(
         "{task, split, metric, at_least | at_most | of_base_at_least}", []
     )
@@ -46,6 +60,70 @@ class Report:
     partial: str = config.key("what the sweep was limited to, e.g. limit=20; said on top", "")
     command: str = config.key("what makes the results, for the reader", "")
     check: bool = config.key("fail when a floor is missed", False)
+    plan: str | None = config.key(
+        "an evaluate.yaml: say what of this it will not score; stop", None
+    )
+
+
+def will_score(task: str, spec: dict[str, Any]) -> set[Key]:
+    """Return the (task, split, metric) that a task of an evaluation gives; "*" is any, of a task
+    whose scores are known when it runs."""
+    if spec.get("_component_") != "speechfuse.evals.Speech":
+        return {(task, "*", "*")}
+    name, metric = spec.get("name") or task, str(spec.get("metric"))
+    metrics = SCORED_AS.get(metric, (metric,))
+    splits = [*spec.get("splits", {"all": {}})]
+    found = {(name, split, each) for split in splits for each in metrics}
+    found |= {(name, split, "refusal_rate") for split in splits if spec.get("refusals")}
+    found |= {("question_transcript", split, "wer") for split in spec.get("transcript_splits", {})}
+    if control := spec.get("controls_of"):
+        controls = "shuffled_audio", "majority_answer", f"{control}_heard_exactly"
+        found |= {(name, split, metrics[0]) for split in controls}
+    return found
+
+
+def check_plan(job: Report, plan: Evaluate, path: str) -> None:
+    """Raise ValueError, before anything is evaluated, for what of the report is not scored yet, by
+    other evaluations perhaps, and `plan` will not score."""
+    if Path(job.evals) != Path(plan.out):
+        raise ValueError(f"evals={job.evals}, but {path} writes to out={plan.out}: make them equal")
+    scored: dict[str, set[Key]] = {}
+    for entry in plan.checkpoints:
+        of_tasks = [will_score(task, plan.tasks.get(task, {})) for task in entry.get("tasks", [])]
+        scored[str(entry.get("name"))] = set().union(*of_tasks)
+    rule, run = job.rule, job.rule.choose_from
+    with suppress(ValueError):  # no results yet
+        there = results.read(Path(job.evals), job.base, job.runs).of(rule.protocol)
+        for name, checkpoint in there.items():
+            scored.setdefault(name.partition("/")[0], set()).update(checkpoint.scores)
+    named = {"base": [job.base] if job.base else [], "runs": [each.name for each in job.runs]}
+    for what, names in {"rule.choose_from": [run], **named}.items():
+        if lost := [name for name in names if name not in scored]:
+            raise ValueError(
+                f"{what}: {path} has no checkpoint {lost[0]}; it has {', '.join(scored)}"
+            )
+    every = set().union(*scored.values())
+    of_run = [("rule", rule), *(("rule.under", floor) for floor in rule.under)]
+    of_run += [*(("rule.then", of) for of in rule.then), *(("floors", of) for of in job.floors)]
+    needs = [(what, key(of), scored[run]) for what, of in of_run]
+    needs += [("table", key(of), every) for of in job.table]
+    needs += [("curves", of, every) for curve in job.curves for of in curve.keys.values()]
+    if job.samples:
+        needs.append(("samples", (rule.task, job.samples, "*"), scored[run]))
+    if job.text and job.text != TEXT:
+        accuracies = {of for of in every if of[2].startswith(("*", *plots.ACCURACIES))}
+        needs.append(("text, an accuracy", (job.text, "*", "*"), accuracies))
+    for what, of, keys in needs:
+        if not any(all(a == b or "*" in (a, b) for a, b in zip(of, k, strict=True)) for k in keys):
+            of_task = [each for each in keys if each[0] == of[0]]
+            near = of_task or [(each[0], "*", "*") for each in keys]
+            listed = ", ".join(sorted({*map(_name, near)})) or "nothing"
+            whose = f" of {run}" if keys is scored[run] else ""
+            raise ValueError(f"{what}: {path} scores no '{_name(of)}'{whose}; it scores {listed}")
+
+
+def _name(of: Key) -> str:
+    return " ".join(of).replace(" *", "")
 
 
 def metrics_of(run: Run) -> list[dict[str, Any]]:
@@ -57,12 +135,19 @@ def metrics_of(run: Run) -> list[dict[str, Any]]:
 
 
 def main(job: Report) -> None:
+    of_base = [key(of) for of in (*job.floors, *job.rule.under) if of.of_base_at_least is not None]
+    of_base += [key(column) for column in job.table if column.degradation]
+    if of_base and not job.base:
+        raise ValueError(f"base is not set, but {' '.join(of_base[0])} is compared with it: set it")
+    if job.plan:
+        check_plan(job, config.load(Evaluate, Path(job.plan), []), job.plan)
+        return
     protocols = results.read(Path(job.evals), job.base, job.runs)
     checkpoints, out, rule = protocols.of(job.rule.protocol), Path(job.out), job.rule
     if sections.partial(checkpoints, job.partial):  # a few items need not be of every split
         scored = {of for checkpoint in checkpoints.values() for of in checkpoint.scores}
         job = replace(job, table=[column for column in job.table if key(column) in scored])
-    if job.base not in checkpoints:
+    if job.base and job.base not in checkpoints:
         names = ", ".join(sorted(checkpoints))
         raise ValueError(f"base={job.base} has no results; there are: {names}")
     if job.check and not job.floors:
@@ -112,9 +197,23 @@ def body(job: Report, protocols: Results, choice: Choice, floors: str, media: Me
     measures = list(dict.fromkeys(map(key, (rule, *rule.then, *rule.under))))
     compared = list(dict.fromkeys([*columns, *measures]))
     metrics = {run.name: metrics_of(run) for run in job.runs}
+    training: list[str] = []
+    if metrics:
+        training = [
+            media.plot("loss", plots.loss(metrics), "loss by step"),
+            tables.training(metrics),
+        ]
     ties = sections.tie_labels(checkpoints, epochs, columns)
-    text = plots.text(checkpoints, job.text, columns, job.base)
-    speech = plots.speech(checkpoints, epochs, compared, job.text)
+    every = list(checkpoints)
+    table = [tables.results(checkpoints, every, job.table, job.base, chosen, ties)] * bool(columns)
+    legend = [f"**{page.escape(name)}**: {meaning}" for name, meaning in job.legend.items()]
+    there = any(of[0] == TEXT for checkpoint in checkpoints.values() for of in checkpoint.scores)
+    text_task = job.text if there or job.text != TEXT else None
+    speech = plots.speech(checkpoints, epochs, compared, text_task)
+    text: list[str] = []
+    if text_task:
+        figure = plots.text(checkpoints, text_task, columns, job.base)
+        text = [media.plot(text_task, figure, "text score by training")]
     part = sections.partial(checkpoints, job.partial)
     failures = [page.escape(f"{f.checkpoint} {f.task}: {f.error}") for f in protocols.failures]
     whole = not (failures or part)
@@ -123,21 +222,15 @@ def body(job: Report, protocols: Results, choice: Choice, floors: str, media: Me
         "\n".join(f"> failed: {failure}  " for failure in failures),
         part,
         f"Chosen: **{page.escape(chosen)}**. "
-        + page.escape(f"{rule.stated()} {' '.join(choice.reasons)}"),
+        + page.escape(f"{rule.stated(bool(table))} {' '.join(choice.reasons)}"),
         tables.results(checkpoints, epochs, [Column(*of) for of in measures], job.base, chosen),
-        "## Results",
-        LEGEND,
-        *(f"**{page.escape(name)}**: {meaning}" for name, meaning in job.legend.items()),
-        tables.results(checkpoints, list(checkpoints), job.table, job.base, chosen, ties),
+        *(section("Results", LEGEND, *legend, *table) if table else [LEGEND, *legend]),
         *section("Floors", f"```\n{floors}\n```" if floors else None),
         *section(
             "Differences between epochs", differences.table(checkpoints, epochs, compared, chosen)
         ),
-        "## Training",
-        media.plot("loss", plots.loss(metrics), "loss by step"),
-        tables.training(metrics),
-        "## Text knowledge",
-        media.plot(job.text, text, "text score by training"),
+        *section("Training", *training),
+        *section("Text knowledge", *text),
         *section("Speech", media.plot("speech", speech, "scores by epoch") if speech else None),
         *sections.curves(checkpoints, job.curves, chosen, whole, media),
         *sections.replies(checkpoints[chosen], key(rule), job.samples, media),

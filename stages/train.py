@@ -14,19 +14,22 @@ import sys
 from contextlib import redirect_stdout
 from io import StringIO
 
-from speechfuse import config
+from speechfuse import config, failures
 from speechfuse.hub import data as hub_data
-from speechfuse.train.config import Finetune
+from speechfuse.train.config import Finetune, set_allocator
 from speechfuse.train.preflight import assumed
 
 
 def main(job: Finetune) -> None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a rank that trained on would keep the folder locked
+        failures.end_with_parent()
     paths = [spec["path"] for spec in job.datasets if "path" in spec]
     folders: dict[str, str | None] = dict.fromkeys(
         path for path in paths if not hub_data.PATH.fullmatch(path)
     )
     if not job.runtime.dry_run and (lacks := assumed.missing(job, folders)):
         raise ValueError("; ".join(lacks))  # before torch and torchtune are imported
+    set_allocator()
     import torch.distributed as dist
 
     from speechfuse.train import loop
@@ -59,7 +62,7 @@ def launch(job: Finetune, ranks: int) -> None:
         return
     # seconds that ranks have to save their state after SIGTERM
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    torchrun = ["-m", "speechfuse.train.torchrun", "--standalone", f"--nproc-per-node={ranks}"]
     os.execv(sys.executable, [sys.executable, *torchrun, "-m", "stages.train", *sys.argv[1:]])
 
 

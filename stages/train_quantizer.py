@@ -113,7 +113,9 @@ def main(job: TrainQuantizer) -> None:
     method = config.instantiate(job.method)
     started = None if job.fresh else out
     inputs = {
-        name: hub_data.pinned_commit(corpus.fingerprint, name, started)
+        name: hub_data.pinned_commit(
+            corpus.fingerprint, name, started, getattr(corpus, "alike", ())
+        )
         for name, corpus in corpora.items()
     }
     inputs |= method.inputs

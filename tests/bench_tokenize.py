@@ -3,22 +3,26 @@
     just bench tokenize                              (a small encoder on the CPU, about 4 minutes)
     just bench tokenize size=medium device=cuda      (Whisper medium's dimensions on one GPU)
 
-Keys: size=tiny|medium, device=cpu|cuda, threads=N (that decode), batch=N, repeats=N, clips=N,
-out=FILE.json. Weights are random: they serve for speed. Speeds are seconds of audio per second, the
+Keys: size=micro|tiny|medium, device=cpu|cuda, threads=N (that decode), batch=N, repeats=N, clips=N,
+only=PATTERN (ways that this regular expression fits), out=FILE.json. Weights are random: they serve
+for speed. Speeds are seconds of audio per second, the
 median of `repeats` rounds in which the ways take turns. The baseline does what the original did:
 everything decoded first, then one clip per forward in float32. The pipeline is
 `speechfuse.quantizer.tokenize.tokenize` and the writing of the shard.
 """
 
 import json
+import math
 import os
 import platform
 import random
+import re
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +38,8 @@ from speechfuse.quantizer import tokenize
 from speechfuse.quantizer.model import PADDING, Quantizer, QuantizerConfig
 from speechfuse.rows import shards
 
-SIZES = {"tiny": (384, 6, 4), "medium": (1024, 16, 24)}  # width, heads, layers
+SIZES = {"micro": (16, 1, 1), "tiny": (384, 6, 4), "medium": (1024, 16, 24)}  # width, heads, layers
+BASELINE = "one clip at a time, float32"
 DEFAULTS = {
     "size": "tiny",
     "device": "cpu",
@@ -42,6 +47,7 @@ DEFAULTS = {
     "batch": "16",
     "repeats": "3",
     "clips": "32",
+    "only": "",
     "out": "",
 }
 
@@ -70,19 +76,21 @@ def timed(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - begin
 
 
-def main() -> None:
-    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    if unknown := given.keys() - DEFAULTS.keys():
-        sys.exit(f"error: unknown key {', '.join(unknown)}; there are {', '.join(DEFAULTS)}")
-    options = DEFAULTS | given
-    device, batch, threads = options["device"], int(options["batch"]), int(options["threads"])
+def quantizer_of(size: str, device: str) -> Quantizer:
+    """A quantizer of random weights."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False
-    width, heads, layers = SIZES[options["size"]]
+    width, heads, layers = SIZES[size]
     quantizer = Quantizer(QuantizerConfig(512, 64, 2, True, 80, 1500, width, heads, layers))
     torch.nn.init.normal_(quantizer.codebook)
-    quantizer = quantizer.eval().to(device)
+    return quantizer.eval().to(device)
+
+
+def speeds(options: dict[str, str]) -> tuple[float, dict[str, float]]:
+    """Seconds of the corpus, and the median speed of each way."""
+    device, batch, threads = options["device"], int(options["batch"]), int(options["threads"])
+    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
+    quantizer = quantizer_of(options["size"], device)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary)
         seconds = make_corpus(path, int(options["clips"]))
@@ -96,8 +104,12 @@ def main() -> None:
             found = workers.prefetch(tokenize.decode, clips(), threads, 4 * batch)
             return [decoded.waveform for decoded in found]
 
-        few = [tokenize.decode(clip).waveform for clip in clips()[:32]]
-        share = sum(map(len, few)) / 16_000 / seconds  # of the audio, for the parts on their own
+        # for the parts on their own: at least 32 clips, and whole batches, since a forward of a
+        # batch that is not full takes as long
+        windows = batch * math.ceil(32 / batch)
+        decoded = [tokenize.decode(clip).waveform for clip in clips()[:32]]
+        few = list(islice(cycle(decoded), windows))
+        share = sum(map(len, few)) / 16_000 / seconds
         full = torch.full((batch, 80, quantizer.frames), PADDING, device=device)
 
         def mel() -> None:
@@ -130,34 +142,42 @@ def main() -> None:
             ("encode, bfloat16", encode, bf16, share),
             ("pipeline, float32", pipeline, f32, 1.0),
             ("pipeline, bfloat16", pipeline, bf16, 1.0),
-            ("one clip at a time, float32", one_at_a_time, f32, share),
+            (BASELINE, one_at_a_time, f32, share),
         ]
+        ways = [way for way in ways if re.search(options["only"], way[0])]
         if device == "cpu":  # where bfloat16 is emulated and slower
             ways = [way for way in ways if way[2] == f32]
         times: dict[str, list[float]] = {name: [] for name, *_ in ways}
-        for name, work, dtype, _ in ways:
-            if name.startswith("encode"):  # the first forwards choose their kernels
-                quantizer.dtype = dtype
-                work()
+        for dtype in {way[2] for way in ways}:  # the first forwards choose their kernels
+            quantizer.dtype = dtype
+            encode()
         for _ in tqdm(range(int(options["repeats"])), "rounds"):
             for name, work, dtype, part in ways:
                 quantizer.dtype = dtype
                 times[name].append(part * seconds / timed(work, device))
-    speeds = {name: statistics.median(found) for name, found in times.items()}
-    baseline = speeds["one clip at a time, float32"]
+    return seconds, {name: statistics.median(found) for name, found in times.items()}
+
+
+def main() -> None:
+    given = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    if unknown := given.keys() - DEFAULTS.keys():
+        sys.exit(f"error: unknown key {', '.join(unknown)}; there are {', '.join(DEFAULTS)}")
+    options = DEFAULTS | given
+    seconds, found = speeds(options)
     machine = {
         "cpu": f"{os.cpu_count()} x {platform.machine()}",
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "gpu": torch.cuda.get_device_name() if options["device"] == "cuda" else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
     print(f"{seconds / 3600:.2f} h of audio, {options}, {machine}")
     print("| way | x real time | to one clip at a time |\n|---|---|---|")
-    for name, speed in speeds.items():
-        print(f"| {name} | {speed:,.1f} | {speed / baseline:.2f} |")
+    for name, speed in found.items():
+        ratio = f"{speed / found[BASELINE]:.2f}" if BASELINE in found else ""
+        print(f"| {name} | {speed:,.1f} | {ratio} |")
     if options["out"]:
         Path(options["out"]).write_text(
-            json.dumps({"options": options, "machine": machine, "x_real_time": speeds}, indent=1)
+            json.dumps({"options": options, "machine": machine, "x_real_time": found}, indent=1)
         )
 
 

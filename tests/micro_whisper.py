@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 from whisper.model import ModelDimensions
 
-from speechfuse import config
+from speechfuse import config, yaml_values
 from speechfuse.quantizer.model import PADDING
 from speechfuse.quantizer.training import mels as examples
 from speechfuse.quantizer.training.mels import Example, Window, make
@@ -49,7 +49,9 @@ WINDOW = Window(DIMS.n_mels, DIMS.n_audio_ctx / 50, "text")
 def corpora(folder: Path, training: int, validation: int) -> dict[str, dict[str, Any]]:
     """Two corpora of one to four words a clip: training, and validation whose sentences and voices
     are in no training."""
-    demo = config.with_files(yaml.safe_load(Path("recipes/demo/train_quantizer.yaml").read_text()))
+    demo = yaml_values.with_files(
+        yaml.safe_load(Path("recipes/demo/train_quantizer.yaml").read_text())
+    )
     rng, lines, seen = random.Random(0), [], set()
     while len(lines) < training + validation:
         split = "training" if len(lines) < training else "validation"

@@ -74,16 +74,16 @@ def job_of(size: dict[str, Any], **changes: Any) -> SimpleNamespace:
     return SimpleNamespace(**(keys | changes))
 
 
-def checkpoint(folder: Path, size: dict[str, Any], dtype: torch.dtype = torch.float32) -> Path:
-    """Random weights in a Hugging Face folder, for a builder's arguments `size`."""
+def shape_of(size: dict[str, Any]) -> dict[str, Any]:
+    """config.json of the checkpoint that a builder's arguments `size` fit."""
     tied = "llama3_2" in size.get("_component_", "")
-    heads, width = size["num_heads"], size["embed_dim"]
-    shape = {
+    return {
+        "model_type": "llama",
         "vocab_size": size["vocab_size"],
         "num_hidden_layers": size["num_layers"],
-        "num_attention_heads": heads,
+        "num_attention_heads": size["num_heads"],
         "num_key_value_heads": size["num_kv_heads"],
-        "hidden_size": width,
+        "hidden_size": size["embed_dim"],
         "intermediate_size": size["intermediate_dim"],
         "rms_norm_eps": 1e-5,
         "rope_theta": 500_000.0,
@@ -96,8 +96,13 @@ def checkpoint(folder: Path, size: dict[str, Any], dtype: torch.dtype = torch.fl
             "original_max_position_embeddings": 8192,
         },
     }
+
+
+def checkpoint(folder: Path, size: dict[str, Any], dtype: torch.dtype = torch.float32) -> Path:
+    """Random weights in a Hugging Face folder, for a builder's arguments `size`."""
+    heads, width = size["num_heads"], size["embed_dim"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(shape))
+    (folder / "config.json").write_text(json.dumps(shape_of(size)))
     small = size["num_kv_heads"] * width // heads
     own = {
         "self_attn.q_proj": (width, width),
@@ -117,7 +122,7 @@ def checkpoint(folder: Path, size: dict[str, Any], dtype: torch.dtype = torch.fl
     }
     for layer in range(size["num_layers"]):
         shapes |= {f"model.layers.{layer}.{name}": value for name, value in own.items()}
-    if tied:
+    if shape_of(size)["tie_word_embeddings"]:
         del shapes["lm_head"]
     tensors = {
         f"{name}.weight": torch.empty(value, dtype=dtype).normal_(std=0.02)

@@ -51,7 +51,9 @@ def speech_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def make_parts(folder: Path, width: int = 32, layers: int = 2, heads: int = 2) -> Path:
+def make_parts(
+    folder: Path, width: int = 32, layers: int = 2, heads: int = 2, codes: int = 16
+) -> Path:
     """texts/, speech/ and an expanded tiny checkpoint, expanded/."""
     texts = [
         {
@@ -83,7 +85,7 @@ def make_parts(folder: Path, width: int = 32, layers: int = 2, heads: int = 2) -
     expansion.expand(
         folder / "init",
         folder / "expanded",
-        16,
+        codes,
         STREAM["quantizer"],
         0,
         {"_component_": "speechfuse.tokens.mean_and_covariance"},

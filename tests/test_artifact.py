@@ -1,5 +1,6 @@
 """Artifacts: absent, incomplete, complete, stale; nothing lost, nothing half written."""
 
+import errno
 import json
 import os
 import re
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from speechfuse import artifact
+from speechfuse import artifact, provenance
 from speechfuse.artifact import Artifact
+from speechfuse.locks import exclusive_lock
 
 CONFIG = {
     "out": "ignored",
@@ -48,6 +50,7 @@ def test_absent_is_planned_and_then_completed(tmp_path):
     assert made.plan == {"shards": [[1, 2]]}  # as it will be read back
     plan = json.loads((out / "plan.json").read_text())
     assert plan["fingerprint"] == made.fingerprint and plan["plan"] == made.plan
+    assert plan["git"] == provenance.commit() and "torch" in plan["libraries"]
     assert make(out).started() and artifact.record_of(out) == make(out).record() == plan
     assert not (out / "manifest.json").exists()
     artifact.write_atomic(out / "a" / "x.bin", b"abc")
@@ -61,6 +64,7 @@ def test_absent_is_planned_and_then_completed(tmp_path):
     assert manifest["outputs"] == {"a/x.bin": sha}
     assert {"torch", "pyarrow", "python"} <= manifest["libraries"].keys()
     assert manifest["started"] <= manifest["finished"]
+    assert manifest["planned"] == {"git": plan["git"], "libraries": plan["libraries"]}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", manifest["finished"])
 
 
@@ -236,13 +240,65 @@ def test_two_processes_are_not_at_work_in_one_folder(tmp_path):
     assert (out / "work").read_text() == "of the first"
 
 
+def test_a_job_that_begins_while_another_plans_is_refused(tmp_path):
+    """Or the plan of one would stand beside the shards of the other."""
+    out, seen = tmp_path / "data", []
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from speechfuse.artifact import Artifact\n"
+        "try:\n"
+        "    Artifact(Path(sys.argv[1]), 'other', 1, {}, {}).begin(['other'])\n"
+        "except ValueError as error:\n"
+        "    assert 'another process is at work there' in str(error), error\n"
+        "    sys.exit(5)\n"
+    )
+
+    def plan() -> list[str]:
+        seen.append(run_python(code, out))
+        return ["first"]
+
+    first = make(out)
+    assert first.begin(plan) and seen == [5] and first.plan == ["first"]
+
+
+def test_a_folder_whose_job_cannot_be_planned_is_not_there(tmp_path):
+    def plan() -> None:
+        raise ValueError("no audio")
+
+    with pytest.raises(ValueError, match="no audio"):
+        make(tmp_path / "data").begin(plan)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch, code):
+    def lockf(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.lockf", lockf)
+    with pytest.raises(ValueError, match=r"data/\.lock cannot be locked .*choose a folder on"):
+        make(tmp_path / "data").begin([])
+    with pytest.raises(ValueError, match="cannot be locked"), exclusive_lock(tmp_path / "cell"):
+        pass
+
+
+def test_what_differs_is_shown_key_by_key_in_any_order(tmp_path):
+    old = [{"path": "a", "share": 0.8, "turns": {"x": 1, "y": [{"m": 1, "n": 2}, 3]}}]
+    new = [{"turns": {"y": [{"n": 2, "m": 1}, 3], "x": 1}, "share": 0.7, "path": "a"}]
+    make(tmp_path / "data", datasets=old, seed=1).begin()
+    with pytest.raises(ValueError, match=r"differs: datasets\.0\.share: 0\.8 there, 0\.7 now\. "):
+        make(tmp_path / "data", datasets=new, seed=1).begin()
+    with pytest.raises(ValueError, match=r"differs: datasets\.1\.a: absent there, 1 now\. "):
+        make(tmp_path / "data", datasets=[*old, {"a": 1}], seed=1).begin()
+
+
 def test_a_lock_keeps_other_processes_out_and_ends_with_its_block(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from speechfuse import artifact\n"
-        "with artifact.exclusive_lock(Path(sys.argv[1]), wait=False) as inside:\n"
+        "import sys; from pathlib import Path; from speechfuse import locks\n"
+        "with locks.exclusive_lock(Path(sys.argv[1]), wait=False) as inside:\n"
         "    sys.exit(0 if inside else 3)\n"
     )
-    with artifact.exclusive_lock(tmp_path / "cache") as inside:
+    with exclusive_lock(tmp_path / "cache") as inside:
         assert inside and run_python(code, tmp_path / "cache") == 3
     assert run_python(code, tmp_path / "cache") == 0
 

@@ -72,7 +72,23 @@ def test_asking_before_there_is_a_report(tmp_path, monkeypatch, capsys):
     status, _, err = called(
         monkeypatch, capsys, ask, f"file={wav}", f"report={tmp_path / 'report.json'}"
     )
-    assert status == 2 and "just demo" in err
+    assert status == 2 and "no recipe here makes it" in err and "give checkpoint=FOLDER" in err
+    status, _, err = called(monkeypatch, capsys, ask, f"file={wav}", "report=out/demo/no.json")
+    assert status == 2 and "no report at out/demo/no.json: `just recipe=demo sweep` makes it" in err
+
+
+@pytest.mark.parametrize(
+    ("repeats", "lines"), [("true", ["heard:  a b", "answer: c"]), ("false", ["answer: a b"])]
+)
+def test_what_was_heard_is_the_first_line_where_the_model_repeats_it(
+    repeats, lines, expanded, tmp_path, monkeypatch, capsys
+):
+    wav = tmp_path / "q.wav"
+    called(monkeypatch, capsys, say, f"file={wav}")
+    monkeypatch.setattr("speechfuse.evals.generation.Generator.reply", lambda *_: ["a b\nc\nd"])
+    asked = f"file={wav}", f"checkpoint={expanded}", f"repeat_first={repeats}"
+    status, out, _ = called(monkeypatch, capsys, ask, *asked)
+    assert status == 0 and out.splitlines()[: len(lines)] == lines and out.endswith("c\nd\n")
 
 
 def test_long_audio_is_asked_in_pieces_and_said(expanded, tmp_path, monkeypatch, capsys):

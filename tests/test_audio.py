@@ -18,7 +18,7 @@ import soundfile
 import soxr
 
 from speechfuse.audio import containers, decoding
-from tests.bad_audio import FILES, encoded, mp3, patched, sound, tagged, vorbis
+from tests.bad_audio import FILES, cut, encoded, mp3, patched, sound, tagged, vorbis
 
 RATE = decoding.SAMPLE_RATE
 
@@ -69,8 +69,8 @@ def test_every_cut_finds_its_own_silence():
         waveform[round(begin * RATE) : round((begin + 0.2) * RATE)] = 0
     lengths = [len(piece) / RATE for piece in decoding.split(waveform, 5.0)]
     assert len(lengths) == 3
-    for begin, cut in zip(silences, np.cumsum(lengths), strict=False):
-        assert begin <= cut <= begin + 0.2
+    for begin, end in zip(silences, np.cumsum(lengths), strict=False):
+        assert begin <= end <= begin + 0.2
 
 
 def test_forty_minutes_are_split_at_once_and_without_copies():
@@ -84,13 +84,46 @@ def test_forty_minutes_are_split_at_once_and_without_copies():
 
 def test_channels_are_averaged(tmp_path):
     left, right = noise(0.5, seed=1), noise(0.5, seed=2)
-    for channels in ([left, right], [left, -left], [left, right, left], [left, right] * 4):
+    one_of_six = [np.zeros_like(left)] * 5 + [left]
+    for channels in ([left, right], [left, right, left], [left, right] * 4, one_of_six):
         path = tmp_path / "many.wav"
         soundfile.write(path, np.stack(channels, axis=1), RATE, subtype="FLOAT")
         decoded = decoding.decode(path)
         assert (decoded.rate, decoded.channels) == (RATE, len(channels))
         assert decoded.waveform.dtype == np.float32 and decoded.waveform.shape == left.shape
-        np.testing.assert_allclose(decoded.waveform, np.mean(channels, axis=0), atol=1e-6)
+        np.testing.assert_array_equal(
+            decoded.waveform, np.stack(channels, axis=1).mean(axis=1).astype(np.float32)
+        )
+        assert decoded.channel is None
+
+
+SPEECH, OTHER, HUM = noise(3.0, 1), noise(3.0, 2), 1e-3 * noise(3.0, 3)
+LATER = np.arange(len(SPEECH)) >= 2 * RATE
+
+
+@pytest.mark.parametrize(
+    ("channels", "used"),
+    [
+        ([SPEECH, -SPEECH], 0),
+        ([0.9 * SPEECH, -SPEECH + HUM], 1),
+        ([SPEECH, -0.8 * SPEECH + HUM], 0),
+        ([SPEECH, np.where(LATER, -SPEECH, SPEECH)], 0),  # in a stretch
+        ([SPEECH + 0.2, -SPEECH + 0.2], 0),  # a constant part is no sound
+        ([HUM, SPEECH, -SPEECH, HUM, HUM, HUM], 1),
+    ],
+)
+def test_channels_that_cancel_each_other_are_not_mixed(channels, used):
+    file = encoded(np.stack(channels, axis=1), subtype="FLOAT")
+    decoded = decoding.decode(file)
+    assert (decoded.channels, decoded.channel) == (len(channels), used)
+    np.testing.assert_array_equal(decoded.waveform, channels[used].astype(np.float32))
+
+
+def test_a_clip_of_which_no_channel_has_all_and_the_mix_has_not_is_refused():
+    left, right = np.where(LATER, SPEECH, OTHER), np.where(LATER, -SPEECH, 0)
+    right[: RATE // 2], left[: RATE // 2] = SPEECH[: RATE // 2], 0
+    with pytest.raises(ValueError, match=r"^cancelled: "):
+        decoding.decode(encoded(np.stack([left, right], axis=1)))
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 12345, 16000, 22050, 44100, 48000, 96000])
@@ -147,8 +180,8 @@ def test_every_format_is_exactly_what_its_decoder_and_soxr_give(
         plain = file.read(file.frames, "float32", always_2d=True).mean(axis=1)
     assert abs(len(plain) / rate - 2.3) < 0.1
     wanted = plain if rate == RATE else soxr.resample(plain, rate, RATE)
-    for block in (decoding.BLOCK, 4001):
-        monkeypatch.setattr(decoding, "BLOCK", block)
+    for block in (containers.BLOCK, 4001):
+        monkeypatch.setattr(containers, "BLOCK", block)
         decoded = decoding.decode(path)
         assert (decoded.rate, decoded.channels) == (rate, channels)
         assert decoded.waveform.dtype == np.float32
@@ -237,6 +270,109 @@ def test_of_several_files_in_one_all_is_read_or_none():
     assert abs(len(waveform) / RATE - 5) < 0.3 and np.abs(waveform[-RATE:]).mean() > 0.1
     with pytest.raises(ValueError, match=r"^truncated: .* another Ogg stream follows"):
         decoding.decode(vorbis() + vorbis())
+
+
+def mp3_of(rate: int, channels: int, seconds: float = 2.0) -> bytes:
+    return encoded(sound(seconds, rate, channels), rate, "MP3", "MPEG_LAYER_III")
+
+
+@pytest.mark.parametrize(
+    "formats",
+    [
+        [(44_100, 1), (24_000, 1)],
+        [(8000, 2), (44_100, 2), (8000, 2)],
+        [(44_100, 1), (44_100, 2)],
+        [(48_000, 2), (16_000, 1), (22_050, 1)],
+    ],
+)
+@pytest.mark.parametrize("before", [lambda mp3: mp3, tagged], ids=["plain", "tagged"])
+def test_an_mp3_whose_rate_or_channels_change_is_read_to_its_end(formats, before):
+    file = b"".join(before(mp3_of(*each)) for each in formats)
+    decoded = decoding.decode(file)
+    assert decoded.rate == formats[0][0]
+    assert decoded.channels == max(channels for _, channels in formats)
+    length = len(decoded.waveform) / RATE
+    assert 2 * len(formats) <= length < 2.3 * len(formats)
+    for second in np.arange(0.5, length - 0.5, 0.5):  # of the first channel's tone, or of both
+        piece = decoded.waveform[round(second * RATE) :][: RATE // 4]
+        peak = np.argmax(np.abs(np.fft.rfft(piece))) * 4
+        assert peak in (220, 268, 272) or np.abs(piece).max() < 0.1, second  # between two files
+    part = decoding.decode(file, 2.5, 1.0).waveform
+    whole = decoded.waveform[round(2.5 * RATE) :][: len(part)]
+    np.testing.assert_allclose(part[800:-800], whole[800:-800], atol=1e-5)
+
+
+def test_an_mp3_is_found_behind_padding_and_junk():
+    rubbish = np.random.default_rng(0).bytes(3000)
+    padded = b"ID3\x03\x00\x00\x00\x00\x08\x00" + bytes(1024 + 70_000)  # more than its size
+    for before in (padded, rubbish, bytes(100_000), FILES["html.mp3"][1]()):
+        waveform = decoding.decode(before + mp3()).waveform
+        assert 2 <= len(waveform) / RATE < 2.1 and np.abs(waveform[-RATE:]).mean() > 0.1
+
+
+def test_an_mp3_with_less_than_its_frames_is_refused():
+    """Between its parts is more than the decoder steps over."""
+    with pytest.raises(ValueError, match=r"^truncated: "):
+        decoding.decode(mp3() + np.random.default_rng(0).bytes(5000) + mp3())
+
+
+def wav(*chunks: tuple[bytes, bytes], padded: bool = True) -> bytes:
+    body = b"WAVE"
+    for name, content in chunks:
+        body += name + len(content).to_bytes(4, "little") + content
+        body += b"\0" * (padded and len(content) % 2)
+    return b"RIFF" + len(body).to_bytes(4, "little") + body
+
+
+GOOD = encoded(sound(2))
+FORM, DATA = (b"fmt ", GOOD[20:36]), (b"data", GOOD[44:])
+NO_SIZE = (b"data", b"")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        wav(FORM, NO_SIZE) + GOOD[44:],  # the recorder crashed
+        wav((b"bext", bytes(602)), FORM, NO_SIZE) + GOOD[44:],
+        patched({4: ("<I", 0), 40: ("<I", 0)}, GOOD),
+        patched({4: ("<I", 36), 40: ("<I", 0)}, GOOD),
+        wav((b"LIST", b"odd"), FORM, DATA),
+        wav((b"LIST", b"odd"), FORM, DATA, padded=False),
+        wav(FORM, (b"id3 ", bytes(601)), DATA, padded=False),
+        wav(FORM, DATA, (b"LIST", bytes(100_000))),
+        GOOD + bytes(100_000),
+        GOOD + b"ID3" + bytes(100_000),
+        encoded(sound(2), format="FLAC") + b"TAG" + bytes(125),
+    ],
+)
+def test_all_samples_of_an_unusual_file_are_read(file):
+    good = decoding.decode(GOOD).waveform
+    np.testing.assert_allclose(decoding.decode(file).waveform, good, atol=2**-14)
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        (wav(FORM, NO_SIZE, (b"LIST", bytes(5000))), "empty: it holds 0 seconds"),
+        (patched({40: ("<I", 16_000)}, GOOD), r"truncated: 0\.50 s decode; 48,000 bytes follow"),
+        (GOOD + GOOD, r"truncated: 2\.00 s decode; 64,044 bytes follow"),
+        (2 * encoded(sound(2), format="FLAC"), r"truncated: 2\.00 s decode; [\d,]+ bytes follow"),
+        (cut(wav((b"LIST", b"odd"), FORM, DATA, padded=False)), r"truncated: .* says 2\.00 s"),
+        (wav(FORM, (b"LIST", bytes(5000))), "not audio: "),
+        (2 * vorbis(), r"truncated: .* another Ogg stream follows"),
+        (mp3()[:500], "not audio: Format not recognised"),
+    ],
+)
+def test_a_file_with_more_or_less_than_its_header_states_is_refused(file, why):
+    with pytest.raises(ValueError, match=f"^{why}"):
+        decoding.decode(file)
+
+
+def test_a_flac_that_states_too_few_samples_is_refused():
+    file = encoded(sound(2), format="FLAC")
+    stated = int.from_bytes(file[18:26]) - 20_000
+    with pytest.raises(ValueError, match=r"^truncated: 0\.75 s decode; [\d,]+ bytes follow"):
+        decoding.decode(file[:18] + stated.to_bytes(8) + file[26:])
 
 
 @pytest.mark.parametrize("size", [0x7FFF0000, 0x80000000, 0xFFFFFFFF])
@@ -349,6 +485,13 @@ def test_other_formats_are_read_by_ffmpeg(tmp_path, name):
     np.testing.assert_allclose(part[800:-800], wanted[800:-800], atol=1e-5)
     with pytest.raises(ValueError, match=r"^bad offset: "):
         decoding.decode(path, 8.0)
+
+
+@ffmpeg
+@pytest.mark.parametrize("codec", ["g722", "wmav2"])
+def test_a_wav_whose_codec_libsndfile_does_not_know_is_read_by_ffmpeg(tmp_path, codec):
+    path = by_ffmpeg(tmp_path / "x.mp3", "-f", "wav", "-ar", "16000", "-c:a", codec)
+    assert len(decoding.decode(path).waveform) / RATE == pytest.approx(3, abs=0.2)
 
 
 @ffmpeg

@@ -57,9 +57,25 @@ def test_a_task_that_kills_three_workers_stops_the_job():
         list(ray_cluster.ray_actors(die, [(1,)], workers=1, device="auto", cpus=0.5))
 
 
+def refuse(number: int) -> None:
+    raise ValueError(f"{number} is refused")
+
+
 def test_a_worker_that_fits_nowhere_is_refused_at_once():
     with pytest.raises(ValueError, match=r"a worker asks for 0.5 and 3: lower runtime.engine"):
         list(ray_cluster.ray_actors(square, [(1,)], workers=1, device="auto", cpus=0.5, gpus=3))
+
+
+@pytest.mark.parametrize(("device", "gpus", "words"), [("cuda", 0, "no GPU"), ("cpu", 1, "1 GPUs")])
+def test_a_device_and_gpus_that_disagree_are_refused(device, gpus, words):
+    """And do not tokenize on CPUs without a word."""
+    with pytest.raises(ValueError, match=rf"device={device}, but .*gpus={gpus} .* {words}: set"):
+        list(ray_cluster.ray_actors(square, [(1,)], workers=1, device=device, gpus=gpus))
+
+
+def test_an_error_in_a_worker_is_the_error_itself():
+    with pytest.raises(ValueError, match=r"^7 is refused$"):
+        list(ray_cluster.ray_actors(refuse, [(7,)], workers=1, device="cpu", cpus=0.5))
 
 
 def test_a_killed_process_of_the_local_engine_ends_in_one_sentence():

@@ -3,18 +3,22 @@
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from speechfuse import config
+from speechfuse.evals.sweep import Evaluate
+from stages.push_to_hub import PushToHub
 
 
 @dataclass
 class Encoder:
     path: Path
     window: float = field(default=30.0, metadata={"help": "seconds the encoder sees"})
+    voice: str | None = None
 
 
 @dataclass
@@ -25,6 +29,9 @@ class Job:
     name: str | None = None
     corpus: dict[str, Any] = field(default_factory=dict)
     tracks: list[dict[str, Any]] = field(default_factory=list)
+    words: list[str] | None = None
+    verbatim: str = ""
+    shuffle: bool = True
 
 
 FULL = """
@@ -70,6 +77,32 @@ def test_values_are_plain_and_of_the_declared_type(write):
     assert type(loaded.corpus) is dict and type(loaded.corpus["filters"]["seconds"]) is list
     assert loaded.corpus["split"] == "dev" and loaded.corpus["filters"] == {"seconds": [1, 2]}
     assert loaded.tracks == [{"weight": 1.0}, {"weight": 5}]
+
+
+SPELLINGS = "no Yes on OFF 1.10 1e5 007 1_000 0x1F 12:30:45 2024-01-01 12e4567 true".split()
+
+
+@pytest.mark.parametrize("text", SPELLINGS)
+def test_text_is_what_was_written(write, text):
+    """Where a job declares text, on the command line and in a file."""
+    assert config.load(Job, write(FULL), [f"name={text}"]).name == text
+    assert config.load(Job, write(f"{FULL}name: {text}\nwords: [{text}, b]"), []).words == [
+        text,
+        "b",
+    ]
+    assert config.load(Job, write(f"{FULL}verbatim: {text}"), []).verbatim == text
+    assert config.load(Job, write(FULL), [f"encoder.voice={text}"]).encoder.voice == text
+
+
+def test_words_and_numbers_in_free_form_parts(write):
+    values = "{a: no, b: on, c: 007, d: 1.10, e: 1_000, f: 1e-4, g: true, h: null, i: 12:30}"
+    corpus = config.load(Job, write(FULL), [f"corpus={values}"]).corpus
+    assert [corpus[key] for key in "abcdefghi"] == [
+        *("no", "on", "007", 1.1, 1000, 0.0001, True, None, "12:30")
+    ]
+    loaded = config.load(Job, write(FULL), ["seed=1_000", "encoder.window=1e1", "shuffle=no"])
+    assert (loaded.seed, loaded.encoder.window, loaded.shuffle) == (1000, 10.0, False)
+    assert "duplicate key" in refusal(write("out: a\nout: b"))
 
 
 def test_unknown_key_names_where_it_stands_and_the_nearest_allowed_one(write):
@@ -302,6 +335,28 @@ def test_values_are_of_the_declared_type(component, values, said):
         config.instantiate({"_component_": f"speechfuse.{component}", **values})
 
 
+def holder(language: str | None = None, fused: bool | None = None, rest: Any = None) -> tuple:
+    return language, fused, rest
+
+
+def test_a_component_is_given_the_reading_that_it_declares(tmp_path):
+    for folder in ("2024", "no"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.wav").write_bytes(b"")
+    spec = {"_component_": "speechfuse.corpora.folder", "path": str(tmp_path / "no")}
+    corpus = config.instantiate({**spec, "language": "no", "require_text": "no"})
+    assert (corpus.language, corpus.require_text) == ("no", False)
+    assert config.instantiate({**spec, "language": 47}).language == "47"
+    for value, said in ((1.1, "language=1.1 is not .* in quotes"), (True, "language=True is not")):
+        with pytest.raises(ValueError, match=said):
+            config.instantiate({**spec, "language": value})
+    with pytest.raises(ValueError, match="require_text='maybe' is not"):
+        config.instantiate({**spec, "require_text": "maybe"})
+    # of other packages: as YAML 1.1 has them, where no text is declared
+    theirs = {"_component_": f"{__name__}.holder", "language": "no", "fused": "no", "rest": ["on"]}
+    assert config.instantiate(theirs) == ("no", False, [True])
+
+
 def test_what_yaml_writes_in_another_way_fits():
     noise = config.instantiate({"_component_": "speechfuse.audio.Noise", "snr": [0, 5]})
     assert noise.snr == [0, 5] and noise.folder is None
@@ -318,3 +373,17 @@ def test_a_value_of_another_file_is_there_before_overrides_reach_into_it(write, 
     assert refusal(write(f"name: ${{file:{other},test}}")) == f"{other} has no key 'test'"
     with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
         config.load(Job, write("name: ${file:absent.yaml,train}"), [])
+
+
+def test_null_leaves_a_named_entry_out(tmp_path):
+    path = tmp_path / "evaluate.yaml"
+    path.write_text("out: x\ncheckpoints: []\ntasks: {a: {metric: wer}, b: {metric: cer}}\n")
+    assert config.load(Evaluate, path, ["tasks.a=null"]).tasks == {"b": {"metric": "cer"}}
+    with pytest.raises(ValueError, match="tasks has no aa; did you mean 'a'"):
+        config.load(Evaluate, path, ["tasks.aa=null"])
+
+
+def test_optional_text_is_taken_as_it_is_but_for_null():
+    load = partial(config.load, PushToHub, None)
+    assert load(["path=x", "message=fix: a {b}"]).message == "fix: a {b}"
+    assert load(["path=x", "message=null"]).message is None

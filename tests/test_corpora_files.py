@@ -75,6 +75,50 @@ def test_transcripts_lie_beside_as_a_file_or_a_line_of_the_chapter(tmp_path):
     assert corpus.ignored == {".txt": 1}  # LibriTTS's second text
 
 
+def test_one_rule_of_letter_case_and_of_accents_for_audio_and_transcripts(tmp_path):
+    write(
+        tmp_path,
+        {
+            "DR1/SX0.WAV": WAV,
+            "DR1/SX0.TXT": "upper",
+            "DR1/SX1.wav": WAV,
+            "DR1/SX1.Txt": "mixed",
+            "DR1/sx2.wav": WAV,
+            "DR1/SX2.TXT": "of another stem",
+            "both/x.wav": WAV,
+            "both/x.TXT": "second",
+            "both/x.txt": "first",
+            "tts/8_1.FLAC": WAV,
+            "tts/8_1.Normalized.TXT": "normalized",
+            "84/84-1.WAV": WAV,
+            "84/84.TRANS.TXT": "84-1\tof the chapter",
+            "fr/caf\u00e9.wav": WAV,
+            "fr/cafe\u0301.txt": "accents apart",
+            "fr/e\u0301-1.wav": WAV,
+            "fr/\u00e9.trans.txt": "\u00e9-1 composed",
+        },
+    )
+    corpus = Folder(str(tmp_path))
+    assert texts(corpus) == {
+        "DR1/SX0": "upper",
+        "DR1/SX1": "mixed",
+        "DR1/sx2": None,
+        "both/x": "first",
+        "tts/8_1": "normalized",
+        "84/84-1": "of the chapter",
+        "fr/caf\u00e9": "accents apart",
+        "fr/e\u0301-1": "composed",
+    }
+    assert corpus.ignored == {".txt": 1}
+
+
+def test_a_piece_of_a_clip_takes_no_id_of_another(tmp_path):
+    write(tmp_path, {"take.wav": WAV, "take#1.wav": WAV, "take#1.txt": "said", "other#1.wav": WAV})
+    (shard,) = Folder(str(tmp_path)).plan(10)
+    assert shard["reserved"] == {str(shard["files"].index("take.wav")): ["1"]}
+    assert texts(Folder(str(tmp_path)))["take#1"] == "said"
+
+
 def test_required_transcripts_that_are_missing_reject_their_clip_alone(tmp_path):
     write(tmp_path, {"a.wav": WAV, "a.txt": "said", "b.wav": WAV, "c.wav": WAV, "c.txt": ""})
     none = "no transcript: no .txt sidecar and no line in a .trans.txt"
@@ -92,6 +136,10 @@ def test_transcripts_that_cannot_be_read_are_named(tmp_path):
             "b.wav": WAV,
             "c.wav": WAV,
             "b.txt": b"caf\xe9",
+            "d.wav": WAV,
+            "d.txt": "said".encode("utf-16-le"),
+            "e-1.wav": WAV,
+            "e.trans.txt": "e-1 one\ne-1 two\ne-1 one",
         },
     )
     os.mkfifo(tmp_path / "c.txt")  # which nobody ever writes to
@@ -100,6 +148,8 @@ def test_transcripts_that_cannot_be_read_are_named(tmp_path):
         "a-2": "bad transcript: a.trans.txt is not UTF-8 text",
         "b": "bad transcript: b.txt is not UTF-8 text",
         "c": None,
+        "d": "bad transcript: d.txt holds U+0000: it is not UTF-8 text",
+        "e-1": "bad transcript: e.trans.txt has 2 lines for it",
     }
 
 

@@ -153,12 +153,14 @@ def test_a_dataset_of_the_hub_is_read_as_the_same_files_on_disk(hub, tmp_path):
 
 TOKENIZE = """
 import json, sys
+from pathlib import Path
 from speechfuse import config
+from speechfuse.rows import making
 from stages import tokenize_speech
 
-job = config.load(tokenize_speech.TokenizeSpeech, sys.argv[1], [])
+job = config.load(tokenize_speech.TokenizeSpeech, Path(sys.argv[1]), [])
 if sys.argv[2] == "stop":
-    tokenize_speech.making.make = lambda *_: exit("stopped")
+    making.make = lambda *_: exit("stopped")
 tokenize_speech.main(job)
 """
 

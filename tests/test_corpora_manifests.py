@@ -103,11 +103,14 @@ def test_a_line_of_nemo_says_all_there_is_to_a_clip(speech):
         "en",
     )
     assert second.seconds is None and same(second, samples[:100])
-    assert (third.text, third.extra) == ("only an answer", {"answer": "only an answer"})
+    assert (third.text, third.extra) == (None, {"answer": "only an answer"})
     with pytest.raises(ValueError, match=r"^not found: "):
         decoding.decode(third.audio, third.offset, third.seconds)
     renamed = everything(Nemo(str(manifest), text_key="question"))
     assert renamed[0].text == "Which?" and renamed[0].extra["text"] == " what it says "
+    meant = everything(Nemo(str(manifest), text_key="answer"))
+    assert [clip.text for clip in meant] == ["That.", None, "only an answer"]
+    assert meant[0].extra["answer"] == "That."  # kept there even where it is also the text
 
 
 def test_offset_and_duration_are_exactly_these_samples(speech):
@@ -352,6 +355,80 @@ def test_what_a_tarred_manifest_may_get_wrong(tarred):
         assert reject.reason.startswith("unreadable: the tar is ")
     with pytest.raises(ValueError, match=r"3 tar files beside 2 manifests"):
         Nemo(str(folder / "manifest_{0..1}.json"), tars=tars)
+
+
+def shards_of(folder: Path, tars: dict[str, int], manifests: dict[str, int], **line) -> Path:
+    """Tars and manifests {name: number of their only clip}: all members have one name."""
+    for name, number in tars.items():
+        folder.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
+        tar_of(folder / name, **{"000000.wav": encoded(noise(0.01, number))})
+    for name, number in manifests.items():
+        entry = {"audio_filepath": "000000.wav", "text": str(number), **line}
+        listed(folder / name, entry)
+    return folder
+
+
+PAIRS = [  # tars, manifests, both in the order of a list or of a glob
+    ("audio_{}.tar", "manifest_{}.json", range(12)),
+    ("audio_{}.tar", "manifest_{:03d}.json", range(0, 120, 10)),
+    ("audio16k_{}_v2.tar", "m_{}_of_12.json", range(12)),
+    ("{}.tar", "{}.jsonl", ("de", "en", "fr")),
+    ("set{0}/audio_{0}.tar", "set{0}/m.json", range(9, 12)),
+]
+
+
+@pytest.mark.parametrize(("tar", "manifest", "numbers"), PAIRS)
+@pytest.mark.parametrize("order", ["listed", "sorted as text", "reversed"])
+def test_manifests_and_tars_belong_together_by_what_differs_in_their_names(
+    tmp_path, tar, manifest, numbers, order
+):
+    names = list(numbers)
+    tars = {tar.format(n): i for i, n in enumerate(names)}
+    manifests = {manifest.format(n): i for i, n in enumerate(names)}
+    shards_of(tmp_path, tars, manifests)
+    paths = [str(tmp_path / name) for name in tars]
+    paths = {"listed": paths, "sorted as text": sorted(paths), "reversed": paths[::-1]}[order]
+    clips = everything(Nemo([str(tmp_path / name) for name in manifests], tars=paths))
+    assert [clip.text for clip in clips] == [str(i) for i in range(len(names))]
+    assert all(same(clip, noise(0.01, i)) for i, clip in enumerate(clips))
+
+
+def test_a_pairing_that_names_or_lines_contradict_is_refused(tmp_path):
+    same_number = shards_of(
+        tmp_path / "same",
+        {f"{s}/audio_{i}.tar": i for s in "ab" for i in (2, 10)},
+        {f"{s}/m_{i}.json": i for s in "ab" for i in (2, 10)},
+    )
+    manifests = [str(same_number / s / f"m_{i}.json") for s in "ab" for i in (2, 10)]
+    with pytest.raises(ValueError, match="in another order, and some occur more than once"):
+        Nemo(manifests, tars=str(same_number / "*/audio_*.tar"))
+    in_order = [name.replace("m_", "audio_").replace("json", "tar") for name in manifests]
+    clips = everything(Nemo(manifests, tars=in_order))
+    assert [clip.text for clip in clips] == ["2", "10", "2", "10"]
+    assert [clip.id for clip in clips][::3] == ["a/audio_2/000000", "b/audio_10/000000"]
+
+    shifted = shards_of(
+        tmp_path / "shifted",
+        {f"audio_{i}.tar": i for i in (1, 2, 3)},
+        {f"m_{i}.json": i for i in range(3)},
+    )
+    pair = str(shifted / "m_{0..2}.json"), str(shifted / "audio_{1..3}.tar")
+    assert len(everything(Nemo(pair[0], tars=pair[1]))) == 3  # nothing says that it is wrong
+    for i in range(3):
+        listed(shifted / f"m_{i}.json", {"audio_filepath": "000000.wav", "shard_id": i})
+    with pytest.raises(ValueError, match=r"m_1\.json: line 1 has shard_id 1, but .* audio_2\.tar"):
+        Nemo(pair[0], tars=pair[1]).plan(10)
+    entries = [{"audio_filepath": "000000.wav", "offset": i, "shard_id": i} for i in (1, 1, 0)]
+    listed(shifted / "all.json", *entries)
+    with pytest.raises(ValueError, match=r"line 3 has shard_id 0, those above it 1, but all lines"):
+        Nemo(str(shifted / "all.json"), tars=str(shifted / "audio_1.tar")).plan(10)
+
+
+def test_a_manifest_of_conversations_says_what_it_is(tmp_path):
+    turns = [{"value": "q.wav", "from": "User", "type": "audio", "duration": 1.0}]
+    listed(tmp_path / "c.jsonl", {"id": "c1", "conversations": turns})
+    with pytest.raises(ValueError, match=r"c\.jsonl: line 1 is a conversation .*multimodal_conv"):
+        Nemo(str(tmp_path / "c.jsonl")).plan(10)
 
 
 def test_missing_and_compressed_lists_are_refused_in_one_sentence(tmp_path):

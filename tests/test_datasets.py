@@ -190,6 +190,42 @@ def load(parts: Path, *specs: dict[str, Any], cache: Path | None = None, **chang
     return datasets.load(list(specs), parts / "checkpoint", folder=folder, **values)
 
 
+def test_samples_with_nothing_to_learn_are_left_out_counted_and_no_data(parts, tmp_path):
+    def turns(*roles: str) -> list[dict[str, Any]]:
+        return [{"role": role, "segments": [{"text": "one"}]} for role in roles]
+
+    asked = [{"id": f"q{i}", "turns": turns("user"), "extra": "{}"} for i in range(3)]
+    whole = [{"id": f"a{i}", "turns": turns("user", "assistant"), "extra": "{}"} for i in range(8)]
+    for name, rows in (("both", asked + whole), ("questions", asked)):
+        work = artifact.Artifact(tmp_path / name, "test", 1, {}, {})
+        work.begin()
+        shards.write_shard(tmp_path / name / shards.shard_name(0), rows, shards.CONVERSATIONS, None)
+        work.finish({}, [])  # lists no outputs: rows are still told apart by content
+    spec = {"_component_": "speechfuse.samples.conversations", "share": 1}
+    both = load(parts, spec | {"path": str(tmp_path / "both")}, cache=tmp_path / "cache")
+    (found,) = both.indexes
+    assert [each.name for each in read(both)[0]] == [f"a{i}" for i in range(8)]
+    assert found.without_target == 3 and found.left_out == 0
+    assert found.said() == ["3 rows with nothing to learn are left out"]
+    with pytest.raises(ValueError, match="questions holds no sample to train on: 3 rows with noth"):
+        load(parts, spec | {"path": str(tmp_path / "questions")}, cache=tmp_path / "cache")
+
+
+def test_a_rank_renders_its_own_rows_alone(parts, monkeypatch):
+    mixture = load(parts, speech(parts), shape=packing.Shape(64, 4))
+    every, rendered = mixture.samples(0), []
+    render = index.Index.__getitem__
+    monkeypatch.setattr(
+        index.Index, "__getitem__", lambda self, n: rendered.append(n) or render(self, n)
+    )
+    for rank in range(2):
+        rendered.clear()
+        own = mixture.samples(0, rank, 2)
+        names = [[each.name for each in row] for row in own]
+        assert names == [[each.name for each in row] for row in every[rank::2]]
+        assert len(rendered) == sum(map(len, own)) < sum(map(len, every))
+
+
 def read(mixture: Mixture) -> list[list[Sample]]:
     return [[each[i] for i in range(len(each))] for each in mixture.indexes]
 
@@ -365,6 +401,21 @@ def test_another_tokenizer_is_another_index(parts, tmp_path):
     load(other, texts(other), cache=tmp_path)
     assert len(list(tmp_path.glob("view-*"))) == before + 1
     assert len(list(tmp_path.glob("rows-*"))) == 1, "the folder's place does not matter"
+
+
+def test_datasets_whose_manifests_list_no_outputs_do_not_share_rows(parts, tmp_path):
+    for name, reply in (("one", "yo"), ("two", "no")):
+        turns = [
+            {"role": role, "segments": [{"text": text}]}
+            for role, text in (("user", "hi"), ("assistant", reply))
+        ]
+        folder = write(tmp_path / name, shards.CONVERSATIONS, [{"id": name, "turns": turns}], None)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["outputs"]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    specs = [texts(parts, path=str(tmp_path / name), select=None) for name in ("one", "two")]
+    indexes = load(parts, *specs, cache=tmp_path / "cache").indexes
+    assert [index.row(0)["id"] for index in indexes] == ["one", "two"]
 
 
 def test_many_shards_are_read_by_worker_processes_and_give_the_same_index(tmp_path, parts):

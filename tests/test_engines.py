@@ -175,12 +175,17 @@ def test_an_endpoint_is_asked_as_the_protocol_says_and_its_audio_is_decoded(serv
     assert KEY not in str(vars(engine)) + str(engine.identity())
 
 
-def test_passing_faults_are_tried_again(server):
+def test_passing_faults_are_tried_again_counted_and_said(server, capsys):
     engine = engine_of(server, timeout=0.4)
     expected = engine.speak("six minus two", "alloy", 0).waveform
     server.faults = ["429", "500", "slow", "truncated", "broken"]
     np.testing.assert_array_equal(engine.speak("six minus two", "alloy", 0).waveform, expected)
     assert server.faults == []
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split("; asked again, ")[1] for line in said] == [
+        f"{count} times so far in this process" for count in (1, 2, 4)
+    ]
+    assert "429 fault 429" in said[0] and "500" in said[1]
 
 
 @pytest.mark.parametrize(

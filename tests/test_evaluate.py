@@ -165,6 +165,39 @@ def test_a_changed_metric_scores_again_without_a_model(sweep, capsys, monkeypatc
     assert "1 results made, 0 were there; 0 items computed" in capsys.readouterr().out
 
 
+def test_a_setting_counts_even_if_a_file_has_its_name(sweep, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("wer", "cer"):
+        (tmp_path / name).touch()
+    sweep.run("only=[base]")
+    sweep.config["tasks"]["wer"]["metric"] = "cer"
+    sweep.run("only=[base]")
+    assert sweep.results()["base/wer.json"]["metric"] == "cer"
+
+
+def test_code_of_the_users_own_counts_with_what_it_imports(tmp_path, monkeypatch):
+    """A helper of a component is no less part of it; other people's packages count by version."""
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "import json\nfrom my_words import x\n\ndef read(text):\n    return x\n"
+    (tmp_path / "my_reply.py").write_text(text)
+    (tmp_path / "my_words.py").write_text("x = 1\n")
+    spec = {"_component_": SPEECH, "reply": {"_component_": "my_reply.read"}}
+    before = sweep_module.code(spec)
+    assert sweep_module.code(spec) == before
+    (tmp_path / "my_words.py").write_text("x = 2\n")
+    assert sweep_module.code(spec) != before
+
+
+def test_a_task_of_the_users_own_is_known_by_its_code(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "my_task.py"
+    path.write_text("class Mine:\n    def inputs(self):\n        return {}\n")
+    task = config.instantiate({"_component_": "my_task.Mine"})
+    before = Predictions(tmp_path, "a", task).key
+    path.write_text(path.read_text() + "# another way to ask\n")
+    assert Predictions(tmp_path, "a", task).key != before
+
+
 def test_what_a_kill_left_of_a_batch_is_dropped_and_the_rest_is_kept(sweep, capsys):
     sweep.run("only=[base]")
     whole = sweep.results()["base/wer.json"]
@@ -381,3 +414,40 @@ def test_the_listener_gives_replies_in_the_order_of_the_questions(parts):
     ]
     together = listener.reply(turns, 3, batch_size=2)
     assert together == [listener.reply([each], 3)[0] for each in turns]
+
+
+def test_a_dry_run_without_files_names_what_is_missing_and_its_verb(
+    sweep, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "recipes/mine").mkdir(parents=True)
+    (tmp_path / "recipes/mine/stage2.yaml").write_text("out: run\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    judge = {"_component_": "speechfuse.scores.Judge", "model": "m", "price_in": 1, "price_out": 1}
+    asked = sweep.config["tasks"]["same"] | {"metric": "judge", "judge": judge}
+    sweep.config["tasks"] |= {"same": asked, "far": asked | {"data": "data/far"}}
+    sweep.config["checkpoints"][1] |= {"path": "run", "tasks": ["wer", "same", "far"]}
+    sweep.run("runtime.dry_run=true")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["base wer: 40 items to compute", "run wer: 40 items to compute"]
+    assert lines[2].startswith(
+        "run same: 20 items to compute; judge m: 20 calls to make, at most $0.0"
+    )
+    assert lines[3].startswith("run far: items not known yet; for each of them judge m: 1 calls")
+    assert lines[4] == "run is not there; `just recipe=mine stage2` makes it"
+    assert lines[5].startswith("data/far is not there; no recipe here makes it")
+    assert "4 of 4 cells to do, 100 items and those not known; nothing was run" in lines[6]
+    sweep.run("runtime.dry_run=true", "only=[run/epoch_3]")
+    assert "run/epoch_3 wer: 40 items to compute" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="run is not there; `just recipe=mine stage2` makes it"):
+        sweep.run()
+
+
+def test_tasks_with_points_in_their_names_have_results_of_their_own(sweep):
+    sweep.config["tasks"] |= {
+        "a.1": sweep.config["tasks"]["wer"],
+        "a.2": sweep.config["tasks"]["same"],
+    }
+    sweep.config["checkpoints"] = [sweep.config["checkpoints"][0] | {"tasks": ["a.1", "a.2"]}]
+    sweep.run()
+    assert sweep.results().keys() == {"base/a.1.json", "base/a.2.json"}

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,6 +265,73 @@ def write_task(folder: Path, **changes) -> Path:
     }
     (folder / "sums.yaml").write_text(yaml.safe_dump(task))
     return folder
+
+
+@pytest.fixture
+def sums(tmp_path, monkeypatch) -> Path:
+    """A task whose prompt is made by code beside a file that it includes from another folder."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "base").write_text("doc_to_text: !function prompts.text\nrepeats: 1\n")
+    (other / "prompts.py").write_text(
+        "import wording\ndef text(doc):\n    return wording.of(doc)\n"
+    )
+    (other / "wording.py").write_text("def of(doc):\n    return doc['q']\n")
+    monkeypatch.syspath_prepend(other)
+    folder = write_task(tmp_path / "tasks")
+    text = (folder / "sums.yaml").read_text().replace("doc_to_text:", "include: ../other/base\n#")
+    (folder / "sums.yaml").write_text(text)
+    yield folder
+    sys.modules.pop("wording", None)
+
+
+def key_of(folder: Path) -> dict:
+    """What a new process has in the key: no module is imported yet."""
+    harness._manager.cache_clear()
+    for name in ("wording", str(folder.parent / "other/prompts")):
+        sys.modules.pop(name, None)
+    return Harness("sums", include=str(folder)).inputs()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("tasks/sums.yaml", "max_gen_toks: 2", "max_gen_toks: 3"),
+        ("tasks/sums.yaml", "metric: exact_match", "ignore_case: true\n  metric: exact_match"),
+        ("tasks/sums.yaml", "output_type:", "description: Add.\noutput_type:"),
+        (
+            "tasks/sums.yaml",
+            "output_type:",
+            "filter_list: [{name: a, filter: [{function: take_first}]}]\noutput_type:",
+        ),
+        ("other/base", "repeats: 1", "repeats: 2"),
+        ("other/prompts.py", "wording.of(doc)", "'Q: ' + wording.of(doc)"),
+        ("other/wording.py", "doc['q']", "'Q: ' + doc['q']"),
+    ],
+)
+def test_whatever_makes_a_prompt_or_a_score_is_part_of_the_key(sums, file, old, new):
+    before = key_of(sums)
+    assert key_of(sums) == before
+    path = sums.parent / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert key_of(sums)["config"] != before["config"]
+
+
+def test_of_a_checkpoint_in_bf16_no_two_choices_tie(checkpoint, tmp_path):
+    """bf16 has steps of 0.125 where logits are 16 to 32, and lm-eval takes the first of equals."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.lm_head.weight.data *= 30
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    ours = harness_model(tmp_path, 4)
+    assert ours.model.dtype == torch.bfloat16
+    every = [("", [40, 41, 42], [choice]) for choice in range(len(ours.tokenizer))]
+    logs = [log for log, _ in ours._loglikelihood_tokens(every)]
+    assert len({*logs}) == len(logs)
+    states = ours.model.model(torch.tensor([[40, 41, 42]])).last_hidden_state[0, -1].float()
+    expected = torch.log_softmax(ours.model.lm_head.weight.float() @ states, -1)
+    assert logs == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_any_other_task_by_name(checkpoint, tmp_path, offline):

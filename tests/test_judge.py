@@ -1,6 +1,7 @@
 """The judge: what each reply scores, what is repeated, kept, refused, and never done: a failure
 that counts as 0."""
 
+import importlib
 import json
 import sqlite3
 import threading
@@ -238,6 +239,27 @@ def test_a_cache_with_a_column_more_is_written_too(make, tmp_path):
     with JudgeServer() as server:
         assert make(server).verdicts([item("one")]) == make(server).verdicts([item("one")])
         assert len(server.log) == 1
+
+
+def test_cached_replies_are_read_again(make, monkeypatch):
+    """A rating is what the reply says to the code of today; that costs no call."""
+    with JudgeServer(default=Step("Rating: 3")) as server:
+        assert make(server).verdicts([item("one")]) == {"one": 3.0}
+        monkeypatch.setattr(Judge, "read", staticmethod(lambda reply: float(reply[-1]) + 1))
+        monkeypatch.setattr(Judge.read, "__name__", "read_verdict")
+        assert make(server).verdicts([item("one")]) == {"one": 4.0} and len(server.log) == 1
+
+
+def test_a_judge_of_the_users_own_is_known_by_its_code(make, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "from speechfuse.scores.judge import Judge\n\nclass Mine(Judge):\n    pass\n"
+    (tmp_path / "my_judge.py").write_text(text)
+    with JudgeServer() as server:
+        mine = make(server, importlib.import_module("my_judge").Mine)
+        before = mine.identity()
+        assert before != make(server).identity()
+        (tmp_path / "my_judge.py").write_text(text + "# other words\n")
+        assert mine.identity() != before
 
 
 def test_two_runs_may_share_a_cache(make):

@@ -270,6 +270,17 @@ def planned(folder: Path, total: int | None, seed: int = 0, **changes: Any) -> s
     return synthesis_plan.plan(entries, total, SPEAKERS, seed, 500)
 
 
+def test_ids_of_samples_are_their_own_whatever_those_of_the_texts(tmp_path):
+    names = ["t", "t#1", "t#1#", "t#2", "u"]
+    found = texts(tmp_path / "texts", [Conversation(id, ONE.turns, "s", {}) for id in names])
+    kinds = {"text": {"_component_": "speechfuse.synthesis.Text", "share": 1.0}}
+    entries = synthesis_plan.entries_of(kinds, str(found))
+    (shard,) = synthesis_plan.plan(entries, 20, SPEAKERS, 0, 500)
+    ids = [sample["id"] for sample in shard["samples"]]
+    assert len(set(ids)) == 20 and {f"text/{name}" for name in names} <= {*ids}
+    assert {"text/u", "text/u#1", "text/u#2", "text/u#3"} <= {*ids}
+
+
 def test_shares_are_exact_on_a_hundred_thousand_samples(many):
     plan = planned(many, 100_000)
     assert [shard["count"] for shard in plan] == [500] * 200

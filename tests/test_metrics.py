@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from speechfuse.train import attention, backbone, gpus, metrics
 from speechfuse.train import model as models
-from speechfuse.train.config import Runtime
 from speechfuse.train.losses import next_token
 
 UNTIED = {
@@ -212,5 +211,3 @@ def test_a_tracker_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(ValueError, match="pip install trackio"):
         metrics.Metrics(tmp_path, 0, meter(), "trackio")
-    with pytest.raises(ValueError, match="choose one of none, wandb, trackio"):
-        Runtime(tracker="tensorboard")

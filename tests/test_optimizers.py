@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torchao.optim.subclass_8bit import OptimState8bit
@@ -18,6 +19,7 @@ from torchtune.training import get_cosine_schedule_with_warmup
 
 from speechfuse import config
 from speechfuse.train import optimizers
+from speechfuse.train.state import States
 
 FUSED = {"_component_": "torch.optim.AdamW", "lr": 1e-2, "fused": True}
 EIGHT_BITS = {"_component_": "torchao.optim.AdamW8bit", "lr": 1e-2}
@@ -75,6 +77,54 @@ def test_a_restored_state_trains_on_as_if_undisturbed(tmp_path: Path, spec, dtyp
     assert train(again, fresh, range(3, 6)) == undisturbed
     for ours, theirs in zip(again.parameters(), model.parameters(), strict=True):
         assert torch.equal(ours.full_tensor(), theirs.full_tensor())
+
+
+def test_what_cannot_update_sharded_weights_is_refused_and_that_alone():
+    for optimizer in (torch.optim.Adafactor, torch.optim.Rprop, torch.optim.AdamW, torch.optim.SGD):
+        spec = {"_component_": f"torch.optim.{optimizer.__name__}", "lr": 1e-3}
+        optimizers.check(spec, sharded=False)
+        refused = False
+        try:
+            optimizers.check(spec, sharded=True)
+        except ValueError:
+            refused = True
+        try:
+            train(*make(spec, torch.float32), range(1))
+            works = True
+        except RuntimeError:
+            works = False
+        assert refused is not works, f"{spec}: torch has changed"
+
+
+def test_ranks_share_no_code_that_torchao_compiles(monkeypatch):
+    monkeypatch.setattr(torch._functorch.config, "enable_autograd_cache", True)
+    parameters = [nn.Parameter(torch.zeros(2, 2))]
+    optimizers.make(FUSED, parameters)
+    assert torch._functorch.config.enable_autograd_cache
+    optimizers.make(EIGHT_BITS, parameters)
+    assert not torch._functorch.config.enable_autograd_cache
+
+
+def test_a_state_that_other_ranks_cannot_read_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    model, optimizer = make(EIGHT_BITS, torch.float32)
+    train(model, optimizer, range(1))
+    states = States(tmp_path, model, optimizer)
+    states.save(1)
+    states.wait()
+
+    def cut(*_: Any, **__: Any) -> None:
+        raise CheckpointException("load", {0: (ValueError("Invalid start or end"), None)})
+
+    monkeypatch.setattr(dcp, "load", cut)
+    with pytest.raises(
+        ValueError, match=r"step_1, written by 1 ranks, cannot be read by 1 .*damag"
+    ):
+        states.restore()
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    with pytest.raises(
+        ValueError, match=r"cannot be read by 3 .*Invalid start.*8-bit states divide"
+    ):
+        states.restore()
 
 
 def test_states_of_8_bits_take_a_quarter():

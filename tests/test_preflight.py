@@ -1,10 +1,12 @@
 """What preflight says, against real trainings, real plans and arithmetic; what it refuses."""
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.distributed.checkpoint import CheckpointException
 
 from speechfuse import config
 from speechfuse.samples import datasets, packing, view
@@ -215,6 +218,8 @@ def test_what_was_measured_comes_before_what_is_assumed(tmp_path):
     counted = sum(count for count, _ in report.parameters.values())
     row = {
         "gpu": "H100",
+        "builder": report.job.model["_component_"],
+        "optimizer": report.job.optimizer["_component_"],
         "parameters": counted,
         "trained": counted,
         "seq_len": 64,
@@ -228,7 +233,9 @@ def test_what_was_measured_comes_before_what_is_assumed(tmp_path):
         "command": "just bench train",
         "date": "2026-01-01",
     }
-    other = [row | change for change in ({"gpu": "H200"}, {"seq_len": 128}, {"compile": True})]
+    changes: list[dict] = [{"gpu": "H200"}, {"seq_len": 128}, {"compile": True}]
+    changes += [{"builder": "speechfuse.train.llama"}, {"optimizer": "torchao.optim.AdamW8bit"}]
+    other = [row | change for change in changes]
     path.write_text("".join(json.dumps(each) + "\n" for each in [row, *other]))
     faster = tiny_report(measurements=path)
     assert faster.speed == 5000 and faster.source == "measured: just bench train (2026-01-01)"
@@ -313,6 +320,19 @@ def test_a_state_on_disk_is_as_large_as_said(tmp_path):
     estimate = memory.optimizer_bytes(job_of(TINY), [tuple(p.shape) for p in trained])
     estimate += sum(p.numel() * 4 for p in trained)
     assert estimate <= written < 1.01 * estimate
+
+
+def test_a_state_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    """What torch raises then is no Exception."""
+    model = torch.nn.Linear(2, 2)
+    states = state.States(tmp_path, model, torch.optim.AdamW(model.parameters()))
+    failed: Future[None] = Future()
+    full = {0: (OSError(errno.ENOSPC, "No space left on device"), None)}
+    failed.set_exception(CheckpointException("write", full))
+    monkeypatch.setattr(state.dcp, "async_save", lambda *_, **__: failed)
+    states.save(3)
+    with pytest.raises(ValueError, match=r"step 3 could not be written \(no space is left: make"):
+        states.wait()
 
 
 def test_8b_does_not_fit_a_24_gb_card_and_fits_where_it_should():

@@ -260,15 +260,17 @@ def test_control_tokens_inside_a_text_stay_text(vocabulary, text):
 
 
 def test_a_spoken_answer_is_read_as_it_was_written():
-    texts = ["what is 1", "", "a b c"]
-    for transcript in texts[::2]:
+    texts = ["what is 1", "", "a b c", "", "Three steps:\n1. boil\n2. eat"]
+    for transcript in texts[:3:2]:
         for answer in texts:
-            written = prompts.SPOKEN_ANSWER.format(transcript=transcript, answer=answer)
+            written = prompts.spoken_answer(transcript, answer)
             if answer:
                 assert prompts.read_spoken_answer(written) == (transcript, answer)
                 assert prompts.read_spoken_answer(f"  {written}\n") == (transcript, answer)
     assert prompts.read_spoken_answer("seven") == ("", "seven")
     assert prompts.read_spoken_answer("") == ("", "")
+    two_lines = prompts.spoken_answer("how do I\nboil an egg\n", "in water\nhot")
+    assert prompts.read_spoken_answer(two_lines) == ("how do I boil an egg", "in water\nhot")
 
 
 def test_what_the_model_learns_to_say_is_what_is_read_back(vocabulary):
@@ -277,6 +279,19 @@ def test_what_the_model_learns_to_say_is_what_is_read_back(vocabulary):
     (reply,) = said(ids, targets)
     text = vocabulary.tokenizer.decode(reply, skip_special_tokens=True)  # as the listener decodes
     assert prompts.read_spoken_answer(text) == ("what is one", "two")
+
+
+def test_a_context_of_the_row_is_its_prompt_where_asked_for():
+    asked = row(HEARD, answer="two", context="Answer.")
+    (user, _) = instructions.answer(asked, prompt="{context} ")
+    assert [segment.get("text") for segment in user["segments"]] == ["Answer. ", None]
+    for context in ("", None):  # as many of NeMo's lines have it
+        (user, _) = instructions.answer(
+            row(HEARD, answer="two", context=context), prompt="{context}\n"
+        )
+        assert len(user["segments"]) == 1
+    with pytest.raises(ValueError, match="no 'context' in extra, which prompt asks for"):
+        instructions.answer(row(HEARD, answer="two"), prompt="{context} ")
 
 
 def test_a_row_without_text_is_no_target():

@@ -181,6 +181,14 @@ def test_the_page_shows_table_rule_plots_and_samples(drawn):
     )  # what a model said cannot break the table
 
 
+def test_no_error_rate_is_plotted_as_accuracy(drawn):
+    drawn.config["text"] = "transcription"
+    scores = [score("transcription", "all", 0.4, metric="wer")]
+    drawn.cell("stage2/epoch_1", "transcription", scores)
+    with pytest.raises(ValueError, match="text=transcription: it is scored by wer, and what is pl"):
+        drawn.report()
+
+
 def test_the_report_is_made_anew_and_equal(drawn):
     demo = drawn
     demo.report()
@@ -262,6 +270,14 @@ def broken(demo: Demo, what: str) -> None:
             demo.config["table"].append({"task": QA, "split": "unsene", "metric": "acc"})
         case "samples of nothing":
             demo.config["samples"] = "unsene"
+        case "curve of two metrics":
+            of = {"task": QA, "split": "unseen"}
+            points = {"a": of | {"metric": "acc"}, "b": of | {"metric": "wer"}}
+            demo.config["curves"] = [{"title": "Both", "x": "x", "points": points}]
+        case "share of no base":
+            del demo.config["base"]
+            demo.config["floors"][0] = {"task": TEXT, "split": "replayed", "metric": "acc"}
+            demo.config["floors"][0]["of_base_at_least"] = 0.5
         case "check of nothing":
             demo.config["floors"] = []
         case "floor with two bounds":
@@ -287,6 +303,8 @@ def broken(demo: Demo, what: str) -> None:
         ("column that chose", "spoken_qa validation is what the epoch is chosen by"),
         ("column of nothing", "no result has spoken_qa unsene acc; there are: .*spoken_qa unseen"),
         ("samples of nothing", "no such items; there are: unseen, validation"),
+        ("curve of two metrics", "curves: Both: one metric a curve, not acc, wer|wer, acc"),
+        ("share of no base", "base is not set, but text_mmlu replayed acc is compared with it"),
         ("check of nothing", "check=true without floors"),
         ("floor with two bounds", "it has at_least, at_most"),
         ("no losses", "metrics.jsonl is empty: train stage1"),

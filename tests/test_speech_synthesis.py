@@ -15,12 +15,15 @@ import pytest
 import soundfile
 import yaml
 
-from speechfuse import config
+from speechfuse import yaml_values
+from speechfuse.artifact import Artifact
 from speechfuse.audio import decoding, espeak_ng
 from speechfuse.corpora.clip import Clip
 from speechfuse.corpora.folder import Folder
 from speechfuse.corpora.synthetic import Synthetic
+from speechfuse.hub.data import pinned_commit
 from speechfuse.rows.rejects import Reject
+from speechfuse.synthesis.engines.espeak import Espeak
 
 ROOT = Path(__file__).parent.parent
 VOICES = {
@@ -239,9 +242,103 @@ def test_lines_are_refused_or_left_out_in_words(lines, tmp_path, monkeypatch, ca
     whole = Synthetic(str(lines), VOICES)
     assert "flite" not in capsys.readouterr().out
     part = Synthetic(str(lines), VOICES, optional_voices=["unseen"])
-    assert "flite is not installed" in capsys.readouterr().out
     assert part.plan(9) == [{"count": 4, "lines": [f"line-{i}" for i in range(4)]}]
+    assert "flite is not installed" in capsys.readouterr().out
     assert part.fingerprint != whole.fingerprint  # another corpus
+    with pytest.raises(ValueError, match=r"line line-4 was planned .* need flite: install"):
+        list(part.clips({"lines": ["line-4"]}))
+
+
+def test_what_was_planned_stays_so_when_a_voice_is_installed(lines, tmp_path, monkeypatch, capsys):
+    out, optional = tmp_path / "data", ["unseen"]
+
+    def begun(has_flite: bool) -> Artifact:
+        monkeypatch.setattr("speechfuse.audio.espeak_ng.flite_available", lambda: has_flite)
+        corpus = Synthetic(str(lines), VOICES, optional_voices=optional)
+        now = pinned_commit(corpus.fingerprint, "corpus", out, corpus.alike)
+        work = Artifact(out, "tokenize_speech", 2, {}, {"corpus": now})
+        work.begin(lambda: corpus.plan(9))
+        return work
+
+    for before in (False, True):
+        out = tmp_path / f"data-{before}"
+        work = begun(before)
+        plan = work.plan
+        assert begun(not before).plan == plan  # where it was stopped
+        work.finish({}, [])
+        assert begun(not before).complete()
+        assert "stays as it was planned" in capsys.readouterr().out
+
+
+LINE = {"id": "a", "text": "one plus one", "voices": "v", "split": "train"}
+VOICE = {"v": {"accents": ["en-us"], "variants": ["Annie"]}}
+
+
+def test_lines_are_read_as_people_write_them(tmp_path):
+    path = tmp_path / "l.jsonl"
+    lines = [json.dumps({**LINE, "id": id}) for id in (0, "1#0", "x\u2028")]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n\n \r\n".join(lines).encode())
+    (shard,) = Synthetic(str(path), VOICE).plan(10)
+    assert shard == {"count": 3, "lines": ["0", "1#0", "x\u2028"]}
+    assert [clip.text for clip in made(Synthetic(str(path), VOICE), shard)] == 3 * ["one plus one"]
+
+
+def test_a_line_that_cannot_be_spoken_is_a_reject_with_its_number(tmp_path):
+    bad = {
+        b"{": "not JSON",
+        b"[1]": "not a JSON object",
+        b'{"id": null}': "it has no split",
+        json.dumps({**LINE, "id": ""}).encode(): "id is ''",
+        json.dumps({**LINE, "id": 1.5}).encode(): "id is 1.5",
+        json.dumps({**LINE, "voices": None}).encode(): "voices is None",
+        json.dumps({**LINE, "text": 7}).encode(): "text is 7, not text",
+        json.dumps({**LINE, "text": "the cow\0 eats"}).encode(): "U+0000",
+        json.dumps({**LINE, "text": "\ud800"}).encode(): "half a character",
+        b"\xff\xfe{\0": "not UTF-8",
+    }
+    silent = [{**LINE, "id": text, "text": text} for text in ("...", " -- ")]
+    last = [*(json.dumps(line).encode() for line in (*silent, {**LINE, "id": "c", "text": ""}))]
+    path = tmp_path / "l.jsonl"
+    path.write_bytes(b"\n".join([json.dumps(LINE).encode(), *bad, *last]))
+    corpus = Synthetic(str(path), VOICE, splits=["train"])
+    (shard,) = corpus.plan(100)
+    first, *rejects = corpus.clips(shard)
+    assert first.id == "a" and len(rejects) == len(bad) + 3 and shard["count"] == 1 + len(rejects)
+    for number, (reject, why) in enumerate(zip(rejects, bad.values(), strict=False), 2):
+        assert reject.id == f"l.jsonl:{number}"
+        assert reject.reason.startswith(f"bad manifest line: line {number}: ")
+        assert why in reject.reason
+    assert [r.id for r in rejects[len(bad) :]] == ["...", " -- ", "c"]
+    assert all(r.reason.startswith("no sound: ") for r in rejects[len(bad) :])
+
+
+def test_a_voice_that_is_not_there_stops_the_job(tmp_path):
+    path = write_lines(tmp_path / "l.jsonl", [LINE])
+    corpus = Synthetic(str(path), {"v": {"variants": ["en-us+Nobody"]}})
+    with pytest.raises(ValueError, match=r"no voice 'en-us\+Nobody'"):
+        list(corpus.clips(corpus.plan(9)[0]))
+
+
+def test_ids_that_come_twice_and_splits_that_no_line_has_are_refused(tmp_path):
+    path = write_lines(tmp_path / "l.jsonl", [{**LINE, "id": 1}, {**LINE, "id": "1"}])
+    with pytest.raises(ValueError, match=r"l\.jsonl: lines 1 and 2 have the id '1'"):
+        Synthetic(str(path), VOICE)
+    path = write_lines(path, [LINE, {**LINE, "split": "dev"}])  # one of them is asked for
+    assert Synthetic(str(path), VOICE, splits=["dev"]).plan(9) == [{"count": 1, "lines": ["a"]}]
+    with pytest.raises(ValueError, match=r"no line has the split 'tset'; there are \['dev', 'tra"):
+        Synthetic(str(path), VOICE, splits=["train", "tset"])
+
+
+def test_the_language_is_that_of_the_voice(tmp_path):
+    path = write_lines(tmp_path / "l.jsonl", [LINE])
+    for accent, language in {"de": "de", "pt-br": "pt", "en-gb-x-rp": "en", "German": "de"}.items():
+        corpus = Synthetic(str(path), {"v": {"accents": [accent], "variants": ["m3"]}})
+        assert [clip.language for clip in corpus.clips(corpus.plan(9)[0])] == [language]
+    with pytest.raises(ValueError, match=r"'de\+m3' speaks de, and rows would state en: set langu"):
+        Espeak(accents=["de"], variants=["m3"]).check()
+    Espeak(accents=["de"], variants=["m3"], language="de").check()
+    with espeak_ng.EspeakLibrary() as engine, pytest.raises(ValueError, match=r"holds U\+0000"):
+        engine.speak("the cow\0 eats", espeak_ng.EspeakVoice("en-us"))
 
 
 def test_the_fingerprint_follows_the_lines(lines):
@@ -255,7 +352,7 @@ def recipe_voices() -> list[tuple[str, str, dict]]:
     """(file, group, spec) of every corpus in a recipe that has voices."""
     found = []
     for path in sorted((ROOT / "recipes").glob("*/*.yaml")):
-        content = config.with_files(yaml.safe_load(path.read_text()) or {})
+        content = yaml_values.with_files(yaml.safe_load(path.read_text()) or {})
         for value in content.values():
             if isinstance(value, dict) and isinstance(value.get("voices"), dict):
                 found += [(path.name, group, spec) for group, spec in value["voices"].items()]

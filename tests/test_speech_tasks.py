@@ -83,6 +83,15 @@ def test_the_audio_stands_where_the_prompt_says(parts, monkeypatch):
     assert alone == [words.begin, *user, *audio, words.end_of_turn, *assistant]
 
 
+def test_transcripts_of_one_id_are_refused(tmp_path):
+    path, lines = tmp_path / "t.jsonl", [json.dumps({"id": id, "text": "x"}) for id in ("1", "2")]
+    path.write_bytes(b"\xef\xbb\xbf" + "\n\n".join(lines).encode())
+    assert items.read_transcripts(path) == {"1": "x", "2": "x"}
+    path.write_text("\n".join([*lines, '{"id": 1, "text": "y"}']))
+    with pytest.raises(ValueError, match=r"transcripts=.*an id comes twice"):
+        items.read_transcripts(path)
+
+
 def test_transcripts_instead_of_audio_need_no_sound_tokens(parts, tmp_path, monkeypatch):
     words = Vocabulary.load(parts / "init")
     of = task(parts, prompt="answer: {speech}!", input="transcript")
@@ -108,6 +117,12 @@ def test_shuffled_audio_is_always_that_of_another_reference(parts, monkeypatch):
     assert right.keys() == wrong.keys() and all(right[id] != wrong[id] for id in right)
     assert sorted(right.values()) == sorted(wrong.values())  # the same audio, dealt out again
     assert words.layout is not None
+    by_part = task(parts, input="shuffled", reference="part")  # may pair others
+    assert by_part.inputs() != task(parts, input="shuffled").inputs()
+    with pytest.raises(ValueError, match="every item's reference is 'a'"):
+        part = {"a": {"part": "a"}}
+        task(parts, input="shuffled", reference="part", splits=part).check(parts / "expanded")
+    assert task(parts, reference="part").inputs() == task(parts).inputs()  # asks the same
 
 
 def test_the_blog_protocol_doubles_what_the_blog_doubled(parts, monkeypatch):
@@ -240,6 +255,28 @@ def test_a_reply_is_read_as_what_was_heard_and_the_answer(parts):
     assert [s.split for s in shared] == ["a", "a"] and shared[1].value == 1.0
 
 
+def test_an_answer_may_have_several_lines(parts):
+    """What was heard is the first line alone; without `reply` all is the answer."""
+    of = questions(parts, reference="recipe", cluster=None)
+    of.rows["u0"]["extra"]["recipe"] = "Three steps:\n1. boil\n2. eat"
+    first, wrong = (
+        f"red blue green\n{text}" for text in ("Three steps:\n1. boil\n2. eat", "2. eat")
+    )
+    for reply, right in ((first, True), (wrong, False)):
+        item = of._item(of.rows["u0"], {"reply": reply})
+        assert item["heard"] == "red blue green"
+        assert (item["answer"] == item["expected"]) is right
+    whole = replace(of, reply=None, transcript_splits={}, controls_of=None)
+    assert whole._item(of.rows["u0"], {"reply": "a\nb"})["answer"] == "a\nb"
+
+
+def test_splits_choose_by_a_rows_own_columns_and_may_be_empty_where_it_is_said(parts):
+    of = task(parts, splits={"one": {"speaker": "speaker 1"}, "none": {"speaker": "x"}})
+    with pytest.raises(ValueError, match="is in none; correct what it selects, or name it"):
+        of.ids()
+    assert replace(of, may_be_empty=["none"]).ids() == ["u1", "u3", "u5"]
+
+
 def test_a_transcript_can_be_asked_for_by_itself(parts, monkeypatch):
     checkpoint = parts / "expanded"
     words = Vocabulary.load(checkpoint)
@@ -290,6 +327,11 @@ def test_what_answers_is_named_by_the_checkpoint(parts, tmp_path, monkeypatch):
         ({"reference": "answr"}, "row u0 has no 'answr'; there are .*answer"),
         ({"cluster": "language"}, "row u0 has no 'language'"),
         ({"splits": {"a": {"part": "c"}}}, "has no row of the splits a"),
+        ({"splits": {"a": {"part": "a"}, "typo": {"prat": "b"}}}, "splits: no row .* is in typo"),
+        (
+            {"transcript_splits": {"x": {"part": "x"}}, "transcribe": "{speech}"},
+            "splits: no row of .* is in x",
+        ),
         ({"metric": "judge"}, "metric judge and a judge belong together"),
         ({"transcripts": "x"}, "set input=transcript"),
         ({"transcribe": "repeat"}, "transcribe='repeat' must hold {speech} once"),
@@ -317,7 +359,7 @@ def test_a_judge_needs_its_key_and_its_protocol(parts, monkeypatch):
 
 
 def test_a_checkpoint_of_another_quantizer_is_refused(parts, tmp_path):
-    with pytest.raises(ValueError, match="no sound tokens: run expand_vocab"):
+    with pytest.raises(ValueError, match="no sound tokens: run `just expand`"):
         task(parts).check(parts / "init")
     config = json.loads((parts / "expanded/config.json").read_text())
     config["speechfuse"]["quantizer"] = "1" * 64

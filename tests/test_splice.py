@@ -75,7 +75,7 @@ def splice(parts: Path, out: Path, **changes: Any) -> Path:
             "path": str(parts / "frames"),
             "stack": STACK,
             "share": 0.8,
-            "turns": {"_component_": "speechfuse.samples.answer", "request": "say:"},
+            "turns": {"_component_": "speechfuse.samples.answer", "prompt": "say:"},
         },
         {
             "_component_": "speechfuse.fusion.conversations",

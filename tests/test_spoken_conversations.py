@@ -128,6 +128,24 @@ def test_right_answers_and_refusals_are_counted_by_split(parts):
     assert {score.metric for score in without} == {"acc"}
 
 
+def test_answers_of_several_lines_are_compared_whole(parts, tmp_path):
+    """Whether their first line repeats the question or is of the answer, the target shows."""
+    steps = "Three steps:\n1. boil\n2. eat"
+    asked = ("user", [{"text": "now: "}, heard([6], "how")])
+    repeats = row("r", asked, ("assistant", [{"text": f"how\n{steps}"}]), kind="question")
+    answers = row("a", asked, ("assistant", [{"text": steps}]), kind="question")
+    dataset(tmp_path / "steps", shards.CONVERSATIONS, [repeats, answers], STREAM)
+    of = task(parts, data=str(tmp_path / "steps"), splits={"q": {"kind": "question"}})
+    for replies, right in (
+        ({"r": f"How\n{steps}", "a": steps}, [True, True]),
+        ({"r": "how\nBoil.\n2. eat", "a": "Boil.\n2. eat"}, [False, False]),
+    ):
+        said = [{"id": id, "reply": replies[id], "tokens": 9, "capped": False} for id in of.ids()]
+        items = of.score(said).items
+        assert [item["correct"] for item in items] == right
+        assert [item["expected"] for item in items] == [steps, steps]
+
+
 def test_what_cannot_be_asked_is_said_beforehand(parts, tmp_path):
     with pytest.raises(ValueError, match=r"asked has no row of the splits nothing"):
         task(parts, splits={"nothing": {"kind": "x"}}).check(parts / "expanded")

@@ -469,7 +469,7 @@ def test_an_engine_of_codes_must_have_the_quantizers_codec(small, monkeypatch, c
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"texts": "TMP/absent"}, "does not exist: it is not a finished artifact"),
+        ({"texts": "TMP/absent"}, "does not exist: no recipe here makes it"),
         ({"texts": "TMP/none"}, "is empty: it holds no conversation"),
         ({"kinds": {"text": {**KINDS["text"], "share": 0.5}}}, "give each one above 0"),
         ({"kinds": {"t": {"_component_": "speechfuse.synthesis.Txt", "share": 1}}}, "'Text'"),

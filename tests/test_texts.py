@@ -102,8 +102,8 @@ def test_layouts(tmp_path):
         ({"language": "de", "kind": "question"}, True),  # a column, and a key of extra
         ({"speaker": "anna"}, True),  # of a key in both, that of extra
         ({"text": None}, True),
-        ({"absent": None}, False),
-        ({"absent": [None, "x"]}, False),
+        ({"absent": None}, True),
+        ({"absent": [None, "x"]}, True),
         ({"codes": [[1, 2]]}, True),
     ],
 )
@@ -121,6 +121,10 @@ def test_select_means_any_of_a_list_all_of_the_keys_and_columns_or_extra(select,
         ("[1]", "unreadable: no object"),
         ('{"messages": []}', "no messages: "),
         ('{"messages": null}', "no messages: "),
+        (
+            '{"messages": [{"role": "user", "content": "a\\u0000b"}]}',
+            "no text: content holds U+0000",
+        ),
         ('{"messages": ["hi"]}', "no messages: 'hi' is no object"),
         ('{"messages": [{"role": "tool", "content": "x"}]}', "unknown role: 'tool'"),
         ('{"messages": [{"role": "user", "content": null}]}', "no text: content holds None"),
@@ -202,6 +206,7 @@ def test_a_column_that_curation_would_overwrite_is_refused(tmp_path, column):
         ("a.jsonl", "{}", {"data_files": "*"}, "is a file; data_files is for a folder"),
         ("b/a.jsonl", "{}", {}, "say which files of it"),
         ("b/a.jsonl", "{}", {"data_files": "*.json"}, "has no file that matches *.json"),
+        ("b/a.jsonl", "{}", {"data_files": ["*.jsonl", "typo*"]}, "no file that matches typo*"),
         ("a.jsonl", '{"instruction": "x", "output": "y"}', {"select": {"lang": "en"}}, "'lang'"),
     ],
 )
@@ -212,6 +217,15 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path, name, content, options, s
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         Alpaca(str(path if path.parent == tmp_path else path.parent), **options).plan(10)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_folder_is_the_one_that_was_named(tmp_path):
+    for folder, word in (("v[1]", "this"), ("v1", "other")):
+        (tmp_path / folder).mkdir()
+        written(tmp_path / folder / "a.jsonl", [{"p": word}])
+    for path, pattern in ((tmp_path / "v[1]", "*.jsonl"), (tmp_path, "v[1]/*.jsonl")):
+        source = Columns(str(path), pattern, prompt="p")
+        assert [c.prompts for c in read(source)] == [["this"]]
 
 
 def test_a_path_that_is_nowhere():

@@ -13,6 +13,7 @@ from speechfuse.corpora.clip import Clip
 from speechfuse.quantizer import tokenize
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.rows.rejects import Reject
+from tests.bad_audio import encoded, sound
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,6 +59,13 @@ def test_rows_are_the_same_whatever_the_threads_and_the_look_ahead(quantizer, cl
             assert {k: a[k] for k in a if k != "codes"} == {k: b[k] for k in b if k != "codes"}
 
 
+def test_no_piece_has_an_id_of_another_clip(quantizer, clips):
+    long = clips[-2]
+    made = tokenize.tokenize([long], quantizer, 2, [], 1, 8, {"clip-4#1", "clip-4#0", "clip-4#0#"})
+    assert [row["id"] for row in made.rows][:2] == ["clip-4#0##", "clip-4#1#"]
+    assert {row["parent"] for row in made.rows} == {"clip-4"}
+
+
 def test_each_row_has_the_codes_of_its_own_audio(quantizer, clips):
     """Three clips in batches of two: the second batch is fetched late and half empty."""
     three = [clip for clip in clips if isinstance(clip, Clip)][2:5]
@@ -66,6 +74,18 @@ def test_each_row_has_the_codes_of_its_own_audio(quantizer, clips):
         (alone,) = quantizer.encode([clip.audio], 2)
         assert len(row["codes"]) == len(alone) == int(25 * len(clip.audio) / 16_000)
         assert np.mean(row["codes"] == alone) > 0.98  # near-ties may fall otherwise
+
+
+def test_a_clip_of_which_one_channel_is_used_is_counted_and_has_its_codes(quantizer):
+    voice = sound(1.0)[:, 0]
+    files = [np.stack([voice, -voice], axis=1), voice, np.stack([voice, voice], axis=1)]
+    clips = [
+        Clip(f"{i}", encoded(each, subtype="FLOAT"), f"{i}.wav") for i, each in enumerate(files)
+    ]
+    shard = tokenize.tokenize(clips, quantizer, 2, [], 1, 4)
+    assert (shard.counts["mixed_down"], shard.counts["one_channel"]) == (2, 1)
+    for row in shard.rows:
+        np.testing.assert_array_equal(row["codes"], shard.rows[1]["codes"])
 
 
 def test_no_more_clips_are_opened_than_the_look_ahead_allows():

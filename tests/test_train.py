@@ -185,6 +185,12 @@ def test_a_refusal_is_a_line_and_an_exit_code(parts, tmp_path):
         ("activation_checkpointing=half", "choose one of none, selective, full"),
         ("batch_size=5", "batch_size=5 is not a multiple of the 2 ranks"),
         ("datasets.0.path=none", "none is not there; no recipe here makes it"),
+        ("shard_group=3", "shard_group=3 does not divide the 2 ranks"),
+        ("attention=flex", "attention=flex is compiled for CUDA"),
+        ("warmup_steps=1000", "warmup_steps=1000 and the run has 31 steps"),
+        ("optimizer={_component_: torch.optim.LBFGS}", "missing 1 required positional argument"),
+        ("optimizer.betas=3", "optimizer: torch.optim.AdamW: "),
+        ("optimizer._component_=torch.optim.Adafactor", "cannot update weights that are sharded"),
     ],
 )
 def test_what_is_refused_is_refused_before_torchrun(
@@ -231,7 +237,7 @@ def launched(arguments: list[str], monkeypatch, capsys) -> tuple[object, str, st
     """(exit status, or "torchrun" where it would start that; stdout; stderr) of finetune.py."""
 
     def torchrun(path: str, command: list[str]) -> None:
-        assert "torch.distributed.run" in command and "--nproc-per-node=2" in command
+        assert "speechfuse.train.torchrun" in command and "--nproc-per-node=2" in command
         sys.exit("torchrun")
 
     code = None

@@ -1,4 +1,5 @@
-"""What just sweep, stage2 and synthesize start, with which arguments. Jobs are not run here."""
+"""What the verbs of several jobs start, with which arguments, and what they refuse before the first
+job. Jobs are not run here."""
 
 import runpy
 import shutil
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 VERBS = ROOT / "recipes/verbs.py"
@@ -27,15 +29,16 @@ class Started:
 
 @pytest.fixture
 def started(monkeypatch, tmp_path) -> Started:
-    """In an empty folder, so that no stage 2 is complete."""
+    """In a folder with recipes and without `out`, so that no stage 2 is complete."""
     made = Started()
     monkeypatch.setattr("subprocess.run", made)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("models"))
     monkeypatch.chdir(tmp_path)
     return made
 
 
 def verb(name: str, monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["verbs.py", name, str(ROOT / "recipes/demo"), *arguments])
+    monkeypatch.setattr(sys, "argv", ["verbs.py", name, "recipes/demo", *arguments])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(VERBS), run_name="__main__")
     return stopped.value.code
@@ -54,19 +57,22 @@ def verb(name: str, monkeypatch, *arguments: str) -> int:
 )
 def test_the_report_is_of_what_was_swept(started, monkeypatch, arguments, report):
     assert verb("sweep", monkeypatch, *arguments) == 0
-    [(first, _, *given), (second, path, *more)] = started.jobs
+    [planned, (first, _, *given), (second, path, *more)] = started.jobs
+    assert planned == ["report", "recipes/demo/report.yaml", "plan=recipes/demo/evaluate.yaml"]
     assert (first, given, second, more) == ("evaluate", arguments, "report", report)
-    assert path.endswith("recipes/demo/report.yaml")
+    assert path == "recipes/demo/report.yaml"
 
 
 @pytest.mark.parametrize("argument", ["--dry-run", "runtime.dry_run=true", "runtime.dry_run=True"])
 def test_a_dry_run_reports_and_judges_nothing(started, monkeypatch, capsys, argument):
-    assert verb("sweep", monkeypatch, argument) == 0 and len(started.jobs) == 1
-    assert verb("gate", monkeypatch, argument) == 0 and len(started.jobs) == 1
+    assert verb("sweep", monkeypatch, argument) == 0
+    assert [name for name, *_ in started.jobs] == ["report", "evaluate"]
+    assert verb("stage2", monkeypatch, argument) == 0
+    assert started.jobs[2:] == [["train", "recipes/demo/stage2.yaml", argument]]
     assert capsys.readouterr().out == "gate: not asked in a dry run\n"
 
 
-@pytest.mark.parametrize(("evaluated", "jobs"), [(1, 2), (2, 1), (130, 1), (-15, 1)])
+@pytest.mark.parametrize(("evaluated", "jobs"), [(1, 3), (2, 2), (130, 2), (-15, 2)])
 def test_failed_cells_are_reported_and_what_did_not_run_is_not(
     started, monkeypatch, evaluated, jobs
 ):
@@ -74,22 +80,112 @@ def test_failed_cells_are_reported_and_what_did_not_run_is_not(
     assert verb("sweep", monkeypatch) == evaluated and len(started.jobs) == jobs
 
 
+def test_what_the_report_needs_and_no_task_scores_stops_a_sweep(started, monkeypatch):
+    started.codes["report"] = 2
+    assert verb("sweep", monkeypatch) == 2 and len(started.jobs) == 1
+
+
 def test_the_gate_judges_what_is_trained_on_or_says_that_it_does_not(started, monkeypatch, capsys):
-    assert verb("gate", monkeypatch, "seed=1", "runtime.threads=1") == 0
-    (first, _, *only), (second, path) = started.jobs
+    assert verb("stage2", monkeypatch, "seed=1", "runtime.threads=1", "gate=true") == 0
+    (first, _, *only), (second, path), train = started.jobs
     assert (first, second) == ("evaluate", "gate")
-    assert only == ["only=[base,stage1]", "runtime.threads=1"]
+    assert only == ["only=[base,stage1/epoch_0,text_mmlu]", "runtime.threads=1"]
+    assert train == ["train", "recipes/demo/stage2.yaml", "seed=1", "runtime.threads=1"]
     assert path.endswith("gate.yaml") and capsys.readouterr().out == ""
-    assert verb("gate", monkeypatch, "checkpoint=out/x/epoch_0") == 0 and len(started.jobs) == 2
+    assert verb("stage2", monkeypatch, "checkpoint=out/x/epoch_0", "ranks=2") == 0
+    assert started.jobs[3][2:] == ["runtime.ranks=2", "checkpoint=out/x/epoch_0"]
     said = capsys.readouterr().out
     assert "judges out/demo/stage1/epoch_0 and this run begins with out/x/epoch_0" in said
-    assert verb("gate", monkeypatch, "gate=false") == 0 and len(started.jobs) == 2
+    assert verb("stage2", monkeypatch, "gate=false") == 0 and len(started.jobs) == 5
     started.codes["gate"] = 1
-    assert verb("gate", monkeypatch) == 1
+    assert verb("stage2", monkeypatch) == 1 and started.jobs[-1][0] == "gate"
+    Path("recipes/demo/gate.yaml").unlink()
+    assert verb("stage2", monkeypatch) == 0 and started.jobs[-1][0] == "train"
+    assert "gate: not asked, as recipes/demo/gate.yaml is not there" in capsys.readouterr().out
+
+
+def test_the_gate_has_what_it_reads_evaluated_and_nothing_else(started, monkeypatch, capsys):
+    path = Path("recipes/demo/gate.yaml")
+    words = {"task": "question_transcript", "split": "unseen_voices", "metric": "wer"}
+    judged = yaml.safe_load(path.read_text()) | {"floors": [words | {"at_most": 0.5}]}
+    path.write_text(yaml.safe_dump(judged))
+    assert verb("stage2", monkeypatch) == 0
+    assert started.jobs[0][2] == "only=[stage1/epoch_0,spoken_qa,spoken_qa_in_text]"
+    path.write_text(path.read_text().replace("question_transcript", "mmlu"))
+    assert verb("stage2", monkeypatch) == 2 and len(started.jobs) == 3
+    assert "no task of recipes/demo/evaluate.yaml scores mmlu" in capsys.readouterr().err
+
+
+def test_a_complete_stage_2_is_not_judged_again(started, monkeypatch):
     done = Path("out/demo/stage2")
     done.mkdir(parents=True)
     (done / "manifest.json").touch()
-    assert verb("gate", monkeypatch) == 0 and len(started.jobs) == 4
+    assert verb("stage2", monkeypatch) == 0 and [name for name, *_ in started.jobs] == ["train"]
+
+
+ROAD = "world tokenize_speech tokenize_speech expand_vocab train evaluate gate train".split()
+SCORED = ["report", "evaluate", "report"]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("demo", []),
+        ("demo-plain", ["train", "evaluate", "report"]),
+        ("demo-seeds", ["train", "train", "evaluate", "report"] * 2 + ["seed_variance"]),
+        (
+            "demo-robust",
+            ["world", "dialogues", "curate_texts", "synthesize_instructions", "curate_texts"]
+            + ["synthesize_instructions"] * 6
+            + ["train", "train", "evaluate", "report"],
+        ),
+    ],
+)
+def test_the_whole_road_in_order(started, monkeypatch, name, more):
+    assert verb(name, monkeypatch, "ranks=2", "gate=true") == 0
+    assert [job for job, *_ in started.jobs] == [*ROAD, *SCORED, *more]
+    ranks = ["runtime.ranks=2" in job for job in started.jobs]
+    assert ranks == [job[0] == "train" for job in started.jobs]
+    assert not any(argument.startswith("gate=") for job in started.jobs for argument in job)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new"),
+    [
+        ("demo", "report.yaml", "floors:", "flors:"),
+        ("demo", "tokenize_test.yaml", "quantizer:", "quantiser:"),
+        ("demo-robust", "report_robust.yaml", "curves:", "curvs:"),
+        ("data", "tokenize_test.yaml", "quantizer:", "quantiser:"),
+        ("synthesize", "synthesize.yaml", "kinds:", "kind:"),
+        ("sweep", "report.yaml", "table:", "tabel:"),
+        ("stage2", "stage2.yaml", "epochs:", "epoch:"),
+        ("stage2", "gate.yaml", "floors:", "floors: []\nfloor:"),
+    ],
+)
+def test_a_misspelt_key_of_any_job_stops_a_verb_before_its_first(
+    started, monkeypatch, capsys, name, file, old, new
+):
+    path = Path("recipes/demo") / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert verb(name, monkeypatch) == 2 and started.jobs == []
+    assert "unknown key" in capsys.readouterr().err
+
+
+def test_a_recipe_or_a_file_that_is_not_there_is_said_with_what_there_is(
+    started, monkeypatch, capsys
+):
+    shutil.rmtree("recipes/demo")
+    assert verb("stage2", monkeypatch) == 2
+    assert (
+        "there is no recipe demo for just recipe=NAME: early_fusion_1b, early"
+        in capsys.readouterr().err
+    )
+    Path("recipes/demo").mkdir()
+    assert verb("sweep", monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert "recipes/demo/report.yaml: No such file; copy that of another recipe: " in said
+    assert "recipes/early_fusion_8b/report.yaml" in said and started.jobs == []
 
 
 def test_texts_are_chosen_and_then_spoken(started, monkeypatch, capsys):
@@ -98,8 +194,9 @@ def test_texts_are_chosen_and_then_spoken(started, monkeypatch, capsys):
     assert names == ["world", "dialogues", "curate_texts", "synthesize_instructions"]
     assert started.jobs[2][2:] == [] and started.jobs[3][2:] == ["samples=9"]
     assert verb("synthesize", monkeypatch, "--dry-run") == 0
-    assert [name for name, *_ in started.jobs[4:]] == names[:3], "there are no texts yet"
+    assert [name for name, *_ in started.jobs[4:]] == names
     assert started.jobs[6][2:] == ["--dry-run"]
+    assert started.jobs[7][2:] == ["--dry-run", "--check"], "there are no texts yet"
     assert "is planned when the texts are chosen" in capsys.readouterr().out
     done = Path("out/data/texts")
     done.mkdir(parents=True)
@@ -112,12 +209,26 @@ def test_texts_are_chosen_and_then_spoken(started, monkeypatch, capsys):
     assert verb("synthesize", monkeypatch) == 2 and started.jobs[-1][0] == "curate_texts"
 
 
-def test_help_is_of_both_jobs_and_runs_neither(started, monkeypatch):
-    assert verb("sweep", monkeypatch, "limit=20", "--help") == 0
-    assert started.jobs == [["evaluate", "--help"], ["report", "--help"]]
-    assert verb("synthesize", monkeypatch, "--help") == 0
-    assert started.jobs[2:] == [["curate_texts", "--help"], ["synthesize_instructions", "--help"]]
-    assert verb("gate", monkeypatch, "-h") == 0 and len(started.jobs) == 4
+@pytest.mark.parametrize(
+    ("name", "jobs"),
+    [
+        ("sweep", "report evaluate"),
+        ("synthesize", "world dialogues curate_texts synthesize_instructions"),
+        ("stage2", "evaluate gate train"),
+        ("data", "world tokenize_speech"),
+        ("demo", "world tokenize_speech expand_vocab train evaluate gate report"),
+        ("train-quantizer", "world train_quantizer"),
+    ],
+)
+def test_help_is_of_every_job_and_runs_none(started, monkeypatch, name, jobs):
+    assert verb(name, monkeypatch, "limit=20", "--help") == 0
+    assert started.jobs == [[job, "--help"] for job in jobs.split()]
+    assert verb(name, monkeypatch, "-h") == 0 and len(started.jobs) == 2 * len(jobs.split())
+
+
+def test_the_demo_takes_no_keys(started, monkeypatch, capsys):
+    assert verb("demo", monkeypatch, "limit=20") == 2 and started.jobs == []
+    assert "limit=20: just demo takes no arguments" in capsys.readouterr().err
 
 
 def test_just_passes_arguments_on_unread(tmp_path):
@@ -141,8 +252,34 @@ def test_just_passes_arguments_on_unread(tmp_path):
         assert done.stdout.splitlines() == [f"<{each}>" for each in [*expected, *values]]
 
 
-def test_just_calls_them():
-    text = (ROOT / "justfile").read_text()
-    assert 'recipes/verbs.py synthesize {{r}} "$@"' in text
-    assert 'recipes/verbs.py sweep {{r}} "$@"' in text
-    assert 'recipes/verbs.py gate {{r}} gate={{gate}} "$@"' in text
+def test_nothing_that_just_is_told_is_run_by_the_shell(tmp_path):
+    just, bad = str(shutil.which("just")), "x; echo INJECTED >&2; $(touch ran)"
+    (tmp_path / "python").write_text('#!/bin/sh\nfor each; do echo "<$each>"; done\n')
+    (tmp_path / "python").chmod(0o755)
+    for told in (
+        [f"recipe={bad}", "stage1"],
+        [f"recipe={bad}", "sweep"],
+        [f"ranks={bad}", "stage1"],
+        [f"gate={bad}", "stage2"],
+        ["prove", bad],
+        ["bench", bad],
+        ["setup", bad],
+    ):
+        command = [just, "--no-deps", f"python={tmp_path}/python", *told]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+        assert "INJECTED" not in lines and not (ROOT / "ran").exists()
+
+
+def test_just_calls_them(tmp_path):
+    lines = '#!/bin/sh\nfor each; do echo "<$each>"; done\n'
+    (tmp_path / "python").write_text(lines)
+    (tmp_path / "python").chmod(0o755)
+    for name in ("data", "synthesize", "stage2", "sweep", "train-base", "train-quantizer", "demo"):
+        command = [str(shutil.which("just")), "--no-deps", f"python={tmp_path}/python", name, "a=b"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        script, verb, recipe, *rest = [line[1:-1] for line in done.stdout.splitlines()]
+        assert (script, verb, recipe) == ("recipes/verbs.py", name, "recipes/demo")
+        ranks, gates = ["ranks=1"], ["gate=true"]
+        more = {"stage2": ranks + gates, "demo": ranks + gates, "train-base": ranks}.get(name, [])
+        assert rest == [*more, "a=b"]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ import pytest
 import soundfile
 
 from speechfuse import artifact, config
-from speechfuse.rows import shards
+from speechfuse.quantizer import recordings
+from speechfuse.rows import making, shards
 from stages import tokenize_speech, verify
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +60,7 @@ def whole(tmp_path_factory) -> Path:
         filters=[{"_component_": "speechfuse.audio.level", "min_dbfs": -60}],
         shard_size=3,
         batch_size=4,
-        runtime=tokenize_speech.Runtime(
+        runtime=recordings.Runtime(
             max_reject_rate=1.0, device="cpu", engine={"_component_": f"{__name__}.inline"}
         ),
     )
@@ -219,6 +221,24 @@ def test_totals_are_those_of_the_rows(changed, capsys):
     changed.manifest(lambda manifest: manifest["totals"].update(rows=9999, hours=1.0))
     rows, hours = found(changed.folder, capsys)
     assert "totals: rows is 9999, but the shards hold" in rows and "totals: hours is 1.0" in hours
+
+
+def test_a_dataset_whose_rows_share_an_id_is_not_finished(tmp_path, monkeypatch):
+    work = artifact.Artifact(tmp_path / "data", "tokenize_speech", 3, {}, {})
+    paths = [work.out / shards.shard_name(i) for i in range(2)]
+
+    def make(*_: Any) -> tuple[list[Path], list]:
+        for path, ids in zip(paths, (["a", "b"], ["c", "a"]), strict=True):
+            shards.write_shard(path, [{"id": id} for id in ids], shards.SPEECH)
+        return paths, []
+
+    monkeypatch.setattr(making, "make", make)
+    job = SimpleNamespace(out=str(work.out), fresh=False, runtime=None)
+    with pytest.raises(ValueError, match=r"ids: 1 stand more than once, first 'a' in .*other ids"):
+        making.make_dataset(
+            job, work, list, str, "clip", shards.SPEECH, None, lambda *_: {}, lambda *_: ""
+        )
+    assert paths[0].exists() and not (work.out / "manifest.json").exists()
 
 
 def test_an_id_that_stands_twice_is_found_across_shards(changed, capsys):

@@ -157,7 +157,7 @@ def test_token_names_inside_plain_text_are_text(expanded, token):
 def test_codes_out_of_range_and_unexpanded_checkpoints_are_refused(base, expanded):
     with pytest.raises(ValueError, match=f"code {CODES + 1} is out of range.*0-{CODES}"):
         Vocabulary.load(expanded).sound([0, CODES + 1])
-    with pytest.raises(ValueError, match="no sound tokens: run expand_vocab"):
+    with pytest.raises(ValueError, match="no sound tokens: run `just expand`"):
         Vocabulary.load(base).sound([0])
 
 
@@ -242,7 +242,7 @@ def test_speech_of_another_quantizer_is_refused_by_training(base, expanded, tmp_
     assert f"{other} was made with quantizer {OTHER[:12]}" in message
     assert f"expanded for {OURS[:12]}" in message and "tokenize again" in message
     ours = dataset(tmp_path / "ours", OURS)
-    with pytest.raises(ValueError, match="no sound tokens: run expand_vocab"):
+    with pytest.raises(ValueError, match="no sound tokens: run `just expand`"):
         load(ours, base)
     mixture = load(ours, expanded)
     tokens = mixture.samples(0)[0][0].tokens.tolist()
@@ -254,7 +254,7 @@ def test_speech_of_another_quantizer_is_refused_by_the_listener(base, expanded):
         ValueError, match=f"q.wav was made with quantizer {OTHER[:12]}, but .*{OURS[:12]}"
     ):
         Generator(expanded, OTHER, "q.wav")
-    with pytest.raises(ValueError, match="no sound tokens: run expand_vocab"):
+    with pytest.raises(ValueError, match="no sound tokens: run `just expand`"):
         Generator(base, OURS, "q.wav")
     listener = Generator(expanded, OURS, "q.wav")
     turns = [{"role": "user", "segments": [{"speech": {"codes": [1, 2]}}]}]

@@ -18,19 +18,18 @@ its manifest. Only stages.verify and a push to the Hub read all files again and 
 sha256.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import platform
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from speechfuse import provenance
+from speechfuse import failures, provenance
+from speechfuse.locks import exclusive_lock
 from speechfuse.provenance import NOT_IDENTITY
 
 T = TypeVar("T")
@@ -46,6 +45,7 @@ class Artifact:
     ):
         self.out = Path(out)
         self.plan = None
+        self._locks, self._alone = ExitStack(), False
         self._config = provenance.portable(config)
         self._identity = {
             "job": job,
@@ -68,18 +68,19 @@ class Artifact:
         if fresh and self.out.exists():
             self._lock()  # or a job at work there would go on writing, into the new folder
             aside = move_aside(self.out)
-            (aside / ".lock").unlink()
+            self._release(aside)
             print(f"{self.out}: moved aside to {aside}")
-        frozen = self.out / "plan.json"
-        if self.complete():
+        begun = False
+        if not self.complete():
+            self._lock()
+            try:  # look again, now that no other process can begin or finish it
+                begun = not self.complete() and self._freeze(plan)
+            finally:
+                if not begun:
+                    self._release(self.out)
+        if not begun:
             print(f"{self.out}: complete, nothing to do")
-            return False
-        if not frozen.exists():
-            new_plan = plan() if callable(plan) else plan
-            write_json(frozen, {**self._record(), "plan": new_plan, "started": provenance.now()})
-        self._lock()
-        self.plan = _read(frozen)["plan"]
-        return True
+        return begun
 
     def complete(self) -> bool:
         """Return whether this very artifact is complete, without writing anything. Raises
@@ -92,7 +93,7 @@ class Artifact:
             self._refuse_missing()
             return True
         if frozen.exists():
-            if (self.out / ".lock").exists():
+            if not self._alone and (self.out / ".lock").exists():
                 self._lock()
                 self._unlock()
         elif self.out.is_dir() and any(p.name[0] != "." for p in self.out.iterdir()):
@@ -110,16 +111,36 @@ class Artifact:
         """Return what was frozen in plan.json when work began, see record_of."""
         return record_of(self.out)
 
+    def _freeze(self, plan: Any) -> bool:
+        """Write plan.json unless it is there, and take the plan in it. Returns True."""
+        path = self.out / "plan.json"
+        if not path.exists():
+            record = {**self._record(), "plan": plan() if callable(plan) else plan}
+            record |= {"git": provenance.commit(), "libraries": provenance.libraries()}
+            write_json(path, record | {"started": provenance.now()})
+        self.plan = _read(path)["plan"]
+        return True
+
     def _lock(self) -> None:
-        """Keep other processes out until this one ends: two runs in one folder would mix their
-        files. Raises ValueError when another process is at work there."""
-        lock = ExitStack()
-        if not lock.enter_context(exclusive_lock(self.out, wait=False)):
+        """Keep other processes out until `_release`, or until this one ends: two runs in one folder
+        would mix their files. Raises ValueError when another process is at work there."""
+        self._alone = self._locks.enter_context(exclusive_lock(self.out, wait=False))
+        if not self._alone:
             raise ValueError(
                 f"out={self.out}: another process is at work there; wait for it, or "
                 "choose another out=..."
             )
-        self._unlock = lock.close
+
+    def _unlock(self) -> None:
+        self._locks.close()
+        self._alone = False
+
+    def _release(self, folder: Path) -> None:
+        """Let other processes in. A `folder` in which nothing was begun goes."""
+        (folder / ".lock").unlink()
+        self._unlock()
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
 
     def finish(self, totals: dict[str, Any], outputs: list[Path]) -> None:
         """Write manifest.json, which completes the artifact.
@@ -128,24 +149,25 @@ class Artifact:
         listed by relative path with their sha256. Raises ValueError for an output outside of `out`,
         and FileNotFoundError for one that does not exist.
         """
-        hashes = {}
+        hashes, frozen = {}, self.record()
         for path in outputs:
             if not path.absolute().is_relative_to(self.out.absolute()):
                 raise ValueError(f"output {path} is outside the artifact's folder {self.out}")
             relative = path.absolute().relative_to(self.out.absolute())
             hashes[relative.as_posix()] = sha256_of(path)
+            flush(path)
         record = {
             **self._record(),
             "libraries": provenance.libraries(),
             "git": provenance.commit(),
             "outputs": hashes,
             "totals": totals,
-            "started": _read(self.out / "plan.json")["started"],
+            "planned": {"git": frozen.get("git"), "libraries": frozen.get("libraries")},
+            "started": frozen["started"],
             "finished": provenance.now(),
         }
         write_json(self.out / "manifest.json", record)
-        (self.out / ".lock").unlink()
-        self._unlock()
+        self._release(self.out)
 
     def _record(self) -> dict[str, Any]:
         return {**self._identity, "config": self._config, "fingerprint": self.fingerprint}
@@ -190,9 +212,10 @@ def manifest_of(folder: Path) -> dict[str, Any]:
             f"{folder} is incomplete (no manifest.json): the job '{job}' was started "
             f"but did not finish; run it again with out={folder} to resume"
         )
-    what = "holds no manifest.json" if folder.exists() else "does not exist"
+    if not folder.exists():
+        raise ValueError(f"{folder} does not exist: {provenance.maker(str(folder))}")
     raise ValueError(
-        f"{folder} {what}: it is not a finished artifact; check the path, or first "
+        f"{folder} holds no manifest.json: it is not a finished artifact; check the path, or first "
         "run the job that writes it"
     )
 
@@ -228,29 +251,6 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def code_digest(modules: Iterable[str]) -> str:
-    """Return a hash of the source files of imported `modules`; an edit of any file changes it."""
-    files = sorted({str(sys.modules[module].__file__) for module in modules})
-    return hashlib.sha256("".join(sha256_of(Path(file)) for file in files).encode()).hexdigest()
-
-
-@contextmanager
-def exclusive_lock(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Keep other processes out of the `with` block, and yield True.
-
-    While another process is inside, wait for it or, without `wait`, yield False. The lock ends with
-    the process, even if that is killed. Creates the folder and a file .lock in it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def move_aside(path: Path) -> Path:
     """Rename a file or folder to <name>.old-1, or the next number that is free; return that."""
     return path.rename(_aside(path))
@@ -268,22 +268,29 @@ def take_evenly(values: Sequence[T], limit: int) -> list[T]:
     return [values[i * len(values) // number] for i in range(number)]
 
 
+def flush(path: Path) -> None:
+    """Return when a file's bytes are on the disk, whoever wrote them."""
+    with failures.writing(path), open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; when the block succeeds, rename it to `path`.
 
     The bytes reach the disk before the name does, so `path` holds either all of the new content or
     what it held before. When the block raises, the temporary file is removed. Creates the folder.
+    Raises OSError of `path` where the disk refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with failures.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            flush(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -11,16 +11,11 @@ dotted.path` plus keyword arguments) are free-form in the schema and are checked
 """
 
 import dataclasses
-import difflib
-import errno
-import importlib
 import inspect
-import json
 import re
 import sys
 import typing
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,147 +23,116 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from speechfuse import failures, yaml_values
+from speechfuse.components import bind as bind
+from speechfuse.components import instantiate as instantiate
+from speechfuse.components import modules_of as modules_of
+from speechfuse.components import nearest
+from speechfuse.components import resolve as resolve
+
 T = TypeVar("T")
 YAML = (".yaml", ".yml")
 _OVERRIDE = re.compile(r"([A-Za-z_]\w*)([.\[][^=]*)?=")
-_FILE = re.compile(r"\$\{file:([^,}]+),([^}]+)\}")
-
-
-def with_files(value: Any) -> Any:
-    """Return `value` with every string ${file:PATH,KEY} in it replaced by what the YAML file PATH
-    has at the dotted KEY. Raises ValueError when that file has no such key."""
-    if isinstance(value, dict):
-        return {key: with_files(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return list(map(with_files, value))
-    if not isinstance(value, str) or not (named := _FILE.fullmatch(value)):
-        return value
-    path, key = named.groups()
-    content = OmegaConf.select(OmegaConf.load(path), key)
-    if content is None:
-        raise ValueError(f"{path} has no key '{key}'")
-    return OmegaConf.to_container(content) if OmegaConf.is_config(content) else content
 
 
 def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     """Return an instance of `schema` with the values of the YAML file `path`, if any, and of
     `overrides` ("a.b=value"). An override wins over the file and over earlier overrides.
 
-    Values of overrides are YAML: `steps=10`, `name=null`, `tasks=[a,b]`; `tracks.0.weight=2`
-    reaches into a list. Raises ValueError for an unknown key, a wrong type, a missing required key
-    and bad YAML; its message is one sentence that names the file or the override. Raises
-    FileNotFoundError when there is no such file.
+    Values are YAML, see yaml_values: `steps=10`, `name=null`, `tasks=[a,b]`; `tracks.0.weight=2`
+    reaches into a list. Raises ValueError for an unknown key, a wrong type, a value that `key` does
+    not allow, a missing required key and bad YAML; its message is one sentence that names the file,
+    the override or the key. Raises FileNotFoundError when there is no such file.
     """
     config = OmegaConf.structured(schema)
     source = file = str(path or "the command line")
+    hints = typing.get_type_hints(schema)
     try:
-        settings = OmegaConf.to_container(OmegaConf.load(path)) if path else {}
-        if not isinstance(settings, dict):
-            raise ValueError(f"{path}: a configuration is a mapping of keys to values")
-        for key, value in with_files(settings).items():
+        settings = yaml_values.with_files(yaml_values.settings(path, schema)) if path else {}
+        for key, value in settings.items():
             OmegaConf.update(config, str(key), value, merge=True)
         for override in overrides:
             source = f"override {override!r}"
             key, equals, text = override.partition("=")
             if not equals or not key:
                 raise ValueError(f"{source}: write it as key=value, e.g. seed=1")
-            value = OmegaConf.from_dotlist([f"value={text}"]).value
-            if typing.get_type_hints(schema).get(key) is str:  # verbatim: in YAML "a: b" is a dict
-                value = text
-            OmegaConf.update(config, key, value, merge=True)
+            if key in {"recipe", "ranks"} - hints.keys():
+                raise ValueError(f"{source}: {key}= goes before the verb: just {override} VERB")
+            hint = _declared(schema, key)
+            value = yaml_values.parse(text, hint)
+            if hint is str or (hint == str | None and value is not None):
+                value = text  # verbatim: in YAML "a: b" is a dict
+            above, _, last = key.rpartition(".")
+            if value is None and hints.get(above) == dict[str, dict[str, Any]]:
+                names = OmegaConf.select(config, above)
+                if names.pop(last, None) is None:
+                    raise ValueError(f"{source}: {above} has no {last}{nearest(last, names)}")
+            else:
+                OmegaConf.update(config, key, value, merge=True)
         source = f"{file} with its overrides"
         missing = sorted(OmegaConf.missing_keys(config))
         OmegaConf.resolve(config)
-    except (OmegaConfBaseException, TypeError, IndexError, yaml.YAMLError) as error:
+    except (
+        OmegaConfBaseException,
+        TypeError,
+        IndexError,
+        UnicodeDecodeError,
+        yaml.YAMLError,
+    ) as error:
         raise ValueError(_sentence(schema, source, error)) from error
     if missing:
         raise ValueError(
             f"{file}: no value for required {', '.join(missing)}; add to a YAML file or to the "
             f"command line, e.g. {missing[0]}=..."
         )
-    return typing.cast(T, OmegaConf.to_object(config))
+    settings = typing.cast(T, OmegaConf.to_object(config))
+    _check_values(settings)
+    return settings
 
 
-def key(help: str, default: Any = dataclasses.MISSING) -> Any:
-    """Return the dataclass field of a schema's key. `help` is what `--help` says of the key.
-    Without `default` the key is required."""
-    if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=default.copy, metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
-
-
-def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
-    """Call what `spec["_component_"]` names with the rest of `spec` and with `extra` as keywords.
-
-    `extra` is what the job itself passes, so `spec` may not also set it. Raises ValueError as
-    `bind` does; errors of the component itself pass through.
-    """
-    return bind(spec, *extra)(**extra)
-
-
-def bind(spec: dict[str, Any], *names: str) -> Callable[..., Any]:
-    """Return a partial of what `spec["_component_"]` names, with the rest of `spec` as keywords.
-
-    The caller passes the keywords `names` when it calls the partial; the check of the keywords is
-    done here, once, so the partial may be called for every row. The dotted path may lead through a
-    class: `speechfuse.quantizer.model.Quantizer.load`. Raises ValueError for a path that cannot be
-    imported, for a keyword that the component does not take, for a required one that is missing,
-    for one of `names` that `spec` sets and, if the component belongs to speechfuse, for a value of
-    `spec` that is not of the declared type.
-    """
-    arguments = dict(spec)
-    dotted = arguments.pop("_component_", None)
-    if not isinstance(dotted, str):
-        raise ValueError(f"_component_ is missing from {spec}: give the dotted path to call")
-    component = resolve(dotted)
-    if both := sorted(arguments.keys() & set(names)):
-        raise ValueError(f"{dotted}: the job itself sets {', '.join(both)}; remove from the config")
-    try:
-        parameters = inspect.signature(component).parameters.values()
-    except ValueError:  # some builtins have no signature; then the call itself is the check
-        return partial(component, **arguments)
-    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    passed = [*arguments, *names]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for name in passed:
-            if name not in named:
-                raise ValueError(f"{dotted}: unknown argument '{name}'{_nearest(name, named)}")
-    if required := [n for n, p in named.items() if p.default is p.empty and n not in passed]:
-        raise ValueError(
-            f"{dotted}: no value for required {', '.join(required)}; add it beside _component_"
+def _declared(schema: Any, key: str) -> Any:
+    """Return the type of a dotted key; None in the free-form parts of a schema."""
+    for part in key.split("."):
+        schema = (
+            typing.get_type_hints(schema).get(part) if dataclasses.is_dataclass(schema) else None
         )
-    if dotted.startswith(f"{__package__}."):  # other packages' annotations are often inexact
-        function = component.__init__ if inspect.isclass(component) else component
-        hints = typing.get_type_hints(function)
-        for name in arguments.keys() & hints.keys():
-            if not _fits(arguments[name], hints[name]):
-                hint = inspect.formatannotation(hints[name])
-                raise ValueError(f"{dotted}: {name}={arguments[name]!r} is not of the type {hint}")
-    return partial(component, **arguments)
+    return schema
 
 
-def modules_of(spec: Any) -> set[str]:
-    """Return the names of the modules that define the components of `spec`, at any depth."""
-    if isinstance(spec, dict):
-        dotted = spec.get("_component_")
-        own = {resolve(dotted).__module__} if isinstance(dotted, str) else set()
-        return own.union(*map(modules_of, spec.values()))
-    return set().union(*map(modules_of, spec)) if isinstance(spec, list | tuple) else set()
+def key(
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    least: int | None = None,
+    above: float | None = None,
+    choices: Iterable[str] = (),
+) -> Any:
+    """Return the dataclass field of a schema's key. `help` is what `--help` says of the key.
+    Without `default` the key is required. A number is to be at least `least` and more than `above`,
+    a string one of `choices`; `load` refuses others."""
+    metadata = {"help": help, "least": least, "above": above, "choices": tuple(choices)}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a value from YAML is of the type `hint`. Returns True, without a check, for a
-    type that pydantic does not know: YAML has no way to write a value of it."""
-    from pydantic import TypeAdapter, ValidationError  # here, as it takes 0.2 s
-    from pydantic.errors import PydanticSchemaGenerationError
-
-    try:  # in JSON a list passes for a tuple and an int for a float, but no bool for a number
-        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
-    except PydanticSchemaGenerationError:
-        return True
-    except ValidationError:
-        return False
-    return True
+def _check_values(settings: Any, prefix: str = "") -> None:
+    """Raise ValueError for the first value that is not what its `key` allows."""
+    for field in dataclasses.fields(settings):
+        name, value = f"{prefix}{field.name}", getattr(settings, field.name)
+        least, above, choices = map(field.metadata.get, ("least", "above", "choices"))
+        if dataclasses.is_dataclass(value):
+            _check_values(value, f"{name}.")
+        elif value is None:
+            continue
+        elif choices and value not in choices:
+            raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+        elif least is not None and not value >= least:
+            raise ValueError(f"{name}={value}: at least {least} is needed")
+        elif above is not None and not value > above:
+            raise ValueError(f"{name}={value}: it must be above {above}")
+        elif isinstance(value, int) and value >= 2**63:
+            raise ValueError(f"{name}={value}: such a number does not fit into 64 bits")
 
 
 def main(
@@ -179,30 +143,42 @@ def main(
 
     A YAML file may be the first argument, also as torchtune's `--config FILE`. Arguments that are
     not key=value are values of the keys `positional`, in order. `--dry-run` is short for
-    runtime.dry_run=true. A ValueError, or an OSError about a file, is for the user to correct: it
-    is printed as one line on stderr, and the exit status is 2. Ctrl-C exits with 130. Any other
-    exception is a bug in this code and keeps its traceback.
+    runtime.dry_run=true; with `--check` the configuration is read and nothing is run. What is for
+    the user to correct (see failures.sentence) is printed as one line on stderr, and the exit
+    status is 2. Ctrl-C exits with 130, a second one at once. Any other exception is a bug in this
+    code and keeps its traceback.
     """
+    failures.prepare()
     arguments = ["runtime.dry_run=true" if a == "--dry-run" else a for a in sys.argv[1:]]
     if "--help" in arguments or "-h" in arguments:
         print(f"{doc.strip()}\n\n{_table(schema)}")
         return
+
+    def run() -> None:
+        rest = [argument for argument in arguments if argument != "--check"]
+        if rest[:1] == ["--config"]:
+            del rest[0]
+        path = Path(rest.pop(0)) if rest and rest[0].endswith(YAML) else None
+        settings = load(schema, path, _as_overrides(schema, rest, positional))
+        if "--check" not in arguments:
+            job(settings)
+
+    guarded(run)
+
+
+def guarded(run: Callable[[], T]) -> T:
+    """Return what `run` returns; an error for the user to correct ends the process, see `main`."""
     try:
-        if arguments[:1] == ["--config"]:
-            del arguments[0]
-        path = Path(arguments.pop(0)) if arguments and arguments[0].endswith(YAML) else None
-        job(load(schema, path, _as_overrides(schema, arguments, positional)))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            where = error.filename or "a disk that the job writes to"
-            _fail(f"{where}: no space is left: make room and run again; what is finished is kept")
-        if error.filename is None and not isinstance(error, FileNotFoundError):
+        return run()
+    except SystemExit:
+        raise
+    except BaseException as error:  # torch's checkpoints raise one that is no Exception
+        if isinstance(error, KeyboardInterrupt) or failures.interrupted():
+            failures.end()
+        if (message := failures.sentence(error)) is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except ValueError as error:
-        _fail(str(error))
+        failures.close_bars()
+        _fail(message)
 
 
 def _as_overrides(schema: type, arguments: list[str], positional: tuple[str, ...]) -> list[str]:
@@ -225,7 +201,7 @@ def _as_overrides(schema: type, arguments: list[str], positional: tuple[str, ...
     return overrides
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> typing.NoReturn:
     print("error:", " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
 
@@ -239,52 +215,10 @@ def _sentence(schema: type, source: str, error: Exception) -> str:
         owner = getattr(error, "object_type", None)
         if dataclasses.is_dataclass(owner):
             names = [field.name for field in dataclasses.fields(owner)]
-            return f"{source}: unknown key '{key}'{_nearest(key, names)}"
+            return f"{source}: unknown key '{key}'{nearest(key, names)}"
     declared = {name: kind for name, kind, _, _ in _rows(schema)}.get(key)
     must = f" ('{key}' is declared as {declared})" if declared else f" (at '{key}')" if key else ""
     return f"{source}: {str(error).splitlines()[0]}{must}"
-
-
-def _nearest(key: str, names: Iterable[str]) -> str:
-    """Return "; did you mean 'x'? Allowed here: ..." for the last part of a dotted `key`."""
-    prefix, dot, last = key.rpartition(".")
-    names = list(names)
-    close = difflib.get_close_matches(last, names, n=1, cutoff=0.5)
-    guess = f"; did you mean '{prefix}{dot}{close[0]}'?" if close else "."
-    return f"{guess} Allowed here: {', '.join(names) or 'none'}"
-
-
-def resolve(dotted: str) -> Any:
-    """Return the class or function at a dotted path. Raises ValueError when there is none."""
-    parts = dotted.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:cut])
-        try:
-            value = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            # a shorter path is tried only if this one is no module, not if an import in it fails
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise ValueError(
-                    f"{dotted}: {name} needs the module {error.name}, which is not installed here"
-                ) from error
-            continue
-        names = getattr(value, "COMPONENTS", {})  # short names that the package lists
-        if parts[cut] in names:
-            return resolve(".".join([name, names[parts[cut]], *parts[cut + 1 :]]))
-        for part in parts[cut:]:
-            if not hasattr(value, part):
-                names = [*names, *(public for public in dir(value) if not public.startswith("_"))]
-                close = difflib.get_close_matches(part, names, n=1)
-                guess = f"; did you mean '{close[0]}'?" if close else ""
-                raise ValueError(f"_component_ {dotted}: {name} has no '{part}'{guess}")
-            value = getattr(value, part)
-        if not callable(value):
-            raise ValueError(f"_component_ {dotted} is not a class or a function")
-        return value
-    raise ValueError(
-        f"_component_ {dotted}: there is no module '{parts[0]}'; give the full dotted "
-        "path, e.g. speechfuse.quantizer.model.Quantizer.load"
-    )
 
 
 def _rows(schema: Any, prefix: str = "") -> list[tuple[str, str, str, str]]:

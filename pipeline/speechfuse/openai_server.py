@@ -9,8 +9,9 @@ names, and nothing else of the environment is sent.
 """
 
 import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -52,6 +53,7 @@ class Server:
     timeout: float = 120.0
     tries: int = 6
     cache: str | None = None
+    repeated: int = field(default=0, init=False)
     not_identity: ClassVar[tuple[str, ...]] = NOT_IDENTITY
 
     def __post_init__(self) -> None:
@@ -96,6 +98,7 @@ class Server:
                 if attempt == self.tries:
                     asked = f"{again}, asked {attempt} times; see that the server runs"
                     raise Unavailable(f"{self.url}{path}: {asked}") from None
+                self._say_again(str(again))
                 sleep(pause if again.seconds is None else min(60.0, again.seconds))
                 continue
             try:
@@ -104,10 +107,20 @@ class Server:
             except ValueError:
                 if attempt == self.tries:
                     raise
+            self._say_again("an answer that cannot be read")
             sleep(pause)
         if cached:
             write_atomic(cached, content)
         return answer
+
+    def _say_again(self, problem: str) -> None:
+        """Count a request that is repeated; the 1st, 2nd, 4th, 8th ... of this process is said."""
+        self.repeated += 1
+        if self.repeated.bit_count() == 1:
+            print(
+                f"{self.url}: {problem}; asked again, {self.repeated} times so far in this process",
+                file=sys.stderr,
+            )
 
     @cached_property
     def _client(self) -> Any:

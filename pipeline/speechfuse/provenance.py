@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 # where and how a job runs; none of these may change the bytes it writes
 NOT_IDENTITY = ("out", "fresh", "runtime")
 _LIBRARIES = (
@@ -20,6 +22,19 @@ _LIBRARIES = (
     "soundfile soxr openai-whisper vector-quantize-pytorch lm_eval peft huggingface_hub datasketch "
     "py3langid num2words"
 ).split()
+
+VERBS = {  # recipe file whose `out` it is: the verb that makes it
+    "expand_vocab": "expand",
+    "init_base": "train-base",
+    "train_base": "train-base",
+    "train_quantizer": "train-quantizer",
+    "stage1": "stage1",
+    "stage2": "stage2",
+    "world": "data",
+    "curate_texts": "synthesize",
+    "synthesize": "synthesize",
+    "report": "sweep",
+}
 
 
 def portable(value: Any) -> Any:
@@ -47,7 +62,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def _identity(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _identity(record: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Return what makes the identity, by dotted keys, of an identity, a plan or a manifest."""
     flat: dict[str, Any] = {}
     for key, value in record.items():
@@ -55,6 +70,8 @@ def _identity(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             continue
         if prefix == "config." and key in NOT_IDENTITY:
             continue
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = dict(enumerate(value))  # so that one key of one of them is shown, not all
         if isinstance(value, dict) and value:
             flat |= _identity(value, f"{prefix}{key}.")
         else:
@@ -63,7 +80,7 @@ def _identity(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:
-    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "absent"
+    return json.dumps(flat[key], sort_keys=True, ensure_ascii=False) if key in flat else "absent"
 
 
 def libraries() -> dict[str, str]:
@@ -90,3 +107,17 @@ def commit() -> str | None:
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def maker(path: str, recipes: Path = Path("recipes")) -> str:
+    """Return a clause that names the verb that makes a folder."""
+    commands: dict[str, str] = {}  # by the folder that they write; the innermost is the one
+    for file in sorted(recipes.glob("*/*.yaml")):
+        tokenizes, verb = file.stem.startswith("tokenize"), VERBS.get(file.stem)
+        out = (yaml.safe_load(file.read_text("utf-8")) or {}).get("out")
+        if (tokenizes or verb) and out and Path(path).is_relative_to(out):
+            command = f"tokenize {file}" if tokenizes else f"recipe={file.parent.name} {verb}"
+            commands.setdefault(out, command)
+    if commands:
+        return f"`just {commands[max(commands, key=len)]}` makes it"
+    return "no recipe here makes it: check the path, or put it there"

@@ -44,14 +44,20 @@ def ray_actors(
     """Run the tasks in `workers` actors of `cpus` CPUs and `gpus` GPUs each and give their results.
 
     Prints a notice for every lost worker, whose task goes to a new one. Raises ValueError when one
-    task loses three, and when the cluster cannot hold a single worker. Fractions are allowed: two
-    CPUs hold four actors of 0.5.
+    task loses three, when the cluster cannot hold a single worker, and when `device` and `gpus`
+    disagree: "cuda" without GPUs, "cpu" with. Fractions are allowed: two CPUs hold four actors of
+    0.5.
     """
     if not tasks:
         return
+    if device == ("cpu" if gpus else "cuda"):
+        raise ValueError(
+            f"runtime.device={device}, but runtime.engine.gpus={gpus:g} gives each worker "
+            f"{f'{gpus:g} GPUs' if gpus else 'no GPU'}: set one of them to agree with the other"
+        )
     try:
         import ray
-        from ray.exceptions import RayActorError
+        from ray.exceptions import RayActorError, RayTaskError
     except ImportError:
         raise ValueError(
             "runtime.engine=ray_actors needs Ray: pip install -e '.[cluster]'"
@@ -65,6 +71,8 @@ def ray_actors(
                 f"the Ray cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs, a "
                 f"worker asks for {cpus:g} and {gpus:g}: lower runtime.engine.cpus or .gpus"
             )
+        if has.get("GPU") and not gpus:
+            print("the workers use CPUs alone: runtime.engine.gpus=1 gives each a GPU")
         own_device = "cuda:0" if gpus else "cpu"  # Ray shows an actor only its own GPU
         actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(Worker)
 
@@ -82,6 +90,8 @@ def ray_actors(
             worker, task = running.pop(done)
             try:
                 result = ray.get(done)
+            except RayTaskError as error:
+                raise error.cause from None  # its own text is the traceback in the worker
             except RayActorError:
                 lost[id(task)] += 1
                 if lost[id(task)] == ATTEMPTS:

@@ -5,14 +5,16 @@ finish. A worker process ends when the job's process ends, even if that is kille
 `speechfuse.ray_cluster` runs the same tasks on other machines.
 """
 
-import os
-import threading
+import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from typing import Any
+
+from speechfuse import failures
 
 _device = "cpu"
 
@@ -33,15 +35,8 @@ def use(name: str, threads: int = 0) -> None:
 
 
 def _begin(devices: Any, threads: int) -> None:
+    failures.end_with_parent()
     use(devices.get(), threads)
-
-    def end_with_the_parent() -> None:
-        parent = parent_process()
-        if parent is not None:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_the_parent, daemon=True).start()
 
 
 def gpus(device: str) -> list[str]:
@@ -67,14 +62,23 @@ def pool(workers: int, devices: list[str] | None = None, threads: int = 0) -> Pr
     """
     if workers < 1:
         raise ValueError(f"runtime.workers={workers}: at least 1 process is needed")
+    # the process that removes the semaphores of a pool after Ctrl-C need not warn that it does
+    sys.warnoptions.append("ignore:resource_tracker")
     devices = devices or ["cpu"] * workers
     context = get_context("spawn")
     queue = context.SimpleQueue()
     for name in devices:
         queue.put(name)
-    return ProcessPoolExecutor(
+    executor = ProcessPoolExecutor(
         len(devices), mp_context=context, initializer=_begin, initargs=(queue, threads)
     )
+    # a process has the mask of its parent: Ctrl-C is for this process alone, which ends the others
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        executor.submit(int)  # starts all processes
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return executor
 
 
 def processes(

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from speechfuse import artifact, config
+from speechfuse import artifact, config, failures
 from speechfuse.config import key
 from speechfuse.rows import shards
 from speechfuse.tokens.vocabulary import CHAT_TEMPLATE
@@ -98,7 +98,8 @@ def main(job: InitBase) -> None:
         num_attention_heads=job.num_heads,
         num_key_value_heads=job.num_heads,
         intermediate_size=job.intermediate_size,
-        max_position_embeddings=job.max_seq_len,
+        # stock transformers warns where it is not above original_max_position_embeddings
+        max_position_embeddings=max(job.max_seq_len, 9216),
         rms_norm_eps=1e-5,
         tie_word_embeddings=False,
         rope_parameters={  # Llama 3.1's, as torchtune's llama3_1 builder has it
@@ -119,8 +120,9 @@ def main(job: InitBase) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with failures.writing(out):
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     parameters = sum(p.numel() for p in model.parameters())
     outputs = sorted(p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
     work.finish({"parameters": parameters, "vocabulary": len(tokenizer)}, outputs)

@@ -23,7 +23,7 @@ from num2words import num2words
 from speechfuse import artifact, config
 from speechfuse.config import key
 from speechfuse.rows import shards
-from speechfuse.tokens.prompts import SPOKEN_ANSWER
+from speechfuse.tokens.prompts import spoken_answer
 
 TABLES = {"country": "countries.csv", "animal": "animals.csv"}  # by family of facts
 WORDINGS = {
@@ -200,7 +200,7 @@ def text_rows(facts: list[Fact], phrases: Phrases, count: int) -> list[dict[str,
     for fact in facts:
         about = {"fact": fact.id, "replayed": fact.replayed}
         for i, text in enumerate(fact.wordings):
-            name, both = f"{fact.id}-{i}", SPOKEN_ANSWER.format(transcript=text, answer=fact.answer)
+            name, both = f"{fact.id}-{i}", spoken_answer(text, fact.answer)
             add("answer", name, text, fact.answer, **about)
             add("both", name, f"repeat and answer: {text}", both, **about)
             add("quiz", name, "quiz", both, **about)

@@ -11,7 +11,6 @@ import io
 import stat
 import tempfile
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -34,9 +33,19 @@ SUFFIXES = tuple(
 RATES = (4_000, 768_000)  # Hz; plausible sample rates
 LOUDEST = 8.0  # samples beyond are on another scale, as float samples from -32768 to 32767
 SLACK = 0.1  # seconds that may be missing at the end: durations in manifests are rounded
-BLOCK = 1 << 17  # samples read at once, of all channels together
+STRETCH = 0.25  # seconds in which channels are compared with their mix
+CANCELLED = 0.1  # share of the power that channels without relation would leave in their mix
+PAUSE = 1e-3  # share of the loudest stretch's power under which nobody speaks
 
-_MACHINE_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)  # no file's fault
+# no file's fault: the last ones are of the disk that a copy is written to
+_MACHINE_ERRORS = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+}
 
 
 def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
@@ -48,34 +57,37 @@ def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Decoded:
-    """`waveform`: float32 mono at 16 kHz. `rate` (Hz) and `channels` are the source's."""
+    """`waveform`: float32 mono at 16 kHz. `rate` (Hz) and `channels` are the source's; `channel`:
+    the one that was used alone, because the channels cancel each other."""
 
     waveform: np.ndarray
     rate: int
     channels: int
+    channel: int | None = None
 
 
 def decode(source: Path | bytes, offset: float = 0.0, seconds: float | None = None) -> Decoded:
     """Decode an audio file, or the bytes of one, whatever its name; channels are averaged.
 
-    Only `seconds` from `offset` on are decoded, block by block, so that of a long file only the
-    result is in memory. The samples are the decoder's, neither clipped nor scaled. Raises
-    ValueError("kind: detail"), without the path, for a file that is absent, no audio, or not what
-    its header states; kinds as in speechfuse.rows.rejects.Reject.
+    Where channels cancel each other in their average, the loudest that holds all of the sound is
+    used alone. Only `seconds` from `offset` on are decoded, block by block, so that of a long file
+    only the result is in memory. The samples are the decoder's, neither clipped nor scaled. Raises
+    ValueError("kind: detail"), without the path, for a file that is absent, no audio, not what its
+    header states, or of which no channel has all; kinds as in speechfuse.rows.rejects.Reject.
     """
     if not 0 <= offset < 1e9 or (seconds is not None and not 0 < seconds < 1e9):
         raise ValueError(f"bad offset: from {offset} s on, for {seconds} s")
     try:
-        with (
-            _opened(source) as handle,
-            containers.stream(handle.fileno(), handle.name, to_the_end=seconds is None) as file,
-        ):
-            return _decode(file, handle.fileno(), offset, seconds)
+        with _opened(source) as handle:
+            decoded, powers = _decode(handle, offset, seconds, None)
+            if (column := _audible(powers)) > 0:
+                decoded, _ = _decode(handle, offset, seconds, column - 1)
+            return decoded
     except soundfile.LibsndfileError as error:
         if error.code == 24:
             raise ValueError("bad rate: its header has no sample rate that could be") from None
-        # code 2 is what libsndfile says of some damaged files too, of which there is one here
-        why = "Format not recognised." if error.code == 2 else error.error_string
+        # codes 2 and 7 (no such file) are what libsndfile says of damaged files that are here
+        why = "Format not recognised." if error.code in (2, 7) else error.error_string
         raise ValueError(f"not audio: {why}") from None
     except OSError as error:
         if error.errno in _MACHINE_ERRORS:
@@ -106,7 +118,18 @@ def check_file(path: Path) -> None:
         raise ValueError(f"not a file: {what}")
 
 
-def _decode(file: soundfile.SoundFile, fd: int, offset: float, seconds: float | None) -> Decoded:
+def _decode(
+    handle: IO[bytes], offset: float, seconds: float | None, channel: int | None
+) -> tuple[Decoded, list[np.ndarray]]:
+    """Return what is decoded, of all channels or of one, and the `_powers` of all."""
+    end = inf if seconds is None else offset + seconds
+    with containers.stream(handle.fileno(), handle.name, end) as file:
+        return _read(file, handle.fileno(), offset, seconds, channel)
+
+
+def _read(
+    file: containers.Forward, fd: int, offset: float, seconds: float | None, channel: int | None
+) -> tuple[Decoded, list[np.ndarray]]:
     rate, channels = file.samplerate, file.channels
     if not RATES[0] <= rate <= RATES[1]:
         raise ValueError(f"bad rate: {rate} Hz; {RATES[0]:,} to {RATES[1]:,} Hz are used")
@@ -114,10 +137,10 @@ def _decode(file: soundfile.SoundFile, fd: int, offset: float, seconds: float | 
         try:
             file.seek(start)
         except soundfile.LibsndfileError:  # beyond the end, or a codec or pipe that cannot
-            deque(_blocks(file, start), maxlen=0)
+            deque(containers.blocks(file, start), maxlen=0)
     stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32") if rate != SAMPLE_RATE else None
-    pieces, frames = [], 0
-    for samples in _blocks(file, inf if seconds is None else round(seconds * rate)):
+    pieces, frames, powers = [], 0, []
+    for samples in containers.blocks(file, inf if seconds is None else round(seconds * rate)):
         peak = np.abs(samples).max()
         if not np.isfinite(peak):
             raise ValueError("not finite: it holds samples that are no numbers (NaN or infinite)")
@@ -125,6 +148,10 @@ def _decode(file: soundfile.SoundFile, fd: int, offset: float, seconds: float | 
             raise ValueError(f"out of range: a sample is {peak:.6g}, full scale is 1")
         frames += len(samples)
         mono = samples.mean(axis=1)
+        if channels > 1:
+            powers.append(_powers(mono, samples, rate))
+        if channel is not None:
+            mono = samples[:, channel].copy()
         pieces.append(stream.resample_chunk(mono) if stream else mono)
     end = offset + frames / rate
     if not frames and offset:
@@ -139,23 +166,32 @@ def _decode(file: soundfile.SoundFile, fd: int, offset: float, seconds: float | 
         raise ValueError(f"truncated: {end:.2f} s decode; {why}")
     if stream:
         pieces.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
-    return Decoded(np.concatenate(pieces), rate, channels)
+    return Decoded(np.concatenate(pieces), rate, channels, channel), powers
 
 
-def _blocks(file: soundfile.SoundFile, frames: float) -> Iterator[np.ndarray]:
-    """At most `frames` frames from here on: float32 (frames, channels)."""
-    size, read = max(1, BLOCK // file.channels), 0
-    while read < frames:
-        count = int(min(size, frames - read))
-        try:
-            samples = file.read(count, "float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise ValueError(f"truncated: it breaks off: {error.error_string}") from None
-        if len(samples):
-            yield samples
-        if len(samples) < count:
-            return
-        read += count
+def _powers(mono: np.ndarray, samples: np.ndarray, rate: int) -> np.ndarray:
+    """Return the power of the mix and of each channel (stretches, 1 + channels), without their
+    constant part. Some 11,000 frames of a second are enough for it."""
+    step = max(1, rate // 11_025)
+    rows = np.concatenate([mono[None, ::step], samples[::step].T])
+    parts = np.array_split(rows, max(1, round(len(mono) / (STRETCH * rate))), axis=1)
+    squares = [np.einsum("ij,ij->i", part, part) / part.shape[1] for part in parts]
+    return np.array(squares) - np.square([part.mean(axis=1) for part in parts])
+
+
+def _audible(powers: list[np.ndarray]) -> int:
+    """Return the column of `_powers` that is heard wherever there is sound: that of the mix, or the
+    first of the channels, the loudest first. Raises ValueError when there is none."""
+    if not powers:
+        return 0
+    stretches = np.concatenate(powers)
+    loudness = stretches[:, 1:].mean(axis=1)
+    stretches = stretches[loudness > PAUSE * loudness.max()]
+    least = CANCELLED * stretches[:, 1:].mean(axis=1) / (stretches.shape[1] - 1)
+    for column in [0, *(1 + np.argsort(-stretches[:, 1:].sum(axis=0), kind="stable"))]:
+        if (stretches[:, column] >= least).all():
+            return int(column)
+    raise ValueError("cancelled: its channels cancel each other, and none of them has all sound")
 
 
 def load(path: Path) -> np.ndarray:

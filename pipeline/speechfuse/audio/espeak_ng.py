@@ -37,6 +37,10 @@ class _Event(ctypes.Structure):
     )
 
 
+class _Voice(ctypes.Structure):  # the first of the fields of espeak_VOICE
+    _fields_ = (("name", ctypes.c_char_p), ("languages", ctypes.c_char_p))
+
+
 _CALLBACK = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
 )
@@ -57,13 +61,18 @@ def _variants() -> list[str]:
     return os.listdir(Path(espeakng_loader.get_data_path()) / "voices" / "!v")
 
 
+class NoSound(ValueError):
+    """Says of a text that it cannot be spoken."""
+
+
 @dataclass(frozen=True)
 class Utterance:
     """`waveform`: float32, 16 kHz, mono. `phonemes`: (start second, espeak-ng phoneme name) in
-    order."""
+    order. `language`: of the voice, as en."""
 
     waveform: np.ndarray
     phonemes: list[tuple[float, str]]
+    language: str = "en"
 
 
 class EspeakLibrary:
@@ -102,7 +111,10 @@ class EspeakLibrary:
         return 0
 
     def speak(self, text: str, voice: EspeakVoice) -> Utterance:
-        """Synthesize `text`. Raises ValueError for an unknown voice or text that makes no sound."""
+        """Synthesize `text`. Raises ValueError for an unknown voice, NoSound for a text without
+        sound."""
+        if "\0" in text:
+            raise NoSound(f"the text {text!r:.60} holds U+0000, at which espeak-ng would stop")
         _, _, variant = voice.name.partition("+")
         # espeak-ng speaks an unknown variant in the plain voice of the language, without a word
         exists = variant in {"", *_variants()}
@@ -116,9 +128,12 @@ class EspeakLibrary:
         raw = text.encode()
         self._lib.espeak_Synth(raw, len(raw) + 1, 0, 1, 0, CHARS_UTF8, None, None)
         if not any(chunk.any() for chunk in self._chunks):
-            raise ValueError(f"espeak-ng made no sound for the text {text!r}")
+            raise NoSound(f"espeak-ng made no sound for the text {text!r}")
         pcm = np.concatenate(self._chunks).astype(np.float32) / 32768.0
-        return Utterance(decoding.resample(pcm, self.sample_rate), self._phonemes)
+        self._lib.espeak_GetCurrentVoice.restype = ctypes.POINTER(_Voice)
+        languages = self._lib.espeak_GetCurrentVoice().contents.languages  # a byte, then "en-us"
+        language = languages[1:].decode().partition("-")[0]
+        return Utterance(decoding.resample(pcm, self.sample_rate), self._phonemes, language)
 
 
 def flite_available() -> bool:
@@ -134,7 +149,10 @@ def speak(engine: EspeakLibrary, text: str, voice: EspeakVoice) -> Utterance:
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
         subprocess.run([program, "-voice", name, "-t", text, "-o", str(wav)], check=True)
-        return Utterance(decoding.load(wav), [])
+        try:
+            return Utterance(decoding.load(wav), [])
+        except ValueError as error:
+            raise NoSound(f"flite made no sound for the text {text!r}: {error}") from None
 
 
 @dataclass(frozen=True)

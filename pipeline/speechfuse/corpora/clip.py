@@ -9,6 +9,8 @@ A corpus is any class with
                   artifact's plan.json
     clips(shard)  -> Clip or Reject for each, in order
     ignored       optional: Counter of files and members that are no clips, by kind
+    alike         optional: fingerprints of the same data on machines with other programs installed;
+                  a dataset that was begun with one of them stays as it was planned
 
 `clips` is a pure function of the configuration and the shard, so that a shard made again is the
 same shard; it opens and slices but does not decode, so it is cheap and holds one clip at a time.
@@ -42,9 +44,9 @@ class Clip:
     phonemes: list[tuple[float, str]] = field(default_factory=list)
 
 
-def clip_fields(entry: dict[str, Any], text_keys: tuple[str, ...]) -> dict[str, Any]:
-    """Return {text, speaker, language, extra} of a clip from a JSON object: the first of
-    `text_keys` that it has, `speaker`, `lang` or `language`, and all other keys.
+def clip_fields(entry: dict[str, Any], text_key: str) -> dict[str, Any]:
+    """Return {text, speaker, language, extra} of a clip from a JSON object: `text_key`, `speaker`,
+    `lang` or `language`, and all other keys.
 
     Raises ValueError for a value of the wrong type.
     """
@@ -59,15 +61,29 @@ def clip_fields(entry: dict[str, Any], text_keys: tuple[str, ...]) -> dict[str, 
         return None
 
     return {
-        "text": take(text_keys, str),
+        "text": take((text_key,), str),
         "speaker": take(("speaker",), (str, int)),
         "language": take(("lang", "language"), str),
         "extra": rest,
     }
 
 
+def name_of(entry: dict[str, Any], key: str) -> str:
+    """Return the name at `key`; a number is one too, but of no file. Raises ValueError when there
+    is none."""
+    value = entry.get(key)
+    if isinstance(value, int) and key != "audio_filepath":
+        value = str(value)
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError(f"{key} is {value!r:.40}, not a name")
+    return utf8(value)
+
+
 def utf8(text: str) -> str:
-    r"""Return `text`. Raises ValueError if it cannot be written as UTF-8 (JSON's "\ud800")."""
+    r"""Return `text`. Raises ValueError if it cannot be written as UTF-8 (JSON's "\ud800"), or
+    holds U+0000, at which C ends a text."""
+    if "\0" in text:
+        raise ValueError(f"{text!r:.40} holds U+0000")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -5,9 +5,11 @@ its line in a .trans.txt.
 """
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ class Folder:
 
     A clip's id is its path below `path` without the suffix; of two files with one id the second is
     rejected, under its whole name. The transcript of a/x-1.wav is a/x-1.txt, a/x-1.normalized.txt,
-    or the line "x-1 ..." of a/x.trans.txt; `require_text` rejects clips without one.
+    or the line "x-1 ..." of a/x.trans.txt; suffixes in any letter case, accents in either form of
+    Unicode. `require_text` rejects clips without one.
     Links to files are followed wherever they lead, links to folders are not. Links to folders,
     hidden files and folders (.git, macOS's ._x.wav) and files of other suffixes are counted in
     `ignored` by `plan`. `licence` goes into the data card. Raises ValueError when `path` holds no
@@ -63,14 +66,17 @@ class Folder:
             else:
                 first = (id, name)
                 rows.append((id, name, ""))
-        return [_shard(rows[at : at + shard_size]) for at in range(0, len(rows), shard_size)]
+        plan = [_shard(rows[at : at + shard_size]) for at in range(0, len(rows), shard_size)]
+        ordered = ([id for id, _ in s["rejects"]] + list(map(_id, s["files"])) for s in plan)
+        planning.mark_ids(plan, chain.from_iterable(ordered))
+        return plan
 
     def _items(self) -> Iterator[tuple[str, str, str]]:
         """Yield (id, name, fault) of every file and folder with a suffix of audio."""
         unreadable: list[OSError] = []
         for folder, folders, files in os.walk(self.path, onerror=unreadable.append):
             inside = Path(folder).relative_to(self.path)
-            ids = {_id(name) for name in files if _is_audio(name)}
+            ids = {_nfc(_id(name)) for name in files if _is_audio(name)}
             self.ignored.update(kind for name in files if (kind := _ignored(name, ids)))
             for name in folders[:]:
                 if name.startswith("."):
@@ -130,8 +136,9 @@ def _ignored(name: str, ids: set[str]) -> str | None:
     of one of `ids`."""
     if name.startswith("."):
         return "hidden file"
-    sidecar = any(name.endswith(s) and name.removesuffix(s) in ids for s in SIDECARS)
-    if sidecar or name.endswith(CHAPTER) or _is_audio(name):
+    lower = name.lower()
+    sidecar = any(lower.endswith(s) and _nfc(name[: -len(s)]) in ids for s in SIDECARS)
+    if sidecar or lower.endswith(CHAPTER) or _is_audio(name):
         return None
     return planning.printable(Path(name).suffix.lower()) or "no suffix"
 
@@ -140,24 +147,55 @@ def _transcript_text(path: Path) -> str | None:
     """Return the transcript of an audio file; None if there is none or it is empty. Raises
     ValueError if it cannot be read."""
     for suffix in SIDECARS:
-        sidecar = path.with_suffix(suffix)
-        if os.path.isfile(sidecar):
+        if sidecar := _text_file(path.parent, path.stem, suffix):
             return _read(sidecar).strip() or None
-    chapter, hyphen, _ = path.stem.rpartition("-")
-    return _chapter(path.parent / (chapter + CHAPTER)).get(path.stem) if hyphen else None
+    start, hyphen, _ = path.stem.rpartition("-")
+    if not hyphen or not (chapter := _text_file(path.parent, start, CHAPTER)):
+        return None
+    texts = _chapter(chapter).get(_nfc(path.stem), [None])
+    if len(texts) > 1:
+        raise ValueError(f"{chapter.name} has {len(texts)} lines for it")
+    return texts[0]
+
+
+def _text_file(folder: Path, stem: str, suffix: str) -> Path | None:
+    exact = folder / (stem + suffix)
+    return exact if os.path.isfile(exact) else _text_files(folder).get((_nfc(stem), suffix))
 
 
 @lru_cache(maxsize=4)
-def _chapter(path: Path) -> dict[str, str]:
-    if not os.path.isfile(path):
-        return {}
-    lines = (line.split(maxsplit=1) for line in _read(path).split("\n"))
-    return {line[0]: line[1].strip() for line in lines if len(line) == 2}
+def _text_files(folder: Path) -> dict[tuple[str, str], Path]:
+    """Return the files of a folder by name without suffix and suffix in lower case."""
+    by_name: dict[tuple[str, str], Path] = {}
+    for name in sorted(os.listdir(folder), reverse=True):
+        for suffix in (*SIDECARS, CHAPTER):
+            if name.lower().endswith(suffix) and os.path.isfile(folder / name):
+                by_name.setdefault((_nfc(name[: -len(suffix)]), suffix), folder / name)
+    return by_name
+
+
+def _nfc(name: str) -> str:
+    """Return a name with its accents composed: macOS' tools write them apart."""
+    return unicodedata.normalize("NFC", name)
+
+
+@lru_cache(maxsize=4)
+def _chapter(path: Path) -> dict[str, list[str | None]]:
+    """Return the texts of a .trans.txt by id, each text once."""
+    texts: dict[str, list[str | None]] = {}
+    for line in _read(path).split("\n"):
+        if len(parts := line.split(maxsplit=1)) == 2:
+            of_id = texts.setdefault(_nfc(parts[0]), [])
+            if (text := parts[1].strip()) not in of_id:
+                of_id.append(text)
+    return texts
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")
+        if "\0" not in (text := path.read_text("utf-8-sig")):  # which UTF-16 is full of
+            return text
+        raise ValueError(f"{path.name} holds U+0000: it is not UTF-8 text")
     except UnicodeDecodeError:
         raise ValueError(f"{path.name} is not UTF-8 text") from None
     except OSError as error:

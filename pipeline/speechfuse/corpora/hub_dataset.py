@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
+from speechfuse import patterns
 from speechfuse.corpora.clip import Clip
 from speechfuse.corpora.parquet import AudioColumns, clips_of, plan_of
 from speechfuse.corpora.planning import leads_out
@@ -62,18 +63,14 @@ class Hub:
 
     def _plan(self, shard_size: int) -> list[dict[str, Any]]:
         filesystem, root = self._at(self._sha)
-        names = [
-            path.removeprefix(f"{root}/")
-            for pattern in self.patterns
-            for path in sorted(filesystem.glob(f"{root}/{pattern}"))
-        ]
-        if not names:
-            script = f"{root}/{self.repo.split('/')[-1]}.py"
+        try:
+            names = patterns.matching(self.patterns, root, self.fingerprint, filesystem)
+        except FileNotFoundError as error:
+            script = filesystem.exists(f"{root}/{self.repo.split('/')[-1]}.py")
             raise FileNotFoundError(
-                f"{self.repo}@{self._sha} has no file that matches {', '.join(self.patterns)}"
-                + ("; it is a loading script, which is not run" * filesystem.exists(script))
-            )
-        plan = plan_of(filesystem, root, list(dict.fromkeys(names)), self.columns, shard_size)
+                f"{error}" + "; it is a loading script, which is not run" * script
+            ) from None
+        plan = plan_of(filesystem, root, names, self.columns, shard_size)
         return [{**shard, "revision": self._sha} for shard in plan]
 
     def clips(self, shard: dict[str, Any]) -> Iterator[Clip | Reject]:

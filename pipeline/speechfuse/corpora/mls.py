@@ -105,7 +105,7 @@ class Mls:
         transcripts = planning.lines(self.transcripts, at["start"], at["line"])
         for (start, number, line), (other, _, segment) in zip(transcripts, endless, strict=False):
             name, _, transcript = line.partition(b"\t")
-            id = name.strip().decode("utf-8", "backslashreplace")[:80]
+            id = name.decode("utf-8-sig", "backslashreplace").strip()[:80]
             if self.handles is None or id in self.handles:
                 yield id, {"start": start, "line": number, "segment": other}, transcript, segment
 
@@ -148,7 +148,7 @@ def _origin(id: str, segment: bytes) -> dict[str, Any]:
     """Return url, start and end (seconds) from a line of segments.txt; {} if it is another
     clip's."""
     try:
-        name, url, start, end = segment.decode().strip().split("\t")
+        name, url, start, end = segment.decode("utf-8-sig").strip().split("\t")
         return {"url": url, "start": float(start), "end": float(end)} if name == id else {}
     except ValueError:
         return {}

@@ -4,7 +4,6 @@ In: manifests, read a line at a time, and their audio. Out: clips. The plan hold
 each shard's first line, so it is small, and a shard is read without the lines before it.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -16,9 +15,11 @@ from typing import Any
 
 from speechfuse.artifact import json_digest, sha256_of
 from speechfuse.corpora import planning
-from speechfuse.corpora.clip import Clip, clip_fields, utf8
+from speechfuse.corpora.clip import Clip, clip_fields, name_of
 from speechfuse.corpora.tar_members import find, read
 from speechfuse.rows.rejects import Reject
+
+_CONVERSATION = "a conversation (NeMo's multimodal_conversation), not a recording"
 
 
 class Nemo:
@@ -30,16 +31,20 @@ class Nemo:
     `audio_dir` or the folder that holds all manifests; where a line names audio outside of that
     folder, they are relative to the folder that holds all audio.
 
-    `tars` are the tar files of a tarred set: either one for each manifest, in the same order, or
-    any number for a single manifest. In that case the last number in a tar's name is the `shard_id`
-    of the lines whose audio it holds.
+    `tars` are the tar files of a tarred set: either one for each manifest, or any number for a
+    single manifest. In that case the last number in a tar's name is the `shard_id` of the lines
+    whose audio it holds. Manifests and tars belong together by what differs in their names, the
+    whole name or its numbers, and where these are not the same on both sides in the order in which
+    they are listed. Raises ValueError, at the latest in `plan`, when the numbers, or the `shard_id`
+    of a line, say that a manifest stands beside the tar of another one.
 
-    A clip's text is the line's `text`, or its `answer` where it has no `text`; `text_key` names
-    another key instead. `lang` and `speaker` are read. `offset` and `duration` (seconds; null: to
-    the end) say which part of the recording is the clip. All other keys are kept in `extra`. Lines
-    with `_skipme` are filtered, as in NeMo. A clip's id is its path without the suffix, followed by
-    @offset+duration where an offset is given. `id_key` names a key that holds the id instead, for a
-    manifest with several lines for one recording.
+    A clip's text is the line's `text`; `text_key` names another key instead, as answer where that
+    is the transcript. `lang` and `speaker` are read. `offset` and `duration` (seconds; null: to the
+    end) say which part of the recording is the clip. All other keys are kept in `extra`, the
+    `context` and `answer` of a spoken question among them. Lines with `_skipme` are filtered, as in
+    NeMo. A clip's id is its path without the suffix, followed by @offset+duration where an offset
+    is given. `id_key` names a key that holds the id instead, for a manifest with several lines for
+    one recording. A manifest of conversations (multimodal_conversation) is refused.
     """
 
     def __init__(
@@ -55,8 +60,8 @@ class Nemo:
         self.folder, self.manifests = planning.files(manifest, ".jsonl")
         self.audio_dir = audio_dir
         self.root = os.path.abspath(audio_dir or self.folder)
-        self.text_keys = (text_key,) if text_key else ("text", "answer")
-        self.id_key, self.language, self.licence = id_key, language, licence
+        self.text_key, self.id_key = text_key or "text", id_key
+        self.language, self.licence = language, licence
         alone = len(self.manifests) == 1
         self.source_name = Path(self.manifests[0]).stem if alone else self.folder.name
         self.tars: dict[str, Path] = {}  # by manifest or, for a single manifest, by shard_id
@@ -65,17 +70,48 @@ class Nemo:
             self.tars = self._paired([self.tar_folder / name for name in names])
 
     def _paired(self, tars: list[Path]) -> dict[str, Path]:
-        if len(tars) == len(self.manifests):
-            return dict(zip(self.manifests, tars, strict=True))
-        numbers = [re.findall(r"\d+", path.stem)[-1:] for path in tars]
-        numbered = {str(int(n[0])): path for n, path in zip(numbers, tars, strict=True) if n}
-        if len(self.manifests) > 1 or len(numbered) < len(tars):
+        names = [os.path.splitext(self._tar_name(tar))[0] for tar in tars]
+        last = (ints[-1:] for ints in map(_ints, names))
+        self.number_of = {tar: str(n[0]) for tar, n in zip(tars, last, strict=True) if n}
+        by_number = {number: tar for tar, number in self.number_of.items()}
+        self.numbers = by_number.keys()
+        if len(tars) != len(self.manifests):
+            if len(self.manifests) > 1 or len(by_number) < len(tars):
+                raise ValueError(
+                    f"tars: {len(tars)} tar files beside {len(self.manifests)} manifests: give as "
+                    "many of both, or one manifest with shard_id in its lines and a number in each "
+                    "tar's name"
+                )
+            return by_number
+        manifests = [os.path.splitext(name)[0] for name in self.manifests]
+        for keys, of_tars in ((manifests, names), (_differing(manifests), _differing(names))):
+            if sorted(keys) == sorted(of_tars):
+                if len({*keys}) == len(keys):
+                    tar_of = dict(zip(of_tars, tars, strict=True))
+                    tars = [tar_of[key] for key in keys]
+                elif keys != of_tars:
+                    raise ValueError(
+                        "tars: their numbers are those of the manifests in another order, and some "
+                        "occur more than once: list both in the same order"
+                    )
+                break
+        return dict(zip(self.manifests, tars, strict=True))
+
+    def _check_shard(self, manifest: str, number: int, clip: Clip) -> None:
+        """Raise ValueError for a line whose `shard_id` is not that of the lines above it, or that
+        of another tar than its manifest's."""
+        id, tar = str(clip.extra.get("shard_id")), self.tars.get(manifest)
+        if not tar or clip.extra.get("shard_id") is None:
+            return
+        above = self._shard_ids.setdefault(manifest, id)
+        another = id in self.numbers and self.number_of.get(tar) != id
+        if id != above or another:
             raise ValueError(
-                f"tars: {len(tars)} tar files beside {len(self.manifests)} manifests: give as many "
-                "of both, or one manifest with shard_id in its lines and a number in each tar's "
-                "name"
+                f"{manifest}: line {number} has shard_id {id}"
+                + (f", those above it {above}" * (id != above))
+                + f", but all lines are to be in {self._tar_name(tar)}: give each manifest the tar "
+                "of its shard_id, or one manifest and all tars"
             )
-        return numbered
 
     @cached_property
     def fingerprint(self) -> str:
@@ -86,7 +122,7 @@ class Nemo:
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
         for path in [*(self.folder / name for name in self.manifests), *self.tars.values()]:
             planning.refuse_compressed(path)
-        self._common = ""
+        self._common, self._shard_ids = "", dict[str, str]()
         plan = planning.shards((self._items(name) for name in self.manifests), shard_size)
         base = os.path.relpath(self._common or self.root, self.root)
         return plan if base == "." else [{**shard, "base": base} for shard in plan]
@@ -94,7 +130,14 @@ class Nemo:
     def _items(self, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for start, number, line in planning.lines(self.folder / manifest):
             clip = self._clip(manifest, number, line)
-            if isinstance(clip, Clip) and not self.tars:
+            if isinstance(clip, Reject) and clip.reason.endswith(_CONVERSATION):
+                raise ValueError(
+                    f"{self.folder / manifest}: line {number} is {_CONVERSATION}: write a manifest "
+                    "with a line for each recording (audio_filepath, duration, context, answer)"
+                )
+            if isinstance(clip, Clip) and self.tars:
+                self._check_shard(manifest, number, clip)
+            elif isinstance(clip, Clip):
                 outside = clip.uri.startswith("../")
                 path = os.path.normpath(os.path.join(self.root, clip.uri))
                 folder = os.path.dirname(path) if outside else self.root
@@ -119,18 +162,21 @@ class Nemo:
         of the tar; `_loaded` replaces it by the member's bytes."""
         name = f"{manifest}:{number}"
         try:
-            entry = _object(line)
-            path = _string(entry.pop("audio_filepath", None), "audio_filepath")
+            entry = planning.json_object(line)
+            if "conversations" in entry and "audio_filepath" not in entry:
+                raise ValueError(_CONVERSATION)
+            path = name_of(entry, "audio_filepath")
+            del entry["audio_filepath"]
             offset, seconds = _seconds(entry, "offset"), _seconds(entry, "duration")
             if seconds == 0:
                 raise ValueError("duration is 0")
             skipped, answer = entry.pop("_skipme", False), entry.get("answer")
-            fields = clip_fields(entry, self.text_keys)
+            fields = clip_fields(entry, self.text_key)
             audio, uri, id = self._place(manifest, path, entry.get("shard_id"), base)
             if offset is not None:
                 id += f"@{offset}" + (f"+{seconds}" if seconds else "")
             if self.id_key:
-                id = _string(entry.get(self.id_key), self.id_key)
+                id = name_of(entry, self.id_key)
         except (ValueError, RecursionError) as error:
             return Reject(name, f"bad manifest line: line {number}: {error}")
         if skipped:
@@ -174,30 +220,17 @@ class Nemo:
             return Reject(clip.id, str(error))
 
 
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+def _ints(name: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"[0-9]+", name)))
 
 
-def _object(line: bytes) -> dict[str, Any]:
-    if len(line) >= planning.LINE_LIMIT:
-        raise ValueError("longer than 1 MiB")
-    try:
-        entry = json.loads(line.decode("utf-8-sig").strip(), parse_constant=_refuse)
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}") from None
-    if not isinstance(entry, dict):
-        raise ValueError("not a JSON object")
-    return entry
-
-
-def _string(value: Any, name: str) -> str:
-    if isinstance(value, int) and name != "audio_filepath":
-        value = str(value)
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise ValueError(f"{name} is {value!r:.40}, not a name")
-    return utf8(value)
+def _differing(names: list[str]) -> list[tuple[int, ...]]:
+    """Return of each name the numbers that are not the same in all of them."""
+    rows = [_ints(name) for name in names]
+    if len({*map(len, rows)}) > 1:
+        return [row[-1:] for row in rows]
+    columns = {column: None for column in zip(*rows, strict=True) if len({*column}) > 1}
+    return list(zip(*columns, strict=True)) or [()] * len(names)
 
 
 def _seconds(entry: dict[str, Any], key: str) -> float | None:

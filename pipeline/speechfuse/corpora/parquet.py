@@ -5,7 +5,6 @@ are needed are fetched, and none is kept. No code of a dataset is run.
 """
 
 import os
-from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ import pyarrow.parquet as pq
 import pyarrow.types as kinds
 from fsspec.implementations.local import LocalFileSystem
 
-from speechfuse import artifact
 from speechfuse.corpora import planning
 from speechfuse.corpora.clip import Clip
 from speechfuse.rows.rejects import Reject
@@ -66,25 +64,25 @@ class Parquet:
         plan = plan_of(self.filesystem, root, self.names, self.columns, shard_size)
         if self.columns.id:
             readable = [shard for shard in plan if "fault" not in shard]
-            planning.mark_repeated(readable, self._ids(readable))
+            planning.mark_ids(readable, self._ids(readable))
         return plan
 
-    def _ids(self, plan: list[dict[str, Any]]) -> array:
-        """Return the digests of all ids, in the order of the plan."""
-        ids = array("Q")
+    def _ids(self, plan: list[dict[str, Any]]) -> Iterator[str]:
+        """Yield all ids, in the order of the plan."""
         for name in dict.fromkeys(shard["file"] for shard in plan):
             with opened(self.filesystem, str(self.folder), name) as file:
-                end = len(ids) + file.metadata.num_rows
+                row = 0
                 try:
                     for batch in file.iter_batches(columns=[self.columns.id], use_threads=False):
                         values = batch.column(0)
                         if is_text(values.type):
                             values = values.cast(pa.large_binary())  # it need not be UTF-8
-                        ids.extend(artifact.id_digest(str(value)) for value in values.to_pylist())
+                        for id in values.to_pylist():
+                            yield id.decode(errors="replace") if isinstance(id, bytes) else str(id)
+                        row += len(batch)
                 except (pa.ArrowException, OSError):
                     pass  # rows that cannot be read are rejected when their turn comes
-                ids.extend(artifact.id_digest(f"{name}#{row}") for row in range(len(ids), end))
-        return ids
+                yield from (f"{name}#{lost}" for lost in range(row, file.metadata.num_rows))
 
     def clips(self, shard: dict[str, Any]) -> Iterator[Clip | Reject]:
         return clips_of(

@@ -1,10 +1,10 @@
 """Planning of corpora: files by pattern, lines with their byte offsets, shards of neighbouring
-items, ids that come twice.
+items, ids that are not unique.
 
 In: patterns from configuration; items with their ids and places. Out: paths; dicts for plan.json.
 """
 
-import glob
+import json
 import os
 import re
 from array import array
@@ -14,56 +14,55 @@ from typing import Any
 
 import numpy as np
 
+from speechfuse import patterns
 from speechfuse.artifact import id_digest, json_digest
 
 LINE_LIMIT = 1 << 20  # bytes; a longer line is none of a list of clips
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
-_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+# id of a piece of a clip that is split, and of one whose first name another clip has
+_PIECE = re.compile(r"(.+)#((?:0|[1-9][0-9]{0,8})#*)", re.S)
 
 
-def files(patterns: str | list[str], suffix: str) -> tuple[Path, list[str]]:
+def files(names: str | list[str], suffix: str) -> tuple[Path, list[str]]:
     """Return the files that one pattern or several name, in that order, each once: the folder that
     holds them all, and their names relative to it.
 
-    A pattern is a path, a folder (all files below whose name ends in `suffix`), a glob, or holds
-    ranges: {000..127}, {a,b}, or NeMo's _OP_0..127_CL_. Raises FileNotFoundError for one that names
-    nothing.
+    A pattern is a path, a folder (all files below whose name ends in `suffix`, in any letter case,
+    but for hidden ones), or has braces and wildcards (speechfuse.patterns); _OP_0..127_CL_ are
+    NeMo's braces. Raises FileNotFoundError for one that names nothing, and ValueError for a name
+    that is not UTF-8 and for two names that differ in the suffix alone.
     """
     paths: dict[Path, None] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for name in _braces(pattern.replace("_OP_", "{").replace("_CL_", "}")):
-            path = Path(name)
-            if path.is_dir():
-                matches = sorted(path.rglob(f"*{suffix}"))
-            elif path.exists():
-                matches = [path]
-            else:
-                matches = sorted(map(Path, glob.glob(name, recursive=True)))
-            if not (there := [match.absolute() for match in matches if match.is_file()]):
+    for pattern in [names] if isinstance(names, str) else names:
+        if not os.path.exists(pattern):
+            pattern = pattern.replace("_OP_", "{").replace("_CL_", "}")
+        for name, matches in patterns.local(pattern):
+            there = [file.absolute() for path in matches for file in _files(path, suffix)]
+            if not there:
                 raise FileNotFoundError(f"no file at {name}; a {suffix} file is needed")
             paths.update(dict.fromkeys(there))
     folder = Path(os.path.commonpath([path.parent for path in paths]))
-    return folder, [path.relative_to(folder).as_posix() for path in paths]
+    relative = [path.relative_to(folder).as_posix() for path in paths]
+    first: dict[str, str] = {}
+    for name in relative:
+        if printable(name) != name:
+            raise ValueError(f"{folder}: the name {printable(name)} is not UTF-8: rename the file")
+        if (other := first.setdefault(name.removesuffix(suffix), name)) != name:
+            raise ValueError(f"{folder}: {other} and {name} differ in their suffix alone: use one")
+    return folder, relative
+
+
+def _files(path: Path, suffix: str) -> list[Path]:
+    """Return a file, or the files with the suffix below a folder."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    below = (p for p in sorted(path.rglob("*")) if p.name.lower().endswith(suffix) and p.is_file())
+    return [p for p in below if not any(n.startswith(".") for n in p.relative_to(path).parts)]
 
 
 def digest_of_sizes(folder: Path, names: list[str]) -> str:
     """Return a hash of the names and sizes of files below `folder`."""
     return json_digest([(name, (folder / name).stat().st_size) for name in names])
-
-
-def _braces(pattern: str) -> list[str]:
-    match = _BRACES.search(pattern)
-    if not match or Path(pattern).exists():
-        return [pattern]
-    first, last, names = match.groups()
-    values = names.split(",") if names is not None else _range(first, last)
-    before, after = pattern[: match.start()], pattern[match.end() :]
-    return [name for value in values for name in _braces(f"{before}{value}{after}")]
-
-
-def _range(first: str, last: str) -> list[str]:
-    width = max(len(first), len(last)) if first[0] == "0" else 0  # {000..127} keeps its zeros
-    return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
 
 
 def refuse_compressed(path: Path) -> None:
@@ -92,42 +91,82 @@ def lines(path: Path, start: int = 0, number: int = 1) -> Iterator[tuple[int, in
             number += 1
 
 
+def json_object(line: bytes) -> dict[str, Any]:
+    """Return the JSON object of one line. Raises ValueError for any other line."""
+    if len(line) >= LINE_LIMIT:
+        raise ValueError("longer than 1 MiB")
+    try:
+        entry = json.loads(line.decode("utf-8-sig").strip(), parse_constant=_refuse)
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg}") from None
+    if not isinstance(entry, dict):
+        raise ValueError("not a JSON object")
+    return entry
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def shards(
     parts: Iterable[Iterable[tuple[str, dict[str, Any]]]], shard_size: int
 ) -> list[dict[str, Any]]:
     """Cut each part (the items of one file, in order) into shards of at most `shard_size` items.
 
-    An item is (id, place). A shard is the place of its first item with `count` and `again`: the
-    positions in it of items whose id an earlier item of the corpus has.
+    An item is (id, place). A shard is the place of its first item with `count` and what
+    `mark_ids` adds.
     """
     plan: list[dict[str, Any]] = []
-    ids = array("Q")
-    for items in parts:
-        room = 0
-        for id, place in items:
-            if not room:
-                plan.append({**place, "count": 0})
-                room = shard_size
-            room -= 1
-            plan[-1]["count"] += 1
-            ids.append(id_digest(id))
-    mark_repeated(plan, ids)
+
+    def ids() -> Iterator[str]:
+        for items in parts:
+            room = 0
+            for id, place in items:
+                if not room:
+                    plan.append({**place, "count": 0})
+                    room = shard_size
+                room -= 1
+                plan[-1]["count"] += 1
+                yield id
+
+    mark_ids(plan, ids())
     return plan
 
 
-def mark_repeated(plan: list[dict[str, Any]], ids: array) -> None:
-    """Add `again` to the shards that hold an item whose id came before. `ids`: digests of the ids
-    of all items, in the order of the plan."""
-    values = np.frombuffer(ids, np.uint64)
+def mark_ids(plan: list[dict[str, Any]], ids: Iterable[str]) -> None:
+    """Add to the shards of `plan` what makes the ids of rows unique. `ids`: those of all items, in
+    the order of the plan; of each 8 bytes stay in memory.
+
+    `again` lists the positions in a shard of items whose id came before. Where other items are
+    named like pieces of an item, `reserved` is {position: ends of these ids}: of an item x beside
+    one with the id x#1 it is {"0": ["1"]}.
+    """
+    digests, bases, ends = array("Q"), array("Q"), list[str]()
+    for id in ids:
+        digests.append(id_digest(id))
+        if piece := _PIECE.fullmatch(id):
+            bases.append(id_digest(piece[1]))
+            ends.append(piece[2])
+    values = np.frombuffer(digests, np.uint64)
     order = np.argsort(values, kind="stable")
     values = values[order]
     repeated = np.sort(order[1:][values[1:] == values[:-1]])
-    start = 0
+    start, starts = 0, []
     for shard in plan:
+        starts.append(start)
         low, high = np.searchsorted(repeated, (start, start + shard["count"]))
         if low < high:
             shard["again"] = (repeated[low:high] - start).tolist()
         start += shard["count"]
+    places = np.searchsorted(values, np.frombuffer(bases, np.uint64))
+    for base, place, end in zip(bases, places.tolist(), ends, strict=True):
+        if place < len(values) and values[place] == base:
+            item = int(order[place])
+            number = int(np.searchsorted(starts, item, "right")) - 1
+            reserved = plan[number].setdefault("reserved", {})
+            reserved.setdefault(str(item - starts[number]), []).append(end)
 
 
 def printable(name: str) -> str:

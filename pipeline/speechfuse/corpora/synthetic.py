@@ -3,8 +3,6 @@
 In: lines of text. Out: clips whose audio is synthesized when they are read.
 """
 
-import hashlib
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,8 @@ from typing import Any
 from speechfuse import artifact
 from speechfuse.audio import augmentation, espeak_ng
 from speechfuse.audio.espeak_ng import VoiceGroup
-from speechfuse.corpora.clip import Clip
+from speechfuse.corpora import planning
+from speechfuse.corpora.clip import Clip, name_of, utf8
 from speechfuse.rows.rejects import Reject
 
 
@@ -21,9 +20,11 @@ class Synthetic:
     """Lines of text spoken by espeak-ng, with light noise and gain.
 
     `lines`: a JSONL file {id, text, ...}; a line's `voices` names the group of `voices` that speaks
-    it, other keys are kept in `extra`. `splits`: those of the lines to speak; null for all. Voice,
-    noise (`snr`) and `gain` in dB of a line depend only on `seed` and its id. Groups named in
-    `optional_voices` need flite; without it their lines are left out, and a notice is printed.
+    it, other keys are kept in `extra`. A line that cannot be used is a reject. `splits`: those of
+    the lines to speak; null for all. Voice, noise (`snr`) and `gain` in dB of a line depend only on
+    `seed` and its id. Groups named in `optional_voices` need flite; without it their lines are left
+    out, and a notice is printed. Raises ValueError for ids that come twice, for a split that no
+    line has and for a group that is not configured.
     """
 
     def __init__(
@@ -36,43 +37,91 @@ class Synthetic:
         gain: tuple[float, float] = (-10.0, 0.0),
         seed: int = 0,
     ) -> None:
-        path = Path(lines)
-        self.source_name, self.licence = f"espeak-ng speaking {path.name}", None
-        if not path.is_file():
+        self.path, self.splits = Path(lines), splits
+        self.source_name, self.licence = f"espeak-ng speaking {self.path.name}", None
+        if not self.path.is_file():
             raise FileNotFoundError(f"no lines to speak at {lines}")
         self.voices = {name: VoiceGroup(**spec) for name, spec in voices.items()}
         self.snr, self.gain, self.seed = snr, gain, seed
-        skipped = [] if espeak_ng.flite_available() else list(optional_voices or [])
-        if skipped:
-            print(f"flite is not installed: lines for the voices {', '.join(skipped)} are left out")
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        self.rows = {
-            row["id"]: row
-            for row in rows
-            if (splits is None or row["split"] in splits) and row["voices"] not in skipped
-        }
-        for row in self.rows.values():
-            if row["voices"] not in self.voices:
+        optional = list(optional_voices or [])
+        self.skipped = [] if espeak_ng.flite_available() else optional
+        self.rows = self._read()
+        digest = artifact.sha256_of(self.path)
+        self.fingerprint = artifact.json_digest([digest, self.skipped])
+        self.alike = [artifact.json_digest([digest, skipped]) for skipped in ([], optional)]
+
+    def _read(self) -> dict[str, dict[str, Any] | str]:
+        """Return by id the lines to speak, or why a line cannot be spoken."""
+        rows: dict[str, dict[str, Any] | str] = {}
+        line_of: dict[str, int] = {}
+        splits: set[str] = set()
+        for _, number, line in planning.lines(self.path):
+            try:
+                row = planning.json_object(line)
+                if self.splits is not None:
+                    if "split" not in row:
+                        raise ValueError("it has no split")
+                    splits.add(str(row["split"]))
+                    if row["split"] not in self.splits:
+                        continue
+                id, group, text = name_of(row, "id"), name_of(row, "voices"), row.get("text")
+                if not isinstance(text, str):
+                    raise ValueError(f"text is {text!r:.40}, not text")
+                utf8(text)
+            except (ValueError, RecursionError) as error:
+                id, row = f"{self.path.name}:{number}", {}
+                rows[id] = f"bad manifest line: line {number}: {error}"
+            if row and group not in [*self.voices, *self.skipped]:
                 raise ValueError(
-                    f"{lines}: line {row['id']} wants the voices {row['voices']!r}; "
+                    f"{self.path}: line {id} wants the voices {group!r}; "
                     f"configured are {sorted(self.voices)}"
                 )
-        key = json.dumps([artifact.sha256_of(path), skipped])
-        self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
+            if (first := line_of.setdefault(id, number)) != number:
+                raise ValueError(
+                    f"{self.path}: lines {first} and {number} have the id {id!r}: give each its own"
+                )
+            if row:
+                rows[id] = row
+        if lost := sorted({*(self.splits or ())} - splits):
+            raise ValueError(
+                f"{self.path}: no line has the split {lost[0]!r}; there are {sorted(splits)}"
+            )
+        return rows
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
-        ids = list(self.rows)
+        if self.skipped:
+            names = ", ".join(self.skipped)
+            print(f"flite is not installed: lines for the voices {names} are left out")
+        ids = [
+            id
+            for id, row in self.rows.items()
+            if isinstance(row, str) or row["voices"] not in self.skipped
+        ]
         parts = [ids[start : start + shard_size] for start in range(0, len(ids), shard_size)]
-        return [{"count": len(part), "lines": part} for part in parts]
+        plan = [{"count": len(part), "lines": part} for part in parts]
+        planning.mark_ids(plan, ids)
+        return plan
 
     def clips(self, shard: dict[str, Any]) -> Iterator[Clip | Reject]:
         # espeak-ng carries state from one utterance to the next, so every shard starts a new one
         with espeak_ng.EspeakLibrary() as engine:
             for id in shard["lines"]:
                 row = self.rows[id]
+                if isinstance(row, str):
+                    yield Reject(id, row)
+                    continue
+                if row["voices"] in self.skipped:
+                    raise ValueError(
+                        f"line {id} was planned for the voices {row['voices']}, which need flite: "
+                        "install flite, or start anew without it with fresh=true"
+                    )
                 rng = random.Random(f"{self.seed}/{id}")
                 voice = self.voices[row["voices"]].draw(rng)
-                speech = espeak_ng.speak(engine, row["text"], voice)
+                try:
+                    speech = espeak_ng.speak(engine, row["text"], voice)
+                except espeak_ng.NoSound as error:
+                    yield Reject(id, f"no sound: {error}")
+                    continue
                 waveform = augmentation.disturb(
                     speech.waveform, rng.uniform(*self.snr), rng.uniform(*self.gain), rng
                 )
@@ -83,7 +132,7 @@ class Synthetic:
                     f"synthetic:{voice.name}",
                     text=row["text"],
                     speaker=f"{voice.name}/{voice.rate}/{voice.pitch}",
-                    language="en",
+                    language=speech.language,
                     extra=extra,
                     phonemes=speech.phonemes,
                 )

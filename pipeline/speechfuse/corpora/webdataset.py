@@ -133,13 +133,13 @@ def _fields(file: BinaryIO, parts: dict[str, Member], text_key: str) -> dict[str
         for suffix in [suffix for suffix in ("json", "txt", "cls") if suffix in parts]:
             if parts[suffix].size > SIDECAR_LIMIT:
                 raise ValueError("more than 1 MiB")
-            text = read(file, parts[suffix]).decode()
+            text = read(file, parts[suffix]).decode("utf-8-sig")
             if suffix != "json":
                 entry[text_key if suffix == "txt" else "cls"] = text.strip()
             elif isinstance(value := json.loads(text), dict):
                 entry = value
             else:
                 raise ValueError("not an object")
-        return clip_fields(entry, (text_key,))
+        return clip_fields(entry, text_key)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"bad transcript: .{suffix}: {error}") from None

@@ -19,10 +19,21 @@ from typing import Any
 
 from tqdm import tqdm
 
-from speechfuse import artifact, workers
+from speechfuse import artifact, components, failures, workers
 from speechfuse.evals.tasks import Task, json_digest
+from speechfuse.locks import exclusive_lock
+from speechfuse.provenance import maker
+from speechfuse.tokens import weights
 
-CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "lora/*")
+CONTENT = (
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "merges.txt",
+    "vocab.txt",
+    "lora/*",
+    "speech.safetensors",
+)
 NOT_CONTENT = {"manifest.json", "plan.json"}
 LIBRARIES = ("torch", "transformers", "lm_eval")
 END = b"\n\n"  # of a batch
@@ -34,12 +45,13 @@ def fingerprint(checkpoint: Path, out: Path) -> str:
     Files are read once: their hashes are remembered by path, size and time of change in
     <out>/cells/fingerprints.json. Raises ValueError for a folder without config or weights.
     """
+    if not checkpoint.exists():
+        raise ValueError(f"{checkpoint} is not there; {maker(str(checkpoint))}")
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} is no checkpoint: it holds no config.json; check the path")
-    check_weights(checkpoint)
     cache = out / "cells" / "fingerprints.json"
     hashes = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
-    files = {
+    files = {*weights.files(checkpoint)} | {
         path.relative_to(checkpoint).as_posix()
         for pattern in CONTENT
         for path in checkpoint.glob(pattern)
@@ -65,24 +77,13 @@ def _config(path: Path) -> str:
     return json_digest({key: value for key, value in config.items() if key != "_name_or_path"})
 
 
-def check_weights(checkpoint: Path) -> None:
-    """Raise ValueError when there are no weights, or fewer files than their index lists."""
-    index = checkpoint / "model.safetensors.index.json"
-    listed = {"model.safetensors"}
-    if index.is_file():
-        listed = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    if lost := sorted(name for name in listed if not (checkpoint / name).is_file()):
-        raise ValueError(
-            f"{checkpoint} has no weights: {', '.join(lost)} is not there; copy it again, or leave "
-            "the checkpoint out"
-        )
-
-
 class Predictions:
     """The predictions of one checkpoint for one task, below `out`."""
 
     def __init__(self, out: Path, checkpoint: str, task: Task) -> None:
         self.inputs: dict[str, Any] = {"checkpoint": checkpoint, "task": task.inputs()}
+        if not (module := type(task).__module__).startswith("speechfuse."):
+            self.inputs["code"] = components.code_digest({module})
         self.key = json_digest(self.inputs)
         self.folder = out / "cells" / self.key[:32]
         self.path = self.folder / "predictions.jsonl"
@@ -109,7 +110,7 @@ class Predictions:
     def locked(self, wait: bool = True) -> AbstractContextManager[bool]:
         """Keep other processes off the cell; False when one is at work there and `wait` is
         false."""
-        return artifact.exclusive_lock(self.folder, wait)
+        return exclusive_lock(self.folder, wait)
 
     def fill(self, task: Task, checkpoint: Path) -> Iterator[int]:
         """Compute the missing predictions; yield the number of items of each batch once it is on
@@ -121,7 +122,7 @@ class Predictions:
             return
         started, count = time.monotonic(), 0
         try:
-            with open(self.path, "ab") as file:
+            with failures.writing(self.path), open(self.path, "ab") as file:
                 whole = self.path.read_bytes().rfind(END) + len(END)
                 file.truncate(whole if whole >= len(END) else 0)  # what a kill left of a batch
                 for batch in task.predict(checkpoint, todo):

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from speechfuse import config
 from speechfuse.fusion import folder
-from speechfuse.tokens import prompts
+from speechfuse.tokens import prompts, weights
 from speechfuse.tokens.vocabulary import Vocabulary, check_quantizer, read_speech
 
 VERSION = 1  # is part of a prediction's key: raise it if the same prompt may get another reply
@@ -30,9 +30,10 @@ _loaded: dict[Any, Any] = {}  # only the last model: a checkpoint's tasks follow
 
 
 def load(checkpoint: Path, device: str | None = None, lora: bool = False) -> Any:
-    """Return the model of a Hugging Face folder, in the dtype in which it is stored, with the LoRA
-    beside it added if `lora`. With `device` None it is on a GPU if there is one. The last model is
-    kept until another is asked for, or its files change. Raises ValueError for weights that are not
+    """Return the model of a Hugging Face folder, in the dtype that its config.json states, with the
+    LoRA beside it added if `lora`. With `device` None it is on a GPU if there is one. The last
+    model is kept until another is asked for, or its files change. Raises as weights.headers, and
+    ValueError for weights that are not
     finite."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     files = sorted(path for path in Path(checkpoint).absolute().rglob("*") if path.is_file())
@@ -42,6 +43,7 @@ def load(checkpoint: Path, device: str | None = None, lora: bool = False) -> Any
         *((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files),
     )
     if stamp not in _loaded:
+        weights.headers(checkpoint)
         _loaded.clear()
         gc.collect()  # before the next one comes: two may not fit
         model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")

@@ -24,7 +24,7 @@ import lm_eval
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
-from speechfuse import artifact
+from speechfuse.evals import task_content
 from speechfuse.evals.harness_model import compiled_once, harness_model
 from speechfuse.evals.tasks import Scored, json_digest, take_evenly
 from speechfuse.scores.intervals import Score, mean
@@ -121,8 +121,10 @@ class Harness:
             "batch_size": self.batch_size,
             "lm_eval": metadata.version("lm_eval"),
             "items": json_digest(self.ids()),
-            "versions": {name: str(task.VERSION) for name, task in tasks},
-            **({"files": _task_files(self.include)} if self.include else {}),
+            "log_softmax": "float32",
+            "group": [self._total, sorted(self._parts())],
+            "config": json_digest({name: task_content.of_task(task) for name, task in tasks}),
+            "files": task_content.of_files(self.include) if self.include else {},
         }
 
     def scoring(self) -> dict[str, Any]:
@@ -250,12 +252,6 @@ def _check_prompt(lm: Any, vocabulary: Vocabulary, task: Any, sample: dict[str, 
                 "vocabulary, or a text starts with a line break or holds a control token; expand "
                 "the checkpoint again or clean the text"
             )
-
-
-def _task_files(folder: str) -> dict[str, str]:
-    """Return the sha256 of each file below `folder` that describes a task."""
-    paths = sorted(path for path in Path(folder).rglob("*") if path.name.endswith(("yaml", ".py")))
-    return {path.relative_to(folder).as_posix(): artifact.sha256_of(path) for path in paths}
 
 
 def _means(task: Any) -> set[str]:

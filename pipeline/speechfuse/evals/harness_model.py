@@ -3,7 +3,9 @@
 In: a Hugging Face folder. Out: an lm_eval.models.huggingface.HFLM. For multiple choice lm-eval
 computes logits at every position of a prompt, 128,256 numbers each in Llama 3, and reads those of
 the choices; here only those are computed. It also tokenizes a prompt again for each choice,
-and compiles a task's template again for each item. Batches, order and numbers are the same.
+and compiles a task's template again for each item. Batches and order are the same, and so are the
+numbers of a checkpoint in float32. Of one in bf16 the head and the log-softmax are in float32 here,
+where lm-eval's are in bf16, in which choices tie and the first of them wins.
 """
 
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from unittest.mock import patch
 import torch
 from lm_eval import utils
 from lm_eval.models.huggingface import HFLM
+from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 from speechfuse import workers
@@ -66,8 +69,10 @@ class LastPosition(HFLM):
         states = self.model.model(tokens.to(self.device), use_cache=False).last_hidden_state
         rows = zip(states, inputs, read, strict=True)
         last = [row[len(ids) - count : len(ids)] for row, ids, count in rows]
-        logits = self.model.lm_head(torch.cat(last))
-        return list(torch.log_softmax(logits, -1, dtype=self.softmax_dtype).cpu().split(read))
+        head = self.model.lm_head  # in float32: bf16 rounds logits of 16 to 32 to steps of 0.125
+        weights = {name: weight.float() for name, weight in head.named_parameters()}
+        logits = functional_call(head, weights, torch.cat(last).float())
+        return list(torch.log_softmax(logits, -1).cpu().split(read))
 
 
 def harness_model(checkpoint: Path, batch_size: int) -> HFLM:
@@ -75,7 +80,8 @@ def harness_model(checkpoint: Path, batch_size: int) -> HFLM:
     tokenizer = Vocabulary.load(checkpoint).tokenizer
     with redirect_stderr(StringIO()):
         model = generation.load(checkpoint, workers.device())
-        return LastPosition(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        options = {"batch_size": batch_size, "softmax_dtype": "float32"}
+        return LastPosition(pretrained=model, tokenizer=tokenizer, **options)
 
 
 def compiled_once() -> AbstractContextManager[Any]:

@@ -21,8 +21,9 @@ OWN = ("id", "text", "speaker", "language", "seconds")  # columns of a row; all 
 
 def read_items(data: Path, splits: list[dict[str, Any]], cluster: str | None, read: Reader) -> Rows:
     """Return the rows that any of `splits` selects, by id. `read` reads the answers of
-    conversations; a conversation without the key `cluster` is a cluster of its own. Raises
-    ValueError for a conversation that does not end in an answer."""
+    conversations, unless they have several lines that do not begin with what was asked; then the
+    item is `whole`, and so are replies to it. A conversation without the key `cluster` is a cluster
+    of its own. Raises ValueError for a conversation that does not end in an answer."""
     rows = {}
     for row in shards.read_rows(data):
         row["extra"] = json.loads(row["extra"] or "{}")
@@ -38,11 +39,16 @@ def _of_conversation(row: dict[str, Any], data: Path, read: Reader) -> dict[str,
     if [turn["role"] for turn in row["turns"]][-2:] != ["user", "assistant"]:
         raise ValueError(f"{data}: row {row['id']} does not end in an answer")
     *questions, answer = map(turn_text, row["turns"])
+    first, line, _ = answer.partition("\n")
+    spoken = [segment["speech"] for segment in row["turns"][-2]["segments"]]
+    asked = " ".join(speech["text"] or "" for speech in spoken if speech)
+    whole = bool(line) and first.split() != asked.split()  # its lines are all of the answer
     return {
         **dict.fromkeys((*OWN, "codes", "source")),
         **row,
         "text": " / ".join(questions),
-        "extra": {**row["extra"], "answer": read(answer)[1]},
+        "whole": whole,
+        "extra": {**row["extra"], "answer": answer if whole else read(answer)[1]},
     }
 
 
@@ -56,12 +62,15 @@ def turn_text(turn: dict[str, Any]) -> str:
 
 
 def read_transcripts(path: Path) -> dict[str, str]:
-    """Return transcripts by id of a file of JSON lines {id, text}. Raises ValueError for any
-    other."""
-    lines = path.read_text("utf-8").split("\n")
+    """Return transcripts by id of a file of JSON lines {id, text}. Raises ValueError for any other,
+    and for an id that comes twice."""
+    lines = path.read_text("utf-8-sig").split("\n")
     try:
         entries = [json.loads(line) for line in lines if line.strip()]
-        return {str(entry["id"]): str(entry["text"]) for entry in entries}
+        texts = {str(entry["id"]): str(entry["text"]) for entry in entries}
+        if len(texts) < len(entries):
+            raise ValueError("an id comes twice")
+        return texts
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"transcripts={path}: not JSON lines of id and text ({error})") from error
 
@@ -71,6 +80,18 @@ def ids_by_split(rows: Rows, splits: Splits) -> dict[str, list[str]]:
     pairs = splits.items()
     ids = {name: [id for id, row in rows.items() if matches(row, of)] for name, of in pairs}
     return {name: of for name, of in ids.items() if of}
+
+
+def filled(rows: Rows, splits: Splits, may_be_empty: list[str], data: str) -> list[list[str]]:
+    """Return the ids of the rows of each split. Raises ValueError for a split without rows that
+    `may_be_empty` does not name."""
+    ids = ids_by_split(rows, splits)
+    if empty := sorted(splits.keys() - ids.keys() - {*may_be_empty}):
+        raise ValueError(
+            f"splits: no row of {data} is in {', '.join(empty)}; correct what it selects, or name "
+            "it in may_be_empty"
+        )
+    return list(ids.values())
 
 
 def subset(rows: Rows, splits: list[list[str]], limit: int | None) -> Rows:
@@ -88,9 +109,11 @@ def column(row: dict[str, Any], name: str) -> Any:
 
 def others(values: list[str]) -> list[int]:
     """Return for each place another one that holds another value: half the list away, or the next
-    after that; the place itself where all values are equal."""
+    after that. Raises ValueError where all values are equal."""
+    if len({*values}) == 1:
+        raise ValueError(f"every item's reference is {values[0]!r:.60}: none has audio of another")
     chosen = []
     for place, value in enumerate(values):
         places = [(place + len(values) // 2 + i) % len(values) for i in range(len(values))]
-        chosen.append(next((other for other in places if values[other] != value), place))
+        chosen.append(next(other for other in places if values[other] != value))
     return chosen

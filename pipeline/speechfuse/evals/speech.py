@@ -20,6 +20,7 @@ from speechfuse.evals.items import (
     Rows,
     Splits,
     column,
+    filled,
     ids_by_split,
     others,
     read_items,
@@ -53,9 +54,10 @@ class Speech:
     it is; without `history` its last question alone. `reference` and `question` (which the judge
     reads) are columns, and so is `cluster`: items with equal values in it are resampled together
     for the interval. `splits` is {name: `select` of its rows}; by default all rows are the split
-    "all". With `input` "transcript" the text is asked instead of the audio: the dataset's own (an
-    upper bound) or that in the file `transcripts` (lines {id, text} by any recognizer; a cascade).
-    With "shuffled" each item gets the audio of another one (a floor). `contamination` lists
+    "all". A split without rows is an error, unless `may_be_empty` names it. With `input`
+    "transcript" the text is asked instead of the audio: the dataset's own (an upper bound) or that
+    in the file `transcripts` (lines {id, text} by any recognizer; a cascade). With "shuffled" each
+    item gets the audio of another one (a floor). `contamination` lists
     training datasets that are searched for the items. `name` names the task in the scores, instead
     of the recipe's name.
 
@@ -92,6 +94,7 @@ class Speech:
     refusals: list[str] = field(default_factory=list)
     controls_of: str | None = None
     train: str | None = None
+    may_be_empty: list[str] = field(default_factory=list)
 
     @cached_property
     def rows(self) -> Rows:
@@ -100,11 +103,9 @@ class Speech:
         rows = read_items(Path(self.data), splits, self.cluster, self.read)
         if not rows:
             raise ValueError(f"data={self.data} has no row of the splits {', '.join(self.splits)}")
-        empty = self.splits.keys() - ids_by_split(rows, self.splits).keys()
-        if empty and "turns" in next(iter(rows.values())):  # speech may lack a synthesizer's voices
-            raise ValueError(f"splits: no row of {self.data} is in {', '.join(sorted(empty))}")
-        by_split = ids_by_split(rows, self.splits), ids_by_split(rows, self.transcript_splits)
-        return subset(rows, [ids for splits in by_split for ids in splits.values()], self.limit)
+        of_both = (self.splits, self.transcript_splits)
+        ids = [of for each in of_both for of in filled(rows, each, self.may_be_empty, self.data)]
+        return subset(rows, ids, self.limit)
 
     @cached_property
     def transcript_texts(self) -> dict[str, str]:
@@ -144,6 +145,7 @@ class Speech:
             "transcripts": json_digest(self.transcript_texts) if self.transcripts else None,
             **{name: getattr(self, name) for name in OF_PREDICTIONS},
             **{name: value for name in ADDED if (value := getattr(self, name))},
+            **({"reference": self.reference} if self.input == "shuffled" else {}),  # pairs items
         }
 
     def scoring(self) -> dict[str, Any]:
@@ -190,6 +192,8 @@ class Speech:
         for row in self.rows.values():
             self._check_row(row)
         references = [self.column(row, self.reference) for row in self.rows.values()]
+        if self.input == "shuffled":
+            others(references)  # says where there are none
         if self.metric in METRICS:
             METRICS[self.metric](references[:50], references[:50], None)  # says what does not fit
 
@@ -292,7 +296,8 @@ class Speech:
         return Scored(named, list(items.values()), details)
 
     def _item(self, row: dict[str, Any], prediction: dict[str, Any]) -> dict[str, Any]:
-        transcript, answer = self.read(prediction["reply"])
+        reply = prediction["reply"]
+        transcript, answer = ("", reply) if row.get("whole") else self.read(reply)
         if self.reply and self.input == "transcript":
             transcript = self.transcript_texts[row["id"]]
         transcript = prediction.get("transcript", transcript)

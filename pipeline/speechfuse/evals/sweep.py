@@ -12,19 +12,27 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from importlib import metadata
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from speechfuse import artifact, config, scores, workers
+from speechfuse import artifact, components, config, scores, workers
 from speechfuse.config import key
 from speechfuse.evals import cells
 from speechfuse.evals.cells import Predictions
 from speechfuse.evals.tasks import Task, json_digest
 from speechfuse.hub import data as hub_data
+from speechfuse.provenance import maker
 from speechfuse.rows import selection
 from speechfuse.texts import shared_words
+
+PATHS = {"data", "include", "train", "transcripts"}  # content counts, in a task's inputs or scoring
+CHARACTERS = 4  # of a token, about
+Cell = tuple[str, Path, str]  # name of the checkpoint, its folder, task
+SCORING = ("jiwer", "sacrebleu", "rouge_score", "openai-whisper")
 
 
 @dataclass
@@ -55,6 +63,7 @@ class Work:
     spec: dict[str, Any]
     predictions: Predictions
     fingerprint: str
+    result: Path
 
 
 def expand(entry: dict[str, Any]) -> list[tuple[str, Path]]:
@@ -67,7 +76,7 @@ def expand(entry: dict[str, Any]) -> list[tuple[str, Path]]:
     return [(entry["name"], path)]
 
 
-def cells_of(job: Evaluate) -> list[tuple[str, Path, str]]:
+def cells_of(job: Evaluate) -> list[Cell]:
     """Return (checkpoint's name, its folder, task) of the cells that `only` selects; other runs
     need not be there. Raises ValueError for an unknown name, and for a task that is not
     described."""
@@ -88,8 +97,12 @@ def cells_of(job: Evaluate) -> list[tuple[str, Path, str]]:
         names.append(name)
         if others and not any(f"{other}/".startswith(f"{name}/") for other in others):
             continue
+        epochs, path = expand(entry), Path(entry["path"])
+        if not path.exists():  # an epoch of a run to come
+            to_come = (each for each in others if each.startswith(f"{name}/"))
+            epochs += [(each, path / each.removeprefix(f"{name}/")) for each in to_come]
         of_entry = [task for task in entry["tasks"] if not tasks or task in tasks]
-        for full, checkpoint in expand(entry):
+        for full, checkpoint in epochs:
             names.append(full)
             if not others or {name, full} & others:
                 chosen += [(full, checkpoint, task) for task in of_entry]
@@ -122,11 +135,62 @@ def instance(spec: dict[str, Any]) -> Task:
     return _tasks[text]
 
 
-def prepare(job: Evaluate) -> list[Work]:
-    """Return all cells, checked. Raises ValueError for the first that could not succeed."""
+def spec_of(job: Evaluate, task: str) -> dict[str, Any]:
+    """Return a task's settings as its cells have them."""
     limit = {} if job.limit is None else {"limit": job.limit}
-    out, chosen = Path(job.out), cells_of(job)
-    specs = {task: {**pinned(job.tasks[task]), **limit} for _, _, task in chosen}
+    return {**pinned(job.tasks[task]), **limit}
+
+
+def absent(spec: dict[str, Any]) -> list[str]:
+    """Return the files and folders of a task that are not there."""
+    paths = [str(spec[key]) for key in sorted(PATHS) if spec.get(key)]
+    return [p for p in [*paths, *spec.get("contamination", [])] if not Path(p).exists()]
+
+
+def survey(job: Evaluate) -> Iterator[str]:
+    """Yield what a sweep would do: a line for each cell that is to be made, with what its judge
+    costs. What is not there is named with the verb that makes it; what depends on it, as not
+    known."""
+    chosen = cells_of(job)
+    specs = {task: spec_of(job, task) for _, _, task in chosen}
+    lacks = {
+        cell: [*filterfalse(Path.exists, cell[1:2]), *absent(specs[cell[2]])] for cell in chosen
+    }
+    works = prepare(job, [cell for cell in chosen if not lacks[cell]])
+    todo: list[tuple[str, str, int | None]] = []
+    for work in (work for work in works if not is_done(work)):
+        count = len({*instance(work.spec).ids()} - work.predictions.read().keys())
+        todo.append((work.name, work.task, count))
+    for name, _, task in (cell for cell in chosen if lacks[cell]):
+        known = specs[task].get("data") and not absent(specs[task])  # without data: the Hub's
+        todo.append((name, task, len(instance(specs[task]).ids()) if known else None))
+    for name, task, items in todo:
+        said = "items not known yet" if items is None else f"{items:,} items to compute"
+        yield f"{name} {task}: {said}{judging(instance(specs[task]), items is not None)}"
+    for path in dict.fromkeys(path for of_cell in lacks.values() for path in of_cell):
+        yield f"{path} is not there; {maker(str(path))}"
+    total, unknown = sum(items or 0 for *_, items in todo), any(items is None for *_, items in todo)
+    yield (
+        f"{job.out}: {len(todo)} of {len(chosen)} cells to do, {total:,} items"
+        f"{' and those not known' * unknown}; nothing was run"
+    )
+
+
+def judging(task: Any, known: bool) -> str:
+    """Return what the judge of a task costs, if it has one: for all its items where these are
+    known, else for each."""
+    if not (rater := getattr(task, "rater", None)):
+        return ""
+    rows = [*task.rows.values()] if known else []
+    texts = [task.column(row, name) for row in rows for name in (task.question, task.reference)]
+    calls = len(rows) or 1
+    most = sum(map(len, texts)) + calls * (len(rater.prompt) + CHARACTERS * task.max_new_tokens)
+    return f"; {'' if known else 'for each of them '}{rater.outlook(calls, most)}"
+
+
+def prepare(job: Evaluate, chosen: list[Cell]) -> list[Work]:
+    """Return the chosen cells, checked. Raises ValueError for the first that could not succeed."""
+    out, specs = Path(job.out), {task: spec_of(job, task) for _, _, task in chosen}
     todo, fingerprint = [], cache(cells.fingerprint)
     for name, checkpoint, task in tqdm(chosen, "checking", unit="cell", leave=False, delay=1):
         content = fingerprint(checkpoint, out)
@@ -136,38 +200,36 @@ def prepare(job: Evaluate) -> list[Work]:
         except (ValueError, OSError) as error:
             raise ValueError(f"{name} {task}: {error}") from error
         predictions = Predictions(out, content, of_spec)
-        settings = {key: value for key, value in spec.items() if not is_path(value)}
+        settings = {key: value for key, value in spec.items() if key not in PATHS}
         depends = [predictions.key, settings, of_spec.scoring(), code(spec)]
-        todo.append(Work(name, checkpoint, task, spec, predictions, json_digest(depends)))
+        result = out / name / f"{task}.json"
+        todo.append(Work(name, checkpoint, task, spec, predictions, json_digest(depends), result))
     return todo
-
-
-def is_path(value: Any) -> bool:
-    """Return True if a setting names data, whose content counts and not its place."""
-    return isinstance(value, str) and len(value) < 256 and Path(value).exists()
 
 
 @cache
 def code_of_rooms() -> list[str]:
     """Return the hashes of all modules of evals and scores, and of the two beyond them that decide
-    which items a split has and which are in the training data."""
+    which items a split has and which are in the training data; and the versions of the libraries
+    that count errors."""
     folders = Path(__file__).parent, Path(scores.__file__).parent
     paths = [path for folder in folders for path in sorted(folder.glob("*.py"))]
     others = [Path(str(module.__file__)) for module in (selection, shared_words)]
-    return [artifact.sha256_of(path) for path in [*paths, *others]]
+    versions = [metadata.version(library) for library in SCORING]
+    return [*(artifact.sha256_of(path) for path in [*paths, *others]), *versions]
 
 
 def code(spec: dict[str, Any]) -> str:
     """Return the hash of the code that turns predictions into scores, the task's own and its
     components' included: when it changes, all is scored again."""
-    return json_digest([artifact.code_digest(config.modules_of(spec)), *code_of_rooms()])
+    return json_digest([components.code_digest(config.modules_of(spec)), *code_of_rooms()])
 
 
-def is_done(work: Work, result: Path) -> bool:
+def is_done(work: Work) -> bool:
     """Return True if the result is there, of the same content, and lacks no verdict."""
-    if not result.exists():
+    if not work.result.exists():
         return False
-    content = json.loads(result.read_text("utf-8"))
+    content = json.loads(work.result.read_text("utf-8"))
     whole = content.get("details", {}).get("coverage", 1.0) == 1.0
     return content.get("fingerprint") == work.fingerprint and whole
 

@@ -17,6 +17,9 @@ from huggingface_hub import CardData, parse_local_safetensors_file_metadata
 
 from speechfuse import artifact
 from speechfuse.rows import shards, statistics
+from speechfuse.tokens import weights
+from speechfuse.tokens.vocabulary import read_config
+from speechfuse.tokens.weights import INDEX, SINGLE
 
 # https://huggingface.co/docs/hub/repositories-licenses; the Hub refuses any other in a card
 LICENCES = frozenset(
@@ -38,11 +41,11 @@ def kind_of(folder: Path) -> str:
     """Return "dataset", "model" or "quantizer". Raises ValueError for any other folder."""
     if any(folder.glob("shard-*.parquet")):
         return "dataset"
-    if any(folder.glob("*.safetensors")) and (folder / "config.json").exists():
-        return "model" if "architectures" in _config(folder) else "quantizer"
+    if any((folder / n).exists() for n in (SINGLE, INDEX)) and (folder / "config.json").exists():
+        return "model" if "architectures" in read_config(folder) else "quantizer"
     raise ValueError(
         f"{folder} is neither a dataset (shard-*.parquet) nor a model (config.json and "
-        "*.safetensors); of a training run push one of its epochs, e.g. RUN/epoch_0"
+        f"{SINGLE}); of a training run push one of its epochs, e.g. RUN/epoch_0"
     )
 
 
@@ -90,10 +93,6 @@ def card(folder: Path, templates: Path, repo: str, licence: str | None = None) -
     return f"---\n{metadata}\n---\n\n{text.strip()}\n"
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text("utf-8"))
-
-
 def _run(folder: Path) -> dict[str, Any]:
     """Return the manifest of the job that made the artifact; of an epoch, its run's."""
     manifest = artifact.manifest_of(folder)
@@ -135,8 +134,10 @@ def _dataset(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _model(folder: Path, run: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the front matter and what the template needs to know of a model or quantizer."""
-    config, files = _config(folder), folder.glob("*.safetensors")
-    counts = [parse_local_safetensors_file_metadata(path).parameter_count for path in files]
+    config, names = read_config(folder), {path.name for path in folder.glob("*.safetensors")}
+    if "architectures" in config:  # and no stray copies; a quantizer may have a decoder beside
+        names = {*weights.files(folder)}
+    counts = [parse_local_safetensors_file_metadata(folder / n).parameter_count for n in names]
     facts = {
         "parameters": sum(sum(by_type.values()) for by_type in counts),
         "config": config,

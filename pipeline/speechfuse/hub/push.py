@@ -13,6 +13,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from speechfuse import artifact
 from speechfuse.hub.data import _api, _token, hub_errors
+from speechfuse.tokens import weights
 
 # such files go when the artifact no more has them: data_files and from_pretrained would find them
 STRAY = ("shard-*", "*.safetensors", "*.safetensors.index.json")
@@ -70,15 +71,19 @@ def files_of(folder: Path) -> dict[str, Path]:
     """Return the files of a finished artifact by their path in it, its manifest among them.
 
     Reads each once. Raises ValueError for one that is missing, has another sha256 than the manifest
-    says or leads out of the folder. An epoch has no list of its own; its run's has the weights.
+    says or leads out of the folder. An epoch has no list of its own: its files are all that are
+    there, but for weights that its model does not have; its run's list has the weights.
     """
     hashes: dict[str, Any] | None = artifact.manifest_of(folder).get("outputs")
     if hashes is None:
         run = folder.parent / "manifest.json"
         outputs = json.loads(run.read_text("utf-8"))["outputs"] if run.exists() else {}
-        names = (p.name for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
+        names = {p.name for p in folder.iterdir() if p.is_file() and p.name[0] != "."}
+        others = {n for n in names if fnmatch(n, "*.safetensors")} - {*weights.files(folder)}
+        names -= {"README.md", *others}
+        for name in sorted(others):
+            print(f"{folder}: {name} is none of the model's weights, and is not sent")
         hashes = {name: outputs.get(f"{folder.name}/{name}") for name in sorted(names)}
-        hashes.pop("README.md", None)
     files = {}
     for name, sha256 in {**hashes, "manifest.json": None}.items():
         path = folder / name

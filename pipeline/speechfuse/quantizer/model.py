@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from whisper.audio import HOP_LENGTH
 from whisper.model import AudioEncoder
 
-from speechfuse.artifact import write_json
+from speechfuse.artifact import replacing, write_json
 from speechfuse.audio.decoding import SAMPLE_RATE
 
 PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
@@ -56,6 +56,7 @@ class Quantizer(nn.Module):
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
+        self._identity: tuple[list[int], str] = [], ""
         self.dtype = torch.float32  # of the encoder's matrix products; bfloat16 is not exact
         self.config = config
         width = config.n_audio_state
@@ -89,6 +90,13 @@ class Quantizer(nn.Module):
     @property
     def identity(self) -> str:
         """sha256 of tensors and configuration, 64 hex digits: the same in every file format."""
+        # seconds for a large one, so it is kept while no tensor is written to
+        versions = [tensor._version for tensor in self.state_dict().values()]
+        if self._identity[0] != versions:
+            self._identity = versions, self._hash()
+        return self._identity[1]
+
+    def _hash(self) -> str:
         digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -161,9 +169,9 @@ class Quantizer(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        with replacing(folder / "model.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
         write_json(folder / "config.json", asdict(self.config))
 
     @classmethod

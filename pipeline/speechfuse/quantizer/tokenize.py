@@ -9,9 +9,10 @@ threads and however far ahead they work.
 import hashlib
 import json
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,17 @@ def tokenize_shard(
     clips ahead of the encoder. `corpus` and `filters` are {_component_, ...}."""
     originals = planned.get("same_audio", {})  # {id of a duplicate: id of the first}
 
-    def unless_duplicate(clip: Clip | Reject) -> Clip | Reject:
+    reserved: set[str] = set()
+
+    def unless_duplicate(position: int, clip: Clip | Reject) -> Clip | Reject:
+        ends = planned.get("reserved", {}).get(str(position), ())
+        reserved.update(f"{clip.id}#{end}" for end in ends)
         reason = f"{FILTERED}duplicate audio: same as {originals.get(clip.id)}"
         return Reject(clip.id, reason) if clip.id in originals else clip
 
-    clips = map(unless_duplicate, component(corpus).clips(planned))
-    instances = list(map(config.instantiate, filters))
-    return tokenize(clips, encoder.load(workers.device()), batch_size, instances, threads, depth)
+    clips = starmap(unless_duplicate, enumerate(component(corpus).clips(planned)))
+    instances, device = list(map(config.instantiate, filters)), workers.device()
+    return tokenize(clips, encoder.load(device), batch_size, instances, threads, depth, reserved)
 
 
 def audio_digests(
@@ -110,9 +115,10 @@ def tokenize(
     filters: list[Filter],
     threads: int,
     depth: int,
+    reserved: Collection[str] = (),
 ) -> Shard:
     """Rows, rejects and counts of one shard's clips. `quantizer`: a Quantizer, or an encoder of
-    frames with the same methods."""
+    frames with the same methods; `reserved`: ids that pieces may not have."""
     shard, shortest = Shard([], [], Counter()), 1 / quantizer.token_rate
     pending: list[np.ndarray] = []  # waveforms of the last rows, not yet given to the encoder
     # batches on the device: first row, codes or frames
@@ -139,13 +145,15 @@ def tokenize(
         offset = item.clip.offset
         shard.counts["resampled"] += item.decoded.rate != decoding.SAMPLE_RATE
         shard.counts["mixed_down"] += item.decoded.channels > 1
+        if item.decoded.channel is not None:
+            shard.counts["one_channel"] += 1
         shard.counts["without_text"] += item.clip.text is None
         if len(item.pieces) > 1:
             shard.counts["split"] += 1
             shard.counts["pieces"] += len(item.pieces)
         for part, piece in enumerate(item.pieces):
             seconds = _seconds(piece)
-            row = _row(item, part, offset, seconds)
+            row = _row(item, part, offset, seconds, reserved)
             offset += seconds
             if seconds < shortest:
                 reason = f"too short: {seconds:.4f} s is less than one token"
@@ -170,10 +178,15 @@ def _seconds(waveform: np.ndarray) -> float:
     return len(waveform) / decoding.SAMPLE_RATE
 
 
-def _row(item: DecodedClip, part: int, offset: float, seconds: float) -> dict[str, Any]:
+def _row(
+    item: DecodedClip, part: int, offset: float, seconds: float, reserved: Collection[str]
+) -> dict[str, Any]:
     clip, whole = item.clip, len(item.pieces) == 1
+    id = clip.id if whole else f"{clip.id}#{part}"
+    while not whole and id in reserved:
+        id += "#"
     return {
-        "id": clip.id if whole else f"{clip.id}#{part}",
+        "id": id,
         "seconds": seconds,
         "text": clip.text if whole else None,  # which words fall into which piece is not known
         "speaker": clip.speaker,
@@ -183,6 +196,14 @@ def _row(item: DecodedClip, part: int, offset: float, seconds: float) -> dict[st
         "part": None if whole else part,
         "extra": json.dumps(clip.extra, sort_keys=True),
     }
+
+
+def exactness_of_shard(
+    planned: dict[str, Any], corpus: dict[str, Any], quantizer: QuantizerSpec, batch_size: int
+) -> tuple[int, int]:
+    """`exactness` of the clips of one shard, in a worker process, on its device."""
+    encoder = quantizer.load(workers.device())
+    return exactness(component(corpus).clips(planned), encoder, batch_size)
 
 
 def exactness(

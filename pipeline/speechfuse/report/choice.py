@@ -52,8 +52,8 @@ class Rule:
     )
     then: list[Measure] = config.key("{task, split, metric} that decide ties, in order", [])
 
-    def stated(self) -> str:
-        """Return the rule in a sentence."""
+    def stated(self, table: bool = True) -> str:
+        """Return the rule in a sentence; `table`: whether the report has a table of results."""
         extreme = "lowest" if lower_is_better(self.metric) else "highest"
         bounds = [
             f"{' '.join(key(floor))} {name} {limit}"
@@ -67,7 +67,7 @@ class Rule:
         return (
             f"The rule: among the epochs of {self.choose_from}{within} the one with the {extreme} "
             f"{self.metric} on {self.task}, split {self.split}; of {ties}{then} the earliest."
-            f"{untested} No column under Results is of that split."
+            f"{untested}{' No column under Results is of that split.' * table}"
         )
 
 
@@ -77,7 +77,9 @@ class Choice:
     reasons: list[str]
 
 
-def choose(results: ResultsByCheckpoint, rule: Rule, base: str, failures: list[Failure]) -> Choice:
+def choose(
+    results: ResultsByCheckpoint, rule: Rule, base: str | None, failures: list[Failure]
+) -> Choice:
     """Return the epoch that `rule` picks, and why.
 
     An epoch that lacks a score of the rule is left out if one of its tasks failed. Raises
@@ -158,14 +160,16 @@ def first(results: ResultsByCheckpoint, epochs: list[str], of: Key) -> str:
     return max(epochs, key=lambda name: sign * results[name].scores[of].value)
 
 
-def of_base(results: ResultsByCheckpoint, name: str, of: Key, base: str) -> float | None:
+def of_base(results: ResultsByCheckpoint, name: str, of: Key, base: str | None) -> float | None:
     """Return the value divided by the base's; None where the base has no such score, or zero."""
     scores = results[base].scores if base in results else {}
     whole = scores[of].value if of in scores else 0.0
     return results[name].scores[of].value / whole if whole else None
 
 
-def judge(floor: Floor, results: ResultsByCheckpoint, name: str, base: str) -> tuple[bool, str]:
+def judge(
+    floor: Floor, results: ResultsByCheckpoint, name: str, base: str | None
+) -> tuple[bool, str]:
     """Return whether checkpoint `name` keeps `floor`, and a line that says so. A checkpoint without
     the score does not keep it. Raises ValueError for a floor without exactly one bound."""
     of, bounds = key(floor), floor.bounds()

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from speechfuse.report.results import Curve, Key, ResultsByCheckpoint
 from speechfuse.scores.intervals import Score
 
+ACCURACIES = ("acc", "exact_match")  # how their names begin
 CHANCE = 0.25  # of a 4-choice question
 POINTS = 2000  # of a line; more would not be seen
 SPLITS = 8  # of a panel; more would hide each other
@@ -39,16 +40,21 @@ def loss(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def text(results: ResultsByCheckpoint, task: str, columns: list[Key], base: str) -> Figure:
+def text(results: ResultsByCheckpoint, task: str, columns: list[Key], base: str | None) -> Figure:
     """Draw the text score of every checkpoint that has one, a line for each split, and the base as
     a level. The splits are those of `columns`; if none is of this task, the first few.
 
-    Raises ValueError if no checkpoint was scored on `task`.
+    Raises ValueError if no checkpoint was scored on `task`, or by another metric than accuracy.
     """
     scored = keys_of(results, list(results), task)
     keys = [of for of in columns if of in scored] or scored[:SPLITS]
     if not keys:
         raise ValueError(f"text={task}: no checkpoint was scored on it; run stages.evaluate")
+    if others := [of[2] for of in keys if not of[2].startswith(ACCURACIES)]:
+        raise ValueError(
+            f"text={task}: it is scored by {others[0]}, and what is plotted is an accuracy: leave "
+            "text out; its plot is under Speech"
+        )
     names = [name for name in results if any(of in results[name].scores for of in keys)]
     figure = Figure(figsize=(max(6.0, 1.1 * len(names)), 4), layout="constrained")
     ax = figure.subplots()
@@ -58,14 +64,14 @@ def text(results: ResultsByCheckpoint, task: str, columns: list[Key], base: str)
             level = results[base].scores[of].value
             ax.axhline(level, color=f"C{i}", linewidth=0.8, linestyle=":")
     ax.axhline(CHANCE, color="0.5", linestyle="--", label=f"chance, {CHANCE}")
-    title = f"text knowledge by training (dotted: {base})"
+    title = "text knowledge by training" + (f" (dotted: {base})" if base else "")
     ax.set(ylabel=f"{task}, accuracy", ylim=(0, 1.05), title=title)
     ax.legend(loc="lower center", ncols=3)
     return figure
 
 
 def speech(
-    results: ResultsByCheckpoint, names: list[str], columns: list[Key], text_task: str
+    results: ResultsByCheckpoint, names: list[str], columns: list[Key], text_task: str | None
 ) -> Figure | None:
     """Draw a panel for each metric of each task other than `text_task`, over the epochs `names`,
     with the splits of `columns`, or where it has none, the first few. None without such tasks."""
@@ -92,10 +98,12 @@ def curve(results: ResultsByCheckpoint, names: list[str], of: Curve) -> Figure:
     """Draw a line for each checkpoint of `names` over the points of `of`."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     ax = figure.subplots()
+    high = 1.05  # all of a share; a word error rate or a rating may be more
     for name in names:
         scores = [results[name].scores[key] for key in of.keys.values()]
         with_intervals(ax, list(of.keys), scores, label=name)
-    ax.set(title=of.title, xlabel=of.x, ylabel=next(iter(of.keys.values()))[2], ylim=(0, 1.05))
+        high = max(high, *(1.05 * (s.value if s.ci_high is None else s.ci_high) for s in scores))
+    ax.set(title=of.title, xlabel=of.x, ylabel=next(iter(of.keys.values()))[2], ylim=(0, high))
     ax.legend()
     return figure
 

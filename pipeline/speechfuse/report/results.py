@@ -45,7 +45,10 @@ class Curve:
 
     @property
     def keys(self) -> dict[str, Key]:
-        return {label: (of["task"], of["split"], of["metric"]) for label, of in self.points.items()}
+        keys = {label: (of["task"], of["split"], of["metric"]) for label, of in self.points.items()}
+        if len(metrics := {of[2] for of in keys.values()}) > 1:
+            raise ValueError(f"curves: {self.title}: one metric a curve, not {', '.join(metrics)}")
+        return keys
 
 
 @dataclass(eq=False)
@@ -108,7 +111,7 @@ def lower_is_better(metric: str) -> bool:
     return not LOWER_IS_BETTER.isdisjoint(metric.split("_"))
 
 
-def read(evals: Path, base: str, runs: list[Run]) -> Results:
+def read(evals: Path, base: str | None, runs: list[Run]) -> Results:
     """Read all result files. One whose last evaluation failed is left out: it may be of other data
     or weights.
 
@@ -170,7 +173,7 @@ def _result_file(path: Path, folder: str) -> ResultFile:
     return file
 
 
-def ordered(names: Iterable[str], base: str, runs: list[Run]) -> list[str]:
+def ordered(names: Iterable[str], base: str | None, runs: list[Run]) -> list[str]:
     """Return `base`, what belongs to no run, then the runs in order; epoch_10 after epoch_9."""
 
     def place(name: str) -> tuple[int, list[str | int]]:
@@ -183,4 +186,5 @@ def ordered(names: Iterable[str], base: str, runs: list[Run]) -> list[str]:
 
 
 def of_run(results: ResultsByCheckpoint, run: str) -> list[str]:
-    return [name for name in results if name.startswith(f"{run}/")]
+    """Return the epochs of a run, or the checkpoint of this name."""
+    return [name for name in results if f"{name}/".startswith(f"{run}/")]

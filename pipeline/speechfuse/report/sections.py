@@ -49,11 +49,12 @@ def tie_labels(
     return words
 
 
-def replies(checkpoint: Checkpoint, of: Key, split: str, media: Media) -> list[str]:
-    """Return items of the chosen epoch: of the task that chose it those of `split`, then of every
-    other task that has replies."""
+def replies(checkpoint: Checkpoint, of: Key, split: str | None, media: Media) -> list[str]:
+    """Return items of the chosen epoch: of the task that chose it those of `split` (None: of all),
+    then of every other task that has replies."""
     first = checkpoint.file(of)
-    blocks = section(f"What it says: {of[0]}, {split}", excerpts(first.items, split, media))
+    title = ", ".join(filter(None, (of[0], split)))
+    blocks = section(f"What it says: {title}", excerpts(first.items, split, media))
     for file in checkpoint.files.values():
         if file is not first:
             blocks += section(f"What it says: {file.name}", excerpts(file.items, None, media))
@@ -122,7 +123,7 @@ def curves(
     return blocks
 
 
-def every_score(results: ResultsByCheckpoint, base: str, chosen: str | None) -> list[str]:
+def every_score(results: ResultsByCheckpoint, base: str | None, chosen: str | None) -> list[str]:
     """Return a table for each task with all its splits and metrics."""
     keys = dict.fromkeys(of for checkpoint in results.values() for of in checkpoint.scores)
     blocks: list[str] = []

@@ -55,7 +55,7 @@ def results(
     results: ResultsByCheckpoint,
     names: list[str],
     columns: list[Column],
-    base: str,
+    base: str | None,
     chosen: str | None,
     ties: dict[tuple[str, Key], str] | None = None,
 ) -> str:

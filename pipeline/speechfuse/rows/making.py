@@ -23,7 +23,7 @@ from tqdm import tqdm
 from speechfuse import config
 from speechfuse.artifact import Artifact, write_atomic
 from speechfuse.config import key
-from speechfuse.rows import shards, statistics
+from speechfuse.rows import shards, statistics, verification
 from speechfuse.rows.rejects import Rejects, faults_of, read_rejects, write_rejects
 from speechfuse.rows.shards import Shard
 
@@ -69,7 +69,8 @@ def make_dataset(
     {shards: list, ...}. `function` makes a shard in a worker. `unit` names what a shard's `count`
     counts. `schema` and `stream` are those of shards.write_shard. `totals(paths, rejects)` returns
     the totals of all shards, for the manifest. `summary(out, totals)` returns the line that is
-    printed. Raises ValueError when too many units are rejected, see `make`.
+    printed. Raises ValueError when too many units are rejected, see `make`, and when rows have one
+    id: other jobs find rows by it.
     """
     if not work.begin(plan, fresh=job.fresh):
         return
@@ -77,6 +78,8 @@ def make_dataset(
     write = partial(_write, function, work.out, schema, stream)
     paths, rejects = make(job, planned, write, unit)
     counted = totals(paths, rejects)
+    if twice := verification.repeated_ids(paths):
+        raise ValueError(f"{work.out}: {twice}: give the source other ids; fresh=true starts anew")
     work.finish(counted, [file for path in paths for file in work.out.glob(f"{path.stem}.*")])
     print(summary(work.out, counted))
 

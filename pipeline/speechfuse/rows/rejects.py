@@ -14,9 +14,9 @@ class Reject:
     """A clip or row that a dataset lacks. `reason` is "kind: detail"; kinds are counted in the
     manifest. Faults are
 
-    not found, not a file, unreadable, not audio, truncated, empty, not finite, out of range,
-    bad rate, bad offset, bad duration, too short, bad name, bad manifest line, bad transcript,
-    no transcript, duplicate id, unsafe path.
+    not found, not a file, unreadable, not audio, truncated, empty, cancelled, not finite,
+    out of range, bad rate, bad offset, bad duration, too short, bad name, bad manifest line,
+    bad transcript, no transcript, no sound, duplicate id, unsafe path.
 
     A kind that begins with "filter " was asked for by the configuration and is no fault.
     """

@@ -11,13 +11,13 @@ def json_value(value: Any) -> Any:
 
 
 def matches(row: dict[str, Any], select: dict[str, Any]) -> bool:
-    """Return True if `row` has every key of `select` with the value there; a list is any of its
-    values. A key is one of the row's `extra` (a dict), else a column; a row without it does not
-    match, whatever the value."""
+    """Return True if `row` has for every key of `select` the value there; a list is any of its
+    values. A key is one of the row's `extra` (a dict), else a column. Null is no value: it matches
+    a row in which the key is null or absent."""
     extra = row.get("extra")
     values = {**row, **extra} if isinstance(extra, dict) else row
     return all(
-        key in values
-        and (values[key] in allowed if isinstance(allowed, list) else values[key] == allowed)
+        value in allowed if isinstance(allowed, list) else value == allowed
         for key, allowed in select.items()
+        for value in (values.get(key),)
     )

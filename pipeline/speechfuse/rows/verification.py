@@ -117,14 +117,13 @@ def check_rows(paths: list[Path], stream: dict[str, Any], totals: dict[str, Any]
     codes and hours are those of the manifest's `totals`. Rows are read in batches; of each 8 bytes
     stay in memory."""
     rows, codes, seconds, faults = 0, 0, 0.0, []
-    hashes_of_ids, readable = [np.zeros(0, np.int64)], list[Path]()
+    readable = list[Path]()
     for path in tqdm(paths, "rows", unit="shard", delay=2):
         ids_of = defaultdict[str, list[Any]](list)  # fault: ids of its rows
         try:
             for batch in statistics.batches(path):
                 ids, speech = batch["id"].to_pylist(), statistics.speech_of(batch)
                 ids_of["no id"] += [id for id in ids if not id]
-                hashes_of_ids.append(statistics.hashes(filter(None, ids)))
                 fault, wrong_ids = wrong_codes(speech, stream)
                 ids_of[fault] += wrong_ids
                 rows += len(batch)
@@ -137,7 +136,8 @@ def check_rows(paths: list[Path], stream: dict[str, Any], totals: dict[str, Any]
             if ids:
                 among = f"{len(ids):,} row{'s' if len(ids) > 1 else ''}, first {ids[0]!r}"
                 faults.append(f"{path.name}: {fault} in {among}")
-    faults += fault_of_ids(readable, np.concatenate(hashes_of_ids))
+    if twice := repeated_ids(readable):
+        faults.append(twice)
     counted = {"rows": rows, "codes": codes, "hours": round(seconds / 3600, 4)}
     faults += [
         f"totals: {name} is {totals[name]}, but the shards hold {value}"
@@ -159,9 +159,12 @@ def wrong_codes(speech: pa.RecordBatch, stream: dict[str, Any]) -> tuple[str, li
     return fault, speech["id"].take(rows).to_pylist()
 
 
-def fault_of_ids(paths: list[Path], hashes: np.ndarray) -> list[str]:
-    """Return the fault of ids that occur more than once. `hashes` are those of the ids in `paths`:
-    where two are equal, the ids are read again and compared."""
+def repeated_ids(paths: list[Path]) -> str | None:
+    """Return in words which ids of the shards at `paths` occur more than once; None if none does.
+    Of each id 8 bytes stay in memory."""
+    batches = (batch for path in paths for batch in statistics.batches(path, ["id"]))
+    ids = (filter(None, batch["id"].to_pylist()) for batch in batches)
+    hashes = np.concatenate([np.zeros(0, np.int64), *map(statistics.hashes, ids)])
     values, counts = np.unique(hashes, return_counts=True)
     repeated = set(values[counts > 1].tolist())
     shards_of = defaultdict[str, list[str]](list)
@@ -171,10 +174,11 @@ def fault_of_ids(paths: list[Path], hashes: np.ndarray) -> list[str]:
                 if id and hash(id) in repeated:
                     shards_of[id].append(path.name)
     twice = [(id, names) for id, names in shards_of.items() if len(names) > 1]
-    return [
-        f"ids: {len(twice):,} stand more than once, first {id!r} in {' and '.join(names[:3])}"
-        for id, names in twice[:1]
-    ]
+    if not twice:
+        return None
+    id, names = twice[0]
+    in_shards = " and ".join(names[:3])
+    return f"ids: {len(twice):,} stand more than once, first {id!r} in {in_shards}"
 
 
 def kind_and_stream(schema: pa.Schema) -> tuple[str, dict[str, Any]]:

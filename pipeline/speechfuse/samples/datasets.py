@@ -7,6 +7,7 @@ same batch, whatever the number of ranks. Codes become vocabulary ids here, when
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pyarrow.parquet as pq
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from speechfuse import artifact, config
+from speechfuse import config
+from speechfuse.locks import exclusive_lock
 from speechfuse.rows import shards
 from speechfuse.samples import index, packing
 from speechfuse.samples.view import Collate, Sample, View
@@ -109,9 +111,10 @@ class Mixture:
         """How samples become a batch, see View."""
         return self.indexes[0].view.collate
 
-    def samples(self, step: int) -> list[list[Sample]]:
-        """The rendered samples of a step, by row of the batch."""
-        return [[self.indexes[d][number] for d, number in row] for row in self.plan.rows(step)]
+    def samples(self, step: int, rank: int = 0, ranks: int = 1) -> list[list[Sample]]:
+        """The rendered samples of a step, by row of the batch: every row, or those of a rank."""
+        rows = self.plan.rows(step)[rank::ranks]
+        return [[self.indexes[d][number] for d, number in row] for row in rows]
 
 
 def load(
@@ -127,26 +130,29 @@ def load(
 
     Indexes and plan are kept in the cache `folder`. Raises ValueError when codes were made with
     another quantizer than `checkpoint` knows, for shares that are not positive, and for views that
-    collate differently.
+    collate differently, and for a dataset without a sample.
     """
     shares, indexes = [], []
     for spec in specs:
         share = spec.get("share")
-        if "path" not in spec or not isinstance(share, int | float) or share <= 0:
+        if "path" not in spec or not isinstance(share, int | float) or not 0 < share < inf:
             raise ValueError(f"datasets entry {spec}: it needs a path and a share above 0")
         stream = shards.read_stream(Path(spec["path"]))
         if "quantizer" in stream:
             check_quantizer(checkpoint, stream["quantizer"], spec["path"])
         entry = {key: value for key, value in spec.items() if key != "share"}
         indexes.append(index.build(entry, checkpoint, folder))
+        if not len(indexes[-1]) and (reasons := indexes[-1].said()):
+            raise ValueError(f"{spec['path']} holds no sample to train on: {'; '.join(reasons)}")
         shares.append(share)
     if len({each.view.collate for each in indexes}) > 1:
         raise ValueError(
             "datasets: their samples make different kinds of batches; train them apart"
         )
-    key = index.key_of([each.key for each in indexes], shares, shape, epochs, steps, seed)
+    what = [each.key for each in indexes], shares, shape, epochs, steps, seed
+    key = index.key_of(packing.VERSION, *what)
     lengths, parts = [each.lengths for each in indexes], [share / sum(shares) for share in shares]
-    with artifact.exclusive_lock(folder):
+    with exclusive_lock(folder):
         plan = packing.make(lengths, parts, shape, epochs, steps, seed, folder / f"plan-{key}")
     return Mixture(Vocabulary.load(checkpoint), [s["path"] for s in specs], indexes, plan)
 
@@ -159,7 +165,7 @@ class Batches(Dataset):
 
     def __getitem__(self, step: int) -> list[dict[str, Tensor]]:
         shape, vocabulary = self.mixture.plan.shape, self.mixture.vocabulary
-        own = self.mixture.samples(step)[self.rank :: self.ranks]
+        own = self.mixture.samples(step, self.rank, self.ranks)
         parts = [own[start : start + self.micro] for start in range(0, len(own), self.micro)]
         lengths = [shape.seq_len if shape.packed else longest(part) for part in parts]
         return [

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from speechfuse import artifact, config, workers
+from speechfuse import artifact, components, config, workers
+from speechfuse.locks import exclusive_lock
 from speechfuse.rows import selection, shards
 from speechfuse.samples.view import Sample, View
 from speechfuse.tokens import prompts, vocabulary
@@ -34,15 +35,17 @@ SHARDS_A_WORKER = 16  # fewer are read sooner than another process has started
 class Index:
     """The samples of one view by number.
 
-    lengths   tokens of each sample, int32 (samples,), memory-mapped
-    left_out  number of selected rows without a sample
-    rejected  {id, reason} of the selected rows that cannot be rendered
+    lengths         tokens of each sample, int32 (samples,), memory-mapped
+    left_out        number of selected rows without a sample
+    without_target  number of further ones whose sample has no token to learn
+    rejected        {id, reason} of the selected rows that cannot be rendered
     """
 
     def __init__(self, folder: Path, rows: Path, view: View) -> None:
         counts = json.loads((folder / "index.json").read_text())
         self.view, self._rows, self.key = view, rows, folder.name
         self.left_out: int = counts["left_out"]
+        self.without_target: int = counts["without_target"]
         self.rejected: list[dict[str, str]] = counts["rejected"]
         self.lengths = _mapped(folder / "lengths.npy")
         self._places = _mapped(folder / "places.npy")
@@ -56,6 +59,14 @@ class Index:
         sample = self.view.render(row) if self.view.selects(row) else None
         assert sample is not None and len(sample.tokens) == self.lengths[number]
         return sample
+
+    def said(self) -> list[str]:
+        """Return what became of selected rows that are no samples, in words."""
+        counts = {
+            "without a transcript": self.left_out,
+            "with nothing to learn": self.without_target,
+        }
+        return [f"{n:,} rows {what} are left out" for what, n in counts.items() if n]
 
     def row(self, number: int) -> dict[str, Any]:
         """The row behind a sample, as shards.read_rows gives it."""
@@ -83,11 +94,13 @@ def build(spec: dict[str, Any], checkpoint: Path, folder: Path) -> Index:
     `folder` unless it is there. Raises ValueError for a dataset that cannot be read."""
     view: View = config.instantiate(spec, vocabulary=_vocabulary(checkpoint))
     paths = shards.shard_paths(view.path)
-    source = artifact.manifest_of(view.path)["outputs"]  # by content, not by what made it
+    listed = artifact.manifest_of(view.path).get("outputs", {})
+    # by content, not by what made it
+    source = {path.name: listed.get(path.name) or artifact.sha256_of(path) for path in paths}
     settings = {key: value for key, value in spec.items() if key != "path"}
     key = key_of(source, settings, _tokens_of(checkpoint), _code(spec), VERSION)
     rows, samples = folder / f"rows-{key_of(source, VERSION)}", folder / f"view-{key}"
-    with artifact.exclusive_lock(folder):
+    with exclusive_lock(folder):
         if not (samples / "index.json").exists():
             rows.mkdir(exist_ok=True)
             samples.mkdir(exist_ok=True)
@@ -111,6 +124,7 @@ class _Shard:
     places: np.ndarray  # of the samples, (shard, row of the shard), int32 (samples, 2)
     lengths: np.ndarray
     left_out: int
+    without_target: int
     rejected: list[dict[str, str]]
 
 
@@ -126,7 +140,8 @@ def index_shard(spec: dict[str, Any], checkpoint: Path, path: Path, arrow: Path)
             with pa.OSFile(str(temporary), "wb") as file:
                 with pa.ipc.new_file(file, table.schema) as writer:
                     writer.write_table(table, max_chunksize=BATCH)
-    shard, places, lengths, rejected, left_out = int(arrow.stem), [], [], [], 0
+    shard, places, lengths, rejected = int(arrow.stem), [], [], []
+    left_out = without_target = 0
     with pa.ipc.open_file(pa.memory_map(str(arrow))) as reader:
         for number in range(reader.num_record_batches):
             table = pa.Table.from_batches([reader.get_batch(number)])
@@ -140,11 +155,13 @@ def index_shard(spec: dict[str, Any], checkpoint: Path, path: Path, arrow: Path)
                     continue
                 if sample is None:
                     left_out += 1
+                elif not sample.targets[1:].any():
+                    without_target += 1
                 else:
                     places.append((shard, place))
                     lengths.append(len(sample.tokens))
     pairs = np.array(places, np.int32).reshape(-1, 2)
-    return _Shard(shard, pairs, np.array(lengths, np.int32), left_out, rejected)
+    return _Shard(shard, pairs, np.array(lengths, np.int32), left_out, without_target, rejected)
 
 
 def _write(folder: Path, results: list[_Shard]) -> None:
@@ -153,8 +170,9 @@ def _write(folder: Path, results: list[_Shard]) -> None:
         with artifact.replacing(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, values)
     rejected = [reject for each in results for reject in each.rejected]
-    left_out = sum(each.left_out for each in results)
-    artifact.write_json(folder / "index.json", {"left_out": left_out, "rejected": rejected})
+    names = ("left_out", "without_target")
+    counts = {name: sum(getattr(each, name) for each in results) for name in names}
+    artifact.write_json(folder / "index.json", {**counts, "rejected": rejected})
 
 
 def key_of(*parts: Any) -> str:
@@ -175,4 +193,6 @@ def _code(spec: dict[str, Any]) -> str:
     others = {module.__name__ for module in (prompts, vocabulary, selection)}
     room = sorted(Path(__file__).parent.glob("*.py"))  # a user's view may call any of it
     digests = [artifact.sha256_of(path) for path in room]
-    return artifact.json_digest([*digests, artifact.code_digest(others | config.modules_of(spec))])
+    return artifact.json_digest(
+        [*digests, components.code_digest(others | config.modules_of(spec))]
+    )

@@ -8,7 +8,7 @@ each function are the keys beside `_component_`.
 import random
 from typing import Any
 
-from speechfuse.tokens.prompts import SPOKEN_ANSWER
+from speechfuse.tokens.prompts import spoken_answer
 
 
 def _turns(segments: list[dict[str, Any]], reply: str) -> list[dict[str, Any]]:
@@ -25,17 +25,23 @@ def _row_text(row: dict[str, Any]) -> str:
 
 
 def answer(
-    row: dict[str, Any], repeat_first: bool = False, request: str = ""
+    row: dict[str, Any], repeat_first: bool = False, prompt: str = ""
 ) -> list[dict[str, Any]]:
-    """A spoken question, behind the written `request`, and its answer (`extra.answer`).
-    `repeat_first`: the reply is the transcript, then the answer. Raises ValueError for a row
-    without them."""
+    """A spoken question and its answer (`extra.answer`). `repeat_first`: the reply is the
+    transcript, then the answer. `prompt` is text before the speech, in which {key} stands for a key
+    of `extra`: "{context} " of NeMo's manifests. Raises ValueError for a row without them."""
     reply = row["extra"].get("answer")
     if not isinstance(reply, str):
         raise ValueError(f"row {row['id']} has no answer in extra: a spoken question needs one")
     if repeat_first:
-        reply = SPOKEN_ANSWER.format(transcript=_row_text(row), answer=reply)
-    return _turns([*([{"text": request}] if request else []), {"speech": row}], reply)
+        reply = spoken_answer(_row_text(row), reply)
+    try:
+        before = prompt.format_map({k: v or "" for k, v in row["extra"].items()})
+    except KeyError as error:
+        raise ValueError(
+            f"row {row['id']} has no {error} in extra, which prompt asks for"
+        ) from None
+    return _turns([*([{"text": before}] if before.strip() else []), {"speech": row}], reply)
 
 
 def transcribe(row: dict[str, Any], requests: list[str]) -> list[dict[str, Any]]:

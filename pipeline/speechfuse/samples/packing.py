@@ -26,6 +26,7 @@ torchtune's packer concatenates all samples in memory before the first step (met
 issues 1051 and 2180); this one reads lengths only.
 """
 
+import hashlib
 import json
 from bisect import bisect_left, insort
 from collections.abc import Iterator
@@ -33,11 +34,12 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from speechfuse import artifact
+from speechfuse import artifact, failures
 
 VERSION = 1
 BLOCK = 1 << 16  # samples that are put in order at once
@@ -76,6 +78,14 @@ class Plan:
         self._samples = np.memmap(folder / "samples", np.int64, "r")
         self._ends = np.memmap(folder / "ends", np.int64, "r")
 
+    def identity(self) -> dict[str, Any]:
+        """Return what a run keeps of the plan, to go on with no other one."""
+        parts = (self._ends, self._samples)
+        return {
+            "packing": VERSION,
+            "rows": [hashlib.sha256(each.data).hexdigest() for each in parts],
+        }
+
     def rows(self, step: int) -> list[list[tuple[int, int]]]:
         """Return the rows of `step`, counted from 0, each a list of (dataset, number). In the last
         step some rows may be empty."""
@@ -113,7 +123,11 @@ def make(
     counted, tokens, step = [0] * len(lengths), 0, 0
     left_of_pass = [len(fitting[0])] * epochs
     pass_ends: list[int] = []
-    with open(folder / "samples", "wb") as places, open(folder / "ends", "wb") as ends:
+    with (
+        failures.writing(folder),
+        open(folder / "samples", "wb") as places,
+        open(folder / "ends", "wb") as ends,
+    ):
         for step, rows in enumerate(tqdm(packs, desc="plan", unit="step", total=steps, delay=2), 1):
             if step == 1 and not all(rows):
                 raise ValueError(
@@ -127,8 +141,8 @@ def make(
                     tokens += sample.length
                     if sample.turn >= 0:
                         left_of_pass[sample.turn] -= 1
-                np.array([sample.place for sample in row], np.int64).tofile(places)
-                np.array([sum(counted)], np.int64).tofile(ends)
+                places.write(np.array([sample.place for sample in row], np.int64).tobytes())
+                ends.write(np.array([sum(counted)], np.int64).tobytes())
             while len(pass_ends) < epochs and not left_of_pass[len(pass_ends)]:
                 pass_ends.append(step)
             if step == steps:

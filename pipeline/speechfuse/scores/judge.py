@@ -12,6 +12,7 @@ scores did.
 """
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -57,6 +58,10 @@ class Usage:
             f"verdicts from cache, {self.calls} calls, {self.retries} retries, {failed or 'none'} "
             f"failed, {self.prompt_tokens} + {self.completion_tokens} tokens, {cost}"
         )
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Unreachable(ValueError):
@@ -113,13 +118,14 @@ class Judge:
     def identity(self) -> dict[str, Any]:
         """Return JSON of all that a verdict depends on besides the item; the endpoint is no part of
         it."""
+        source = str(inspect.getsourcefile(type(self)))  # another's, of a judge that a recipe names
         return {
             "model": self.model,
-            "prompt": hashlib.sha256(self.prompt.encode()).hexdigest(),
+            "prompt": digest(self.prompt),
             "parameters": self._parameters(),
             "read": type(self).read.__name__,
             "failures": self.failures,
-        }
+        } | ({} if source == __file__ else {"code": digest(Path(source).read_text("utf-8"))})
 
     def _parameters(self) -> dict[str, Any]:
         named = {name: getattr(self, name) for name in ("temperature", "top_p", "max_tokens")}
@@ -130,7 +136,7 @@ class Judge:
         these texts, so that no text can contain it."""
         texts = {name: item[name] for name in ("question", "reference", "answer")}
         whole = json.dumps(texts, sort_keys=True)
-        texts["fence"] = f"-----{hashlib.sha256(whole.encode()).hexdigest()[:16]}-----"
+        texts["fence"] = f"-----{digest(whole)[:16]}-----"
         return re.sub(
             r"\{(question|reference|answer|fence)\}", lambda name: texts[name[1]], self.prompt
         )
@@ -147,15 +153,13 @@ class Judge:
         self.usage = usage = Usage(items=len(items))
         keys = {item["id"]: self._key(item) for item in items}
         with self._opened() as database:
-            query = "select rating from verdicts where key = ?"
+            query = "select reply from verdicts where key = ?"
             rows = {key: database.execute(query, [key]).fetchone() for key in keys.values()}
-            ratings = {key: row[0] for key, row in rows.items() if row}
+            read = {key: type(self).read(row[0]) for key, row in rows.items() if row}
+            ratings = {key: rating for key, rating in read.items() if rating is not None}
             usage.cached = len(ratings)
             if todo := {k: i for i in items if (k := keys[i["id"]]) not in ratings}:
-                tokens = sum(len(self.message(item)) for item in todo.values()) // 4
-                price = self._price(tokens, len(todo) * (self.max_tokens or 0))  # an upper estimate
-                cost = "" if price is None else f", at most ${price:.4f}"
-                print(f"judge {self.model}: {len(todo)} calls to make{cost}")
+                print(self.outlook(len(todo), sum(map(len, map(self.message, todo.values())))))
                 ratings |= self._ask_all(todo, database)
         if not ratings and usage.failures.keys() - {NO_RATING}:
             raise Unreachable(f"judge {self.model}: no reply at all ({usage.failures})")
@@ -169,7 +173,7 @@ class Judge:
         texts = [item[name] for name in ("question", "reference", "answer")]
         identity = {key: value for key, value in self.identity().items() if key != "failures"}
         key = json.dumps([identity, *texts, 0], sort_keys=True)  # 0: existing caches have it too
-        return hashlib.sha256(key.encode()).hexdigest()
+        return digest(key)
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
@@ -267,6 +271,12 @@ class Judge:
             return None, (0, 0)
         cut = choice.finish_reason == "length" and not self.cut_off_counts
         return reply if isinstance(reply, str) and not cut else None, tokens
+
+    def outlook(self, calls: int, characters: int) -> str:
+        """Return what `calls` calls cost, at most, whose prompts have so many characters in all."""
+        price = self._price(characters // 4, calls * (self.max_tokens or 0))
+        cost = "" if price is None else f", at most ${price:.4f}"
+        return f"judge {self.model}: {calls:,} calls to make{cost}"
 
     def _price(self, tokens_in: int, tokens_out: int) -> float | None:
         if self.price_in is None or self.price_out is None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from speechfuse import config
 from speechfuse.texts.conversations import Conversation
-from speechfuse.tokens.prompts import SPOKEN_ANSWER
+from speechfuse.tokens.prompts import spoken_answer
 
 Turns = list[dict[str, Any]]
 Kind = Callable[[Conversation, random.Random], Turns | None]
@@ -67,7 +67,7 @@ def _check_wordings(key: str, wordings: list[str]) -> None:
 
 
 def _reply(question: str, answer: str, repeat_first: bool) -> dict[str, Any]:
-    text = SPOKEN_ANSWER.format(transcript=question, answer=answer) if repeat_first else answer
+    text = spoken_answer(question, answer) if repeat_first else answer
     return _turn("assistant", {"text": text})
 
 

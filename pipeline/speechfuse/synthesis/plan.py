@@ -149,13 +149,16 @@ def _uses(places: list[Place], count: int, key: str) -> dict[Place, int]:
 def _samples(
     kinds: list[Entry], uses: dict[str, dict[Place, int]], seed: int
 ) -> Iterator[dict[str, Any]]:
-    chosen = {place for kind in kinds for place in uses[kind.name]}
+    chosen, ids = {place for kind in kinds for place in uses[kind.name]}, set[str]()
     for place, conversation in tqdm(conversations(kinds[0].texts), "samples", delay=2):
         if place not in chosen:
             continue
         for kind in kinds:
             for use in range(uses[kind.name].get(place, 0)):
                 id = f"{kind.name}/{conversation.id}" + (f"#{use}" if use else "")
+                while id in ids:  # of a conversation whose own id ends in #1
+                    id += "#"
+                ids.add(id)
                 segments = segments_to_speak(kind.turns(conversation, f"{seed}/{id}") or [])
                 voices = [None if "sound" in segment else "" for segment in segments]
                 # one for all segments: the user keeps pace and pitch, room and noise

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import yaml
 from fsspec.implementations.local import LocalFileSystem
 
-from speechfuse import artifact
+from speechfuse import artifact, patterns
 from speechfuse.hub import data as hub_data
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -81,16 +81,10 @@ class Documents:
         if Path(self.path).is_file():
             names = [Path(self.path).name]
         else:
-            filesystem = self._filesystem(self.root)
+            remote = self._filesystem(self.root) if self.repo else None
             with self._hub_errors():
-                globs = [sorted(filesystem.glob(f"{self.root}/{each}")) for each in self.patterns]
-            paths = [path for matches in globs for path in matches]
-            names = list(dict.fromkeys(str(p).removeprefix(f"{self.root}/") for p in paths))
-        if not names:
-            raise FileNotFoundError(
-                f"{self.path} has no file that matches {', '.join(self.patterns)}"
-            )
-        if other := [name for name in names if not name.endswith(SUFFIXES)]:
+                names = patterns.matching(self.patterns, self.root, self.path, remote)
+        if other := [name for name in names if not name.lower().endswith(SUFFIXES)]:
             raise ValueError(f"{self.path}: {other[0]} is none of {', '.join(SUFFIXES)}")
         return names
 

@@ -189,4 +189,6 @@ def _text(row: dict[str, Any], column: str) -> str:
         raise ValueError(f"no text: {column} holds {value!r:.40}")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"no text: {column} holds half a character (a surrogate)")
+    if "\0" in value:
+        raise ValueError(f"no text: {column} holds U+0000, at which voices would stop")
     return value.strip()

@@ -8,10 +8,8 @@ targets. Codes become sound tokens here and nowhere earlier.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # it brings transformers, and SPOKEN_ANSWER needs none
+if TYPE_CHECKING:  # it brings transformers, and spoken_answer needs none
     from speechfuse.tokens.vocabulary import Vocabulary
-
-SPOKEN_ANSWER = "{transcript}\n{answer}"  # a target that repeats the question first
 
 
 def render(
@@ -58,8 +56,14 @@ def render_sound(vocabulary: "Vocabulary", codes: list[int]) -> tuple[list[int],
     return ids, [False] + [True] * (len(ids) - 1)
 
 
+def spoken_answer(transcript: str, answer: str) -> str:
+    """Return a target that repeats the question first: its transcript on one line, then the answer,
+    which may have several."""
+    return f"{' '.join(transcript.splitlines())}\n{answer}"
+
+
 def read_spoken_answer(text: str) -> tuple[str, str]:
-    """Split a model's reply in the form of SPOKEN_ANSWER into (transcript, answer). A reply of one
-    line is an answer without a transcript."""
-    transcript, line, answer = text.strip().rpartition("\n")
-    return (transcript.strip(), answer.strip()) if line else ("", answer.strip())
+    """Split a reply in the form of `spoken_answer` into (transcript, answer). A reply of one line
+    is an answer without a transcript."""
+    transcript, line, answer = text.strip().partition("\n")
+    return (transcript.strip(), answer.strip()) if line else ("", transcript.strip())

@@ -8,7 +8,7 @@ code and the mask code (513 for WhisperVQ), in the original Llama3-s's order: id
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 START, END, SOUND = "<|sound_start|>", "<|sound_end|>", "<|sound_{:04d}|>"
+EXPAND = "run `just expand` on it first, which adds them, or records those that are there"
 CHAT_TEMPLATE = (  # Llama 3's layout without the system block that its own template always adds
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
@@ -60,14 +61,14 @@ class Vocabulary:
     def load(cls, checkpoint: Path) -> "Vocabulary":
         """The vocabulary of a Hugging Face folder. Raises ValueError when it has no Llama-3 control
         tokens."""
-        layout = read_config(checkpoint).get("speechfuse")
-        return cls(tokenizer_of(checkpoint), SoundLayout(**layout) if layout else None)
+        return cls(tokenizer_of(checkpoint), layout_of(checkpoint))
 
     def _id(self, token: str) -> int:
         id = self.tokenizer.convert_tokens_to_ids(token)
         if not isinstance(id, int) or id == self.tokenizer.unk_token_id:
             raise ValueError(
-                f"the tokenizer has no {token}: speechfuse needs Llama 3's control tokens"
+                f"{self.tokenizer.name_or_path}: the tokenizer has no {token}: speechfuse needs "
+                "Llama 3's control tokens"
             )
         return id
 
@@ -84,7 +85,7 @@ class Vocabulary:
         """sound_start, one id per code, sound_end. Raises ValueError without sound tokens and for a
         code out of range."""
         if self.layout is None:
-            raise ValueError("this checkpoint has no sound tokens: run expand_vocab first")
+            raise ValueError(f"this checkpoint has no sound tokens: {EXPAND}")
         layout = self.layout
         ids = np.asarray(codes, np.int64) + layout.first
         if len(ids) and ids.max() > layout.first + layout.codes:
@@ -102,7 +103,23 @@ def tokenizer_of(checkpoint: Path) -> "PreTrainedTokenizerBase":
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoTokenizer.from_pretrained(checkpoint)
+    read_config(checkpoint)  # or transformers would look for the name on the Hub
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint)
+    except Exception as error:  # of many classes
+        files = "tokenizer.json and tokenizer_config.json"
+        raise ValueError(f"{checkpoint}: {files} cannot be read ({error}); copy them") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises ValueError for any other."""
+    try:
+        content = json.loads(path.read_text("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); copy it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; copy it again")
+    return content
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
@@ -112,28 +129,46 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"no Hugging Face checkpoint at {checkpoint}: it has no config.json"
         )
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
-def read_speech(checkpoint: Path) -> dict[str, Any] | None:
-    """What a Hugging Face folder says of its speech: speech.json of one that takes frames, the
-    layout of sound tokens of one that was expanded, None for a model of text."""
+def layout_of(checkpoint: Path) -> SoundLayout | None:
+    """The sound tokens that config.json records; None without. Raises ValueError for a record that
+    is not whole, or of ids that the vocabulary does not have."""
+    config = read_config(checkpoint)
+    if not (block := config.get("speechfuse")):
+        return None
+    try:
+        layout = SoundLayout(**{field.name: block[field.name] for field in fields(SoundLayout)})
+        rows = config.get("vocab_size", layout.ids.stop)
+        if len(layout.ids) == layout.codes + 3 and layout.ids.stop <= rows:
+            return layout
+    except (KeyError, TypeError):
+        pass
+    raise ValueError(
+        f"{checkpoint}/config.json: speechfuse={block} is not whole, or does not fit vocab_size"
+    )
+
+
+def read_speech(checkpoint: Path) -> dict[str, Any]:
+    """speech.json of a folder that takes frames, else what config.json records under "speechfuse";
+    {} of a model of text."""
     path = Path(checkpoint) / "speech.json"
-    if path.is_file():
-        return json.loads(path.read_text("utf-8"))
-    return read_config(checkpoint).get("speechfuse")
+    return read_json(path) if path.is_file() else read_config(checkpoint).get("speechfuse") or {}
 
 
 def check_quantizer(checkpoint: Path, identity: str, what: str) -> None:
     """Raises ValueError unless `checkpoint` was expanded for the quantizer with this identity, or
     trained on frames of this encoder; `what` names the data that it made."""
-    speech = read_speech(checkpoint)
-    if speech is None:
-        raise ValueError(f"{checkpoint} has no sound tokens: run expand_vocab on it first")
-    own: str = speech.get("quantizer", speech.get("encoder", ""))
+    if "encoder" in (speech := read_speech(checkpoint)):
+        own: str = speech["encoder"]
+    elif layout := layout_of(checkpoint):
+        own = layout.quantizer
+    else:
+        raise ValueError(f"{checkpoint}/config.json records no sound tokens: {EXPAND}")
     if own != identity:
         raise ValueError(
-            f"{what} was made with quantizer or encoder {identity[:12]}, but {checkpoint} was made "
-            f"for {own[:12]}: codes or frames of one mean nothing to the other; make the data "
-            "again, or use the checkpoint of that quantizer"
+            f"{what} was made with quantizer {identity[:12]}, but {checkpoint} was expanded for "
+            f"{own[:12]}: codes or frames of one mean nothing to the other; tokenize again or use "
+            "the checkpoint of that quantizer"
         )

@@ -15,14 +15,24 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 
 Mask = Tensor | BlockMask
+OLDEST = (7, 5)  # compute capability of the oldest GPUs that flex is for
 LONG = 512  # tokens of a row: on a CPU dense is 1.2 times as fast for 128, half as fast for 2,048
 
 
 def kind_of(name: str, device: torch.device, packed: bool, seq_len: int) -> str:
     """Return dense, varlen or flex for `attention` of a recipe. auto is dense, but flex for packed
     rows on a GPU and varlen for long packed rows on a CPU. Raises ValueError for flex elsewhere: it
-    is compiled anew for each length of a row, and no more after eight of them.
+    is compiled anew for each length of a row, and no more after eight of them; on a GPU too old for
+    it (torchtune takes its masks from compute capability 7.5 on); and for varlen on a GPU, which
+    would wait for it once a row and layer.
     """
+    old = False
+    if device.type == "cuda" and torch.cuda.is_available():
+        old = torch.cuda.get_device_capability(device) < OLDEST
+    if name == "varlen" and device.type == "cuda":
+        raise ValueError("attention=varlen is for CPUs and slow on a GPU: choose flex or auto")
+    if name == "flex" and old:
+        raise ValueError("attention=flex is not for GPUs before Turing (sm_75): choose dense")
     if name == "flex" and device.type != "cuda":
         raise ValueError(
             f"attention=flex is compiled for CUDA and the device is {device.type}: choose dense, "
@@ -35,7 +45,7 @@ def kind_of(name: str, device: torch.device, packed: bool, seq_len: int) -> str:
         )
     if name == "auto":
         long = "flex" if device.type == "cuda" else "varlen" if seq_len >= LONG else "dense"
-        return long if packed else "dense"
+        return long if packed and not old else "dense"
     return name
 
 
@@ -78,4 +88,5 @@ def _of_row(q: Tensor, k: Tensor, v: Tensor, document: Tensor, dropout: float) -
     lengths = document.unique_consecutive(return_counts=True)[1].tolist()
     pieces = zip(*(each.split(lengths, dim=1) for each in (q, k, v)), strict=True)
     attend = partial(scaled_dot_product_attention, dropout_p=dropout, is_causal=True)
-    return torch.cat([attend(*piece) for piece in pieces], dim=1)
+    # with three dimensions torch would take its slowest kernel
+    return torch.cat([attend(*(each[None] for each in piece))[0] for piece in pieces], dim=1)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torchtune.modules.peft import DoRALinear, LoRALinear, get_merged_lora_ckpt
 
-from speechfuse import artifact
+from speechfuse import artifact, failures
 from speechfuse.fusion import folder as folders
 from speechfuse.fusion.door import initial_values
+from speechfuse.tokens import weights
 from speechfuse.tokens.vocabulary import read_speech
 from speechfuse.train import backbone, state
 from speechfuse.train.backbone import Decoder
@@ -33,17 +34,8 @@ SAMPLING = "do_sample temperature top_k top_p min_p typical_p epsilon_cutoff eta
 
 
 def read(decoder: Decoder) -> dict[str, Tensor]:
-    """Return the weights of the checkpoint by the names of the model. Raises ValueError where there
-    are none."""
-    weights: dict[str, Tensor] = {}
-    for path in sorted(decoder.folder.glob("*.safetensors")):
-        if path.name != folders.SPEECH:
-            weights |= load_file(path)
-    if not weights:
-        raise ValueError(f"{decoder.folder} holds no *.safetensors")
-    if decoder.shape.get("tie_word_embeddings"):
-        weights.pop("lm_head.weight", None)
-    return backbone.of(decoder.model).read_hf(weights, decoder.shape)
+    """Return the weights of the checkpoint by the names of the model. Raises as weights.headers."""
+    return backbone.of(decoder.model).read_hf(weights.read(decoder.folder), decoder.shape)
 
 
 def _prefix(model: nn.Module) -> str:
@@ -54,14 +46,18 @@ def _prefix(model: nn.Module) -> str:
 def read_adapter(decoder: Decoder, seed: int) -> dict[str, Tensor]:
     """Return the tensors of the adapter by the names of the model: those of the checkpoint where it
     has a speech part, else as drawn by `seed`. Raises ValueError for those of another adapter."""
-    model, speech = decoder.model, read_speech(decoder.folder) or {}
-    speech = speech if "adapter" in speech else {}
-    if speech and speech["adapter"] != decoder.adapter:
+    model, speech = decoder.model, read_speech(decoder.folder)
+    if speech.get("adapter", decoder.adapter) != decoder.adapter:
         raise ValueError(
             f"adapter={decoder.adapter}, and {decoder.folder} has {speech['adapter']}: set it so, "
             "or start from the language model alone"
         )
-    if speech:
+    if (decoder.folder / folders.LORA).is_file():
+        raise ValueError(
+            f"{decoder.folder} has a LoRA, which a training does not go on with: start from the "
+            "language model that it was trained on"
+        )
+    if "adapter" in speech:
         values = load_file(decoder.folder / folders.SPEECH)
     else:
         width = backbone.embedding_of(model).embedding_dim
@@ -75,15 +71,34 @@ def is_lora(name: str) -> bool:
 
 
 def _write_speech(
-    decoder: Decoder, weights: dict[str, Tensor], speech: dict[str, Any], hidden: Path
+    decoder: Decoder, values: dict[str, Tensor], speech: dict[str, Any], hidden: Path
 ) -> None:
     """Write the language model of the checkpoint, untouched, with adapter and LoRA beside it."""
     prefix, model = _prefix(decoder.model), decoder.model
-    names = [name for name in weights if name.startswith(prefix)]
-    adapter = {name.removeprefix(prefix): weights[name] for name in names}
-    low = {name: tensor for name, tensor in weights.items() if is_lora(name)}
+    names = [name for name in values if name.startswith(prefix)]
+    adapter = {name.removeprefix(prefix): values[name] for name in names}
+    low = {name: tensor for name, tensor in values.items() if is_lora(name)}
     lora = backbone.of(model).write_lora(low, decoder) if low else None
     folders.write(hidden, decoder.folder, speech, adapter, lora)
+
+
+def _write_weights(
+    decoder: Decoder, values: dict[str, Tensor], end_of_turn: int, hidden: Path
+) -> None:
+    """Write the weights, adapters merged into them, with the checkpoint's other files."""
+    folder = decoder.folder
+    _merge_adapters(decoder.model, values)
+    values = backbone.of(decoder.model).write_hf(values, decoder.shape)
+    for name, tensor in values.items():
+        # rows gathered from ranks with unequal shares lie in a larger block of memory
+        whole_block = tensor.untyped_storage().nbytes() == tensor.nbytes
+        values[name] = tensor.contiguous() if whole_block else tensor.clone()
+    save_torch_state_dict(values, hidden)
+    for name in CARRIED:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, hidden / name)
+    generation = _generation_config(folder, decoder.shape, end_of_turn)
+    artifact.write_json(hidden / "generation_config.json", generation)
 
 
 def export(
@@ -99,33 +114,25 @@ def export(
 
     Call it on every rank; rank 0 writes, into a hidden folder that is renamed at the end.
     """
-    model, folder = decoder.model, decoder.folder
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    values: dict[str, Any] = get_model_state_dict(decoder.model, options=options)
     if state.rank() != 0:
         return
     hidden = out.with_name(f".{out.name}")
     shutil.rmtree(hidden, ignore_errors=True)
-    hidden.mkdir(parents=True)
-    if speech:
-        _write_speech(decoder, weights, speech, hidden)
-        artifact.write_json(hidden / "manifest.json", manifest)
-        os.replace(hidden, out)
-        return
-    _merge_adapters(model, weights)
-    weights = backbone.of(model).write_hf(weights, decoder.shape)
-    for name, tensor in weights.items():
-        # rows gathered from ranks with unequal shares lie in a larger block of memory
-        whole_block = tensor.untyped_storage().nbytes() == tensor.nbytes
-        weights[name] = tensor.contiguous() if whole_block else tensor.clone()
-    save_torch_state_dict(weights, hidden)
-    for name in CARRIED:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, hidden / name)
-    generation = _generation_config(folder, decoder.shape, end_of_turn)
-    for name, content in (("generation_config.json", generation), ("manifest.json", manifest)):
-        (hidden / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(hidden, out)
+    try:
+        with failures.writing(out):
+            hidden.mkdir(parents=True)
+            if speech:
+                _write_speech(decoder, values, speech, hidden)
+            else:
+                _write_weights(decoder, values, end_of_turn, hidden)
+            artifact.write_json(hidden / "manifest.json", manifest)
+            for path in hidden.iterdir():
+                artifact.flush(path)
+            os.replace(hidden, out)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)  # a full disk needs the room
 
 
 def _merge_adapters(model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -65,8 +65,7 @@ def check_rejected(guards: Guards, mixture: Mixture) -> list[str]:
     (codes the checkpoint does not have, no answer), unless they are few and go to quarantine."""
     lines = []
     for path, index in zip(mixture.paths, mixture.indexes, strict=True):
-        if index.left_out:
-            lines.append(f"{path}: {index.left_out:,} rows without a transcript are left out")
+        lines += [f"{path}: {each}" for each in index.said()]
         if not index.rejected:
             continue
         first = f"{index.rejected[0]['id']}: {index.rejected[0]['reason']}"

@@ -46,7 +46,7 @@ def join(device: str, mixed: bool) -> None:
         torch.cuda.set_device(place)
         # gloo for what the background thread that writes states has to agree on
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, **group)
+    dist.init_process_group(backend, timeout=state.PATIENCE, **group)
 
 
 def run(job: Finetune) -> None:
@@ -57,7 +57,9 @@ def run(job: Finetune) -> None:
     if plan is None:
         return
     resumed = plan.artifact.started() and not job.fresh
-    if state.broadcast_from_rank0(plan.artifact.begin(fresh=job.fresh) if rank == 0 else None):
+    identity = plan.mixture.plan.identity()
+    begun = plan.artifact.begin(identity, job.fresh) if rank == 0 else None
+    if state.broadcast_from_rank0(begun):
         _train(plan, resumed)
 
 
@@ -113,6 +115,7 @@ def _train(plan: RunPlan, resumed: bool) -> None:
         # the epoch is written before the state that would let a resumed run go past it
         for epoch, end in enumerate(counts.epoch_ends):
             if end == step:
+                states.wait()  # or the machine's memory would hold both at once
                 _export(plan, epoch)
         interrupted = stop and step < counts.steps
         if interrupted or (step % job.runtime.state_every == 0 and step < counts.steps):
@@ -138,6 +141,7 @@ def _loader(plan: RunPlan, done: int, workers: int) -> DataLoader:
         batch_size=None,
         sampler=range(done, plan.mixture.plan.counts.steps),
         num_workers=workers,
+        pin_memory=gpus.device_of(plan.job.runtime.device).type == "cuda",
         worker_init_fn=_leave_group,
         generator=torch.Generator(),  # or every start would draw from the model's own chance
     )
@@ -198,6 +202,7 @@ def _finish(work: artifact.Artifact, mixture: datasets.Mixture) -> None:
     rejected = [len(each.rejected) for each in mixture.indexes]
     totals |= {"rejected": rejected, "quarantined_steps": bad}
     totals["left_out"] = [each.left_out for each in mixture.indexes]
+    totals["without_target"] = [each.without_target for each in mixture.indexes]
     work.finish(totals, [work.out / "metrics.jsonl", *work.out.glob("epoch_*/*.safetensors")])
     print(
         f"{work.out}: {counts.steps:,} steps, last loss {last and round(last, 3)}, "

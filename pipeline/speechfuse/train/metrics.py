@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from speechfuse import artifact
+from speechfuse import artifact, failures
 from speechfuse.train import backbone
 from speechfuse.train.gpus import Gpu
 
@@ -160,12 +160,13 @@ class Metrics:
         mfu, dollars = self.meter.mfu(tokens, pairs, seconds), self.meter.spent(elapsed)
         measures = {"mfu": mfu, "dollars": dollars}
         line |= {name: round(value, 4) for name, value in measures.items() if value is not None}
-        with self.path.open("a") as file:
+        with failures.writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
         del numbers["step"]
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
+        with failures.writing(self.path.with_name("tensorboard")):  # of a thread of its own
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
         if self._tracker:
             self._tracker.log(numbers, step=step)
         self._last = line
@@ -183,7 +184,8 @@ class Metrics:
 
     def close(self) -> None:
         """Wait until all is written."""
-        self._board.close()
+        with failures.writing(self.path.with_name("tensorboard")):
+            self._board.close()
         if self._tracker:
             self._tracker.finish()
 

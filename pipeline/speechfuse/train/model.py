@@ -64,11 +64,7 @@ def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
     same for every number of ranks.
     """
     model = decoder.model
-    _wrap_layers(model, job.activation_checkpointing, job.compile)
-    if dist.is_initialized():
-        _shard(model, device, DTYPES[job.compute_dtype], job.shard_group)
-    model.to_empty(device=device)
-    backbone.fill_positions(model, device)
+    place(model, job, device)
     weights: dict[str, Any] = {}
     if state.rank() == 0:
         weights = checkpoint.read(decoder)
@@ -78,6 +74,16 @@ def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
         weights = {name: tensor.to(DTYPES[job.dtype]) for name, tensor in weights.items()}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
     set_model_state_dict(model, weights, options=options)
+
+
+def place(model: nn.Module, job: Finetune, device: torch.device) -> None:
+    """Give a model of the meta device memory on `device`, sharded and recomputed as `job` says; its
+    weights have no values yet."""
+    _wrap_layers(model, job.activation_checkpointing, job.compile)
+    if dist.is_initialized():
+        _shard(model, device, DTYPES[job.compute_dtype], job.shard_group)
+    model.to_empty(device=device)
+    backbone.fill_positions(model, device)
 
 
 def _wrap_layers(model: nn.Module, mode: str, compile: bool) -> None:
@@ -100,8 +106,6 @@ def _shard(
     ranks = dist.get_world_size()
     mesh = init_device_mesh(device.type, (ranks,))  # by itself FSDP2 takes the GPUs it finds
     if group is not None:
-        if group < 1 or ranks % group:
-            raise ValueError(f"shard_group={group} does not divide the {ranks} ranks")
         copies, names = (ranks // group, group), ("copies", "shards")
         mesh = init_device_mesh(device.type, copies, mesh_dim_names=names)
     wide = torch.promote_types(compute_dtype, torch.float32)

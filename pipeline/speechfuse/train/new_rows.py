@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from speechfuse.tokens.vocabulary import SoundLayout
+from speechfuse.tokens.vocabulary import EXPAND, SoundLayout
 from speechfuse.train.backbone import embedding_of, head_of
 
 WATCHED = 100  # steps
@@ -73,7 +73,7 @@ class NewRows:
         self._others = [p for p in model.parameters() if id(p) not in own]
         if first and not self._own:
             frozen = "freeze holds embedding and head: leave tok_embeddings and output out of it"
-            absent = "the checkpoint has no sound tokens: run expand_vocab on it"
+            absent = f"the checkpoint has no sound tokens: {EXPAND}"
             reason = frozen if layout else absent
             raise ValueError(f"new_rows_first={first}, but {reason}, or set new_rows_first=0")
 

@@ -1,16 +1,22 @@
 """Optimizers by dotted path: any of torch's, and those of torchao with states of 8 bits.
 
 In: `optimizer` of a recipe. Out: the optimizer, and its learning rates as plain numbers, which
-torchao keeps in tensors and torch does not.
+torchao keeps in tensors and torch does not. What cannot train is refused by `check`.
 """
 
 import re
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchao.optim.subclass_8bit import OptimState8bit
+
+from speechfuse import config
+
+# their updates are not for weights that FSDP2 has sharded (torch 2.13)
+WHOLE_ONLY = (torch.optim.Adafactor, torch.optim.Rprop)
 
 
 @OptimState8bit.implements(torch.ops.aten.new_empty.default)
@@ -37,6 +43,37 @@ def groups(model: nn.Module, spec: dict[str, Any], rates: dict[str, float]) -> l
     if not rates:
         return list(trained.values())
     return [{"params": each, "lr": factor * spec["lr"]} for factor, each in by_factor.items()]
+
+
+def make(spec: dict[str, Any], parameters: list[Any]) -> Optimizer:
+    """Return the optimizer that `optimizer` of a recipe describes, for parameters or `groups`.
+
+    torchao compiles its updates. Torch's cache of compiled code takes the parts of a weight on
+    different ranks for one thing, though their shapes, types and devices differ
+    (pytorch/pytorch#188390), so that a rank would run what another one compiled: it stays off.
+    """
+    if spec.get("_component_", "").startswith("torchao."):
+        torch._functorch.config.enable_autograd_cache = False
+    return config.instantiate(spec, params=parameters)
+
+
+def check(spec: dict[str, Any], sharded: bool) -> None:
+    """Raise ValueError for an optimizer that cannot be made or makes no step; `sharded`: the
+    weights are, by FSDP2."""
+    name, parameter = spec.get("_component_"), nn.Parameter(torch.zeros(2, 2))
+    parameter.grad = torch.zeros_like(parameter)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            optimizer = make(spec, [parameter])
+            optimizer.step()
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error) if str(name) in str(error) else f"{name}: {error}"
+        raise ValueError(f"optimizer: {reason}") from error
+    if sharded and isinstance(optimizer, WHOLE_ONLY):
+        raise ValueError(
+            f"optimizer: {name} cannot update weights that are sharded, as they are on several "
+            "ranks and where compute_dtype is not dtype: choose torch.optim.AdamW or another"
+        )
 
 
 def rates(optimizer: Optimizer) -> list[float]:

@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from speechfuse import artifact
 from speechfuse.fusion import views as fusion_views
 from speechfuse.hub import data as hub_data
 from speechfuse.samples import datasets, packing
-from speechfuse.train import gpus, guards, state
+from speechfuse.tokens import weights
+from speechfuse.train import attention, gpus, guards, optimizers, state
 from speechfuse.train.backbone import Decoder
 from speechfuse.train.config import Finetune
 from speechfuse.train.metrics import Flops, Meter
@@ -51,6 +54,12 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
     if job.runtime.dry_run and job.runtime.gpus:
         ranks = job.runtime.gpus
     micro, device = micro_batch(job, ranks), gpus.device_of(job.runtime.device)
+    if ranks % (job.shard_group or 1):
+        number = "1 rank" if ranks == 1 else f"{ranks} ranks"
+        raise ValueError(f"shard_group={job.shard_group} does not divide the {number}")
+    place = torch.device("cuda") if job.runtime.gpu else device
+    attention.kind_of(job.attention, place, job.packed, job.seq_len)
+    optimizers.check(job.optimizer, ranks > 1 or job.compute_dtype != job.dtype)
     pins = state.broadcast_from_rank0(pins_of(job) if rank == 0 else None)
     lacks = assumed.missing(job, pins)
     if lacks and not job.runtime.dry_run:
@@ -69,6 +78,7 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
     work = _artifact(job, pins)
     if state.broadcast_from_rank0(rank == 0 and not job.fresh and _complete(work, job)):
         return None
+    weights.headers(Path(job.checkpoint))
     mixture = load_data(job, pins)
     encoder = fusion_views.check([each.view for each in mixture.indexes], job.adapter)
     left_out = guards.check_rejected(job.runtime.guards, mixture)
@@ -76,6 +86,14 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
         report = report_of(Data.of(mixture, ranks, micro))
         print("\n".join([*left_out, *report.lines()]))
         report.check()
+        job.check_warmup(mixture.plan.counts.steps)
+        begun = {} if job.fresh else work.record().get("plan") or {}
+        if begun and begun != mixture.plan.identity():
+            raise ValueError(
+                f"{job.out}: it began with another plan of its data, so that some samples would "
+                "come twice and others never: go on with the code and numpy of its start, or "
+                "fresh=true"
+            )
     if job.runtime.dry_run:
         return None
     return RunPlan(job, work, mixture, decoder, meter, micro, rank, ranks, encoder)

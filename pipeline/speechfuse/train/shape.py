@@ -23,13 +23,16 @@ BUILDER_KEYS = {  # argument of torchtune's Llama builders -> key of config.json
 }
 WITHOUT = {"tie_word_embeddings": False, "scale_factor": 1}  # of builders without the argument
 FIXED = {  # what every builder has; stands in config.json or may be absent there
+    "model_type": "llama",
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
     "low_freq_factor": 1,
     "high_freq_factor": 4,
     "original_max_position_embeddings": 8192,
+    "partial_rotary_factor": 1,
 }
+SCALING = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
 REFUSED = {  # argument -> why it must not be true
     "quantize_base": "adapters are merged into weights of full precision",
     "apply_lora_to_output": "the head is trained whole, as its new rows are not yet learned",
@@ -40,10 +43,16 @@ def complete(spec: dict[str, Any], shape: dict[str, Any], checkpoint: str) -> di
     """Return `spec` {_component_, ...} with the arguments that it leaves out, from `shape`,
     config.json of `checkpoint`. Raises ValueError for arguments that contradict it, and for a
     checkpoint or an argument that cannot be trained here."""
-    # transformers 5 writes rope_parameters, those before rope_scaling and rope_theta
-    rope = shape.get("rope_parameters") or shape.get("rope_scaling") or {}
+    # transformers 5 writes rope_parameters, those before rope_scaling and rope_theta; of both it
+    # takes the older
+    rope = shape.get("rope_scaling") or shape.get("rope_parameters") or {}
     values = {"tie_word_embeddings": False, "rope_theta": 10_000.0} | shape | rope
-    values["rope factor"] = rope.get("factor", 1)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"{checkpoint}/config.json has rope_type={kind}: only llama3 and default")
+    if kind == "llama3" and (lacks := sorted(SCALING - rope.keys())):
+        raise ValueError(f"{checkpoint}/config.json: its rope_type=llama3 lacks {', '.join(lacks)}")
+    values["rope factor"] = rope["factor"] if kind == "llama3" else 1
     takes = inspect.signature(config.resolve(spec["_component_"])).parameters
     filled = {}
     if "max_position_embeddings" in shape:  # a recipe may ask for shorter tables of positions
@@ -61,9 +70,6 @@ def complete(spec: dict[str, Any], shape: dict[str, Any], checkpoint: str) -> di
                 f"{key}={values[key]}: {builder} model.{argument}={values[key]}, or give a "
                 "checkpoint that fits"
             )
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ValueError(f"{checkpoint}/config.json has rope_type={kind}: only llama3 and default")
     head_dim = shape["hidden_size"] // shape["num_attention_heads"]
     for key, value in (FIXED | {"head_dim": head_dim}).items():
         if values.get(key) not in (None, value):

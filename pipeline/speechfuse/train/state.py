@@ -10,6 +10,7 @@ saved for each rank.
 import shutil
 import warnings
 from concurrent.futures import Future
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.optim import Optimizer
+
+from speechfuse import failures
 
 # a run of one process has no process group, and needs none
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
 # frozen weights are the checkpoint's; not strict, else moments not there are an error
 TRAINED = dcp_state.StateDictOptions(ignore_frozen_params=True, strict=False)
+# how long ranks wait while others read or write a disk; one that has died ends the run at once
+PATIENCE = timedelta(hours=12)
 KEEP = 2  # the newest complete state survives the writing of the next
 
 
@@ -60,7 +66,9 @@ class States:
         self.folder, self.model, self.optimizer = folder, model, optimizer
         self._writing: tuple[int, Future[Any]] | None = None
         # collectives of the background thread must not meet those of the training
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group = None
+        if dist.is_initialized():
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def save(self, step: int) -> None:
         """Begin to write the state after `step` optimizer steps, when the one before is written."""
@@ -82,14 +90,16 @@ class States:
         (step, future), self._writing = self._writing, None
         try:
             future.result()
-        except Exception as error:  # a full disk comes as OSError, RuntimeError or others
+        except (Exception, CheckpointException) as error:  # as which a full disk comes, too
             if rank() == 0:
                 shutil.rmtree(self.folder / f"step_{step}", ignore_errors=True)
             whole = complete_steps(self.folder)
             before = f"that of step {whole[-1]} is whole" if whole else "there is none before it"
+            code = failures.errno_of(error)
             raise ValueError(
                 f"{self.folder}: the state of step {step} could not be written "
-                f"({_first_cause(error)}); {before}: make room on the disk and run again to resume"
+                f"({failures.DISK[code] if code else _first_cause(error)}); {before}: run again to "
+                "resume"
             ) from error
         if rank() == 0:
             for old in complete_steps(self.folder)[:-KEEP]:
@@ -108,7 +118,8 @@ class States:
 
     def restore(self) -> int:
         """Load the newest complete state and delete incomplete ones, which a kill has left. Returns
-        its step, 0 when there is none."""
+        its step, 0 when there is none. Raises ValueError where it cannot be read, as 8-bit states
+        whose blocks another number of ranks would cut."""
         steps = broadcast_from_rank0(complete_steps(self.folder))
         if rank() == 0:
             for path in self.folder.glob("step_*"):
@@ -127,7 +138,18 @@ class States:
             if not any(key.startswith(f"optimizer.state.{name}.") for key in saved):
                 del moments["state"][name]  # type: ignore[arg-type, union-attr]
         content: dict[str, Any] = {"model": weights, "optimizer": moments, "chance": rngs}
-        dcp.load(content, checkpoint_id=place)
+        try:
+            dcp.load(content, checkpoint_id=place)
+        except (Exception, CheckpointException) as error:
+            written = sum(name.startswith("chance.cpu_") for name in saved)
+            here = dist.get_world_size() if dist.is_initialized() else 1
+            cure = "8-bit states divide among few numbers of ranks: go on with as many as before"
+            if here == written:
+                cure = "it is damaged: delete it to go on from the one before"
+            raise ValueError(
+                f"{place}, written by {written} ranks, cannot be read by {here} "
+                f"({_first_cause(error)}); {cure}"
+            ) from error
         both = {"model_state_dict": content["model"], "optim_state_dict": content["optimizer"]}
         dcp_state.set_state_dict(self.model, self.optimizer, **both, options=TRAINED)
         for name, value in rngs.items():

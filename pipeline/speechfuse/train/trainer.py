@@ -12,10 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
 
 from speechfuse import config
-from speechfuse.train import attention, gpus, optimizers
+from speechfuse.train import attention, gpus, optimizers, state
 from speechfuse.train.backbone import Decoder
 from speechfuse.train.config import Finetune
 from speechfuse.train.model import load
@@ -29,13 +28,13 @@ class Trainer:
     def __init__(self, job: Finetune, decoder: Decoder) -> None:
         """Load the weights of the checkpoint into `decoder`, and make `job`'s optimizer."""
         self.device, self.model = gpus.device_of(job.runtime.device), decoder.model
-        torch.manual_seed(job.seed)
+        self.attention = attention.kind_of(job.attention, self.device, job.packed, job.seq_len)
+        torch.manual_seed(job.seed + state.rank())  # for dropout, which is to differ among ranks
         load(decoder, job, self.device)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         groups = optimizers.groups(self.model, job.optimizer, job.rates)
-        self.optimizer: Optimizer = config.instantiate(job.optimizer, params=groups)
+        self.optimizer = optimizers.make(job.optimizer, groups)
         self.step: Step = config.resolve(job.step)
-        self.attention = attention.kind_of(job.attention, self.device, job.packed, job.seq_len)
         self.clip = math.inf if job.clip_grad_norm is None else job.clip_grad_norm
         self.stop = False
 
@@ -62,9 +61,8 @@ class Trainer:
         # FSDP2 averages gradients over ranks, so their sum is that times the ranks
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         targets = max(1, sum(count for _, count in result.values()))
-        for parameter in self.trained:
-            if parameter.grad is not None:
-                parameter.grad.mul_(ranks / targets)
+        gradients = [p.grad for p in self.trained if p.grad is not None]
+        torch._foreach_mul_(gradients, ranks / targets)
         return result, stop > 0
 
     def clipped_norm(self) -> float:

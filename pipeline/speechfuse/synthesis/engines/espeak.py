@@ -30,7 +30,8 @@ class Espeak(VoiceGroup, Engine):
         return self.names
 
     def check(self) -> None:
-        """Raises ValueError for a voice that espeak-ng lacks or cannot repeat."""
+        """Raises ValueError for a voice that espeak-ng lacks or cannot repeat, and for one of
+        another language than English without `language`."""
         for name in self.names:
             if name.partition("+")[2] in UNSTEADY:
                 raise ValueError(
@@ -39,7 +40,11 @@ class Espeak(VoiceGroup, Engine):
                 )
         with _ONE, EspeakLibrary() as library:
             for name in self.names:
-                library.speak("a", EspeakVoice(name))
+                language = library.speak("a", EspeakVoice(name)).language
+                if self.language == "en" != language:
+                    raise ValueError(
+                        f"voice {name!r} speaks {language}, and rows would state en: set language"
+                    )
 
     def identity(self) -> dict[str, Any]:
         """The release of espeak-ng with its voices."""

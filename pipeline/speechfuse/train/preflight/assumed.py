@@ -8,39 +8,15 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from speechfuse import config
+from speechfuse.provenance import maker
 from speechfuse.train.config import Finetune
-
-VERBS = {  # recipe file whose `out` it is: the verb that makes it
-    "expand_vocab": "expand",
-    "init_base": "train-base",
-    "train_base": "train-base",
-    "train_quantizer": "train-quantizer",
-    "stage1": "stage1",
-    "stage2": "stage2",
-    "world": "data",
-    "curate_texts": "synthesize",
-    "synthesize": "synthesize",
-}
 
 
 def missing(job: Finetune, pins: dict[str, str | None]) -> list[str]:
     """Return a sentence for the checkpoint and each folder of data that is not there."""
     paths = [job.checkpoint, *(path for path, pin in pins.items() if pin is None)]
     return [f"{path} is not there; {maker(path)}" for path in paths if not Path(path).exists()]
-
-
-def maker(path: str, recipes: Path = Path("recipes")) -> str:
-    """Name the verb that makes a folder."""
-    for file in sorted(recipes.glob("*/*.yaml")):
-        tokenizes, verb = file.stem.startswith("tokenize"), VERBS.get(file.stem)
-        out = (yaml.safe_load(file.read_text("utf-8")) or {}).get("out")
-        if (tokenizes or verb) and out and Path(path).is_relative_to(out):
-            command = f"tokenize {file}" if tokenizes else f"recipe={file.parent.name} {verb}"
-            return f"`just {command}` makes it"
-    return "no recipe here makes it: check the path, or put it there"
 
 
 def shape(model: dict[str, Any], lacks: list[str]) -> dict[str, Any]:

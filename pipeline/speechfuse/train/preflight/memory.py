@@ -15,8 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from speechfuse import config
-from speechfuse.train import backbone
+from speechfuse.train import backbone, optimizers
 from speechfuse.train import model as models
 from speechfuse.train.backbone import DTYPES
 from speechfuse.train.config import Finetune
@@ -100,7 +99,7 @@ def _stepped(job: Finetune, shape: tuple[int, ...]) -> tuple[int, int, torch.opt
     """Return the bytes of state after a real step of the optimizer on one parameter, the most that
     a second step had in use beside it, and the optimizer."""
     parameter = nn.Parameter(torch.zeros(shape, dtype=DTYPES[job.dtype]))
-    optimizer = config.instantiate(job.optimizer, params=[parameter])
+    optimizer = optimizers.make(job.optimizer, [parameter])
     live = LiveBytes()
     parameter.grad = torch.zeros_like(parameter)
     with torch.compiler.set_stance("force_eager"):

@@ -196,6 +196,8 @@ class PreflightReport:
         cuda = torch.device("cuda")
         settings: dict[str, Any] = {key: getattr(job, key) for key in SETTINGS} | {
             "gpu": meter.gpu.name,
+            "builder": job.model["_component_"],
+            "optimizer": job.optimizer["_component_"],
             "parameters": sum(count for count, _ in self.parameters.values()),
             "trained": sum(count for _, count in self.parameters.values()),
             "attention": attention.kind_of(job.attention, cuda, job.packed, job.seq_len),

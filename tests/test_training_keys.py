@@ -1,0 +1,71 @@
+"""Keys of a training, and what a run begins with: what cannot be meant is refused before it."""
+
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from speechfuse.config import load
+from speechfuse.samples import packing
+from speechfuse.train import loop
+from speechfuse.train.config import Expected, Finetune, Guards, Runtime
+from tests.small_training import job, make_parts, recipe
+from tests.test_train import run_until_it_dies
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    return make_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    """epochs=0 steps=0 batch_size=0 seq_len=1 warmup_steps=-1 micro_batch_size=-1 clip_grad_norm=0
+    clip_grad_norm=-1 clip_grad_norm=.nan loss_chunk=0 shard_group=0 new_rows_first=-3 seed=-1
+    seed=100000000000000000000 runtime.threads=-1 runtime.state_every=0 runtime.loader_workers=-1
+    runtime.ranks=0 runtime.gpus=0 runtime.dollars_per_gpu_hour=-1 runtime.guards.enough=0
+    runtime.guards.spike=1 runtime.guards.most=-1 runtime.guards.policy=go runtime.device=gpu
+    runtime.tracker=mlflow dtype=fp16 runtime.expected.samples=-1""".split(),
+)
+def test_a_value_out_of_bounds_is_refused_by_its_key_at_once(parts, tmp_path, override):
+    with pytest.raises(ValueError, match=rf"^{override.split('=')[0]}="):
+        load(Finetune, recipe(parts, tmp_path / "bad"), [override])
+
+
+def test_every_number_of_a_training_has_bounds():
+    """All keys that are numbers, so that a new one is not forgotten."""
+    for schema in (Finetune, Runtime, Guards, Expected):
+        for field in dataclasses.fields(schema):
+            if re.match(r"(int|float)\b", str(getattr(field.type, "__name__", field.type))):
+                bounds = field.metadata["least"], field.metadata["above"]
+                assert bounds != (None, None), field.name
+
+
+def test_a_warm_up_longer_than_the_run_is_refused(parts, tmp_path, capsys):
+    config = recipe(parts, tmp_path / "short")
+    with pytest.raises(ValueError, match="warmup_steps=2 and the run has 2 steps"):
+        load(Finetune, config, ["steps=2"])
+    assert load(Finetune, config, ["steps=1", "warmup_steps=0"]).steps == 1
+    with pytest.raises(ValueError, match=r"warmup_steps=40 and the run has \d+ steps"):
+        loop.run(job(config, warmup_steps=40))
+    assert not (tmp_path / "short").exists()
+
+
+def test_a_run_goes_on_with_no_other_plan_of_its_data(parts, tmp_path, monkeypatch):
+    settings = job(recipe(parts, tmp_path / "run", {"cache": str(tmp_path / "cache")}))
+    run_until_it_dies(settings, monkeypatch)
+    shutil.rmtree(tmp_path / "cache")
+    packed = packing._packed
+    with monkeypatch.context() as patch:  # as if other code packed the rows
+        patch.setattr(
+            packing, "_packed", lambda samples, shape: packed(reversed([*samples]), shape)
+        )
+        patch.setattr(packing, "VERSION", 99)
+        with pytest.raises(ValueError, match=r"run: it began with another plan of its data"):
+            loop.run(settings)
+    assert len(list((tmp_path / "cache").glob("plan-*"))) == 1
+    loop.run(settings)  # the plan of another version is not taken for its own
+    assert len(list((tmp_path / "cache").glob("plan-*"))) == 2
+    assert (tmp_path / "run/manifest.json").exists()
