@@ -250,7 +250,7 @@ def test_what_does_not_belong_together_is_one_sentence(parts, trained, tmp_path)
     refused("others of the language model train", freeze=FROZEN[:1])
     with pytest.raises(ValueError, match="the language model takes 32"):
         adapters.Identity(width=12, out=32)
-    with pytest.raises(ValueError, match="made for eeee"):
+    with pytest.raises(ValueError, match="expanded for eeee"):
         generation.generator(trained / "epoch_1", "f" * 64, "x")
 
 

@@ -128,7 +128,7 @@ def export(
             else:
                 _write_weights(decoder, values, end_of_turn, hidden)
             artifact.write_json(hidden / "manifest.json", manifest)
-            for path in hidden.iterdir():
+            for path in filter(Path.is_file, hidden.rglob("*")):
                 artifact.flush(path)
             os.replace(hidden, out)
     finally:
