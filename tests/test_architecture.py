@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "stages", "recipes", "tests")
 LIBRARY = "pipeline/speechfuse/"
 FLOORS = (  # from the ground up; a room imports rooms of lower floors alone
-    ("config", "provenance", "scores", "workers"),
+    ("config", "json_lines", "provenance", "scores", "workers"),
     ("artifact", "audio", "ray_cluster", "tokens"),
     ("openai_server", "report", "rows"),
     ("hub", "samples"),

@@ -4,7 +4,6 @@ In: manifests, read a line at a time, and their audio. Out: clips. The plan hold
 each shard's first line, so it is small, and a shard is read without the lines before it.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from speechfuse import json_lines
 from speechfuse.artifact import json_digest, sha256_of
 from speechfuse.corpora import planning
 from speechfuse.corpora.clip import Clip, clip_fields, utf8
@@ -119,7 +119,7 @@ class Nemo:
         of the tar; `_loaded` replaces it by the member's bytes."""
         name = f"{manifest}:{number}"
         try:
-            entry = _object(line)
+            entry = json_lines.parse(line)
             path = _string(entry.pop("audio_filepath", None), "audio_filepath")
             offset, seconds = _seconds(entry, "offset"), _seconds(entry, "duration")
             if seconds == 0:
@@ -131,7 +131,7 @@ class Nemo:
                 id += f"@{offset}" + (f"+{seconds}" if seconds else "")
             if self.id_key:
                 id = _string(entry.get(self.id_key), self.id_key)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             return Reject(name, f"bad manifest line: line {number}: {error}")
         if skipped:
             return Reject(name, "filter skipme: the line has _skipme")
@@ -172,24 +172,6 @@ class Nemo:
                 return replace(clip, audio=read(file, member), uri=f"{tar}/{member.name}")
         except ValueError as error:
             return Reject(clip.id, str(error))
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    if len(line) >= planning.LINE_LIMIT:
-        raise ValueError("longer than 1 MiB")
-    try:
-        entry = json.loads(line.decode("utf-8-sig").strip(), parse_constant=_refuse)
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}") from None
-    if not isinstance(entry, dict):
-        raise ValueError("not a JSON object")
-    return entry
 
 
 def _string(value: Any, name: str) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from speechfuse import json_lines
 from speechfuse.artifact import id_digest, json_digest
 
-LINE_LIMIT = 1 << 20  # bytes; a longer line is none of a list of clips
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
 _BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
@@ -77,19 +77,12 @@ def refuse_compressed(path: Path) -> None:
 
 
 def lines(path: Path, start: int = 0, number: int = 1) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (byte offset, line number, line) of every line that is not blank, from byte `start` on,
-    where line `number` begins. A line over the limit is cut to it."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        while line := file.readline(LINE_LIMIT):
-            if line.strip():
-                yield start, number, line
-            rest = line
-            while len(rest) == LINE_LIMIT and not rest.endswith(b"\n"):
-                start += len(rest)
-                rest = file.readline(LINE_LIMIT)
-            start += len(rest)
-            number += 1
+    """Yield the lines of a file as json_lines.lines does; its ValueError names the file."""
+    try:
+        with open(path, "rb") as file:
+            yield from json_lines.lines(file, start, number)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def shards(

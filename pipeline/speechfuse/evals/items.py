@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from speechfuse import json_lines
 from speechfuse.evals.tasks import take_evenly
 from speechfuse.rows import shards
 from speechfuse.rows.selection import matches
@@ -58,11 +59,9 @@ def turn_text(turn: dict[str, Any]) -> str:
 def read_transcripts(path: Path) -> dict[str, str]:
     """Return transcripts by id of a file of JSON lines {id, text}. Raises ValueError for any
     other."""
-    lines = path.read_text("utf-8").split("\n")
     try:
-        entries = [json.loads(line) for line in lines if line.strip()]
-        return {str(entry["id"]): str(entry["text"]) for entry in entries}
-    except (ValueError, KeyError, TypeError) as error:
+        return {str(entry["id"]): str(entry["text"]) for _, entry in json_lines.read(path)}
+    except (ValueError, KeyError) as error:
         raise ValueError(f"transcripts={path}: not JSON lines of id and text ({error})") from error
 
 
