@@ -378,6 +378,11 @@ def test_the_characters_of_other_scripts_are_kept(script, language, text):
     assert marked.prompts == [text]
 
 
+def test_a_number_of_a_language_without_words_for_it_is_dropped():
+    step = Speakable(scripts=["DEVANAGARI"], language="hi")
+    assert step(said("मेरे पास 12345 रुपये हैं")).reason.startswith("number: ")
+
+
 def test_words_of_other_scripts_keep_their_marks():
     assert not decided("आज का दिन कैसा है", "आज की दान कैसी हो")
     assert isinstance(Answers()(said("की दिन पानी मेरा हैं", "का दान पीना मारी हो")), Conversation)
