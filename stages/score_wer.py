@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speechfuse import config
+from speechfuse import config, json_lines
 from speechfuse.scores import audiobench_wer
+from speechfuse.scores.word_errors import fitting
+from speechfuse.scores.words import plain
 
 
 @dataclass
@@ -26,22 +28,14 @@ class ScoreWer:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file; ValueError naming the line that is not one."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}: file= is JSON lines {{reference, prediction}}")
     rows = []
-    # not splitlines(): it also cuts at U+2028, which JSON leaves as it is
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where} is not JSON ({error}): one object a line") from None
-        texts = row if isinstance(row, dict) else {}
+    for number, row in json_lines.read(path):
         for key in ("reference", "prediction"):
-            if not isinstance(texts.get(key), str):
-                raise ValueError(f"{where}: {key} must be a text; the line is {line.decode():.80}")
+            if not isinstance(row.get(key), str):
+                where = f"{path}, line {number}"
+                raise ValueError(
+                    f"{where}: {key} must be a text; the line is {json.dumps(row):.80}"
+                )
         rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no rows: one line {{reference, prediction}} an utterance")
@@ -58,6 +52,12 @@ def main(job: ScoreWer) -> None:
             f"texts scored as they are: AudioBench-normalised already ({changed} of "
             f"{2 * len(rows)} would change); normalised=false normalises them"
         )
+    normalise = str if as_they_are else fitting(references, audiobench_wer.audiobench)
+    if normalise is plain:
+        print(
+            "the references are not English: accents count, and nothing but case and punctuation "
+            "is normalised; AudioBench's rate is another"
+        )
     numbers = all(isinstance(row.get("seconds"), int | float) for row in rows)
     speakers = all(row.get("speaker") for row in rows)
     result = audiobench_wer.score(
@@ -65,7 +65,7 @@ def main(job: ScoreWer) -> None:
         predictions,
         [row["seconds"] for row in rows] if numbers else None,
         [str(row["speaker"]) for row in rows] if speakers else None,
-        str if as_they_are else audiobench_wer.audiobench,
+        normalise,
     )
     totals = result.totals
     print(

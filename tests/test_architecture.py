@@ -39,7 +39,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "stages", "recipes", "tests")
 LIBRARY = "pipeline/speechfuse/"
 FLOORS = (  # from the ground up; a room imports rooms of lower floors alone
-    ("failures", "locks", "patterns", "provenance", "scores", "yaml_values"),
+    ("failures", "json_lines", "locks", "patterns", "provenance", "scores", "yaml_values"),
     ("components", "workers"),
     ("config",),
     ("artifact", "ray_cluster"),

@@ -9,7 +9,8 @@ import pytest
 from speechfuse import artifact
 from speechfuse.evals.contamination import training_hits
 from speechfuse.rows import shards
-from speechfuse.texts.shared_words import words
+from speechfuse.scores.words import words
+from speechfuse.texts.shared_words import SharedWords
 
 STREAM = {"quantizer": "q", "token_rate": 25.0, "codebooks": 1, "codebook_size": 512}
 LONG = "the quick brown fox jumps over the lazy dog and then runs back home to sleep"  # 16 words
@@ -169,3 +170,20 @@ def test_what_is_no_dataset_is_refused_at_once(tmp_path):
 def test_words():
     assert words("What's  Zoë's 2nd_name?!") == ("what", "s", "zoë", "s", "2nd", "name")
     assert words("\uff21B 你好") == ("ab", "你", "好")
+
+
+def test_texts_take_few_bytes_a_word_and_may_be_added_after_a_look():
+    rng = np.random.default_rng(0)
+    texts = [" ".join(map(str, rng.integers(0, 5000, 40))) for _ in range(1000)]
+    tracemalloc.start()
+    shared = SharedWords(6)
+    for i, text in enumerate(texts):
+        shared.add(i, text)
+    owners, _, whole = next(shared.find(texts[7]))
+    assert owners == {7} and whole
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert taken < 1000 * 28 * 100, "a dict of tuples takes 800 bytes a run"
+    shared.add("new", texts[7] + " more")
+    assert {7, "new"} in [owners for owners, *_ in shared.find(texts[7])]
+    assert not list(shared.find("none of it is there"))

@@ -15,7 +15,7 @@ from speechfuse.audio import decoding
 from speechfuse.corpora.clip import Clip
 from speechfuse.corpora.mls import Mls
 from speechfuse.corpora.nemo import Nemo
-from speechfuse.corpora.planning import LINE_LIMIT
+from speechfuse.json_lines import LIMIT
 from speechfuse.rows.rejects import Reject
 from tests.corpus_clips import everything, same
 
@@ -160,10 +160,10 @@ BAD_LINES = {
     b'{"audio_filepath": "wavs/a.wav", "lang": 1}': "lang is 1, not text",
     b'{"audio_filepath": "wavs/\xff.wav"}': "not UTF-8",
     b"\x1e\x8b\x00\x01": "not UTF-8",
-    b"[" * 100_000: "recursion",
+    b"[" * 100_000: "nested too deeply",
     b'{"offset": ' + b"9" * 5000 + b"}": "",
     b'{"audio_filepath": "wavs/a.wav", "offset": 1' + b"0" * 400 + b"}": "not a number of seconds",
-    b'"' + b"x" * (2 * LINE_LIMIT) + b'"': "longer than 1 MiB",
+    b'"' + b"x" * LIMIT + b'"': "longer than 16 MiB",
 }
 
 

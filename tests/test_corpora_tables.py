@@ -115,7 +115,9 @@ def test_audio_may_be_bytes_or_a_path_below_the_folder(tmp_path, kind):
             decoding.decode(items[5].audio)
     (tmp_path / "deep").mkdir()
     (tmp_path / "in.wav").rename(tmp_path / "deep/in.wav")
-    moved = Parquet(str(tmp_path / "paths.parquet"), "sound", audio_dir=str(tmp_path / "deep"))
+    moved = Parquet(
+        str(tmp_path / "paths.parquet"), audio_column="sound", audio_dir=str(tmp_path / "deep")
+    )
     assert same(everything(moved)[0], noise(2))
 
 
@@ -341,3 +343,49 @@ def test_the_fingerprint_is_names_and_sizes(tmp_path):
     assert Parquet(str(tmp_path)).fingerprint == first
     table(tmp_path / "b.parquet", rows(2))
     assert Parquet(str(tmp_path)).fingerprint != first
+
+
+def test_every_arrow_type_of_text_and_bytes_is_read(tmp_path):
+    texts = ["a b", "c d"]
+    audio = [decoding.encode(noise(i), "WAV") for i in range(2)]
+    strings = [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int8(), pa.large_string()),
+    ]
+    kinds = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(len(audio[0]))]
+    for i, (text, kind) in enumerate((t, k) for t in strings for k in kinds):
+        path = tmp_path / f"{i}.parquet"
+        plain = pa.array(texts, pa.string())
+        text_array = (
+            plain.dictionary_encode().cast(text) if "dict" in str(text) else plain.cast(text)
+        )
+        struct = pa.StructArray.from_arrays([pa.array(audio, kind)], ["bytes"])
+        for audio_array in (struct, pa.array(audio, kind)):
+            columns = {"audio": audio_array, "text": text_array, "id": text_array}
+            pq.write_table(pa.table(columns), path)
+            items = everything(Parquet(str(path), text_column="text", id_column="id"))
+            assert [(c.id, c.text) for c in items] == [("a b", "a b"), ("c d", "c d")], (text, kind)
+            assert all(same(item, noise(n)) for n, item in enumerate(items))
+
+
+def test_names_as_bytes_are_text_and_what_python_cannot_hold_is_a_reject(tmp_path):
+    content = {"audio": [b"x", b"y"], "id": [b"one", b"\xff"], "when": [0, 1 << 50]}
+    whole = pa.table(content).set_column(2, "when", pa.array(content["when"], pa.timestamp("s")))
+    pq.write_table(whole, tmp_path / "a.parquet")
+    corpus = Parquet(str(tmp_path / "a.parquet"), id_column="id")
+    first, second = everything(corpus)
+    assert first.id == "one" and isinstance(second, Reject)
+    first, second = everything(Parquet(str(tmp_path / "a.parquet"), extra_columns=["when"]))
+    assert first.extra == {"when": "1970-01-01 00:00:00"}
+    assert isinstance(second, Reject) and second.reason.startswith("unreadable: ")
+
+
+def test_bytes_that_are_empty_give_way_to_a_path(tmp_path):
+    soundfile.write(tmp_path / "in.wav", noise(2), RATE)
+    kinds = [{"bytes": b"", "path": "in.wav"}, {"bytes": b"", "path": None}]
+    table(tmp_path / "a.parquet", [{"audio": audio} for audio in kinds])
+    first, second = everything(Parquet(str(tmp_path / "a.parquet")))
+    assert same(first, noise(2)) and first.uri == "in.wav" and second.audio == b""

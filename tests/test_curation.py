@@ -361,6 +361,38 @@ def test_other_languages_and_scripts():
         Language(languages=["english"])
 
 
+@pytest.mark.parametrize(
+    ("script", "language", "text"),
+    [
+        ("ARABIC", "fa", "می‌خواهم کتاب‌ها را بخوانم و بنویسم۔ ۳ بار؟"),  # noqa: RUF001
+        ("DEVANAGARI", "hi", "क्‍या आप मुझे ५ बातें बता सकते हैं।"),
+        ("THAI", "th", "ช่วยเล่าเรื่องประวัติศาสตร์ของประเทศไทยให้ฟังหน่อยได้ไหมครับผมอยากรู้มาก"),
+        ("KHMER", "km", "តើអ្នកអាចប្រាប់ខ្ញុំអំពីប្រវត្តិសាស្ត្រកម្ពុជាបានទេ។"),
+        ("HEBREW", "he", "מה השעה בתל־אביב?"),
+    ],
+)
+def test_the_characters_of_other_scripts_are_kept(script, language, text):
+    before = said(text)
+    assert Speakable(scripts=[script], language=language)(before) == before
+    marked = Speakable(scripts=[script], language=language)(said(f"\u2067{text}\u2069"))
+    assert marked.prompts == [text]
+
+
+def test_a_number_of_a_language_without_words_for_it_is_dropped():
+    step = Speakable(scripts=["DEVANAGARI"], language="hi")
+    assert step(said("मेरे पास 12345 रुपये हैं")).reason.startswith("number: ")
+
+
+def test_words_of_other_scripts_keep_their_marks():
+    assert not decided("आज का दिन कैसा है", "आज की दान कैसी हो")
+    assert isinstance(Answers()(said("की दिन पानी मेरा हैं", "का दान पीना मारी हो")), Conversation)
+
+
+@pytest.mark.parametrize("prompt", ["write to bob@example.com please", "is a.b@c.de right?"])
+def test_an_email_is_called_one(prompt):
+    assert Speakable()(said(prompt)).reason.startswith("email: ")
+
+
 def test_without_rewriting_what_needs_it_is_dropped():
     step = Speakable(rewrite=False)
     assert step(said("What are **bees**?")) == Dropped("markup: it would have to be rewritten")

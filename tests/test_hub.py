@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from speechfuse import artifact
-from speechfuse.hub import cards
+from speechfuse.hub import cards, data
 from speechfuse.rows import rejects, shards
 from stages import push_to_hub
 from tests.hub_server import HubServer
@@ -595,3 +595,22 @@ def test_models_and_quantizers_have_cards(folder, words):
     card = cards.card(folder, ROOT / "data_cards", "me/it")
     assert f"| {words} |" in card and "parameters" in card and "license: unknown" in card
     assert cards.kind_of(folder) in ("model", "quantizer")
+
+
+@pytest.mark.parametrize(
+    ("front", "stated", "metadata"),
+    [
+        ("license: mit", "mit", {"license": "mit"}),
+        ("license: [mit, cc-by-4.0]", "mit and cc-by-4.0", {"license": ["mit", "cc-by-4.0"]}),
+        (
+            "license: other\nlicense_name: mine",
+            "mine",
+            {"license": "other", "license_name": "mine"},
+        ),
+        ("license: no\ntitle: a --- b", None, None),
+        ("title: x", None, None),
+    ],
+)
+def test_a_card_may_state_several_licences(front, stated, metadata):
+    assert data.licence_on(f"---\n{front}\n---\n# A set\n") == stated
+    assert metadata is None or cards._licence(stated) == metadata

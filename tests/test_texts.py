@@ -1,5 +1,6 @@
 """Where instruction text comes from: layouts, places in files, what is refused, the Hub."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from speechfuse import json_lines
 from speechfuse.rows import shards
 from speechfuse.rows.rejects import Reject
 from speechfuse.rows.selection import matches
@@ -117,8 +119,12 @@ def test_select_means_any_of_a_list_all_of_the_keys_and_columns_or_extra(select,
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("{broken", "unreadable: no JSON"),
-        ("[1]", "unreadable: no object"),
+        ("{broken", "unreadable: m.jsonl, line 2: not JSON: Expecting property name"),
+        ("[1]", "unreadable: m.jsonl, line 2: not a JSON object"),
+        ('{"messages": 1, "messages": 2}', "unreadable: m.jsonl, line 2: the key 'messages' comes"),
+        ('{"messages": [], "score": NaN}', "unreadable: m.jsonl, line 2: NaN is no JSON"),
+        ('{"messages": []} {}', "unreadable: m.jsonl, line 2: not JSON: Extra data"),
+        ('{"a": "' + "x" * json_lines.LIMIT + '"}', "unreadable: m.jsonl, line 2: longer than 16"),
         ('{"messages": []}', "no messages: "),
         ('{"messages": null}', "no messages: "),
         (
@@ -144,16 +150,75 @@ DEEP = '{"prompt": "x]", "e": ' + "[" * 50_000 + "]" * 50_000 + "}"
 
 
 @pytest.mark.parametrize("bad", [DEEP, '{"prompt": "[", "e": ' + "9" * 5000 + "}"])
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_what_python_cannot_hold_is_a_reject(tmp_path, monkeypatch, name, bad):
-    monkeypatch.setattr(text_files, "CHUNK", 30_011)
+def test_what_python_cannot_hold_is_a_reject_of_a_line_and_ends_an_array(tmp_path, bad):
     good = '{"prompt": "u"}'
-    between = ",\n" if name == "a.json" else "\n"
-    text = between.join([good, bad, good])
-    (tmp_path / name).write_text(f"[{text}]" if name == "a.json" else text)
-    first, reject, last = read(Columns(str(tmp_path / name)), 2)
-    assert isinstance(reject, Reject) and reject.reason.startswith("unreadable: ")
+    (tmp_path / "a.jsonl").write_text("\n".join([good, bad, good]))
+    first, reject, last = read(Columns(str(tmp_path / "a.jsonl")), 2)
+    assert isinstance(reject, Reject) and reject.reason.startswith("unreadable: a.jsonl, line 2: ")
     assert first.prompts == last.prompts == ["u"]
+    (tmp_path / "a.json").write_text("[" + ",\n".join([good, bad, good]) + "]")
+    with pytest.raises(
+        ValueError, match=r"a\.json cannot be read: its JSON array, line 2 \(byte 18"
+    ):
+        Columns(str(tmp_path / "a.json")).plan(2)
+
+
+LINES = '{"prompt": "a"}\n{"prompt": "b"}\n'
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('[{"prompt": "a"}]\n\n[{"prompt": "b"}]\n', "ends in line 1 (byte 16), and behind it"),
+        ('[{"prompt": "a"}] {"prompt": "b"}', "it holds several arrays"),
+        ('{\n "data": [\n  {"prompt": "a"}\n ]\n}\n', "goes on over several lines"),
+        ('\ufeff{"version": 1,\n "data": []}', "goes on over several lines"),
+        (LINES.encode("utf-16"), "it is UTF-16"),
+        (LINES.encode("utf-16-le"), "it is UTF-16"),
+        (gzip.compress(LINES.encode()), "it is compressed"),
+        ('[{"prompt": "a}' + " " * (1 << 24), "line 1 (byte 1): a row of over 16 MiB"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_with_its_place(
+    tmp_path, monkeypatch, chunk, content, why
+):
+    monkeypatch.setattr(text_files, "CHUNK", chunk if len(content) < 100 else 1 << 20)
+    path = tmp_path / "a.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"a\.json cannot be read") as error:
+        Columns(str(path)).plan(10)
+    assert why in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeff" + LINES,
+        LINES.replace("\n", "\r\n"),
+        "\n\n" + LINES.replace("\n", "\n \n"),
+        LINES.rstrip(),
+        f"\n[{LINES.strip()}] \n\n".replace("\n{", ",\n{"),
+    ],
+)
+def test_forms_that_are_read(tmp_path, content):
+    (tmp_path / "a.json").write_text(content, "utf-8", newline="")
+    assert [c.prompts for c in read(Columns(str(tmp_path / "a.json")), 1)] == [["a"], ["b"]]
+
+
+def test_a_row_of_an_array_that_is_no_utf8_rejects_itself(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'[{"prompt": "a"}, {"prompt": "\xff"}, {"prompt": "b"}]')
+    first, bad, last = read(Columns(str(tmp_path / "a.json")), 2)
+    assert bad == Reject("a/1", "unreadable: a.json, row 1: not UTF-8")
+    assert first.prompts == ["a"] and last.prompts == ["b"]
+
+
+def test_a_folder_is_the_one_that_is_named(tmp_path):
+    for name in ("v[1]", "v1", "corpus [clean] {a,b} *"):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name / "a.jsonl", [{"prompt": name}])
+        (item,) = read(Columns(str(tmp_path / name), "*.jsonl"))
+        assert item.prompts == [name]
 
 
 def test_text_in_parquet_that_is_no_utf8_is_a_reject_of_its_row(tmp_path):
@@ -180,6 +245,23 @@ def test_a_column_may_be_absent_from_the_first_row(tmp_path):
     assert [c.extra["topic"] for c in found] == [None, "z"]
 
 
+def test_the_column_of_sharegpt_is_found(tmp_path):
+    rows = [{"id": 1, "conversations": [{"from": "human", "value": "u"}]}]
+    for name in ("a.jsonl", "a.parquet"):
+        (item,) = read(Messages(written(tmp_path / name, rows)))
+        assert item.prompts == ["u"]
+    with pytest.raises(ValueError, match="has no column 'messages'; it has id, x"):
+        read(Messages(written(tmp_path / "b.jsonl", [{"id": 1, "x": []}])))
+
+
+@pytest.mark.parametrize("mark", ["\0", "\1", "\x1b", "\x7f", "\x92"])
+def test_a_control_character_in_a_prompt_is_a_reject(tmp_path, mark):
+    rows = [{"instruction": f"a{mark}b", "output": "c"}, {"instruction": "a\tb\n", "output": "c"}]
+    bad, good = read(Alpaca(written(tmp_path / "a.jsonl", rows)))
+    assert isinstance(bad, Reject) and bad.reason.startswith("no text: ")
+    assert good.prompts == ["a\tb"]
+
+
 def test_two_files_of_one_stem_would_have_the_same_ids(tmp_path):
     for name in ("a.json", "a.jsonl", "b.jsonl"):
         written(tmp_path / name, ROWS)
@@ -200,7 +282,12 @@ def test_a_column_that_curation_would_overwrite_is_refused(tmp_path, column):
     [
         ("a.jsonl", '{"prompt": "x"}', {}, "a.jsonl has no column 'instruction'; it has prompt"),
         ("a.json", '[{"instruction": "x", "output": "y"}', {}, "the file is cut off"),
-        ("a.json", '[{"instruction": "x"} oops', {}, "a.json cannot be read: byte 22 of the JSON"),
+        (
+            "a.json",
+            '[{"instruction": "x"} oops',
+            {},
+            "its JSON array, line 1 (byte 22)",
+        ),
         ("a.parquet", "no parquet", {}, "a.parquet cannot be read"),
         ("a.csv", "instruction,output", {}, "a.csv is none of .json, .jsonl, .parquet"),
         ("a.jsonl", "{}", {"data_files": "*"}, "is a file; data_files is for a folder"),

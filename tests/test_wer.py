@@ -175,6 +175,25 @@ def test_a_published_log_is_scored_as_it_is(tmp_path, capsys):
     assert last_line(score_wer.ScoreWer(str(few)), capsys) == "0.000000"
 
 
+@pytest.mark.parametrize(
+    ("pairs", "rate"),
+    [
+        ([("की", "का"), ("दिन", "दान"), ("पानी", "पीना"), ("मेरा", "मारी")], "1.000000"),
+        ([("l'été est passé", "l'ete est passe"), ("il est né", "il est ne")], "0.428571"),
+        ([("पानी दो।", "पानी दो")] * 3, "0.000000"),
+        ([("你好世界。", "你好世间")], "0.250000"),
+        ([("كَتَبَ", "كُتِبَ")], "1.000000"),
+        ([("می‌خواهم", "میخواهم")], "0.000000"),
+        ([("один, два", "один три")], "0.500000"),
+        ([("Zoë's café is shut today", "zoe is cafe is shut today")], "0.000000"),
+    ],
+)
+def test_marks_and_letters_of_other_languages_count(tmp_path, capsys, pairs, rate):
+    path = write(tmp_path / "a.jsonl", pairs)
+    job = score_wer.ScoreWer(str(path), normalised=False)
+    assert last_line(job, capsys) == rate
+
+
 def test_seconds_and_speakers_are_used_where_every_line_has_them(tmp_path, capsys):
     path = write(tmp_path / "a.jsonl", [("a dog", "a cat")] * 4, seconds=3.5, speaker="s")
     score_wer.main(score_wer.ScoreWer(str(path)))
@@ -188,12 +207,12 @@ def test_seconds_and_speakers_are_used_where_every_line_has_them(tmp_path, capsy
     [
         (None, "no file at"),
         ("", "holds no rows"),
-        ('{"reference": "a", "prediction": "b"}\nnonsense\n', "line 2 is not JSON"),
+        ('{"reference": "a", "prediction": "b"}\nnonsense\n', "line 2: not JSON"),
         (
             '\n{"reference": "a"}',
             'line 2: prediction must be a text; the line is {"reference": "a"}',
         ),
-        ('["a", "b"]', "line 1: reference must be a text; the line is"),
+        ('["a", "b"]', "line 1: not a JSON object"),
         ('{"reference": "a", "prediction": null}', "line 1: prediction must be a text"),
     ],
 )

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from speechfuse import json_lines
 from speechfuse.artifact import json_digest, sha256_of
 from speechfuse.corpora import planning
 from speechfuse.corpora.clip import Clip, clip_fields, name_of
@@ -162,7 +163,7 @@ class Nemo:
         of the tar; `_loaded` replaces it by the member's bytes."""
         name = f"{manifest}:{number}"
         try:
-            entry = planning.json_object(line)
+            entry = json_lines.parse(line)
             if "conversations" in entry and "audio_filepath" not in entry:
                 raise ValueError(_CONVERSATION)
             path = name_of(entry, "audio_filepath")
@@ -177,7 +178,7 @@ class Nemo:
                 id += f"@{offset}" + (f"+{seconds}" if seconds else "")
             if self.id_key:
                 id = name_of(entry, self.id_key)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             return Reject(name, f"bad manifest line: line {number}: {error}")
         if skipped:
             return Reject(name, "filter skipme: the line has _skipme")

@@ -4,7 +4,6 @@ items, ids that are not unique.
 In: patterns from configuration; items with their ids and places. Out: paths; dicts for plan.json.
 """
 
-import json
 import os
 import re
 from array import array
@@ -14,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from speechfuse import patterns
+from speechfuse import json_lines, patterns
 from speechfuse.artifact import id_digest, json_digest
 
-LINE_LIMIT = 1 << 20  # bytes; a longer line is none of a list of clips
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
 # id of a piece of a clip that is split, and of one whose first name another clip has
 _PIECE = re.compile(r"(.+)#((?:0|[1-9][0-9]{0,8})#*)", re.S)
@@ -76,38 +74,12 @@ def refuse_compressed(path: Path) -> None:
 
 
 def lines(path: Path, start: int = 0, number: int = 1) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (byte offset, line number, line) of every line that is not blank, from byte `start` on,
-    where line `number` begins. A line over the limit is cut to it."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        while line := file.readline(LINE_LIMIT):
-            if line.strip():
-                yield start, number, line
-            rest = line
-            while len(rest) == LINE_LIMIT and not rest.endswith(b"\n"):
-                start += len(rest)
-                rest = file.readline(LINE_LIMIT)
-            start += len(rest)
-            number += 1
-
-
-def json_object(line: bytes) -> dict[str, Any]:
-    """Return the JSON object of one line. Raises ValueError for any other line."""
-    if len(line) >= LINE_LIMIT:
-        raise ValueError("longer than 1 MiB")
+    """Yield the lines of a file as json_lines.lines does; its ValueError names the file."""
     try:
-        entry = json.loads(line.decode("utf-8-sig").strip(), parse_constant=_refuse)
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}") from None
-    if not isinstance(entry, dict):
-        raise ValueError("not a JSON object")
-    return entry
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+        with open(path, "rb") as file:
+            yield from json_lines.lines(file, start, number)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def shards(

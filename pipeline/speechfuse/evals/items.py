@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from speechfuse import json_lines
 from speechfuse.evals.tasks import take_evenly
 from speechfuse.rows import shards
 from speechfuse.rows.selection import matches
@@ -64,14 +65,12 @@ def turn_text(turn: dict[str, Any]) -> str:
 def read_transcripts(path: Path) -> dict[str, str]:
     """Return transcripts by id of a file of JSON lines {id, text}. Raises ValueError for any other,
     and for an id that comes twice."""
-    lines = path.read_text("utf-8-sig").split("\n")
     try:
-        entries = [json.loads(line) for line in lines if line.strip()]
-        texts = {str(entry["id"]): str(entry["text"]) for entry in entries}
-        if len(texts) < len(entries):
+        entries = [(str(entry["id"]), str(entry["text"])) for _, entry in json_lines.read(path)]
+        if len(texts := dict(entries)) < len(entries):
             raise ValueError("an id comes twice")
         return texts
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(f"transcripts={path}: not JSON lines of id and text ({error})") from error
 
 

@@ -52,7 +52,7 @@ def kind_of(folder: Path) -> str:
 def licence_of(folder: Path, licence: str | None) -> str:
     """Return `licence`, or else the one that the corpus stated, or "unknown"."""
     stated = licence or _run(folder).get("totals", {}).get("licence") or "unknown"
-    return stated.lower() if stated.lower() in LICENCES else stated
+    return stated.lower() if LICENCES.issuperset(stated.lower().split(" and ")) else stated
 
 
 def card(folder: Path, templates: Path, repo: str, licence: str | None = None) -> str:
@@ -104,8 +104,8 @@ def _run(folder: Path) -> dict[str, Any]:
 
 
 def _licence(stated: str) -> dict[str, Any]:
-    if stated in LICENCES:
-        return {"license": stated}
+    if LICENCES.issuperset(names := stated.split(" and ")):
+        return {"license": names if len(names) > 1 else stated}
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.+]+", "-", stated.lower())}
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import HfApi, HfFileSystem, constants, snapshot_download
+import yaml
+from huggingface_hub import HfApi, HfFileSystem, RepoCard, constants, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
@@ -74,6 +75,19 @@ def local(path: str) -> Path:
         return Path(
             snapshot_download(match[1], repo_type="dataset", revision=commit, token=_token())
         )
+
+
+def licence_on(card: str) -> str | None:
+    """Return the licence that a card states, several as "mit and cc-by-4.0" and "other" by its
+    name; None where it states none."""
+    try:
+        data = RepoCard(card, ignore_metadata_errors=True).data
+    except (ValueError, yaml.YAMLError):
+        return None
+    stated = data.get("license")
+    names = stated if isinstance(stated, list) else [stated]
+    names = [data.get("license_name") or name if name == "other" else name for name in names]
+    return " and ".join(name for name in names if isinstance(name, str)) or None
 
 
 def _on_hub(path: str) -> re.Match[str] | None:

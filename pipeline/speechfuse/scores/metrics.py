@@ -7,7 +7,7 @@ needs a judge is in scores.judge.
 
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,11 @@ import jiwer
 import numpy as np
 
 from speechfuse.scores import audiobench_wer, intervals
-from speechfuse.scores.word_errors import errors, whisper_english, word_error_rate
+from speechfuse.scores.word_errors import errors, fitting, whisper_english, word_error_rate
 
 Texts = list[str]
 Clusters = list[str] | None
+NOT_ENGLISH = {"normaliser": "none of English: NFKC, case folded, no punctuation"}
 Row = tuple[str, float, float, float]  # metric, value, low, high
 
 
@@ -35,6 +36,7 @@ class Metric:
 
 def word_errors(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
     """Return AudioBench's English WER, and the same with each utterance capped at 1 ("wer_capped").
+    References of another language pass scores.words.plain, and `details` say so ("normaliser").
 
     Raises ValueError for references most of whose letters are of a script without spaces between
     words.
@@ -44,15 +46,18 @@ def word_errors(references: Texts, predictions: Texts, clusters: Clusters = None
             f"metric wer does not fit references such as {references[0]!r:.60}: their script has "
             "no spaces between words; use metric cer"
         )
-    result = audiobench_wer.score(references, predictions, clusters=clusters)
-    return _errors("wer", result, clusters)
+    normalise = fitting(references, audiobench_wer.audiobench)
+    result = audiobench_wer.score(references, predictions, None, clusters, normalise)
+    metric = _errors("wer", result, clusters)
+    english = normalise is audiobench_wer.audiobench
+    return metric if english else replace(metric, details=metric.details | NOT_ENGLISH)
 
 
 def whisper_word_errors(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
     """Return the WER ("wer") after Whisper's English normaliser alone, as scores.word_errors has
     it."""
     rate = word_error_rate(references, predictions, clusters)
-    normalise = whisper_english()
+    normalise = fitting(references, whisper_english())
     each = errors([normalise(t) for t in references], [normalise(t) for t in predictions])
     return Metric([("wer", *rate)], [{"errors": e.total, "words": e.words} for e in each])
 

@@ -6,6 +6,7 @@ of it is run.
 """
 
 import codecs
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -16,19 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 from fsspec.implementations.local import LocalFileSystem
 
-from speechfuse import artifact, patterns
+from speechfuse import artifact, json_lines, patterns
 from speechfuse.hub import data as hub_data
+from speechfuse.rows import tables
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 CHUNK = 1 << 20  # bytes of a JSON array that are read at once
-SAMPLED_ROWS = 1000  # of a JSON file, whose keys are its columns
+ROWS = 1000  # of Parquet in memory; of a JSON file, whose keys are its columns
 _SKIPPED = re.compile(r"[ \t\r\n,]*")
-_NESTING = re.compile(r'"(?:[^"\\]|\\.?)*+"?|[\[\]{}]', re.S)
-Row = tuple[int, dict[str, Any] | str]  # number in its file; the row, or why it cannot be read
 
 
 class Documents:
@@ -81,7 +79,7 @@ class Documents:
         if Path(self.path).is_file():
             names = [Path(self.path).name]
         else:
-            remote = self._filesystem(self.root) if self.repo else None
+            remote = self._filesystem() if self.repo else None
             with self._hub_errors():
                 names = patterns.matching(self.patterns, self.root, self.path, remote)
         if other := [name for name in names if not name.lower().endswith(SUFFIXES)]:
@@ -92,33 +90,35 @@ class Documents:
         return hub_data.hub_errors(self.path) if self.repo else nullcontext()
 
     @contextmanager
-    def _open(self, root: str, name: str) -> Iterator[Any]:
-        with self._hub_errors(), self._filesystem(root).open(f"{root}/{name}", "rb") as file:
+    def _readable(self, name: str) -> Iterator[None]:
+        with self._hub_errors():
             try:
-                yield file
+                yield
             except (pa.ArrowException, ValueError) as error:
-                raise ValueError(f"{self.path}: {name} cannot be read: {error!s:.120}") from None
+                raise ValueError(f"{self.path}: {name} cannot be read: {error!s:.300}") from None
 
-    def _filesystem(self, root: str) -> Any:
-        if not self.repo:
-            return LocalFileSystem()
-        return hub_data.filesystem()
+    @contextmanager
+    def _open(self, root: str, name: str) -> Iterator[Any]:
+        with self._readable(name), self._filesystem().open(f"{root}/{name}", "rb") as file:
+            yield io.BufferedReader(file) if self.repo else file
+
+    @contextmanager
+    def _table(self, root: str, name: str) -> Iterator[Any]:
+        with self._readable(name), tables.opened(self._filesystem(), f"{root}/{name}") as table:
+            yield table
+
+    def _filesystem(self) -> Any:
+        return hub_data.filesystem() if self.repo else LocalFileSystem()
 
     def licence(self) -> str | None:
         """Return the licence on the card of a Hub dataset, or None."""
         if not self.repo:
             return None
-        filesystem = self._filesystem(self.root)
+        filesystem = self._filesystem()
         with self._hub_errors():
             if not filesystem.exists(f"{self.root}/README.md"):
                 return None
-            card = filesystem.cat_file(f"{self.root}/README.md")
-        head = card.decode("utf-8", "replace").split("---")
-        try:
-            stated = yaml.safe_load(head[1])["license"] if len(head) > 2 else None
-        except (yaml.YAMLError, KeyError, TypeError):
-            return None
-        return stated if isinstance(stated, str) else None
+            return hub_data.licence_on(filesystem.cat_file(f"{self.root}/README.md").decode())
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
         """Return shards {root, file, row, start, count}: `count` rows of a file from number `row`,
@@ -138,59 +138,49 @@ class Documents:
 
     def _places(self, name: str) -> Iterator[tuple[int, int]]:
         """Yield (number, first byte) of every row of a file."""
-        with self._open(self.root, name) as file:
-            if name.endswith(".parquet"):
-                yield from ((row, 0) for row in range(pq.ParquetFile(file).metadata.num_rows))
-            elif (start := _array(file)) is not None:
-                yield from ((row, at) for row, (at, _) in enumerate(_elements(file, start)))
-            else:
-                yield from ((row, at) for row, at, _ in _lines(file, 0, 0))
+        if name.lower().endswith(".parquet"):
+            with self._table(self.root, name) as table:
+                yield from ((row, 0) for row in range(table.metadata.num_rows))
+        else:
+            with self._open(self.root, name) as file:
+                yield from ((row, start) for row, start, _ in _json(file))
 
     def columns(self, name: str) -> list[str]:
         """Return the columns of a Parquet file, or the keys of the first thousand JSON objects."""
-        with self._open(self.root, name) as file:
-            if name.endswith(".parquet"):
-                return pq.ParquetFile(file).schema_arrow.names
-        first = {"root": self.root, "file": name, "row": 0, "count": SAMPLED_ROWS}
-        start = next((start for _, start in self._places(name)), 0)
-        rows = (row for _, row in self.rows({**first, "start": start}) if isinstance(row, dict))
+        if name.lower().endswith(".parquet"):
+            with self._table(self.root, name) as table:
+                return table.schema_arrow.names
+        row, start = next(self._places(name), (0, 0))
+        first = {"root": self.root, "file": name, "row": row, "count": ROWS, "start": start}
+        rows = (row for _, row in self.rows(first, []) if isinstance(row, dict))
         return list(dict.fromkeys(key for row in rows for key in row))
 
-    def rows(self, shard: dict[str, Any], columns: list[str] | None = None) -> Iterator[Row]:
+    def rows(self, shard: dict[str, Any], columns: list[str]) -> Iterator[tables.Row]:
         """Yield the rows of one shard of `plan`, in order; of Parquet only `columns` are read."""
-        row, count, start = shard["row"], shard["count"], shard["start"]
-        with self._open(shard["root"], shard["file"]) as file:
-            if shard["file"].endswith(".parquet"):
-                yield from _parquet(pq.ParquetFile(file), row, count, columns)
-            elif _array(file) is not None:
-                for number, (_, value) in enumerate(islice(_elements(file, start), count), row):
-                    yield number, _row(value)
-            else:
-                for number, _, line in islice(_lines(file, start, row), count):
-                    yield number, _object(line)
+        root, name, row, count = (shard[key] for key in ("root", "file", "row", "count"))
+        if name.lower().endswith(".parquet"):
+            with self._table(root, name) as table:
+                yield from tables.rows(table, row, count, columns, ROWS)
+            return
+        with self._open(root, name) as file:
+            is_array = _array(file) is not None
+            for number, _, text in islice(_json(file, shard["start"], row), count):
+                try:
+                    yield number, json_lines.parse(text)
+                except ValueError as error:
+                    place = f"row {number}" if is_array else f"line {number + 1}"
+                    yield number, f"unreadable: {name}, {place}: {error}"
 
 
-def _object(line: bytes) -> dict[str, Any] | str:
-    try:
-        return _row(json.loads(line))
-    except (ValueError, RecursionError) as error:
-        return f"unreadable: no JSON ({error!s:.80})"
-
-
-def _row(value: Any) -> dict[str, Any] | str:
-    if isinstance(value, Exception):
-        return f"unreadable: {value!s:.80}"
-    return value if isinstance(value, dict) else "unreadable: no object"
-
-
-def _lines(file: Any, start: int, number: int) -> Iterator[tuple[int, int, bytes]]:
-    """Yield (number, first byte, line) of the lines that are not blank."""
-    file.seek(start)
-    while line := file.readline():
-        if line.strip():
-            yield number, start, line
-        start += len(line)
-        number += 1
+def _json(file: Any, start: int = 0, row: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (number, first byte, JSON) of the rows of a file, an array of them or lines, from byte
+    `start` on, where row `row` begins."""
+    if (first := _array(file)) is None:
+        lines = json_lines.lines(file, start, row)
+        yield from ((number, at, line) for at, number, line in lines)
+    else:
+        elements = _elements(file, max(start, first))
+        yield from ((number, at, text) for number, (at, text) in enumerate(elements, row))
 
 
 def _array(file: Any) -> int | None:
@@ -201,13 +191,13 @@ def _array(file: Any) -> int | None:
     return len(head) - len(body) + 1 if body[:1] == b"[" else None
 
 
-def _elements(file: Any, start: int) -> Iterator[tuple[int, Any]]:
-    """Yield (first byte, value) of the elements of a JSON array from byte `start` on, one chunk in
-    memory at a time. The value of an element that Python cannot hold (nested too deeply, an endless
-    number) is the exception."""
+def _elements(file: Any, start: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (first byte, JSON) of the elements of a JSON array from byte `start` on, a chunk in
+    memory at a time. Raises ValueError, with the place, where it is no array or not all of the
+    file."""
     file.seek(start)
-    decode, parse = codecs.getincrementaldecoder("utf-8")().decode, json.JSONDecoder().raw_decode
-    text, more = "", True
+    decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode  # rows are checked
+    element, text, more = json.JSONDecoder().raw_decode, "", True
     while more:
         chunk = file.read(CHUNK)
         more, at = bool(chunk), 0
@@ -215,56 +205,34 @@ def _elements(file: Any, start: int) -> Iterator[tuple[int, Any]]:
         while (begin := _SKIPPED.match(text, at).end()) < len(text):  # type: ignore[union-attr]
             start, at = start + begin - at, begin  # what is skipped is ASCII
             if text[at] == "]":
+                rest = text[at + 1 :].lstrip()
+                while not rest and (chunk := file.read(CHUNK)):
+                    rest = chunk.decode("utf-8", "replace").lstrip()
+                if rest:
+                    raise ValueError(
+                        f"its JSON array ends in {_place(file, start)}, and behind it stands "
+                        f"{rest[:20]!r}: it holds several arrays; write one array of objects, or "
+                        "one object a line"
+                    )
                 return
             try:
-                value, end = parse(text, at)
+                _, end = element(text, at)
             except (ValueError, RecursionError) as error:
-                value, end = error, 0 if isinstance(error, json.JSONDecodeError) else _end(text, at)
-                if not end and more:
-                    break  # perhaps it goes on in the next chunk
-                if not end:
-                    why = getattr(error, "msg", error)
-                    raise ValueError(f"byte {start} of the JSON array: {why}") from None
-            yield start, value
-            start, at = start + len(text[at:end].encode()), end
+                why, position = getattr(error, "msg", str(error)), getattr(error, "pos", 0)
+                if more and (position > len(text) - 20 or why.startswith("Unterminated string")):
+                    if len(text) - at < json_lines.LIMIT:
+                        break  # perhaps it goes on in the next chunk
+                    why = f"a row of over {json_lines.LIMIT >> 20} MiB"
+                raise ValueError(f"its JSON array, {_place(file, start)}: {why}") from None
+            row = text[at:end].encode("utf-8", "surrogateescape")
+            yield start, row
+            start, at = start + len(row), end
         text = text[at:]
-    raise ValueError("the JSON array has no end: the file is cut off")
+    raise ValueError("its JSON array has no end: the file is cut off")
 
 
-def _end(text: str, at: int) -> int:
-    """Return the end of the object or array that begins at `at`; 0 if it has none."""
-    depth = 0
-    for match in _NESTING.finditer(text, at):
-        depth += (match[0] in "[{") - (match[0] in "]}")
-        if not depth:
-            return match.end()
-    return 0
-
-
-def _parquet(
-    file: pq.ParquetFile, row: int, count: int, columns: list[str] | None
-) -> Iterator[Row]:
-    first = 0
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        begin, end = max(row, first), min(row + count, first + rows)
-        if begin < end:
-            try:
-                table = file.read_row_group(group, columns).slice(begin - first, end - begin)
-            except (pa.ArrowException, OSError) as error:
-                yield from ((number, f"unreadable: {error!s:.80}") for number in range(begin, end))
-            else:
-                yield from zip(range(begin, end), _values(table), strict=True)
-        first += rows
-
-
-def _values(table: pa.Table) -> Iterator[dict[str, Any] | str]:
-    """Yield the rows of a table, read one by one if one of them is not UTF-8."""
-    try:
-        yield from table.to_pylist()
-    except UnicodeDecodeError as error:
-        if len(table) == 1:
-            yield f"unreadable: {error!s:.80}"
-            return
-        for number in range(len(table)):
-            yield from _values(table.slice(number, 1))
+def _place(file: Any, byte: int) -> str:
+    file.seek(0)
+    before = iter(lambda: file.read(min(CHUNK, byte - file.tell())), b"")
+    line = 1 + sum(chunk.count(b"\n") for chunk in before)
+    return f"line {line} (byte {byte})"

@@ -9,6 +9,8 @@ class reads. Out: `Conversation`s of plain text. Named in a job's YAML:
       - {_component_: speechfuse.texts.Columns, path: faq.jsonl, prompt: question, response: reply}
 """
 
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,8 @@ ROLES = {
     "model": "assistant",
     "system": "system",
 }
+_BROKEN = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # commands, to some voices
 RESERVED = ("source", "licence", "original", "rewrites")  # keys that curation writes into `extra`
 
 
@@ -71,6 +75,11 @@ class Texts:
     def fingerprint(self) -> str:
         return self.documents.fingerprint
 
+    def absent(self, columns: list[str]) -> list[str]:
+        """Return the columns that the layout needs and a file with `columns` lacks."""
+        needed = [*self.required, *self.select, *self.extra_columns]
+        return [column for column in needed if column not in columns]
+
     def turns(self, row: dict[str, Any]) -> list[Turn]:
         """Return the turns of one row. Raises ValueError("kind: detail") if it has none."""
         raise NotImplementedError
@@ -88,9 +97,7 @@ class Texts:
         plan = self.documents.plan(shard_size)
         for name in dict.fromkeys(shard["file"] for shard in plan):
             columns = self.documents.columns(name)
-            needed = [*self.required, *self.select, *self.extra_columns]
-            absent = [column for column in needed if column not in columns]
-            if columns and absent:
+            if columns and (absent := self.absent(columns)):
                 raise ValueError(
                     f"{self.documents.path}: {name} has no column {absent[0]!r}; it has "
                     f"{', '.join(columns)}: name another, or choose the layout that it has "
@@ -112,7 +119,13 @@ class Texts:
                 if matches({**row, "extra": None}, self.select):  # a column of that name is none
                     extra = {key: json_value(row.get(key)) for key in self.extra_columns}
                     extra["licence"] = shard["licence"]
-                    yield Conversation(id, self.turns(row), self.source_name, extra)
+                    turns = self.turns(row)
+                    for turn in turns:
+                        if turn.role == "user" and (match := _CONTROL.search(turn.text)):
+                            raise ValueError(f"no text: a prompt holds the control {match[0]!r}")
+                    if _BROKEN.search(json.dumps(extra, ensure_ascii=False)):
+                        raise ValueError("no text: extra_columns hold half a character")
+                    yield Conversation(id, turns, self.source_name, extra)
             except ValueError as error:
                 yield Reject(id, str(error))
 
@@ -132,18 +145,28 @@ class Alpaca(Texts):
 
 @dataclass
 class Messages(Texts):
-    """A list of messages: OpenAI's {role, content} or ShareGPT's {from, value}, in `column`."""
+    """A list of messages: OpenAI's {role, content} or ShareGPT's {from, value}, in `column`, by
+    default messages or, without such a column, conversations."""
 
-    column: str = "messages"
+    column: str | None = None
 
     @property
     def required(self) -> tuple[str, ...]:
-        return (self.column,)
+        return (self.column,) if self.column else ()
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        return () if self.column else ("messages", "conversations")
+
+    def absent(self, columns: list[str]) -> list[str]:
+        lacks = not self.column and not {*self.optional} & {*columns}
+        return ["messages"] if lacks else super().absent(columns)
 
     def turns(self, row: dict[str, Any]) -> list[Turn]:
-        messages = row.get(self.column)
+        column = self.column or next((c for c in self.optional if c in row), "messages")
+        messages = row.get(column)
         if not isinstance(messages, list) or not messages:
-            raise ValueError(f"no messages: {self.column} holds {messages!r:.40}")
+            raise ValueError(f"no messages: {column} holds {messages!r:.40}")
         return [self._turn(message) for message in messages]
 
     def _turn(self, message: Any) -> Turn:
@@ -187,7 +210,7 @@ def _text(row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
         raise ValueError(f"no text: {column} holds {value!r:.40}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if _BROKEN.search(value):
         raise ValueError(f"no text: {column} holds half a character (a surrogate)")
     if "\0" in value:
         raise ValueError(f"no text: {column} holds U+0000, at which voices would stop")

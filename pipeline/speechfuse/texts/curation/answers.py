@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from speechfuse.scores.words import WORD
 from speechfuse.texts.conversations import Conversation
 from speechfuse.texts.curation.step import Dropped
 
@@ -75,8 +76,8 @@ class Answers:
         for kind, pattern in FAULTS.items():
             if (kind == "deaf" or self.as_an_ai) and (match := pattern.search(text)):
                 return f"{kind}: {match[0][:60]!r}"
-        words = re.findall(r"\w+", text.lower())
-        if len(words) > 4 and words == re.findall(r"\w+", question.lower()):
+        words = WORD.findall(text.lower())
+        if len(words) > 4 and words == WORD.findall(question.lower()):
             return "echo: the answer is the question"
         grams = Counter(tuple(words[i : i + 5]) for i in range(len(words) - 4))
         repeated = 1 - len(grams) / max(1, grams.total())

@@ -4,7 +4,6 @@ datasketch's MinHash and its index find the few earlier prompts that may be alik
 similarity is then counted exactly. The planning process holds about 6 kB of every row.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from datasketch import MinHash, MinHashLSH
 from tqdm import tqdm
 
 from speechfuse import artifact
+from speechfuse.scores.words import WORD
 from speechfuse.texts.conversations import Conversation
 
 Sketch = tuple[np.ndarray, np.ndarray]
@@ -45,7 +45,7 @@ class Duplicates:
 
     def sketch(self, conversation: Conversation) -> Sketch:
         """Return MinHash values (permutations,) and the sorted hashes of all sequences (n,)."""
-        words = re.findall(r"\w+", " | ".join(conversation.prompts).lower())
+        words = WORD.findall(" | ".join(conversation.prompts).lower())
         numbers = " ".join(word for word in words if word.isdigit())
         padded = ["^", *words, "$"]
         size = min(self.shingle, len(padded))

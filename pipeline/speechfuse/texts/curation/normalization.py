@@ -18,7 +18,7 @@ from speechfuse.texts.curation.quantities import fractions, money, numbers
 
 EMOJI = (
     "\U0001f000-\U0001faff\U000e0020-\U000e007f\u2600-\u27bf\u2b00-\u2bff\u231a\u231b\u23e9-\u23fa"
-    "\u200d\u20e3\ufe0f"
+    "\u20e3\ufe0f"
 )
 Rewrites = list[tuple[str, str]]  # pattern and replacement, applied in this order
 Rule = tuple[str, Callable[[str], str]]  # kind, as it is counted, and the rewriting
@@ -27,7 +27,8 @@ Rule = tuple[str, Callable[[str], str]]  # kind, as it is counted, and the rewri
 _CHARACTERS = str.maketrans(
     "‘’‚‛`´ʼ" + "“”„‟«»" + "‐‑−" + "⁄" + "\u2028\u2029\u0085" + "⋅✕✖➗",
     "'" * 7 + '"' * 6 + "---" + "/" + "\n\n\n" + "·××÷",
-    "®™©\u00ad\u200b\u2060\ufeff\u200e\u200f",
+    "®™©\u00ad\u200b\u2060\ufeff\u200e\u200f"
+    "\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069",
 )
 _UNITS = (
     "km|mi|miles?|m|MB|GB|L|ml|gallons?|feet|ft|dollars?|cents?|pounds?|kg|g|mg|words?|pages?"
@@ -126,7 +127,7 @@ _MARKUP: Rewrites = [
     (r"(?<![\w*])\*(?=[^\s*])([^*\n]+?)(?<=[^\s*])\*(?![\w*])", r"\1"),  # italic
     (r"(?<![\w_])_(?=[^\s_])([^_\n]+?)(?<=[^\s_])_(?![\w_])", r"\1"),
 ]
-_SMILEY = rf"(?:[{EMOJI}]|(?<![\w])[:;=]-?[)(DPp](?!\w))"
+_SMILEY = rf"(?:\u200d?[{EMOJI}]\u200d?|(?<![\w])[:;=]-?[)(DPp](?!\w))"
 _SMILEYS = rf"\s*{_SMILEY}(?:\s*{_SMILEY})*"
 _ORNAMENTS: Rewrites = [
     (rf"(?<=[.!?,\w)\"']){_SMILEYS}\s*(?=$|\n)", ""),

@@ -127,7 +127,10 @@ def numbers(text: str, language: str) -> str:
         whole = num2words(int(digits), lang=language).replace(",", "")
         return f"{whole} point {_digits(decimals[1:], language)}" if decimals else whole
 
-    return _NUMBER.sub(in_words, text)
+    try:
+        return _NUMBER.sub(in_words, text)
+    except NotImplementedError:  # num2words has no such language: the digits are refused later
+        return text
 
 
 def _counts(match: re.Match[str], language: str) -> bool:

@@ -11,6 +11,9 @@ import unicodedata
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import regex
+
+from speechfuse.scores.words import DENSE
 from speechfuse.texts.conversations import Conversation
 from speechfuse.texts.curation.normalization import EMOJI, bare, normalize
 from speechfuse.texts.curation.step import Dropped, rewritten
@@ -44,6 +47,7 @@ _STRUCTURES = {
     ),
 }
 _UNSPEAKABLE = {
+    "email": re.compile(r"(?!\bhttps?:|\bftp:)[^\s/]@[^\s/]+\.\w"),
     "url": re.compile(
         r"\bhttps?:|\bftp:|\bwww\.|\S@\S+\.\w"
         r"|\b[\w-]+\.(?:com|org|net|gov|edu|io|co|uk|de|info)\b(?:/|\?)?"
@@ -60,7 +64,10 @@ _UNSPEAKABLE = {
     ),
     "symbol": re.compile(r"(?:[.-]+ ){3,}|-{3,}"),
 }
-_PUNCTUATION = frozenset(" .,;:!?'\"()-¿¡。、।؟،")
+# U+200C and U+200D join letters, or keep them apart
+_PUNCTUATION = frozenset(" .,;:!?'\"()-¿¡。、「」『』・।॥؟،؛\u200c\u200d")
+_OF_SCRIPTS = {"IDEOGRAPHIC": "CJK", "EXTENDED": "ARABIC"}  # first words of other characters' names
+_UNSPACED = regex.compile(f"[{DENSE}]")
 LONGEST_WORD = 45  # characters, enough for German numbers; longer ones are keys or noise
 
 
@@ -116,7 +123,8 @@ def unspeakable(text: str, scripts: tuple[str, ...] = ("LATIN",)) -> str | None:
         if not _readable(character, scripts):
             kind = "script" if character.isalpha() else "symbol"
             return f"{kind}: {_shown(character)} ({unicodedata.name(character, 'no name')})"
-    if long := next((w for w in re.split(r"[\s-]+", text) if len(w) > LONGEST_WORD), None):
+    parts = re.split(r"[\s-]+", text)
+    if long := next((w for w in parts if len(w) > LONGEST_WORD and not _UNSPACED.search(w)), None):
         return f"symbol: a word of {len(long)} characters, {_shown(long)}"
     return None
 
@@ -133,8 +141,9 @@ def _readable(character: str, scripts: tuple[str, ...]) -> bool:
     if character in _PUNCTUATION or character in "0123456789":
         return True
     kind = unicodedata.category(character)
+    first = re.split("[ -]", unicodedata.name(character, ""))[0]
     return kind in ("Mn", "Mc") or (
-        kind[0] == "L" and unicodedata.name(character, "").split()[0] in scripts
+        (kind[0] in "LP" or kind == "Nd") and _OF_SCRIPTS.get(first, first) in scripts
     )
 
 
