@@ -64,6 +64,7 @@ def job_of(size: dict[str, Any], **changes: Any) -> SimpleNamespace:
         "dtype": "fp32",
         "compute_dtype": "fp32",
         "loss_chunk": 256,
+        "adapter": None,
         "freeze": [],
         "shard_group": None,
         "activation_checkpointing": "none",
