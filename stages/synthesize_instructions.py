@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # torch is imported when work starts
 
 @dataclass
 class Runtime(making.Workers):
-    prefetch: int = config.key("samples spoken ahead of the encoder", 32)
+    prefetch: int = config.key("samples spoken ahead of the encoder", 32, least=1)
 
 
 @dataclass

@@ -29,11 +29,11 @@ SHARD = 250  # clips; espeak-ng starts anew with each, so another size is other 
 
 @dataclass
 class Runtime:
-    workers: int = key("processes that decode or synthesize speech", 2)
+    workers: int = key("processes that decode or synthesize speech", 2, least=1)
     device: str = key("cpu, cuda, or auto: cuda where present", "auto")
-    threads: int = key("CPU threads of the training itself", 1)
-    state_every: int = key("steps between saved states", 250)
-    max_reject_rate: float = key("more clips that cannot be trained on stop the job", 0.1)
+    threads: int = key("CPU threads of the training itself", 1, least=1)
+    state_every: int = key("steps between saved states", 250, least=1)
+    max_reject_rate: float = key("more clips that cannot be trained on stop the job", 0.1, least=0)
 
 
 @dataclass
@@ -42,10 +42,10 @@ class TrainQuantizer:
     corpus: dict[str, Any] = key("training speech, of speechfuse.corpora")
     validation: dict[str, Any] = key("speech of other voices, to measure")
     method: dict[str, Any] = key("what is trained, and towards what")
-    steps: int = key("optimizer steps")
-    batch_size: int = key("windows a step", 16)
-    lr: float = key("peak learning rate, cosine to 0", 2e-3)
-    warmup_steps: int = key("linear warm-up", 50)
+    steps: int = key("optimizer steps", least=1)
+    batch_size: int = key("windows a step", 16, least=1)
+    lr: float = key("peak learning rate, cosine to 0", 2e-3, above=0)
+    warmup_steps: int = key("linear warm-up", 50, least=0)
     seed: int = key("of weights and batches", 0)
     fresh: bool = key("move an artifact that differs aside", False)
     runtime: Runtime = field(default_factory=Runtime)
@@ -85,7 +85,13 @@ def train(job: TrainQuantizer, method: Any, trainee: "nn.Module", device: str) -
     for step in bar:
         losses = method.losses(step, job.steps, job.batch_size, job.seed)
         optimizer.param_groups[0]["lr"] = learning_rate(job, step)
-        torch.stack(list(losses.values())).sum().backward()
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            raise ValueError(
+                f"{job.out}: the loss of step {step + 1} is {total.item()}: lower lr, or look at "
+                "the corpus; a state that was saved before is kept"
+            )
+        total.backward()
         torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -387,3 +387,14 @@ def test_optional_text_is_taken_as_it_is_but_for_null():
     load = partial(config.load, PushToHub, None)
     assert load(["path=x", "message=fix: a {b}"]).message == "fix: a {b}"
     assert load(["path=x", "message=null"]).message is None
+
+
+def test_a_number_that_is_none_is_refused_everywhere():
+    @dataclass
+    class Job:
+        rate: float = config.key("a rate", 0.1)
+
+    with pytest.raises(ValueError, match=r"rate=.nan: a number is needed"):
+        config.load(Job, None, ["rate=.nan"])
+    with pytest.raises(ValueError, match=r"Noise: snr is .nan: a number is needed"):
+        config.instantiate({"_component_": "speechfuse.audio.Noise", "snr": [float("nan"), 1.0]})

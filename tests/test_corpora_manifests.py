@@ -597,3 +597,23 @@ def test_mls_needs_no_memory_for_its_transcripts(tmp_path):
     tracemalloc.stop()
     assert (folder / "transcripts.txt").stat().st_size > 4e6 and peak < 1.5e6
     assert (first.id, last.id, last.extra["start"]) == ("1_2_000000", "1_2_019999", 19_999)
+
+
+def test_a_pattern_pairs_by_what_differs_in_the_names_or_is_refused(tmp_path):
+    def tar_of(name: str) -> None:
+        with tarfile.open(tmp_path / name, "w") as file:
+            file.addfile(tarfile.TarInfo("x.wav"))
+
+    for word in ("en", "de"):
+        line = json.dumps({"audio_filepath": "x.wav", "text": word})
+        (tmp_path / f"manifest_{word}.json").write_text(line + "\n")
+        tar_of(f"audio_{word}.tar")
+    manifests = [str(tmp_path / f"manifest_{word}.json") for word in ("en", "de")]
+    corpus = Nemo(manifests, tars=str(tmp_path / "audio_*.tar"))
+    pairs = {manifest: tar.name for manifest, tar in corpus.tars.items()}
+    assert pairs == {"manifest_en.json": "audio_en.tar", "manifest_de.json": "audio_de.tar"}
+    (tmp_path / "audio_de.tar").rename(tmp_path / "audio_fr.tar")
+    with pytest.raises(ValueError, match=r"\* and \? do not say which belong together"):
+        Nemo(manifests, tars=str(tmp_path / "audio_*.tar"))
+    listed = [str(tmp_path / f"audio_{word}.tar") for word in ("en", "fr")]  # the user's own order
+    assert [tar.name for tar in Nemo(manifests, tars=listed).tars.values()][1] == "audio_fr.tar"

@@ -452,3 +452,9 @@ def test_noise_of_breathy_voices_does_not_depend_on_the_process():
     for _ in range(1000):
         ctypes.CDLL(None).rand()
     np.testing.assert_array_equal(said(), before)
+
+
+@pytest.mark.parametrize("change", [{"accents": []}, {"variants": []}, {"rate": (200, 100)}])
+def test_a_group_without_a_voice_is_refused(change):
+    with pytest.raises(ValueError, match=r"^voices: "):
+        Espeak(**{"accents": ["en-us"], "variants": ["m3"]} | change)

@@ -9,6 +9,7 @@ import pytest
 
 from speechfuse.evals import generation, items, speech
 from speechfuse.evals.generation import Generator
+from speechfuse.evals.items import read_transcripts
 from speechfuse.rows import shards
 from speechfuse.scores.judge import Judge
 from speechfuse.tokens.vocabulary import Vocabulary
@@ -396,3 +397,10 @@ def test_a_limit_takes_items_of_every_split_though_voices_take_turns():
     kept = items.subset(rows, found, 9)
     assert [sum(id.endswith(voice) for id in kept) for voice in "abc"] == [3, 3, 3]
     assert list(items.subset(rows, found, None)) == list(rows)
+
+
+def test_a_transcript_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"id": "a", "text": null}\n')
+    with pytest.raises(ValueError, match="the text of a is None, not text"):
+        read_transcripts(path)

@@ -70,6 +70,7 @@ def bind(spec: dict[str, Any], *names: str) -> Callable[..., Any]:
     for name, value in arguments.items():
         hint = hints.get(name, Any)
         if ours:
+            _mapped(value, partial(_refuse_nan, f"{dotted}: {name}"))
             arguments[name] = _fitting(dotted, name, value, hint)
         elif str not in (hint, *typing.get_args(hint)):  # others' annotations are often inexact
             arguments[name] = _mapped(value, _as_bool)
@@ -100,6 +101,11 @@ def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
         return {key: _mapped(inner, function) for key, inner in value.items()}
     return [_mapped(v, function) for v in value] if isinstance(value, list) else function(value)
+
+
+def _refuse_nan(what: str, value: Any) -> None:
+    if isinstance(value, float) and value != value:
+        raise ValueError(f"{what} is .nan: a number is needed")
 
 
 def _as_text(value: Any) -> Any:

@@ -12,6 +12,7 @@ dotted.path` plus keyword arguments) are free-form in the schema and are checked
 
 import dataclasses
 import inspect
+import math
 import re
 import sys
 import typing
@@ -125,6 +126,8 @@ def _check_values(settings: Any, prefix: str = "") -> None:
             _check_values(value, f"{name}.")
         elif value is None:
             continue
+        elif isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{name}=.nan: a number is needed")
         elif choices and value not in choices:
             raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
         elif least is not None and not value >= least:

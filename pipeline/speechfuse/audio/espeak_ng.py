@@ -165,6 +165,17 @@ class VoiceGroup:
     rate: tuple[int, int] = (140, 215)
     pitch: tuple[int, int] = (25, 75)
 
+    def __post_init__(self) -> None:
+        if not self.variants or self.accents == []:
+            raise ValueError(
+                f"voices: variants={self.variants}, accents={self.accents}: give at least one of "
+                "each, or accents=null for full names of voices"
+            )
+        for name in ("rate", "pitch"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"voices: {name}={[low, high]}: give [least, most]")
+
     @property
     def names(self) -> list[str]:
         return [

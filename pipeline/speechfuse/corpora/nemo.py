@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,12 @@ class Nemo:
         self.tars: dict[str, Path] = {}  # by manifest or, for a single manifest, by shard_id
         if tars:
             self.tar_folder, names = planning.files(tars, ".tar")
+            listed = [
+                each
+                for arg in (manifest, tars)
+                for each in ([arg] if isinstance(arg, str) else arg)
+            ]
+            self._by_pattern = any(set("*?") & set(each) for each in listed)
             self.tars = self._paired([self.tar_folder / name for name in names])
 
     def _paired(self, tars: list[Path]) -> dict[str, Path]:
@@ -85,17 +91,26 @@ class Nemo:
                 )
             return by_number
         manifests = [os.path.splitext(name)[0] for name in self.manifests]
-        for keys, of_tars in ((manifests, names), (_differing(manifests), _differing(names))):
+        pairs: list[tuple[list[Any], list[Any]]] = [(manifests, names)]
+        pairs += [(each(manifests), each(names)) for each in (_differing, _distinct)]
+        for keys, of_tars in pairs:
             if sorted(keys) == sorted(of_tars):
                 if len({*keys}) == len(keys):
                     tar_of = dict(zip(of_tars, tars, strict=True))
                     tars = [tar_of[key] for key in keys]
-                elif keys != of_tars:
+                    break
+                if keys != of_tars:
                     raise ValueError(
                         "tars: their numbers are those of the manifests in another order, and some "
                         "occur more than once: list both in the same order"
                     )
-                break
+        else:
+            if len(tars) > 1 and self._by_pattern:  # the order of names is nobody's word
+                raise ValueError(
+                    f"tars: what differs in the names of the manifests ({manifests[0]}, ...) and "
+                    f"of the tars ({names[0]}, ...) is not the same, so * and ? do not say which "
+                    "belong together: list both in the same order, or with ranges {0..9}"
+                )
         return dict(zip(self.manifests, tars, strict=True))
 
     def _check_shard(self, manifest: str, number: int, clip: Clip) -> None:
@@ -232,6 +247,18 @@ def _differing(names: list[str]) -> list[tuple[int, ...]]:
         return [row[-1:] for row in rows]
     columns = {column: None for column in zip(*rows, strict=True) if len({*column}) > 1}
     return list(zip(*columns, strict=True)) or [()] * len(names)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Return the names without what all of them begin and end with."""
+
+    def shared(texts: list[str]) -> int:
+        same = (len({*characters}) == 1 for characters in zip(*texts, strict=False))
+        return sum(takewhile(bool, same))
+
+    rest = [name[shared(names) :] for name in names]
+    end = shared([name[::-1] for name in rest])
+    return [name[: len(name) - end] for name in rest]
 
 
 def _seconds(entry: dict[str, Any], key: str) -> float | None:

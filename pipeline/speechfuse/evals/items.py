@@ -66,7 +66,10 @@ def read_transcripts(path: Path) -> dict[str, str]:
     """Return transcripts by id of a file of JSON lines {id, text}. Raises ValueError for any other,
     and for an id that comes twice."""
     try:
-        entries = [(str(entry["id"]), str(entry["text"])) for _, entry in json_lines.read(path)]
+        entries = [(str(entry["id"]), entry["text"]) for _, entry in json_lines.read(path)]
+        for id, text in entries:
+            if not isinstance(text, str):
+                raise ValueError(f"the text of {id} is {text!r:.40}, not text")
         if len(texts := dict(entries)) < len(entries):
             raise ValueError("an id comes twice")
         return texts

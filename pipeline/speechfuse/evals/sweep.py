@@ -37,9 +37,9 @@ SCORING = ("jiwer", "sacrebleu", "rouge_score", "openai-whisper")
 
 @dataclass
 class Runtime:
-    processes: int = key("cells at a time, one GPU each", 1)
+    processes: int = key("cells at a time, one GPU each", 1, least=1)
     device: str = key("cpu, cuda, or auto", "auto")
-    threads: int = key("CPU threads a process; 0: as torch has, of most cores", 0)
+    threads: int = key("CPU threads a process; 0: as torch has, of most cores", 0, least=0)
     dry_run: bool = key("say what would be done, and stop", False)
 
 
@@ -73,7 +73,7 @@ def expand(entry: dict[str, Any]) -> list[tuple[str, Path]]:
     if epochs:
         artifact.manifest_of(path)
         return [(f"{entry['name']}/{epoch.name}", epoch) for epoch in epochs]
-    return [(entry["name"], path)]
+    return [(str(entry["name"]), path)]
 
 
 def cells_of(job: Evaluate) -> list[Cell]:
@@ -88,6 +88,9 @@ def cells_of(job: Evaluate) -> list[Cell]:
         name = str(entry["name"])
         if name.split("/")[0] == "cells":
             raise ValueError("checkpoints: 'cells' is the folder of predictions; take another name")
+        for part in (name, *map(str, entry["tasks"])):  # results are files below `out`
+            if Path(part).is_absolute() or ".." in Path(part).parts:
+                raise ValueError(f"checkpoints: {part!r} leads out of {job.out}; take another name")
         for task in entry["tasks"]:
             if task not in job.tasks:
                 raise ValueError(
@@ -111,6 +114,8 @@ def cells_of(job: Evaluate) -> list[Cell]:
             f"only={job.only}: no checkpoint or task is named {unknown[0]!r}; there are "
             f"{', '.join(dict.fromkeys(names))}"
         )
+    if not chosen:
+        raise ValueError("checkpoints: no task is asked of any of them; nothing would be evaluated")
     places = [(name, task) for name, _, task in chosen]
     if twice := [place for place in places if places.count(place) > 1]:
         raise ValueError(f"checkpoints: {' '.join(twice[0])} is there twice; name them differently")

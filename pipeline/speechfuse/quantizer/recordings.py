@@ -22,8 +22,8 @@ from speechfuse.rows.rejects import Rejects, by_reason
 
 @dataclass
 class Runtime(making.Workers):
-    decode_threads: int = key("of each process, beside the encoder", 2)
-    prefetch: int = key("clips decoded ahead of the encoder", 32)
+    decode_threads: int = key("of each process, beside the encoder", 2, least=1)
+    prefetch: int = key("clips decoded ahead of the encoder", 32, least=1)
 
 
 @dataclass(kw_only=True)

@@ -34,9 +34,9 @@ Planned = dict[str, Any]  # a shard of the plan: `count` and what the job's func
 class Workers:
     """The keys of `runtime` that every such job has."""
 
-    workers: int = key("processes on the CPU, each with one thread and one quantizer", 2)
+    workers: int = key("processes on the CPU, each with one thread and one quantizer", 2, least=1)
     device: str = key("cpu, cuda (a process per GPU), or auto", "auto")
-    max_reject_rate: float = key("more rejects than this stop the job", 0.1)
+    max_reject_rate: float = key("more rejects than this stop the job", 0.1, least=0)
     dry_run: bool = key("say what would be done, and stop", False)
     engine: dict[str, Any] = key(
         "speechfuse.ray_cluster.ray_actors for more machines than one",
@@ -77,6 +77,11 @@ def make_dataset(
     planned = work.plan["shards"] if isinstance(work.plan, dict) else work.plan
     write = partial(_write, function, work.out, schema, stream)
     paths, rejects = make(job, planned, write, unit)
+    if not any(pq.read_metadata(path).num_rows for path in paths):
+        raise ValueError(
+            f"{job.out}: of {sum(shard['count'] for shard in planned):,} {unit}s none is left: all "
+            f"are in {job.out}/shard-*.rejects.jsonl with the reason"
+        )
     counted = totals(paths, rejects)
     if twice := verification.repeated_ids(paths):
         raise ValueError(f"{work.out}: {twice}: give the source other ids; fresh=true starts anew")
