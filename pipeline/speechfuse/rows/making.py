@@ -77,12 +77,12 @@ def make_dataset(
     planned = work.plan["shards"] if isinstance(work.plan, dict) else work.plan
     write = partial(_write, function, work.out, schema, stream)
     paths, rejects = make(job, planned, write, unit)
+    counted = totals(paths, rejects)
     if not any(pq.read_metadata(path).num_rows for path in paths):
         raise ValueError(
             f"{job.out}: of {sum(shard['count'] for shard in planned):,} {unit}s none is left: all "
             f"are in {job.out}/shard-*.rejects.jsonl with the reason"
         )
-    counted = totals(paths, rejects)
     if twice := verification.repeated_ids(paths):
         raise ValueError(f"{work.out}: {twice}: give the source other ids; fresh=true starts anew")
     work.finish(counted, [file for path in paths for file in work.out.glob(f"{path.stem}.*")])
