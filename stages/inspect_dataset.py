@@ -229,4 +229,4 @@ def main(job: InspectDataset) -> None:
 
 
 if __name__ == "__main__":
-    config.main(main, InspectDataset, __doc__)
+    config.main(main, InspectDataset, __doc__, ("path",))

@@ -283,3 +283,12 @@ def test_just_calls_them(tmp_path):
         ranks, gates = ["ranks=1"], ["gate=true"]
         more = {"stage2": ranks + gates, "demo": ranks + gates, "train-base": ranks}.get(name, [])
         assert rest == [*more, "a=b"]
+
+
+@pytest.mark.parametrize("job", ["inspect_dataset", "listen", "verify"])
+def test_a_dataset_is_named_by_its_folder_alone(job, tmp_path):
+    """As README's `just inspect out/data/mine`."""
+    command = [sys.executable, "-m", f"stages.{job}", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "no key=value" not in done.stderr
+    assert str(tmp_path / "nowhere") in done.stderr
