@@ -48,6 +48,7 @@ class _Whisper(FrameEncoder):
 
     def __init__(self, dims: dict[str, int]) -> None:
         nn.Module.__init__(self)
+        self._identity: tuple[list[int], str] = [], ""
         self.dtype = torch.float32
         sizes = {name: dims[name] for name in ENCODER_DIMS}
         self.config = QuantizerConfig(0, 0, 1, False, **sizes)
