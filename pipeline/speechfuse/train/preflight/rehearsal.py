@@ -18,6 +18,7 @@ from math import ceil, prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
@@ -106,6 +107,8 @@ class Rehearsal:
         self.dense_mask = not gpu or job.attention == "dense"
         _recompute(model, job.activation_checkpointing, job.compile)
         backbone.head_of(model).forward = self._losses
+        if job.adapter:
+            backbone.embedding_of(model).forward = self._heard
         backbone.fill_positions(model, torch.device("cpu"))
         self.buffer_bytes = sum(buffer.untyped_storage().nbytes() for buffer in model.buffers())
         with self.fake:
@@ -114,7 +117,8 @@ class Rehearsal:
                     new = torch.empty(old.shape, dtype=self.dtype, device="cpu")
                     setattr(module, name, nn.Parameter(new, old.requires_grad))
                 for name, old in list(module.named_buffers(recurse=False)):
-                    setattr(module, name, self.fake.from_tensor(old))
+                    new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+                    setattr(module, name, new if old.is_meta else self.fake.from_tensor(old))
         self.groups = {layer: list(layer.parameters()) for layer in backbone.layers_of(model)}
         in_layers = {id(p) for group in self.groups.values() for p in group}
         self.groups[model] = [p for p in model.parameters() if id(p) not in in_layers]
@@ -157,6 +161,14 @@ class Rehearsal:
             for module in self.groups:
                 self._reduce(module)
         return dict(self.live.peak)
+
+    def _heard(self, tokens: Tensor) -> Tensor:
+        """Embed a batch whose every place is a vector of speech, the most there can be."""
+        door = backbone.embedding_of(self.model)
+        rows, length = tokens.shape
+        frames = torch.zeros(rows, length * door.adapter.stack, door.adapter.width)
+        vectors = door.adapter(frames.to(self.dtype), torch.full((rows,), frames.shape[1]))
+        return vectors + F.embedding(tokens, door.weight)
 
     def _losses(self, hidden: Tensor) -> Tensor:
         """Compute the head's losses where every position has a label, the most there can be."""
