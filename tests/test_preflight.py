@@ -436,7 +436,9 @@ def test_host_memory_of_states_and_epochs_is_planned(monkeypatch):
     report = report_of(run)
     assert report.written == report.state_bytes == pytest.approx(96.4e9, rel=0.001)
     rows = dict(line.split("  ", 1) for line in report.lines() if line[0] != " ")
-    assert "92.79 GiB on a machine" in rows["host memory"] and report.host_fits
+    assert (
+        "92.79 GiB on a machine with 1 of the 1 ranks" in rows["host memory"] and report.host_fits
+    )
     report.limit = 10**13
     report.host_limit, report.free = 80 * gpus.GIB, 10**13
     assert "of 80.00 GiB: DOES NOT FIT" in "\n".join(report.lines())
@@ -444,6 +446,11 @@ def test_host_memory_of_states_and_epochs_is_planned(monkeypatch):
         ValueError, match=r"needs 92.79 GiB of the machine's memory while it writes"
     ):
         report.check()
+    # of two ranks on two machines each has half of the state; the epoch is gathered on one
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    half = report_of(replace(run, gpus=2))
+    assert half.written == half.state_bytes // 2 and half.host == half.written + 3 * gpus.GIB
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     # with most weights frozen an epoch is more than a state
     small = tiny_report(tiny_job(freeze=["layers", "tok_embeddings"]))
     assert small.written == int(1.1 * small.epoch_bytes) > small.state_bytes

@@ -15,13 +15,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from speechfuse import artifact
 from speechfuse.evals import generation
 from speechfuse.fusion import adapters, door, folder, views
+from speechfuse.hub import push
 from speechfuse.rows import shards
 from speechfuse.samples import datasets
 from speechfuse.tokens.vocabulary import Vocabulary
-from speechfuse.train import checkpoint, loop, trainer
+from speechfuse.train import checkpoint, loop, optimizers, plan, trainer
 from speechfuse.train import model as models
+from speechfuse.train.preflight import memory
 from tests.small_training import (
     ROOT,
     WORDS,
@@ -171,6 +174,25 @@ def test_a_training_leaves_the_language_model_as_it_was(parts, trained):
     assert not isinstance(text.get_input_embeddings(), door.Door)
 
 
+@pytest.mark.parametrize("name", ["Stack", "Conformer"])
+def test_an_adapter_trains_alone(parts, tmp_path, name):
+    """No other weight asks for gradients; the memory that a step takes is planned all the same."""
+    more = {"Stack": {"hidden": 24}, "Conformer": {"hidden": 32, "layers": 1, "heads": 2}}[name]
+    spec = {"_component_": f"speechfuse.fusion.{name}", "width": WIDTH, "stack": STACK, **more}
+    model = {"_component_": "torchtune.models.llama3_1.llama3_1"}
+    small, large = (
+        job(splice(parts, tmp_path / "run", model=model, adapter=each, steps=3))
+        for each in (spec, spec | {"hidden": 256})
+    )
+    shape = {"rows": 4, "length": 64, "passes": 1, "ranks": 1, "gpu": False}
+    full = [replace(each, model=models.decoder_of(each).spec) for each in (small, large)]
+    activations = [memory.of(each, **shape).step["activations"] for each in full]
+    assert activations[1] > activations[0] > 0
+    loop.run(small)
+    epoch = tmp_path / "run/epoch_0"
+    assert (epoch / folder.SPEECH).exists() and not (epoch / "lora").exists()
+
+
 def turns(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "user", "segments": [{"text": "say:"}, {"speech": row}]}]
 
@@ -281,3 +303,42 @@ def test_a_damaged_speech_part_is_refused(parts, trained, tmp_path, fault):
     }[fault]
     with pytest.raises(ValueError, match=match):
         generation.generator(copy, ENCODER, "x", "cpu")
+
+
+def test_a_question_from_a_file_is_heard_as_a_row_is(parts, trained):
+    """What stages.ask does with the waveform: the encoder's frames, as a row of the data has."""
+
+    class Encoder:
+        def embed_batch(self, waveforms: list[np.ndarray], size: int) -> Any:
+            return torch.from_numpy(waveforms[0].reshape(1, -1, WIDTH)), [4]
+
+    generator = generation.generator(trained / "epoch_1", ENCODER, "x", "cpu")
+    waveform = np.arange(6 * WIDTH, dtype=np.float32)
+    (segment,) = generator.speech(Encoder(), [waveform])
+    heard = views.frames_of(segment["speech"], WIDTH)
+    assert np.array_equal(heard, waveform.reshape(-1, WIDTH)[:4].astype(np.float16))
+
+
+def test_some_weights_have_another_rate(parts, tmp_path):
+    (_, _), _, model, _ = step(parts, tmp_path, [[0]], 1)
+    spec = {"_component_": "torch.optim.AdamW", "lr": 0.01}
+    groups = optimizers.groups(model, spec, {"lora_b": 0.5, "adapter": 2.0, "lora": 1.0})
+    assert sorted(group["lr"] for group in groups) == [0.005, 0.01, 0.02]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(len(group["params"]) for group in groups) == len(trained)
+    assert optimizers.groups(model, spec, {}) == trained
+    with pytest.raises(ValueError, match="'mlp' fits no parameter that trains"):
+        optimizers.groups(model, spec, {"mlp": 2.0})
+
+
+def test_a_run_that_began_before_there_were_adapters_goes_on(parts, tmp_path):
+    settings = plan._artifact(job(recipe(parts, tmp_path / "old")), {})._config
+    assert "seed" in settings and not settings.keys() & {"adapter", "rates"}
+    assert plan._artifact(job(splice(parts, tmp_path / "new")), {})._config["adapter"] == ADAPTER
+
+
+def test_a_speech_part_is_in_the_manifest_and_not_pushed(trained):
+    outputs = artifact.manifest_of(trained)["outputs"]
+    assert {f"epoch_1/{name}" for name in (folder.SPEECH, folder.LORA)} <= outputs.keys()
+    with pytest.raises(ValueError, match="cannot be pushed yet"):
+        push.files_of(trained / "epoch_1")

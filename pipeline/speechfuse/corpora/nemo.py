@@ -73,7 +73,11 @@ class Nemo:
                 for arg in (manifest, tars)
                 for each in ([arg] if isinstance(arg, str) else arg)
             ]
-            self._by_pattern = any(set("*?") & set(each) for each in listed)
+            # names that a folder or a wildcard put in order, and not the user
+            self._by_pattern = any(
+                Path(each).is_dir() or ({*"*?["} & {*each} and not Path(each).exists())
+                for each in listed
+            )
             self.tars = self._paired([self.tar_folder / name for name in names])
 
     def _paired(self, tars: list[Path]) -> dict[str, Path]:
@@ -108,8 +112,9 @@ class Nemo:
             if len(tars) > 1 and self._by_pattern:  # the order of names is nobody's word
                 raise ValueError(
                     f"tars: what differs in the names of the manifests ({manifests[0]}, ...) and "
-                    f"of the tars ({names[0]}, ...) is not the same, so * and ? do not say which "
-                    "belong together: list both in the same order, or with ranges {0..9}"
+                    f"of the tars ({names[0]}, ...) is not the same, so a pattern or a folder does "
+                    "not say which belong together: list both in the same order, or with ranges "
+                    "{0..9}"
                 )
         return dict(zip(self.manifests, tars, strict=True))
 

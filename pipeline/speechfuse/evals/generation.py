@@ -33,8 +33,7 @@ def load(checkpoint: Path, device: str | None = None, lora: bool = False) -> Any
     """Return the model of a Hugging Face folder, in the dtype that its config.json states, with the
     LoRA beside it added if `lora`. With `device` None it is on a GPU if there is one. The last
     model is kept until another is asked for, or its files change. Raises as weights.headers, and
-    ValueError for weights that are not
-    finite."""
+    ValueError for weights that are not finite."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     files = sorted(path for path in Path(checkpoint).absolute().rglob("*") if path.is_file())
     stamp = (

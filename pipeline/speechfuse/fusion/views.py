@@ -7,7 +7,6 @@ the same recipe is a view of this room too, because all samples of a batch are c
 
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from speechfuse import config
+from speechfuse.fusion.adapters import positions
 from speechfuse.fusion.door import FRAME
 from speechfuse.rows import shards
 from speechfuse.samples import datasets, view
@@ -70,7 +70,7 @@ def places(speech: dict[str, Any], width: int, stack: int, clips: list[np.ndarra
     """Return the ids that stand for a speech segment, FRAME for each vector; its frames are added
     to `clips`."""
     clips.append(frames_of(speech, width))
-    return [FRAME] * ceil(len(clips[-1]) / stack)
+    return [FRAME] * positions(len(clips[-1]), stack)
 
 
 def speech(
@@ -82,7 +82,8 @@ def speech(
     train_on: str = "answers",
 ) -> View:
     """Rows of stages.encode_speech made into conversations by `turns`, as samples.speech does.
-    `stack`: that of the adapter. Raises ValueError for another dataset."""
+    `stack`: that of the adapter. Rows without a transcript have no sample. Raises ValueError for
+    another dataset."""
     stream = shards.read_stream(Path(path))
     if "encoder" not in stream:
         raise ValueError(
@@ -101,8 +102,7 @@ def speech(
         learned[0] = False
         return SplicedSample(row["id"], tokens, learned, tuple(clips))
 
-    if train_on not in ("answers", "all"):
-        raise ValueError(f"train_on={train_on!r}: choose answers or all")
+    datasets.check_train_on(train_on)
     return SplicedView(Path(path), select or {}, render, collate, stream, stack)
 
 

@@ -74,6 +74,12 @@ def files_of(folder: Path) -> dict[str, Path]:
     says or leads out of the folder. An epoch has no list of its own: its files are all that are
     there, but for weights that its model does not have; its run's list has the weights.
     """
+    if (folder / "speech.json").exists():
+        raise ValueError(
+            f"{folder} takes frames: its speech part beside another's language model cannot be "
+            "pushed yet; upload speech.safetensors, speech.json and lora/ by hand, and name the "
+            "base"
+        )
     hashes: dict[str, Any] | None = artifact.manifest_of(folder).get("outputs")
     if hashes is None:
         run = folder.parent / "manifest.json"

@@ -41,8 +41,7 @@ def _view(
             "turns": ("rows of speech", "speech or .sound"),
         }[column]
         raise ValueError(f"{path} holds {here}: its _component_ is speechfuse.samples.{fits}")
-    if train_on not in ("answers", "all"):
-        raise ValueError(f"train_on={train_on!r}: choose answers or all")
+    check_train_on(train_on)
 
     def sample(row: dict[str, Any]) -> Sample | None:
         if (rendered := render(row)) is None:
@@ -53,6 +52,12 @@ def _view(
         return Sample(row["id"], np.array(tokens, np.int32), np.array(targets))
 
     return View(Path(path), select or {}, sample)
+
+
+def check_train_on(value: str) -> None:
+    """Raises ValueError for a `train_on` that there is not."""
+    if value not in ("answers", "all"):
+        raise ValueError(f"train_on={value!r}: choose answers or all")
 
 
 def sound(vocabulary: Vocabulary, path: str, select: dict[str, Any] | None = None) -> View:

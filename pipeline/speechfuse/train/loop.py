@@ -203,7 +203,8 @@ def _finish(work: artifact.Artifact, mixture: datasets.Mixture) -> None:
     totals |= {"rejected": rejected, "quarantined_steps": bad}
     totals["left_out"] = [each.left_out for each in mixture.indexes]
     totals["without_target"] = [each.without_target for each in mixture.indexes]
-    work.finish(totals, [work.out / "metrics.jsonl", *work.out.glob("epoch_*/*.safetensors")])
+    written = work.out.glob("epoch_*/**/*.safetensors")  # a LoRA's too
+    work.finish(totals, [work.out / "metrics.jsonl", *written])
     print(
         f"{work.out}: {counts.steps:,} steps, last loss {last and round(last, 3)}, "
         f"{counts.tokens:,} tokens ({useful:.1%} of the positions), {len(counts.epoch_ends)} epochs"

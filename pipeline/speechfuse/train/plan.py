@@ -30,6 +30,8 @@ VERSION = 2
 ROUNDING = (
     "micro_batch_size activation_checkpointing compile attention loss_chunk shard_group"
 ).split()
+# keys that came later: a run that was begun without them goes on where they are not set
+ADDED = ("adapter", "rates")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,9 @@ def _artifact(job: Finetune, pins: dict[str, str | None]) -> artifact.Artifact:
         inputs[path] = pin or artifact.fingerprint_of(Path(path))
     settings = asdict(job)
     settings["runtime"] |= {key: settings.pop(key) for key in ROUNDING}
+    for key in ADDED:
+        if not settings[key]:
+            del settings[key]
     return artifact.Artifact(Path(job.out), "finetune", VERSION, settings, inputs)
 
 

@@ -9,6 +9,7 @@ follow from what the recipe expects of it (runtime.expected), or are unknown.
 """
 
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -65,7 +66,8 @@ class PreflightReport:
     `parameters`: (all, those that train) by group; `limit`: bytes of memory of a GPU, or of the
     machine for each rank; `needed`: bytes of memory on each, with a reserve for what cannot be
     counted; `written`: bytes of the machine's memory that a state or an epoch takes on its way to
-    the disk; `host`: those and the processes', beside GPUs; `host_limit`: None: another machine is
+    the disk; `host`: those and the processes', beside GPUs; `local`: ranks of a machine, all where
+    torchrun has not said; `host_limit`: None: another machine is
     planned for; `disk`: bytes that the states and epochs of the run take, of `free` ones that it
     may use; `speed`: tokens a second and GPU, None: not known; `source`: where that is from."""
 
@@ -97,11 +99,15 @@ class PreflightReport:
         self.state_bytes = weights + memory.optimizer_bytes(job, trained)
         merged = [count for group, (count, _) in self.parameters.items() if group != "adapters"]
         self.epoch_bytes = size * sum(merged)
-        # a state is copied before it is written; an epoch waits for the state before it
-        self.written = max(self.state_bytes, int(EXPORTED * self.epoch_bytes))
-        self.host = self.written + ranks * PROCESS
-        self.needed = int(peak * (1 + FRAGMENTS)) + RESERVE if gpu else peak + self.written // ranks
-        self.limit = gpu.memory if gpu else free_memory() // ranks
+        # a state is copied before it is written, each rank's part of it on the rank's machine; an
+        # epoch is gathered on one, and waits for the state before it
+        self.local = min(ranks, int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))
+        part = self.state_bytes * self.local // ranks
+        self.written = max(part, int(EXPORTED * self.epoch_bytes))
+        self.host = self.written + self.local * PROCESS
+        own = self.written // self.local
+        self.needed = int(peak * (1 + FRAGMENTS)) + RESERVE if gpu else peak + own
+        self.limit = gpu.memory if gpu else free_memory() // self.local
         self.host_limit = None if job.runtime.gpu else free_memory()
         self.epochs = len(data.counts.epoch_ends) if data else job.epochs
         self.disk = (state.KEEP + 1) * self.state_bytes + self.epochs * self.epoch_bytes
@@ -126,7 +132,7 @@ class PreflightReport:
         parts |= {"optimizer state": self.memory.optimizer, **self.memory.step}
         rest = "reserve (assumed)" if meter.gpu else "state or epoch on its way to the disk"
         parts[rest] = self.needed - self.memory.peak
-        host = f"{_gib(self.host)} on a machine with all {ranks} ranks"
+        host = f"{_gib(self.host)} on a machine with {self.local} of the {ranks} ranks"
         if self.host_limit is not None:
             host += f", of {_gib(self.host_limit)}: {'fits' if self.host_fits else 'DOES NOT FIT'}"
         steps = data.counts.steps if data else self.job.steps
