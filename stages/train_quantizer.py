@@ -87,6 +87,7 @@ def train(job: TrainQuantizer, method: Any, trainee: "nn.Module", device: str) -
         optimizer.param_groups[0]["lr"] = learning_rate(job, step)
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
+            states.wait()
             raise ValueError(
                 f"{job.out}: the loss of step {step + 1} is {total.item()}: lower lr, or look at "
                 "the corpus; a state that was saved before is kept"
