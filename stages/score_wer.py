@@ -16,8 +16,6 @@ from typing import Any
 
 from speechfuse import config, json_lines
 from speechfuse.scores import audiobench_wer
-from speechfuse.scores.word_errors import fitting
-from speechfuse.scores.words import plain
 
 
 @dataclass
@@ -45,18 +43,12 @@ def read(path: Path) -> list[dict[str, Any]]:
 def main(job: ScoreWer) -> None:
     rows = read(Path(job.file))
     references, predictions = [r["reference"] for r in rows], [r["prediction"] for r in rows]
-    is_output, changed = audiobench_wer.normalised_already(references + predictions)
+    is_output, changed = audiobench_wer.normalised_already(references, predictions)
     as_they_are = is_output if job.normalised is None else job.normalised
     if as_they_are and changed:
         print(
             f"texts scored as they are: AudioBench-normalised already ({changed} of "
             f"{2 * len(rows)} would change); normalised=false normalises them"
-        )
-    normalise = str if as_they_are else fitting(references, audiobench_wer.audiobench)
-    if normalise is plain:
-        print(
-            "the references are not English: accents count, and nothing but case and punctuation "
-            "is normalised; AudioBench's rate is another"
         )
     numbers = all(isinstance(row.get("seconds"), int | float) for row in rows)
     speakers = all(row.get("speaker") for row in rows)
@@ -65,8 +57,14 @@ def main(job: ScoreWer) -> None:
         predictions,
         [row["seconds"] for row in rows] if numbers else None,
         [str(row["speaker"]) for row in rows] if speakers else None,
-        normalise,
+        str if as_they_are else None,
     )
+    if result.not_english:
+        print(
+            f"{result.not_english} of {len(rows)} references are not English: in them accents and "
+            "marks count, and nothing but case and punctuation is normalised; AudioBench's rate is "
+            "another"
+        )
     totals = result.totals
     print(
         f"{len(rows)} utterances, {totals.words} words: {totals.substitutions} substitutions, "

@@ -216,7 +216,7 @@ def main(job: SynthesizeInstructions) -> None:
         )
         return
     settings = settings_of(job, engines, trip)
-    work = artifact.Artifact(out, "synthesize_instructions", 1, settings, inputs)
+    work = artifact.Artifact(out, "synthesize_instructions", 2, settings, inputs)
     stream = {"quantizer": quantizer.identity, "token_rate": quantizer.token_rate}
     making.make_dataset(
         job,

@@ -87,6 +87,7 @@ def train(job: TrainQuantizer, method: Any, trainee: "nn.Module", device: str) -
         optimizer.param_groups[0]["lr"] = learning_rate(job, step)
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
+            states.wait()
             raise ValueError(
                 f"{job.out}: the loss of step {step + 1} is {total.item()}: lower lr, or look at "
                 "the corpus; a state that was saved before is kept"
@@ -125,7 +126,7 @@ def main(job: TrainQuantizer) -> None:
         for name, corpus in corpora.items()
     }
     inputs |= method.inputs
-    work = artifact.Artifact(out, "train_quantizer", 2, asdict(job), inputs)
+    work = artifact.Artifact(out, "train_quantizer", 3, asdict(job), inputs)
     if not work.begin(
         lambda: {name: corpus.plan(SHARD) for name, corpus in corpora.items()}, fresh=job.fresh
     ):

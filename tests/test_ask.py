@@ -66,6 +66,13 @@ def test_files_that_cannot_be_asked(kind, expanded, tmp_path, monkeypatch, capsy
     assert line.startswith("error: ") and said in line and path.name in line
 
 
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_reply_has_a_token(value, tmp_path, monkeypatch, capsys):
+    asked = "--check", f"file={tmp_path}/q.wav", f"max_new_tokens={value}"
+    status, _, err = called(monkeypatch, capsys, ask, *asked)
+    assert (status, err) == (2, f"error: max_new_tokens={value}: at least 1 is needed\n")
+
+
 def test_asking_before_there_is_a_report(tmp_path, monkeypatch, capsys):
     wav = tmp_path / "q.wav"
     assert called(monkeypatch, capsys, say, f"file={wav}")[0] == 0

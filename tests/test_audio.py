@@ -17,7 +17,7 @@ import pytest
 import soundfile
 import soxr
 
-from speechfuse.audio import containers, decoding
+from speechfuse.audio import augmentation, containers, decoding, espeak_ng
 from tests.bad_audio import FILES, cut, encoded, mp3, patched, sound, tagged, vorbis
 
 RATE = decoding.SAMPLE_RATE
@@ -124,6 +124,58 @@ def test_a_clip_of_which_no_channel_has_all_and_the_mix_has_not_is_refused():
     right[: RATE // 2], left[: RATE // 2] = SPEECH[: RATE // 2], 0
     with pytest.raises(ValueError, match=r"^cancelled: "):
         decoding.decode(encoded(np.stack([left, right], axis=1)))
+
+
+@pytest.fixture(scope="module")
+def spoken() -> list[np.ndarray]:
+    """Two voices, 3 s each, with pauses."""
+    texts = ("What is three plus four? Name a bird.", "The weather was cold and rainy, she said.")
+    voices = [espeak_ng.EspeakVoice(name, 170, pitch) for name, pitch in (("en", 30), ("en", 70))]
+    with espeak_ng.EspeakLibrary() as library:
+        spoken = [library.speak(*pair).waveform for pair in zip(texts, voices, strict=True)]
+    return [0.5 * np.resize(waveform, 3 * RATE) for waveform in spoken]
+
+
+def level(waveform: np.ndarray, db: float, of: np.ndarray) -> np.ndarray:
+    return waveform * np.sqrt(np.mean(of**2) / np.mean(waveform**2)) * 10 ** (db / 20)
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(2 * RATE, None)])
+@pytest.mark.parametrize(
+    ("sound", "db"),
+    [(tone(3.0, RATE, 100), -7.5), (tone(3.0, RATE, 100), 5), (OTHER, -3), (OTHER, -7.5)],
+)
+def test_speech_that_is_inverted_under_a_noise_that_is_not_is_kept(spoken, sound, db, part):
+    speech, other = spoken[0], np.array(spoken[0])
+    other[part] *= -1
+    shared = level(sound, db, speech)
+    channels = [other + shared, speech + shared]
+    decoded = decoding.decode(encoded(np.stack(channels, axis=1), subtype="FLOAT"))
+    assert decoded.channel is not None
+    np.testing.assert_array_equal(decoded.waveform, channels[decoded.channel].astype(np.float32))
+
+
+def in_a_room(waveform: np.ndarray, seed: int) -> np.ndarray:
+    room = augmentation.Reverberation((0.5, 0.5), (6.0, 6.0))
+    return room(waveform, np.random.default_rng(seed))[0]
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        *(lambda a, b, lag=lag: np.roll(a, lag) for lag in (1, 3, 5, 8, 16, 31, 80, 240)),
+        lambda a, b: 0.2 * a + 1e-3 * OTHER,
+        lambda a, b: b - 0.3 * a,  # another speaker, and this one's inverted echo
+        lambda a, b: in_a_room(a, 1),
+        lambda a, b: level(OTHER, 0, a),
+        lambda a, b: a + level(OTHER, 0, a),
+    ],
+)
+def test_speech_that_its_channels_have_in_different_ways_is_mixed(spoken, right):
+    left = in_a_room(spoken[0], 2)
+    for one in (spoken[0], left):
+        decoded = decoding.decode(encoded(np.stack([one, right(one, spoken[1])], axis=1)))
+        assert decoded.channel is None
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 12345, 16000, 22050, 44100, 48000, 96000])

@@ -122,6 +122,14 @@ def test_word_errors_bring_their_kinds():
     assert result.items == [{"errors": 1, "words": 3}, {"errors": 3, "words": 1}]
 
 
+def test_the_normaliser_of_other_languages_is_said():
+    for name in ("wer", "wer_whisper"):
+        result = METRICS[name](["It's colouring", "एक दिन"], ["it's colouring दिन", "एक दान"], None)
+        assert [(item["errors"], item["words"]) for item in result.items] == [(1, 3), (1, 2)]
+        assert result.details["normaliser"].startswith("none of English for 1 of 2 references: ")
+        assert "normaliser" not in METRICS[name](["a dog"], ["a दिन"], None).details
+
+
 def test_a_metric_that_does_not_fit_says_so():
     with pytest.raises(ValueError, match=r"metric wer does not fit.*use metric cer"):
         METRICS["wer"](["今天天气很好"], ["今天"], None)

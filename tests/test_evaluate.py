@@ -301,6 +301,16 @@ def broken(sweep: Sweep, what: str, tmp_path: Path) -> None:
             checkpoints[1]["tasks"] = ["wer", "mmlu"]
         case "argument":
             tasks["same"]["metrik"] = "wer"
+        case "no tasks":
+            checkpoints[0]["tasks"] = []
+        case "none that is asked":
+            checkpoints.clear()
+        case "name that is a number":
+            checkpoints[0]["name"] = 1.10
+        case "name above" | "absolute name":
+            checkpoints[0]["name"] = "a/../../b" if what == "name above" else str(tmp_path / "b")
+        case "task above":
+            tasks["../x"], checkpoints[0]["tasks"] = tasks["wer"], ["../x"]
 
 
 @pytest.mark.parametrize(
@@ -315,6 +325,12 @@ def broken(sweep: Sweep, what: str, tmp_path: Path) -> None:
         ("unfinished run", "holds no manifest.json"),
         ("task", "run has the task 'mmlu', which tasks does not describe; it has wer, same"),
         ("argument", "unknown argument 'metrik'; did you mean 'metric'"),
+        ("no tasks", "checkpoints: base has no tasks; name some, or remove it"),
+        ("none that is asked", "checkpoints: no task is asked of any of them"),
+        ("name that is a number", r"checkpoints: the name 1\.1 is no text; put it in quotes"),
+        ("name above", r"checkpoints: 'a/\.\./\.\./b' leads out of .*evals"),
+        ("absolute name", r"checkpoints: '/.*/b' leads out of .*evals"),
+        ("task above", r"checkpoints: '\.\./x' leads out of .*evals"),
     ],
 )
 def test_what_cannot_succeed_is_said_before_any_work(
@@ -325,6 +341,15 @@ def test_what_cannot_succeed_is_said_before_any_work(
     with pytest.raises(ValueError, match=says):
         sweep.run()
     assert not list(sweep.out.rglob("predictions.jsonl")) and sweep.results() == {}
+
+
+@pytest.mark.parametrize(
+    "override", ["batch_size=0", "batch_size=-1", "max_new_tokens=0", "limit=0", "num_fewshot=-1"]
+)
+def test_a_number_of_a_task_out_of_bounds_is_refused_by_its_key_at_once(sweep, override):
+    name, value = override.split("=")
+    with pytest.raises(ValueError, match=rf"^tasks\.wer\.{name}={value}: at least . is needed$"):
+        config.load(Evaluate, sweep.path(), [f"tasks.wer.{override}"])
 
 
 def test_a_failed_scoring_leaves_the_predictions(sweep, capsys, monkeypatch):

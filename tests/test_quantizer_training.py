@@ -261,3 +261,27 @@ def test_what_cannot_be_trained_on_is_counted(teacher: Path, tmp_path: Path) -> 
     strict.runtime.max_reject_rate = 0.1
     with pytest.raises(ValueError, match=r"3 of 6 clips cannot .*long: too long: 2\.50"):
         train_quantizer.main(strict)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_it_and_the_state_before_goes_on(tmp_path, capsys, bad):
+    trainee, steps = torch.nn.Linear(2, 1), []
+
+    class Method:
+        worst = bad
+
+        def losses(self, step: int, *_: int) -> dict[str, torch.Tensor]:
+            steps.append(step)
+            loss = trainee(torch.ones(2)).sum() ** 2
+            return {"right": loss, "other": loss * (self.worst if step == 3 else 1.0)}
+
+    job = train_quantizer.TrainQuantizer(
+        out=str(tmp_path), corpus={}, validation={}, method={}, steps=5, batch_size=1
+    )
+    job.runtime.state_every = 2
+    with pytest.raises(ValueError, match=rf"the loss of step 4 is {bad}: lower lr"):
+        train_quantizer.train(job, Method(), trainee, "cpu")
+    assert all(weights.isfinite().all() for weights in trainee.parameters())
+    Method.worst = 1.0
+    assert all(np.isfinite([*train_quantizer.train(job, Method(), trainee, "cpu").values()]))
+    assert steps == [0, 1, 2, 3, 2, 3, 4] and "goes on at step 3 of 5" in capsys.readouterr().out

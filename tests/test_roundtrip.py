@@ -42,6 +42,7 @@ DECODER = {
         (" ", "well", (0.0, 0)),
         ("say it (in brief)", "say it in brief", (0.0, 4)),  # what is in brackets is said
         ("say [very] <loud>", "(say) loud", (1 / 3, 3)),
+        ("It's colouring", "it's colouring दिन", (1 / 3, 3)),  # the text decides for both
     ],
 )
 def test_the_rate_is_of_words_as_said(text, heard, expected):

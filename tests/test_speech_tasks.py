@@ -89,7 +89,7 @@ def test_transcripts_of_one_id_are_refused(tmp_path):
     path.write_bytes(b"\xef\xbb\xbf" + "\n\n".join(lines).encode())
     assert items.read_transcripts(path) == {"1": "x", "2": "x"}
     path.write_text("\n".join([*lines, '{"id": 1, "text": "y"}']))
-    with pytest.raises(ValueError, match=r"transcripts=.*an id comes twice"):
+    with pytest.raises(ValueError, match=r"t\.jsonl, line 3: the id 1 comes twice"):
         items.read_transcripts(path)
 
 
@@ -108,6 +108,10 @@ def test_transcripts_instead_of_audio_need_no_sound_tokens(parts, tmp_path, monk
     assert "answer: heard 1!" in words.tokenizer.decode(ids)
     file.write_text("".join(json.dumps(line) + "\n" for line in lines[:4]))
     with pytest.raises(ValueError, match="has no transcript of 2 of 6 items, 'u4' the first"):
+        replace(of, transcripts=str(file)).check(parts / "init")
+    lines[2]["text"] = " \u00a0"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=r"asr\.jsonl has no transcript of 1 of 6 items, 'u2'"):
         replace(of, transcripts=str(file)).check(parts / "init")
 
 
@@ -399,8 +403,17 @@ def test_a_limit_takes_items_of_every_split_though_voices_take_turns():
     assert list(items.subset(rows, found, None)) == list(rows)
 
 
-def test_a_transcript_that_is_no_text_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"id": "a", "text": null}', "the text of a is None, not text"),
+        ('{"id": "a"}', "the text of a is None, not text"),
+        ('{"text": "x"}', "its id is None, no name"),
+        ("x", "not JSON"),
+    ],
+)
+def test_a_line_that_is_no_transcript_is_refused(tmp_path, line, says):
     path = tmp_path / "t.jsonl"
-    path.write_text('{"id": "a", "text": null}\n')
-    with pytest.raises(ValueError, match="the text of a is None, not text"):
+    path.write_text(f'{{"id": "b", "text": "x"}}\n\n{line}\n')
+    with pytest.raises(ValueError, match=rf"transcripts: .*t\.jsonl, line 3: {says}.*JSON lines"):
         read_transcripts(path)

@@ -186,12 +186,41 @@ def test_a_published_log_is_scored_as_it_is(tmp_path, capsys):
         ([("می‌خواهم", "میخواهم")], "0.000000"),
         ([("один, два", "один три")], "0.500000"),
         ([("Zoë's café is shut today", "zoe is cafe is shut today")], "0.000000"),
+        ([("a café", "a cafe"), ("café naïve", "cafe naive")], "0.000000"),
+        ([("Malmö and Göteborg", "malmo and goteborg"), ("over Köln", "over koln")], "0.000000"),
+        ([("tôi là sinh viên", "toi la sinh vien")], "0.750000"),
+        # the reference decides for both sides
+        ([("It's what they're colouring.", "it's what they're colouring दिन")], "0.166667"),
     ],
 )
 def test_marks_and_letters_of_other_languages_count(tmp_path, capsys, pairs, rate):
     path = write(tmp_path / "a.jsonl", pairs)
     job = score_wer.ScoreWer(str(path), normalised=False)
     assert last_line(job, capsys) == rate
+
+
+@pytest.mark.parametrize("space", ["\t", "\u00a0", "\n", "\u3000", " \u2028"])
+@pytest.mark.parametrize("normalised", [None, True, False])
+def test_any_white_space_parts_words(tmp_path, capsys, space, normalised):
+    path = write(tmp_path / "a.jsonl", [(f"three{space}plus four", f"three plus{space}four")])
+    assert last_line(score_wer.ScoreWer(str(path), normalised), capsys) == "0.000000"
+
+
+@pytest.mark.parametrize(
+    ("references", "said"),
+    [
+        (["की", "दिन"], "2 of 2 references are not English: "),
+        (["ฉันรักแมว"], "1 of 1 references are not English: "),
+        (["今天", "it is warm"], "1 of 2 references are not English: "),
+        (["l'été est passé", "il est né"], "2 of 2 references are not English: "),
+        (["it is warm", "café naïve"], ""),
+    ],
+)
+def test_the_normaliser_of_another_language_is_named(tmp_path, capsys, references, said):
+    path = write(tmp_path / "a.jsonl", [(text, text) for text in references])
+    score_wer.main(score_wer.ScoreWer(str(path)))
+    shown = capsys.readouterr().out
+    assert shown.startswith(said) and ("not English" in shown) == bool(said)
 
 
 def test_seconds_and_speakers_are_used_where_every_line_has_them(tmp_path, capsys):

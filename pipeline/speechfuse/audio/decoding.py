@@ -33,9 +33,17 @@ SUFFIXES = tuple(
 RATES = (4_000, 768_000)  # Hz; plausible sample rates
 LOUDEST = 8.0  # samples beyond are on another scale, as float samples from -32768 to 32767
 SLACK = 0.1  # seconds that may be missing at the end: durations in manifests are rounded
+ENOUGH = 11_025  # frames of a second in which channels are compared
 STRETCH = 0.25  # seconds in which channels are compared with their mix
 CANCELLED = 0.1  # share of the power that channels without relation would leave in their mix
 PAUSE = 1e-3  # share of the loudest stretch's power under which nobody speaks
+# speech under a steady noise is looked for in bands of 225 Hz, 1.5 seconds at a time
+BANDS = np.linspace(200, 3800, 17)  # Hz; the edges
+FRAME = 0.064  # seconds
+FRAMES = 24
+RISE = 4.0  # times the power of a band's quiet fifth; a steady sound stays below
+AUDIBLE = 1e-4  # share of the loudest band's power; below is a codec's own noise
+CANCELLED_BAND = 0.4  # as CANCELLED, in one band of one frame
 
 # no file's fault: the last ones are of the disk that a copy is written to
 _MACHINE_ERRORS = {
@@ -55,6 +63,9 @@ def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
     return soxr.resample(waveform.astype(np.float32, copy=False), rate, SAMPLE_RATE)
 
 
+Powers = tuple[list[np.ndarray], list[np.ndarray]]
+
+
 @dataclass(frozen=True)
 class Decoded:
     """`waveform`: float32 mono at 16 kHz. `rate` (Hz) and `channels` are the source's; `channel`:
@@ -69,9 +80,10 @@ class Decoded:
 def decode(source: Path | bytes, offset: float = 0.0, seconds: float | None = None) -> Decoded:
     """Decode an audio file, or the bytes of one, whatever its name; channels are averaged.
 
-    Where channels cancel each other in their average, the loudest that holds all of the sound is
-    used alone. Only `seconds` from `offset` on are decoded, block by block, so that of a long file
-    only the result is in memory. The samples are the decoder's, neither clipped nor scaled. Raises
+    Where channels cancel each other in their average, or the speech in them does so under a noise
+    that they share, the loudest that holds all of the sound is used alone. Only `seconds` from
+    `offset` on are decoded, block by block, so that of a long file only the result is in memory.
+    The samples are the decoder's, neither clipped nor scaled. Raises
     ValueError("kind: detail"), without the path, for a file that is absent, no audio, not what its
     header states, or of which no channel has all; kinds as in speechfuse.rows.rejects.Reject.
     """
@@ -80,7 +92,7 @@ def decode(source: Path | bytes, offset: float = 0.0, seconds: float | None = No
     try:
         with _opened(source) as handle:
             decoded, powers = _decode(handle, offset, seconds, None)
-            if (column := _audible(powers)) > 0:
+            if (column := _audible(*powers)) > 0:
                 decoded, _ = _decode(handle, offset, seconds, column - 1)
             return decoded
     except soundfile.LibsndfileError as error:
@@ -120,8 +132,8 @@ def check_file(path: Path) -> None:
 
 def _decode(
     handle: IO[bytes], offset: float, seconds: float | None, channel: int | None
-) -> tuple[Decoded, list[np.ndarray]]:
-    """Return what is decoded, of all channels or of one, and the `_powers` of all."""
+) -> tuple[Decoded, Powers]:
+    """Return what is decoded, of all channels or of one, and the `_powers` and `_band_powers`."""
     end = inf if seconds is None else offset + seconds
     with containers.stream(handle.fileno(), handle.name, end) as file:
         return _read(file, handle.fileno(), offset, seconds, channel)
@@ -129,7 +141,7 @@ def _decode(
 
 def _read(
     file: containers.Forward, fd: int, offset: float, seconds: float | None, channel: int | None
-) -> tuple[Decoded, list[np.ndarray]]:
+) -> tuple[Decoded, Powers]:
     rate, channels = file.samplerate, file.channels
     if not RATES[0] <= rate <= RATES[1]:
         raise ValueError(f"bad rate: {rate} Hz; {RATES[0]:,} to {RATES[1]:,} Hz are used")
@@ -139,7 +151,8 @@ def _read(
         except soundfile.LibsndfileError:  # beyond the end, or a codec or pipe that cannot
             deque(containers.blocks(file, start), maxlen=0)
     stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32") if rate != SAMPLE_RATE else None
-    pieces, frames, powers = [], 0, []
+    pieces, frames = [], 0
+    powers: Powers = ([], [])
     for samples in containers.blocks(file, inf if seconds is None else round(seconds * rate)):
         peak = np.abs(samples).max()
         if not np.isfinite(peak):
@@ -149,7 +162,8 @@ def _read(
         frames += len(samples)
         mono = samples.mean(axis=1)
         if channels > 1:
-            powers.append(_powers(mono, samples, rate))
+            powers[0].append(_powers(mono, samples, rate))
+            powers[1].append(_band_powers(samples, rate))
         if channel is not None:
             mono = samples[:, channel].copy()
         pieces.append(stream.resample_chunk(mono) if stream else mono)
@@ -171,15 +185,33 @@ def _read(
 
 def _powers(mono: np.ndarray, samples: np.ndarray, rate: int) -> np.ndarray:
     """Return the power of the mix and of each channel (stretches, 1 + channels), without their
-    constant part. Some 11,000 frames of a second are enough for it."""
-    step = max(1, rate // 11_025)
+    constant part. `ENOUGH` frames of a second are enough for it."""
+    step = max(1, rate // ENOUGH)
     rows = np.concatenate([mono[None, ::step], samples[::step].T])
     parts = np.array_split(rows, max(1, round(len(mono) / (STRETCH * rate))), axis=1)
     squares = [np.einsum("ij,ij->i", part, part) / part.shape[1] for part in parts]
     return np.array(squares) - np.square([part.mean(axis=1) for part in parts])
 
 
-def _audible(powers: list[np.ndarray]) -> int:
+def _band_powers(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Return the power of the mix, and what channels without relation would leave in it (frames, 2,
+    bands). Left-out frames fold higher bands into these, in all channels alike."""
+    step = max(1, rate // ENOUGH)
+    samples, rate = samples[::step], rate // step
+    size = round(FRAME * rate)
+    count = max(1, len(samples) // size)
+    framed = np.zeros((count * size, samples.shape[1]), np.float32)
+    framed[: len(samples)] = samples[: len(framed)]
+    window = np.hanning(size).astype(np.float32)[:, None]
+    spectra = np.fft.rfft(framed.reshape(count, size, -1) * window, axis=1)
+    mix = np.square(np.abs(spectra.mean(axis=2)))
+    unrelated = np.square(np.abs(spectra)).mean(axis=2) / samples.shape[1]
+    sums = np.cumsum(np.stack([mix, unrelated], axis=1), axis=2, dtype=np.float64)
+    edges = np.searchsorted(np.fft.rfftfreq(size, 1 / rate), BANDS)
+    return np.diff(sums[..., edges - 1], axis=2)
+
+
+def _audible(powers: list[np.ndarray], of_bands: list[np.ndarray]) -> int:
     """Return the column of `_powers` that is heard wherever there is sound: that of the mix, or the
     first of the channels, the loudest first. Raises ValueError when there is none."""
     if not powers:
@@ -188,10 +220,28 @@ def _audible(powers: list[np.ndarray]) -> int:
     loudness = stretches[:, 1:].mean(axis=1)
     stretches = stretches[loudness > PAUSE * loudness.max()]
     least = CANCELLED * stretches[:, 1:].mean(axis=1) / (stretches.shape[1] - 1)
-    for column in [0, *(1 + np.argsort(-stretches[:, 1:].sum(axis=0), kind="stable"))]:
+    channels = 1 + np.argsort(-stretches[:, 1:].sum(axis=0), kind="stable")
+    mix = [] if _speech_is_cancelled(np.concatenate(of_bands)) else [0]
+    for column in [*mix, *channels]:
         if (stretches[:, column] >= least).all():
             return int(column)
     raise ValueError("cancelled: its channels cancel each other, and none of them has all sound")
+
+
+def _speech_is_cancelled(powers: np.ndarray) -> bool:
+    """Return True if in some seconds the mix lacks most of what rises above the steady sound, each
+    band weighing the same: the total hides speech that is inverted between channels under a hum or
+    noise that is not. A delay between channels cancels less than half of the bands."""
+    heard = AUDIBLE * powers[:, 1].max()
+    for part in np.array_split(powers, max(1, round(len(powers) / FRAMES))):
+        mix, unrelated = part[:, 0], part[:, 1]
+        rises = (unrelated > RISE * np.percentile(unrelated, 20, axis=0)) & (unrelated > heard)
+        if rises.sum() < len(BANDS):
+            continue  # too few to tell
+        weights = rises * unrelated / np.maximum(unrelated.mean(axis=0), np.finfo(float).tiny)
+        if 2 * weights[mix < CANCELLED_BAND * unrelated].sum() > weights.sum():
+            return True
+    return False
 
 
 def load(path: Path) -> np.ndarray:

@@ -63,18 +63,22 @@ def turn_text(turn: dict[str, Any]) -> str:
 
 
 def read_transcripts(path: Path) -> dict[str, str]:
-    """Return transcripts by id of a file of JSON lines {id, text}. Raises ValueError for any other,
-    and for an id that comes twice."""
+    """Return transcripts by id of a file of JSON lines {id, text}. Raises ValueError, with the
+    line, for any other, and for an id that comes twice."""
+    texts: dict[str, str] = {}
     try:
-        entries = [(str(entry["id"]), entry["text"]) for _, entry in json_lines.read(path)]
-        for id, text in entries:
+        for number, entry in json_lines.read(path):
+            id, text, where = entry.get("id"), entry.get("text"), f"{path}, line {number}"
+            if not isinstance(id, str | int):
+                raise ValueError(f"{where}: its id is {id!r:.40}, no name")
             if not isinstance(text, str):
-                raise ValueError(f"the text of {id} is {text!r:.40}, not text")
-        if len(texts := dict(entries)) < len(entries):
-            raise ValueError("an id comes twice")
-        return texts
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"transcripts={path}: not JSON lines of id and text ({error})") from error
+                raise ValueError(f"{where}: the text of {id} is {text!r:.40}, not text")
+            if str(id) in texts:
+                raise ValueError(f"{where}: the id {id} comes twice")
+            texts[str(id)] = text
+    except ValueError as error:
+        raise ValueError(f"transcripts: {error}; give JSON lines of id and text") from error
+    return texts
 
 
 def ids_by_split(rows: Rows, splits: Splits) -> dict[str, list[str]]:

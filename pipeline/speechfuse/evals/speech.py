@@ -183,7 +183,7 @@ class Speech:
             )
         if self.input != "transcript":
             check_quantizer(checkpoint, shards.maker_of(Path(self.data)), self.data)
-        elif lost := [id for id in self.rows if not self.transcript_texts.get(id)]:
+        elif lost := [id for id in self.rows if not (self.transcript_texts.get(id) or "").strip()]:
             raise ValueError(
                 f"{self.transcripts or self.data} has no transcript of {len(lost)} of "
                 f"{len(self.rows)} items, {lost[0]!r} the first of them"

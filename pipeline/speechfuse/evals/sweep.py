@@ -32,6 +32,7 @@ from speechfuse.texts import shared_words
 PATHS = {"data", "include", "train", "transcripts"}  # content counts, in a task's inputs or scoring
 CHARACTERS = 4  # of a token, about
 Cell = tuple[str, Path, str]  # name of the checkpoint, its folder, task
+LEAST = {"batch_size": 1, "max_new_tokens": 1, "limit": 1, "num_fewshot": 0}  # of a task's numbers
 SCORING = ("jiwer", "sacrebleu", "rouge_score", "openai-whisper")
 
 
@@ -51,6 +52,12 @@ class Evaluate:
     only: list[str] = key("checkpoints or tasks, e.g. [stage2/epoch_1, mmlu]", [])
     limit: int | None = key("items of each task, for a quick look; marked partial", None)
     runtime: Runtime = field(default_factory=Runtime)
+
+    def __post_init__(self) -> None:
+        for task, spec in self.tasks.items():
+            for name, least in LEAST.items():
+                if isinstance(value := spec.get(name), int | float) and value < least:
+                    raise ValueError(f"tasks.{task}.{name}={value}: at least {least} is needed")
 
 
 @dataclass
@@ -85,7 +92,11 @@ def cells_of(job: Evaluate) -> list[Cell]:
     for entry in job.checkpoints:
         if missing := {"name", "path", "tasks"} - entry.keys():
             raise ValueError(f"checkpoints: {entry} lacks {', '.join(sorted(missing))}")
+        if not isinstance(entry["name"], str | int):  # YAML reads 1.10 as 1.1
+            raise ValueError(f"checkpoints: the name {entry['name']} is no text; put it in quotes")
         name = str(entry["name"])
+        if not entry["tasks"]:
+            raise ValueError(f"checkpoints: {name} has no tasks; name some, or remove it")
         if name.split("/")[0] == "cells":
             raise ValueError("checkpoints: 'cells' is the folder of predictions; take another name")
         for part in (name, *map(str, entry["tasks"])):  # results are files below `out`

@@ -46,17 +46,21 @@ def audiobench(text: str) -> str:
     return " ".join(text.split())
 
 
-def normalised_already(texts: list[str]) -> tuple[bool, int]:
-    """Return (whether `texts` are AudioBench's output rather than raw, how many of them
+def normalised_already(references: list[str], predictions: list[str]) -> tuple[bool, int]:
+    """Return (whether the texts are AudioBench's output rather than raw, how many of them
     `audiobench` would change).
 
-    Output has no capital and no punctuation, and `audiobench` changes few of it (0.03 to 0.4 % of
-    the texts of ten published LibriSpeech logs); raw text of any size fails one or the other.
+    Output is English, has no capital and no punctuation, and `audiobench` changes few of it (0.03
+    to 0.4 % of the texts of ten published LibriSpeech logs); raw text of any size fails one of
+    them.
     """
+    texts = references + predictions
     changed = sum(" ".join(text.split()) not in (audiobench(text), "empty") for text in texts)
     used = set("".join(texts))
     raw = any(c != c.lower() or unicodedata.category(c).startswith("P") for c in used)
-    return not raw and changed <= 0.02 * len(texts), changed
+    others = sum(map(word_errors.of_another_script, references))
+    few = changed <= 0.02 * len(texts) and others <= 0.02 * len(references)
+    return not raw and few, changed
 
 
 def characters(text: str) -> str:
@@ -68,7 +72,8 @@ def characters(text: str) -> str:
 
 @dataclass(frozen=True)
 class Wer:
-    """`value` is a fraction with a 95 % interval; `by_duration` has (label, rate, utterances)."""
+    """`value` is a fraction with a 95 % interval; `by_duration` has (label, rate, utterances);
+    `not_english`: how many references are not compared as English."""
 
     value: float
     low: float
@@ -78,6 +83,7 @@ class Wer:
     above_one: float
     by_duration: list[tuple[str, float, int]]
     per_item: list[tuple[int, int]]  # (errors, words)
+    not_english: int
 
 
 def score(
@@ -85,17 +91,24 @@ def score(
     predictions: list[str],
     seconds: list[float] | None = None,
     clusters: list[str] | None = None,
-    normalise: Callable[[str], str] = audiobench,
+    normalise: Callable[[str], str] | None = None,
     align: Callable[..., object] = jiwer.process_words,
 ) -> Wer:
-    """Return the word error rate of `predictions`, both sides through `normalise`.
+    """Return the word error rate of `predictions`, both sides through `normalise`, by default
+    `audiobench` (of other languages see word_errors.normalised).
 
     `seconds` of each utterance gives the rate by duration; `clusters` (speakers) widen the
     interval. With `characters` and jiwer.process_characters it is a character error rate. Raises
     ValueError for no utterances, and for other than one prediction, second, cluster for each.
     """
-    sides = references, predictions
-    truths, replies = ([normalise(text) or "empty" for text in side] for side in sides)
+    not_english = 0
+    if normalise is None:
+        references, predictions, not_english = word_errors.normalised(
+            references, predictions, audiobench
+        )
+    else:
+        references, predictions = [*map(normalise, references)], [*map(normalise, predictions)]
+    truths, replies = ([t.strip() or "empty" for t in side] for side in (references, predictions))
     counts = word_errors.errors(truths, replies, align)
     per_item = [(each.total, each.words) for each in counts]
     errors, words = np.asarray(per_item, float).T
@@ -106,6 +119,7 @@ def score(
         above_one=float((errors > words).mean()),
         by_duration=by_duration(per_item, seconds) if seconds is not None else [],
         per_item=per_item,
+        not_english=not_english,
     )
 
 

@@ -15,11 +15,10 @@ import jiwer
 import numpy as np
 
 from speechfuse.scores import audiobench_wer, intervals
-from speechfuse.scores.word_errors import errors, fitting, whisper_english, word_error_rate
+from speechfuse.scores.word_errors import errors, normalised, whisper_english, word_error_rate
 
 Texts = list[str]
 Clusters = list[str] | None
-NOT_ENGLISH = {"normaliser": "none of English: NFKC, case folded, no punctuation"}
 Row = tuple[str, float, float, float]  # metric, value, low, high
 
 
@@ -36,7 +35,7 @@ class Metric:
 
 def word_errors(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
     """Return AudioBench's English WER, and the same with each utterance capped at 1 ("wer_capped").
-    References of another language pass scores.words.plain, and `details` say so ("normaliser").
+    Pairs of another language pass scores.words.plain, and `details` say so ("normaliser").
 
     Raises ValueError for references most of whose letters are of a script without spaces between
     words.
@@ -46,20 +45,26 @@ def word_errors(references: Texts, predictions: Texts, clusters: Clusters = None
             f"metric wer does not fit references such as {references[0]!r:.60}: their script has "
             "no spaces between words; use metric cer"
         )
-    normalise = fitting(references, audiobench_wer.audiobench)
-    result = audiobench_wer.score(references, predictions, None, clusters, normalise)
+    result = audiobench_wer.score(references, predictions, None, clusters)
     metric = _errors("wer", result, clusters)
-    english = normalise is audiobench_wer.audiobench
-    return metric if english else replace(metric, details=metric.details | NOT_ENGLISH)
+    said = _normaliser(result.not_english, references)
+    return replace(metric, details=metric.details | said)
+
+
+def _normaliser(others: int, references: Texts) -> dict[str, Any]:
+    """Return what `details` say where `others` of the references are not compared as English."""
+    of = f"{others} of {len(references)} references"
+    said = f"none of English for {of}: NFKC, case folded, no punctuation"
+    return {"normaliser": said} if others else {}
 
 
 def whisper_word_errors(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
     """Return the WER ("wer") after Whisper's English normaliser alone, as scores.word_errors has
     it."""
     rate = word_error_rate(references, predictions, clusters)
-    normalise = fitting(references, whisper_english())
-    each = errors([normalise(t) for t in references], [normalise(t) for t in predictions])
-    return Metric([("wer", *rate)], [{"errors": e.total, "words": e.words} for e in each])
+    truths, heard, others = normalised(references, predictions, whisper_english())
+    items = [{"errors": each.total, "words": each.words} for each in errors(truths, heard)]
+    return Metric([("wer", *rate)], items, _normaliser(others, references))
 
 
 def character_errors(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:

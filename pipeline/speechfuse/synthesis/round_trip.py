@@ -27,7 +27,7 @@ from speechfuse.openai_server import Server, Unavailable
 from speechfuse.quantizer.decoder import CodeTranscriber
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.rows.rejects import FILTERED
-from speechfuse.scores.word_errors import errors, whisper_english
+from speechfuse.scores.word_errors import errors, normalised, whisper_english
 
 
 @dataclass(frozen=True)
@@ -165,12 +165,12 @@ class RoundTrip:
 
 
 def rate(text: str, transcript: str, characters: bool = False) -> tuple[float, int]:
-    """(word error rate, words of the text), or of characters, after Whisper's English normaliser.
-    A text of which it leaves nothing ("um") has rate 0: there is nothing to miss."""
+    """(word error rate, words of the text), or of characters, as scores.word_errors normalises
+    them. A text of which it leaves nothing ("um") has rate 0: there is nothing to miss."""
     # words in brackets are spoken too, and the normaliser would delete them
-    both = [re.sub(r"[()\[\]<>]", " ", words) for words in (text, transcript)]
+    both = [[re.sub(r"[()\[\]<>]", " ", words)] for words in (text, transcript)]
     if characters:
-        both = [" ".join("".join(words.split())) for words in both]
-    reference, hypothesis = map(whisper_english(), both)
-    (wrong,) = errors([reference], [hypothesis])
+        both = [[" ".join("".join(words.split()))] for (words,) in both]
+    references, hypotheses, _ = normalised(both[0], both[1], whisper_english())
+    (wrong,) = errors(references, hypotheses)
     return (wrong.total / wrong.words, wrong.words) if wrong.words else (0.0, 0)
