@@ -26,7 +26,7 @@ class EncodeSpeech(recordings.Recordings):
 
 def main(job: EncodeSpeech) -> None:
     spec = EncoderSpec(job.encoder)
-    recordings.make(job, "encode_speech", 1, spec, shards.FRAMES, summary)
+    recordings.make(job, "encode_speech", 2, spec, shards.FRAMES, summary)
 
 
 def summary(out: Path, totals: dict[str, Any]) -> str:

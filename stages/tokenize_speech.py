@@ -26,7 +26,7 @@ class TokenizeSpeech(recordings.Recordings):
 
 
 def main(job: TokenizeSpeech) -> None:
-    recordings.make(job, "tokenize_speech", 3, job.quantizer, shards.SPEECH, summary)
+    recordings.make(job, "tokenize_speech", 4, job.quantizer, shards.SPEECH, summary)
 
 
 def summary(out: Path, totals: dict[str, Any]) -> str:
