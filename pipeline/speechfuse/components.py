@@ -70,6 +70,7 @@ def bind(spec: dict[str, Any], *names: str) -> Callable[..., Any]:
     for name, value in arguments.items():
         hint = hints.get(name, Any)
         if ours:
+            _refuse_empty(dotted, name, value, hint, named[name].default if name in named else None)
             _mapped(value, partial(_refuse_nan, f"{dotted}: {name}"))
             arguments[name] = _fitting(dotted, name, value, hint)
         elif str not in (hint, *typing.get_args(hint)):  # others' annotations are often inexact
@@ -101,6 +102,14 @@ def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
         return {key: _mapped(inner, function) for key, inner in value.items()}
     return [_mapped(v, function) for v in value] if isinstance(value, list) else function(value)
+
+
+def _refuse_empty(dotted: str, name: str, value: Any, hint: Any, default: Any) -> None:
+    """Raise ValueError for an empty text where one is declared: as a path it is the current folder,
+    which nobody means. A key whose default is an empty text may be empty."""
+    among = isinstance(value, list) and str in typing.get_args(hint)  # str | list[str]
+    if "" in ([*value] if among else [value]) and default != "":
+        raise ValueError(f"{dotted}: {name} is empty: give it a value, or leave it out")
 
 
 def _refuse_nan(what: str, value: Any) -> None:
