@@ -108,7 +108,8 @@ def _refuse_empty(dotted: str, name: str, value: Any, hint: Any, default: Any) -
     """Raise ValueError for an empty text where one is declared: as a path it is the current folder,
     which nobody means. A key whose default is an empty text may be empty."""
     among = isinstance(value, list) and str in typing.get_args(hint)  # str | list[str]
-    if "" in ([*value] if among else [value]) and default != "":
+    texts = [each for each in (value if among else [value]) if isinstance(each, str)]
+    if default != "" and not all(map(str.strip, texts)):
         raise ValueError(f"{dotted}: {name} is empty: give it a value, or leave it out")
 
 

@@ -126,7 +126,7 @@ def _check_values(settings: Any, prefix: str = "") -> None:
             _check_values(value, f"{name}.")
         elif value is None:
             continue
-        elif value in ("", Path()) and value != field.default:
+        elif isinstance(value, str) and not value.strip() and value != field.default:
             raise ValueError(f"{name} is empty: give it a value, or leave it out")
         elif isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{name}=.nan: a number is needed")
