@@ -26,7 +26,7 @@ class Ask:
     whisper: str | None = key("openai-whisper .pt beside a .model", None)
     checkpoint: str | None = key("this one instead of the chosen", None)
     repeat_first: bool = key("it was trained to repeat the question on the first line", False)
-    max_new_tokens: int = key("longest reply", 64)
+    max_new_tokens: int = key("longest reply", 64, least=1)
 
 
 def chosen_checkpoint(report: Path) -> Path:

@@ -472,7 +472,7 @@ def test_overlap_is_found_in_what_a_prompt_was(tmp_path):
     ("change", "said"),
     [
         ({"texts": []}, "texts is empty"),
-        ({"shard_size": 0}, "shard_size=0: it must be at least 1"),
+        ({"shard_size": 0}, "shard_size=0: at least 1 is needed"),
         (
             {"steps": [{"_component_": "speechfuse.texts.speakible"}]},
             "did you mean 'speakable'?",

@@ -6,8 +6,10 @@ similarity is then counted exactly. The planning process holds about 6 kB of eve
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Le
 from datasketch import MinHash, MinHashLSH
 from tqdm import tqdm
 
@@ -29,7 +31,7 @@ class Duplicates:
     """
 
     threshold: float = 0.85
-    permutations: int = 128
+    permutations: Annotated[int, Le(4096)] = 128
     shingle: int = 3
     name: str = field(default="duplicates", init=False)
 
