@@ -400,6 +400,14 @@ def test_a_number_that_is_no_json_is_a_reject(tmp_path, value):
         assert "has NaN or infinity, no JSON" in second.reason
 
 
+def test_an_id_of_nothing_is_a_reject(tmp_path):
+    content = [{**row, "id": id} for row, id in zip(rows(3), ["a", "", " "], strict=True)]
+    path = str(table(tmp_path / "t.parquet", content))
+    first, *others = everything(Parquet(path, id_column="id"))
+    assert first.id == "a" and [other.id for other in others] == ["t/1", "t/2"]
+    assert [o.reason for o in others] == ["bad name: its id is ''", "bad name: its id is ' '"]
+
+
 def test_a_column_of_text_may_be_null_in_all_rows_of_a_file(tmp_path):
     table(tmp_path / "a.parquet", rows(1))
     table(tmp_path / "b.parquet", [{**rows(1)[0], "transcript": None}])

@@ -120,9 +120,10 @@ class AudioTables:
                     if isinstance(record, str):
                         raise ValueError(record)
                     if self.id_column:
-                        if record[self.id_column] is None:
-                            raise ValueError("bad name: its id is null")
-                        id = _text(record[self.id_column])
+                        value = record[self.id_column]
+                        if value is None or not (own := _text(value)).strip():
+                            raise ValueError(f"bad name: its id is {value!r}")
+                        id = own
                     if row - first in again or id in seen:
                         raise ValueError(f"duplicate id: row {row} of {name}")
                     seen.add(id)
