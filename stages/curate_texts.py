@@ -151,7 +151,7 @@ def main(job: CurateTexts) -> None:
         }
         inputs |= {f"{step.name}.{key}": value for key, value in commits.items()}
         specs.append({**spec, **step.at(commits)} if hasattr(step, "at") else spec)
-    work = artifact.Artifact(out, "curate_texts", 2, asdict(job), inputs)
+    work = artifact.Artifact(out, "curate_texts", 3, asdict(job), inputs)
     job = replace(job, steps=specs)
     steps = list(map(making.component, job.steps))
 
