@@ -35,7 +35,13 @@ def chosen_checkpoint(report: Path) -> Path:
         raise FileNotFoundError(
             f"no report at {report}: {maker(str(report))}; or give checkpoint=FOLDER"
         )
-    names = {row["checkpoint"] for row in json.loads(report.read_text()) if row["chosen"]}
+    try:
+        rows = json.loads(report.read_text("utf-8"))
+        names = {Path(row["checkpoint"]) for row in rows if row["chosen"] is True}
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(
+            f"{report} is no report, a list of {{checkpoint, chosen, ...}}: {maker(str(report))}"
+        ) from None
     if len(names) != 1:
         raise ValueError(f"{report} marks {len(names)} checkpoints as chosen: {maker(str(report))}")
     return report.parent / names.pop()

@@ -21,7 +21,7 @@ SHOWN = 10
 
 @dataclass
 class BisectBatch(Finetune):
-    at: int = config.key("the step, counted from 1 as in metrics.jsonl", 0)
+    at: int = config.key("the step, counted from 1 as in metrics.jsonl", 0, least=0)
 
 
 def main(job: BisectBatch) -> None:

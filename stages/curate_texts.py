@@ -35,7 +35,7 @@ class CurateTexts:
     out: str = key("folder of the dataset")
     texts: list[dict[str, Any]] = key("sources, of speechfuse.texts")
     steps: list[dict[str, Any]] = key("steps, of speechfuse.texts, in order")
-    shard_size: int = key("rows of the sources in a shard", 10_000)
+    shard_size: int = key("rows of the sources in a shard", 10_000, least=1)
     fresh: bool = key("move an artifact that differs aside", False)
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -122,8 +122,6 @@ def _by_kind(counts: dict[str, int], prefix: str) -> dict[str, int]:
 
 def main(job: CurateTexts) -> None:
     out = Path(job.out)
-    if job.shard_size < 1:
-        raise ValueError(f"shard_size={job.shard_size}: it must be at least 1")
     if not job.texts:
         raise ValueError("texts is empty: name at least one source of speechfuse.texts")
     sources, steps = list(map(making.component, job.texts)), list(map(making.component, job.steps))
@@ -153,7 +151,7 @@ def main(job: CurateTexts) -> None:
         }
         inputs |= {f"{step.name}.{key}": value for key, value in commits.items()}
         specs.append({**spec, **step.at(commits)} if hasattr(step, "at") else spec)
-    work = artifact.Artifact(out, "curate_texts", 2, asdict(job), inputs)
+    work = artifact.Artifact(out, "curate_texts", 3, asdict(job), inputs)
     job = replace(job, steps=specs)
     steps = list(map(making.component, job.steps))
 

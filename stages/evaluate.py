@@ -31,8 +31,6 @@ from speechfuse.evals.sweep import (
 
 
 def main(job: Evaluate) -> None:
-    if job.runtime.processes < 1:
-        raise ValueError(f"runtime.processes={job.runtime.processes}: at least 1 is needed")
     if job.runtime.dry_run:
         print(*survey(job), sep="\n")
         return

@@ -28,7 +28,7 @@ class ExpandVocab:
         "values of the new rows: normal, mean, mean_and_covariance or codebook",
         {"_component_": "speechfuse.tokens.codebook"},
     )
-    seed: int = key("of the new rows", 0)
+    seed: int = key("of the new rows", 0, least=0)
     fresh: bool = key("move an artifact that differs aside", False)
 
 

@@ -34,7 +34,7 @@ Table = list[list[str]]  # the head first
 class InspectDataset:
     path: str = key("folder of the dataset, or owner/name@revision")
     out: str | None = key("the page; null: NAME.inspect.html beside the folder", None)
-    hear: int = key("rows that are shown", 5)
+    hear: int = key("rows that are shown", 5, least=0)
     decoder: str | None = key("the quantizer, with its decoding half: says what it heard", None)
     whisper: str | None = key("the decoder's openai-whisper .pt", None)
     language: str = key("that the decoder is to hear", "en")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # torch is imported when work starts
 
 @dataclass
 class Runtime(making.Workers):
-    prefetch: int = config.key("samples spoken ahead of the encoder", 32, least=1)
+    prefetch: int = config.key("samples spoken ahead of the encoder", 32, least=1, most=4096)
 
 
 @dataclass
@@ -48,14 +48,14 @@ class SynthesizeInstructions:
     )
     quantizer: QuantizerSpec = config.key("what makes the codes")
     texts: str | None = config.key("finished artifact of text, for kinds that name none", None)
-    samples: int | None = config.key("of all kinds; null: no text twice for a kind", None)
+    samples: int | None = config.key("of all kinds; null: no text twice for a kind", None, least=1)
     augmentation: list[dict[str, Any]] = config.key("steps, of speechfuse.audio, in order", [])
     round_trip: dict[str, Any] | None = config.key(
         "{listener, max_wer}: leaves out speech that says another text", None
     )
-    seed: int = config.key("of every choice", 0)
-    shard_size: int = config.key("samples of a shard", 500)
-    batch_size: int = config.key("pieces of speech of one encoder pass", 16)
+    seed: int = config.key("of every choice", 0, least=0)
+    shard_size: int = config.key("samples of a shard", 500, least=1)
+    batch_size: int = config.key("pieces of speech of one encoder pass", 16, least=1, most=4096)
     fresh: bool = config.key("move an artifact that differs aside", False)
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -168,9 +168,6 @@ def settings_of(
 
 def main(job: SynthesizeInstructions) -> None:
     out = Path(job.out)
-    least = {"shard_size": job.shard_size, "batch_size": job.batch_size, "samples": job.samples}
-    if low := [f"{key}={n}" for key, n in least.items() if n is not None and n < 1]:
-        raise ValueError(f"{', '.join(low)}: at least 1 is needed")
     kinds = synthesis_plan.entries_of(job.kinds, job.texts)
     texts = {f"texts.{n}": artifact.fingerprint_of(kind.texts) for n, kind in kinds.items()}
     check_files(job.quantizer.checkpoint, job.quantizer.whisper)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from speechfuse import artifact, config, workers
 from speechfuse.config import key
 from speechfuse.hub import data as hub_data
+from speechfuse.train.config import check_warmup
 
 if TYPE_CHECKING:  # torch is imported when work starts
     from torch import Tensor, nn, optim
@@ -29,11 +30,13 @@ SHARD = 250  # clips; espeak-ng starts anew with each, so another size is other 
 
 @dataclass
 class Runtime:
-    workers: int = key("processes that decode or synthesize speech", 2, least=1)
+    workers: int = key("processes that decode or synthesize speech", 2, least=1, most=4096)
     device: str = key("cpu, cuda, or auto: cuda where present", "auto")
-    threads: int = key("CPU threads of the training itself", 1, least=1)
+    threads: int = key("CPU threads of the training itself", 1, least=1, most=4096)
     state_every: int = key("steps between saved states", 250, least=1)
-    max_reject_rate: float = key("more clips that cannot be trained on stop the job", 0.1, least=0)
+    max_reject_rate: float = key(
+        "more clips that cannot be trained on stop the job", 0.1, least=0, most=1
+    )
 
 
 @dataclass
@@ -43,12 +46,15 @@ class TrainQuantizer:
     validation: dict[str, Any] = key("speech of other voices, to measure")
     method: dict[str, Any] = key("what is trained, and towards what")
     steps: int = key("optimizer steps", least=1)
-    batch_size: int = key("windows a step", 16, least=1)
+    batch_size: int = key("windows a step", 16, least=1, most=4096)
     lr: float = key("peak learning rate, cosine to 0", 2e-3, above=0)
     warmup_steps: int = key("linear warm-up", 50, least=0)
-    seed: int = key("of weights and batches", 0)
+    seed: int = key("of weights and batches", 0, least=0)
     fresh: bool = key("move an artifact that differs aside", False)
     runtime: Runtime = field(default_factory=Runtime)
+
+    def __post_init__(self) -> None:
+        check_warmup(self.warmup_steps, self.steps)
 
 
 def learning_rate(job: TrainQuantizer, step: int) -> float:
@@ -105,8 +111,6 @@ def train(job: TrainQuantizer, method: Any, trainee: "nn.Module", device: str) -
 
 
 def main(job: TrainQuantizer) -> None:
-    if job.steps < 1 or job.batch_size < 1:
-        raise ValueError(f"steps={job.steps}, batch_size={job.batch_size}: both must be at least 1")
     out, runtime = Path(job.out), job.runtime
     specs = {"corpus": job.corpus, "validation": job.validation}
     corpora = {name: config.instantiate(spec) for name, spec in specs.items()}

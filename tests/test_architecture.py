@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import typing
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -29,6 +30,7 @@ from stages.curate_texts import CurateTexts
 from stages.encode_speech import EncodeSpeech
 from stages.expand_vocab import ExpandVocab
 from stages.gate import Gate
+from stages.push_to_hub import PushToHub
 from stages.report import Report
 from stages.synthesize_instructions import SynthesizeInstructions
 from stages.tokenize_speech import TokenizeSpeech
@@ -320,18 +322,41 @@ def test_a_circle_of_files_is_found(tmp_path):
     assert set(circles(tmp_path)) == {"speechfuse.rows.a", "speechfuse.rows.b"}
 
 
+def every_component() -> list[str]:
+    """The dotted path of every component that a room lists."""
+    rooms = [path.parent.name for path in sorted((ROOT / LIBRARY).glob("*/__init__.py"))]
+    faces = {room: importlib.import_module(f"speechfuse.{room}") for room in rooms}
+    names = [f"speechfuse.{r}.{n}" for r in rooms for n in getattr(faces[r], "COMPONENTS", {})]
+    assert len(names) > 50
+    return names
+
+
 def test_every_component_of_a_room_resolves():
     """So that a file may move, and YAML that names the room stays as it is."""
-    faces = {
-        path.parent.name: importlib.import_module(f"speechfuse.{path.parent.name}")
-        for path in sorted((ROOT / LIBRARY).glob("*/__init__.py"))
-    }
-    names = [
-        f"speechfuse.{r}.{n}" for r, face in faces.items() for n in getattr(face, "COMPONENTS", {})
-    ]
-    assert len(names) > 50
-    for name in names:
+    for name in every_component():
         assert callable(config.resolve(name)), name
+
+
+def test_an_empty_text_is_refused_by_its_key(tmp_path):
+    """As a path it would be the current folder."""
+    tried = set()
+    for dotted in every_component():
+        parameters = inspect.signature(config.resolve(dotted), eval_str=True).parameters
+        others = {n: "x" for n, p in parameters.items() if p.default is p.empty}
+        for name, parameter in parameters.items():
+            kinds = {parameter.annotation, *typing.get_args(parameter.annotation)}
+            if parameter.default != "" and str in kinds:
+                for empty in ["", ["a", ""]] if list[str] in kinds else [""]:
+                    spec = {"_component_": dotted, name: empty}  # first, as the others are wrong
+                    with pytest.raises(ValueError, match=f"^{dotted}: {name} is empty"):
+                        config.bind(spec | {n: x for n, x in others.items() if n != name})
+                    tried.add(name)
+    assert {"path", "tars", "manifest", "audio_dir", "lines", "folder", "data"} <= tried
+    with pytest.raises(ValueError, match=r"^path is empty: give it a value"):
+        config.load(PushToHub, None, ["path="])
+    (tmp_path / "push.yaml").write_text("path: x\nrepo: ''\n")
+    with pytest.raises(ValueError, match=r"^repo is empty: give it a value"):
+        config.load(PushToHub, tmp_path / "push.yaml", [])
 
 
 @pytest.mark.parametrize("path", RECIPES)

@@ -85,6 +85,28 @@ def test_asking_before_there_is_a_report(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{oops", "is no report"),
+        (b"[1, 2]", "is no report"),
+        (b'{"a": 1}', "is no report"),
+        (b"7", "is no report"),
+        (b'[{"checkpoint": "x"}]', "is no report"),
+        ("[]".encode("utf-16"), "is no report"),
+        (b"[]", "marks 0 checkpoints"),
+        (b'[{"checkpoint": "x", "chosen": NaN}]', "marks 0 checkpoints"),
+        (b'[{"checkpoint": null, "chosen": true}]', "is no report"),
+    ],
+)
+def test_a_report_of_another_form_is_one_sentence(content, said, tmp_path, monkeypatch, capsys):
+    wav, report = tmp_path / "q.wav", tmp_path / "report.json"
+    assert called(monkeypatch, capsys, say, f"file={wav}")[0] == 0
+    report.write_bytes(content)
+    status, _, err = called(monkeypatch, capsys, ask, f"file={wav}", f"report={report}")
+    assert status == 2 and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("repeats", "lines"), [("true", ["heard:  a b", "answer: c"]), ("false", ["answer: a b"])]
 )
 def test_what_was_heard_is_the_first_line_where_the_model_repeats_it(

@@ -1,9 +1,11 @@
 """Configuration: what wins, what is refused and in which words, and the command line of a job."""
 
+import inspect
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf as INF
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +337,59 @@ def test_values_are_of_the_declared_type(component, values, said):
         config.instantiate({"_component_": f"speechfuse.{component}", **values})
 
 
+SHAPE = "codes codebook_dim downsample n_audio_ctx n_audio_state n_audio_head n_audio_layer".split()
+WHISPER = dict(zip(SHAPE, (64, 4, 2, 100, 8, 2, 1), strict=True))
+WHISPER |= {"downsample_mean": True, "n_mels": 80}
+
+
+@pytest.mark.parametrize(
+    ("component", "values", "said"),
+    [
+        ("corpora.synthetic", {"snr": [40, 20]}, "snr=.40, 20.: give a range, .least, most."),
+        ("corpora.synthetic", {"gain": [0, -10]}, "gain=.0, -10.: give a range"),
+        ("audio.Noise", {"snr": [1]}, r"snr=\[1\] is not of the type tuple\[float, float\]"),
+        ("audio.Gain", {"db": [0, 8000]}, "db=.*: it should be less than or equal to 200"),
+        ("audio.Reverberation", {"decay": [0.1, INF]}, r"decay=\.inf: a finite number"),
+        ("audio.Reverberation", {"decay": [-1, 0.5]}, "decay=.*: it should be greater than 0"),
+        ("audio.Speed", {"factor": [0, 0]}, "factor=.*: it should be greater than 0"),
+        ("audio.Lossy", {"compression": [0.5, 2]}, "compression=.*: it should be less than"),
+        ("audio.Telephone", {"low": -INF}, r"low=-\.inf: a finite number"),
+        ("audio.clipping", {"max_share": INF}, r"max_share=\.inf: a finite number"),
+        ("audio.level", {"max_dbfs": float("nan")}, r"max_dbfs=\.nan: a finite number"),
+        ("quantizer.phonemes", {"decay": 1}, "decay=1: it should be less than 1"),
+        ("quantizer.phonemes", {"decay": 0}, "decay=0: it should be greater than 0"),
+        ("quantizer.phonemes", {"quantize_from": -1}, "it should be greater than or equal to 0"),
+        ("quantizer.phonemes", {"quantize_from": 1}, "it should be less than 1"),
+        ("quantizer.whisper", {"codes": 0}, "codes=0: it should be greater than or equal to 1"),
+        ("quantizer.whisper", {"codes": 70_000}, "codes=70000: it should be less than or equal"),
+        ("texts.duplicates", {"permutations": 10**8}, "it should be less than or equal to 4096"),
+        ("texts.length", {"max_turns": 0}, "max_turns=0: it should be greater than or equal to 1"),
+        ("evals.Speech", {"batch_size": 10**9}, "batch_size=.*: it should be less than or equal"),
+        *[("quantizer.phonemes", {"model": WHISPER | {k: 0}}, f"{k}=0: it should") for k in SHAPE],
+        ("quantizer.phonemes", {"model": WHISPER | {"n_mels": 81}}, "n_mels=81: Whisper's"),
+        (
+            "quantizer.phonemes",
+            {"model": WHISPER | {"n_audio_head": 3}},
+            "a multiple of n_audio_head",
+        ),
+        ("quantizer.phonemes", {"model": WHISPER | {"downsample": 3}}, "a multiple of downsample"),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_its_name(component, values, said):
+    needed = {"snr": [0, 1], "lines": "x", "voices": {}, "model": WHISPER, "whisper": "x"}
+    needed |= {"db": [0, 1], "max_share": 1, "data": "x", "metric": "wer"}
+    dotted = f"speechfuse.{component}"
+    taken = inspect.signature(config.resolve(dotted)).parameters
+    given = {name: value for name, value in needed.items() if name in taken} | values
+    with pytest.raises(ValueError, match=said):
+        config.instantiate({"_component_": dotted, **given})
+
+
+def test_infinity_is_a_value_where_it_is_the_default():
+    spec = {"_component_": "speechfuse.audio.duration", "min_seconds": 1, "max_seconds": INF}
+    assert callable(config.instantiate(spec))
+
+
 def holder(language: str | None = None, fused: bool | None = None, rest: Any = None) -> tuple:
     return language, fused, rest
 
@@ -393,8 +448,14 @@ def test_a_number_that_is_none_is_refused_everywhere():
     @dataclass
     class Job:
         rate: float = config.key("a rate", 0.1)
+        rates: dict[str, float] = config.key("more", {})
 
-    with pytest.raises(ValueError, match=r"rate=.nan: a number is needed"):
-        config.load(Job, None, ["rate=.nan"])
-    with pytest.raises(ValueError, match=r"Noise: snr is .nan: a number is needed"):
+    for number in ("nan", "inf"):
+        with pytest.raises(ValueError, match=rf"^rate=\.{number}: a finite number is needed"):
+            config.load(Job, None, [f"rate=.{number}"])
+    with pytest.raises(ValueError, match=r"^rates=-\.inf: a finite number is needed"):
+        config.load(Job, None, ["rates={a: -.inf}"])
+    with pytest.raises(ValueError, match=r"AdamW: lr=\.inf: a finite number is needed"):
+        config.bind({"_component_": "torch.optim.AdamW", "lr": INF}, "params")
+    with pytest.raises(ValueError, match=r"Noise: snr=\.nan: a finite number is needed"):
         config.instantiate({"_component_": "speechfuse.audio.Noise", "snr": [float("nan"), 1.0]})

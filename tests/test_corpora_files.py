@@ -84,7 +84,17 @@ def test_one_rule_of_letter_case_and_of_accents_for_audio_and_transcripts(tmp_pa
             "DR1/SX1.wav": WAV,
             "DR1/SX1.Txt": "mixed",
             "DR1/sx2.wav": WAV,
-            "DR1/SX2.TXT": "of another stem",
+            "DR1/SX2.TXT": "of sx2, as there is no SX2",
+            "DR1/a.wav": WAV,
+            "DR1/A.WAV": WAV,
+            "DR1/A.TXT": "of A, not of a",
+            "DR1/b.wav": WAV,
+            "DR1/B.wav": WAV,
+            "two/ab.wav": WAV,
+            "two/Ab.txt": "which of the two?",
+            "two/AB.txt": "which of the two?",
+            "84/x-1.wav": WAV,
+            "84/X.trans.txt": "x-1 of chapter x",
             "both/x.wav": WAV,
             "both/x.TXT": "second",
             "both/x.txt": "first",
@@ -102,14 +112,35 @@ def test_one_rule_of_letter_case_and_of_accents_for_audio_and_transcripts(tmp_pa
     assert texts(corpus) == {
         "DR1/SX0": "upper",
         "DR1/SX1": "mixed",
-        "DR1/sx2": None,
+        "DR1/sx2": "of sx2, as there is no SX2",
+        "DR1/a": None,
+        "DR1/A": "of A, not of a",
+        "DR1/b": None,
+        "DR1/B": None,
+        "two/ab": None,
+        "84/x-1": "of chapter x",
         "both/x": "first",
         "tts/8_1": "normalized",
         "84/84-1": "of the chapter",
         "fr/caf\u00e9": "accents apart",
         "fr/e\u0301-1": "composed",
     }
-    assert corpus.ignored == {".txt": 1}
+    assert corpus.ignored == {".txt": 3}  # Ab.txt, AB.txt and x.TXT
+
+
+def test_an_empty_transcript_hides_no_other(tmp_path):
+    write(
+        tmp_path,
+        {
+            "v-1.wav": WAV,
+            "v-1.txt": " \n",
+            "v-1.normalized.txt": "normalized",
+            "w-1.wav": WAV,
+            "w-1.txt": "",
+            "w.trans.txt": "w-1 of the chapter",
+        },
+    )
+    assert texts(Folder(str(tmp_path))) == {"v-1": "normalized", "w-1": "of the chapter"}
 
 
 def test_a_piece_of_a_clip_takes_no_id_of_another(tmp_path):

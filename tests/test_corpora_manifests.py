@@ -424,11 +424,21 @@ def test_a_pairing_that_names_or_lines_contradict_is_refused(tmp_path):
         Nemo(str(shifted / "all.json"), tars=str(shifted / "audio_1.tar")).plan(10)
 
 
-def test_a_manifest_of_conversations_says_what_it_is(tmp_path):
+@pytest.mark.parametrize("key", ["conversations", "turns", "messages"])
+def test_a_manifest_of_conversations_says_what_it_is(tmp_path, key):
     turns = [{"value": "q.wav", "from": "User", "type": "audio", "duration": 1.0}]
-    listed(tmp_path / "c.jsonl", {"id": "c1", "conversations": turns})
-    with pytest.raises(ValueError, match=r"c\.jsonl: line 1 is a conversation .*multimodal_conv"):
+    listed(tmp_path / "c.jsonl", {"id": "c1", key: turns})
+    said = r"c\.jsonl: line 1 is a conversation.*multimodal_conv.*speechfuse\.texts\.Messages"
+    with pytest.raises(ValueError, match=said):
         Nemo(str(tmp_path / "c.jsonl")).plan(10)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_is_no_manifest(tmp_path, indent):
+    entries = [{"audio_filepath": "a.wav", "text": "a"}]
+    (tmp_path / "a.json").write_text(json.dumps(entries, indent=indent))
+    with pytest.raises(ValueError, match=r"a\.json: it is a JSON array, and not one object a line"):
+        Nemo(str(tmp_path / "a.json")).plan(10)
 
 
 def test_missing_and_compressed_lists_are_refused_in_one_sentence(tmp_path):
@@ -442,6 +452,8 @@ def test_missing_and_compressed_lists_are_refused_in_one_sentence(tmp_path):
         Nemo(str(tmp_path / "m_{0..3}.json"))
     with pytest.raises(FileNotFoundError, match=r"x\.tar"):
         Nemo(str(tmp_path / "m_0.json"), tars=str(tmp_path / "x.tar"))
+    with pytest.raises(FileNotFoundError, match=r"the list of \.tar files is empty"):
+        Nemo(str(tmp_path / "m_0.json"), tars=[])
     (tmp_path / "m.json.gz").write_bytes(b"\x1f\x8b\x08 and so on")
     with pytest.raises(ValueError, match=r"compressed.*decompress it first"):
         Nemo(str(tmp_path / "m.json.gz")).plan(10)

@@ -383,6 +383,38 @@ def test_names_as_bytes_are_text_and_what_python_cannot_hold_is_a_reject(tmp_pat
     assert isinstance(second, Reject) and second.reason.startswith("unreadable: ")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_no_json_is_a_reject(tmp_path, value):
+    content = [{**row, "number": number} for row, number in zip(rows(2), (1.5, value), strict=True)]
+    path = str(table(tmp_path / "a.parquet", content))
+    nested = {"of": pa.array([[1.5], [value]])}
+    pq.write_table(pq.read_table(path).append_column("list", nested["of"]), path)
+    for columns in (
+        {"extra_columns": ["number"]},
+        {"extra_columns": ["list"]},
+        {"speaker_column": "number"},
+        {"id_column": "number"},
+    ):
+        first, second = everything(Parquet(path, **columns))
+        assert isinstance(first, Clip) and isinstance(second, Reject)
+        assert "has NaN or infinity, no JSON" in second.reason
+
+
+def test_an_id_of_nothing_is_a_reject(tmp_path):
+    content = [{**row, "id": id} for row, id in zip(rows(3), ["a", "", " "], strict=True)]
+    path = str(table(tmp_path / "t.parquet", content))
+    first, *others = everything(Parquet(path, id_column="id"))
+    assert first.id == "a" and [other.id for other in others] == ["t/1", "t/2"]
+    assert [o.reason for o in others] == ["bad name: its id is ''", "bad name: its id is ' '"]
+
+
+def test_a_column_of_text_may_be_null_in_all_rows_of_a_file(tmp_path):
+    table(tmp_path / "a.parquet", rows(1))
+    table(tmp_path / "b.parquet", [{**rows(1)[0], "transcript": None}])
+    clips = everything(Parquet(str(tmp_path), text_column="transcript"))
+    assert [clip.text for clip in clips] == ["text 0", None]
+
+
 def test_bytes_that_are_empty_give_way_to_a_path(tmp_path):
     soundfile.write(tmp_path / "in.wav", noise(2), RATE)
     kinds = [{"bytes": b"", "path": "in.wav"}, {"bytes": b"", "path": None}]

@@ -472,7 +472,7 @@ def test_overlap_is_found_in_what_a_prompt_was(tmp_path):
     ("change", "said"),
     [
         ({"texts": []}, "texts is empty"),
-        ({"shard_size": 0}, "shard_size=0: it must be at least 1"),
+        ({"shard_size": 0}, "shard_size=0: at least 1 is needed"),
         (
             {"steps": [{"_component_": "speechfuse.texts.speakible"}]},
             "did you mean 'speakable'?",
@@ -487,7 +487,7 @@ def test_overlap_is_found_in_what_a_prompt_was(tmp_path):
         ),
         (
             {"steps": [{"_component_": "speechfuse.texts.duplicates", "threshold": 2}]},
-            "threshold=2 is not in 0.2 to 1",
+            "threshold=2: it should be less than or equal to 1",
         ),
         (
             {"steps": [{"_component_": "speechfuse.texts.answers"}] * 2},
@@ -505,7 +505,10 @@ def test_overlap_is_found_in_what_a_prompt_was(tmp_path):
         ({"steps": [step("speakable", scripts=["latin"])]}, "name at least one, as Unicode does"),
         ({"steps": [step("language", languages=[])]}, "name at least one language"),
         ({"steps": [step("answers", max_repeated=30)]}, "max_repeated=30 is not in 0 to 1"),
-        ({"steps": [step("duplicates", shingle=0)]}, "permutations=128 and shingle=0"),
+        (
+            {"steps": [step("duplicates", shingle=0)]},
+            "shingle=0: it should be greater than or equal to 1",
+        ),
         ({"steps": [step("overlap", evaluations=[columns("other.jsonl")], words=0)]}, "words=0"),
         (
             {"steps": [step("overlap", evaluations=[columns("other.jsonl")] * 2)]},

@@ -608,9 +608,19 @@ def test_models_and_quantizers_have_cards(folder, words):
             {"license": "other", "license_name": "mine"},
         ),
         ("license: no\ntitle: a --- b", None, None),
+        ("license: [no, mit, mit]", "unknown and mit", {"license": ["unknown", "mit"]}),
+        ("license: []", None, None),
         ("title: x", None, None),
     ],
 )
 def test_a_card_may_state_several_licences(front, stated, metadata):
-    assert data.licence_on(f"---\n{front}\n---\n# A set\n") == stated
+    for mark in "", "\ufeff":
+        assert data.licence_on(f"{mark}---\n{front}\n---\n# A set\n") == stated
     assert metadata is None or cards._licence(stated) == metadata
+
+
+@pytest.mark.parametrize("text", ["[mit, cc-by-4.0]", "['MIT',CC-BY-4.0]", "mit,cc-by-4.0"])
+def test_several_licences_may_be_given_to_a_push(tmp_path, text):
+    (tmp_path / "manifest.json").write_text("{}")
+    assert cards.licence_of(tmp_path, text) == "mit and cc-by-4.0"
+    assert cards.licence_of(tmp_path, "mine, and others'") == "mine, and others'"

@@ -70,6 +70,9 @@ def test_what_a_folder_and_a_pattern_name(tmp_path):
         patterns.matching(["b/*.tar", "c/*.tar"], str(tmp_path), "it")
     with pytest.raises(ValueError, match="Unbalanced braces"):
         planning.files(str(tmp_path / "a/{1..2.tar"), ".tar")
+    for many in ("{0..99999999}", "{0..9999}-{000..999}", "{x,{0..9}{0..9}{a..j}{0..9999..1}}"):
+        with pytest.raises(ValueError, match=r"gives 10,?0.* names; at most 1,000,000 are looked"):
+            planning.files(str(tmp_path / f"{many}.tar"), ".tar")
     touched(tmp_path, "b/5")
     with pytest.raises(ValueError, match=r"5 and 5\.tar differ in their suffix alone"):
         planning.files([str(tmp_path / "b/5"), str(tmp_path / "b/5.tar")], ".tar")

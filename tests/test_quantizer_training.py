@@ -253,7 +253,7 @@ def test_what_cannot_be_trained_on_is_counted(teacher: Path, tmp_path: Path) -> 
     (folder / "text.wav").write_text("no audio")
     (folder / "text.txt").write_text("but a transcript")
     spec = {"_component_": "speechfuse.corpora.folder", "path": str(folder)}
-    train_quantizer.main(job(tmp_path / "out", spec, whisper_method(teacher), steps=2))
+    train_quantizer.main(job(tmp_path / "out", spec, whisper_method(teacher), steps=3))
     found = totals(tmp_path / "out")
     assert found["speech"]["corpus"]["rejected"] == {"no text": 1, "not audio": 1, "too long": 1}
     assert found["text_too_long"] == 1

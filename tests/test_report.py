@@ -274,6 +274,11 @@ def broken(demo: Demo, what: str) -> None:
             of = {"task": QA, "split": "unseen"}
             points = {"a": of | {"metric": "acc"}, "b": of | {"metric": "wer"}}
             demo.config["curves"] = [{"title": "Both", "x": "x", "points": points}]
+        case "curve without points":
+            demo.config["curves"] = [{"title": "None", "x": "x", "points": {}}]
+        case "curve of half a point":
+            points = {"a": {"task": QA, "split": "unseen"}}
+            demo.config["curves"] = [{"title": "Half", "x": "x", "points": points}]
         case "share of no base":
             del demo.config["base"]
             demo.config["floors"][0] = {"task": TEXT, "split": "replayed", "metric": "acc"}
@@ -304,6 +309,8 @@ def broken(demo: Demo, what: str) -> None:
         ("column of nothing", "no result has spoken_qa unsene acc; there are: .*spoken_qa unseen"),
         ("samples of nothing", "no such items; there are: unseen, validation"),
         ("curve of two metrics", "curves: Both: one metric a curve, not acc, wer|wer, acc"),
+        ("curve without points", r"curves: None: points needs \{task, split, metric\}"),
+        ("curve of half a point", r"curves: Half: the point a needs \{task, split, metric\}"),
         ("share of no base", "base is not set, but text_mmlu replayed acc is compared with it"),
         ("check of nothing", "check=true without floors"),
         ("floor with two bounds", "it has at_least, at_most"),

@@ -1,8 +1,10 @@
 """Keys of a training, and what a run begins with: what cannot be meant is refused before it."""
 
 import dataclasses
+import importlib
 import re
 import shutil
+import typing
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from speechfuse.config import load
 from speechfuse.samples import packing
 from speechfuse.train import loop
-from speechfuse.train.config import Expected, Finetune, Guards, Runtime
+from speechfuse.train.config import Finetune
 from tests.small_training import job, make_parts, recipe
 from tests.test_train import run_until_it_dies
 
@@ -34,13 +36,49 @@ def test_a_value_out_of_bounds_is_refused_by_its_key_at_once(parts, tmp_path, ov
         load(Finetune, recipe(parts, tmp_path / "bad"), [override])
 
 
-def test_every_number_of_a_training_has_bounds():
+def schemas_of(module: str) -> set[type]:
+    """The dataclasses of a job whose fields are keys, those below them too."""
+    waiting, found = [*vars(importlib.import_module(module)).values()], set()
+    while waiting:
+        schema = waiting.pop()
+        if isinstance(schema, type) and dataclasses.is_dataclass(schema) and schema not in found:
+            found.add(schema)
+            waiting += typing.get_type_hints(schema).values()
+    return {s for s in found if any("help" in f.metadata for f in dataclasses.fields(s))}
+
+
+@pytest.mark.parametrize("path", sorted(Path("stages").glob("[a-z]*.py")))
+def test_every_number_of_a_job_has_bounds(path):
     """All keys that are numbers, so that a new one is not forgotten."""
-    for schema in (Finetune, Runtime, Guards, Expected):
+    for schema in schemas_of(f"stages.{path.stem}"):
         for field in dataclasses.fields(schema):
             if re.match(r"(int|float)\b", str(getattr(field.type, "__name__", field.type))):
                 bounds = field.metadata["least"], field.metadata["above"]
                 assert bounds != (None, None), field.name
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "said"),
+    [
+        ("tokenize", "runtime.max_reject_rate=1.1", "at most 1 is possible"),
+        ("tokenize", "runtime.max_reject_rate=-1", "at least 0"),
+        ("tokenize", "runtime.workers=1000000", "at most 4096"),
+        ("tokenize", "batch_size=1000000000", "at most 4096"),
+        ("tokenize", "shard_size=0", "at least 1"),
+        ("synthesize", "shard_size=0", "at least 1"),
+        ("curate_texts", "shard_size=0", "at least 1"),
+        ("train_quantizer", "warmup_steps=4000", "the run has 4,000 steps"),
+        ("train_quantizer", "runtime.threads=0", "at least 1"),
+        ("evaluate", "limit=0", "at least 1"),
+    ],
+)
+def test_a_number_out_of_bounds_is_refused_before_the_job(config, override, said):
+    job = {"tokenize": "tokenize_speech", "synthesize": "synthesize_instructions"}
+    stage = importlib.import_module(f"stages.{job.get(config, config)}")
+    schema = typing.get_type_hints(stage.main)["job"]
+    path = Path(f"recipes/demo/{config}.yaml")
+    with pytest.raises(ValueError, match=rf"^{override.replace('1000000000', '.*')}.*{said}"):
+        load(schema, path, [override])
 
 
 def test_a_warm_up_longer_than_the_run_is_refused(parts, tmp_path, capsys):

@@ -241,7 +241,7 @@ def test_seconds_and_speakers_are_used_where_every_line_has_them(tmp_path, capsy
             '\n{"reference": "a"}',
             'line 2: prediction must be a text; the line is {"reference": "a"}',
         ),
-        ('["a", "b"]', "line 1: not a JSON object"),
+        ('["a", "b"]', "it is a JSON array, and not one object a line"),
         ('{"reference": "a", "prediction": null}', "line 1: prediction must be a text"),
     ],
 )

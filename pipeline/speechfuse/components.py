@@ -11,15 +11,30 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import math
 import sys
 import sysconfig
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt, Predicate
 
 from speechfuse import yaml_values
+
+# types of arguments with the bounds that `bind` holds values of a configuration to
+Count = Annotated[int, Ge(1)]
+Batch = Annotated[int, Ge(1), Le(1 << 16)]
+OpenShare = Annotated[float, Gt(0), Lt(1)]
+Positive = Annotated[float, Gt(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+_ORDERED = Predicate(lambda pair: pair[0] <= pair[1])
+_Decibel = Annotated[float, Ge(-200), Le(200)]
+Decibels = Annotated[tuple[_Decibel, _Decibel], _ORDERED]
+PositiveRange = Annotated[tuple[Positive, Positive], _ORDERED]
+ShareRange = Annotated[tuple[Share, Share], _ORDERED]
 
 
 def instantiate(spec: dict[str, Any], **extra: Any) -> Any:
@@ -39,7 +54,7 @@ def bind(spec: dict[str, Any], *names: str) -> Callable[..., Any]:
     class: `speechfuse.quantizer.model.Quantizer.load`. Raises ValueError for a path that cannot be
     imported, for a keyword that the component does not take, for a required one that is missing,
     for one of `names` that `spec` sets and, if the component belongs to speechfuse, for a value of
-    `spec` that is not of the declared type.
+    `spec` that is not of the declared type, out of its bounds, an empty text or no finite number.
     """
     arguments = dict(spec)
     dotted = arguments.pop("_component_", None)
@@ -64,14 +79,19 @@ def bind(spec: dict[str, Any], *names: str) -> Callable[..., Any]:
         )
     function = component.__init__ if inspect.isclass(component) else component
     hints: dict[str, Any] = {}
+    plain: dict[str, Any] = {}  # without bounds
     ours = dotted.startswith(f"{__package__}.")
     with contextlib.nullcontext() if ours else contextlib.suppress(Exception):
-        hints = typing.get_type_hints(function)
+        plain = typing.get_type_hints(function)
+        hints = typing.get_type_hints(function, include_extras=True)
     for name, value in arguments.items():
         hint = hints.get(name, Any)
+        default = named[name].default if name in named else None
+        if default not in (math.inf, -math.inf) or value != value:
+            refuse_not_finite(f"{dotted}: {name}", value)
         if ours:
-            _mapped(value, partial(_refuse_nan, f"{dotted}: {name}"))
-            arguments[name] = _fitting(dotted, name, value, hint)
+            _refuse_empty(dotted, name, value, hint, default)
+            arguments[name] = _fitting(dotted, name, value, hint, plain.get(name, Any))
         elif str not in (hint, *typing.get_args(hint)):  # others' annotations are often inexact
             arguments[name] = _mapped(value, _as_bool)
     return partial(component, **arguments)
@@ -86,14 +106,21 @@ def modules_of(spec: Any) -> set[str]:
     return set().union(*map(modules_of, spec)) if isinstance(spec, list | tuple) else set()
 
 
-def _fitting(dotted: str, name: str, value: Any, hint: Any) -> Any:
+def _fitting(dotted: str, name: str, value: Any, hint: Any, plain: Any) -> Any:
     """Return the reading of a value from YAML that is of the type `hint`: a whole number may be
-    text, and yes and no may be booleans. Raises ValueError where none is."""
+    text, and yes and no may be booleans. Raises ValueError where none is; `plain` is the type that
+    it names, without bounds."""
     for reading in (value, _mapped(value, _as_text), _mapped(value, _as_bool)):
-        if _fits(reading, hint):
+        if not (faults := _faults(reading, hint)):
             return reading
+        for kind, message in faults.items():
+            if kind == "predicate_failed":
+                raise ValueError(f"{dotted}: {name}={value!r}: give a range, [least, most]")
+            if kind.startswith(("greater_than", "less_than")):
+                should = message.replace("Input", "it")
+                raise ValueError(f"{dotted}: {name}={value!r}: {should}")
     quotes = "; write text in quotes" if isinstance(value, bool | float) else ""
-    shown = inspect.formatannotation(hint)
+    shown = inspect.formatannotation(plain)
     raise ValueError(f"{dotted}: {name}={value!r} is not of the type {shown}{quotes}")
 
 
@@ -103,9 +130,24 @@ def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     return [_mapped(v, function) for v in value] if isinstance(value, list) else function(value)
 
 
-def _refuse_nan(what: str, value: Any) -> None:
-    if isinstance(value, float) and value != value:
-        raise ValueError(f"{what} is .nan: a number is needed")
+def _refuse_empty(dotted: str, name: str, value: Any, hint: Any, default: Any) -> None:
+    """Raise ValueError for an empty text where one is declared: as a path it is the current folder,
+    which nobody means. A key whose default is an empty text may be empty."""
+    among = isinstance(value, list) and str in typing.get_args(hint)  # str | list[str]
+    texts = [each for each in (value if among else [value]) if isinstance(each, str)]
+    if default != "" and not all(map(str.strip, texts)):
+        raise ValueError(f"{dotted}: {name} is empty: give it a value, or leave it out")
+
+
+def refuse_not_finite(what: str, value: Any) -> None:
+    """Raise ValueError for NaN or infinity in a value from YAML, but for the arguments of
+    components in it, which `bind` checks."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{what}=.{value!s}: a finite number is needed".replace(".-", "-."))
+    if isinstance(value, dict) and "_component_" not in value:
+        value = [*value.values()]
+    for each in value if isinstance(value, list) else ():
+        refuse_not_finite(what, each)
 
 
 def _as_text(value: Any) -> Any:
@@ -116,8 +158,8 @@ def _as_bool(value: Any) -> Any:
     return yaml_values.YES_OR_NO.get(value.lower(), value) if isinstance(value, str) else value
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a value from YAML is of the type `hint`. Returns True, without a check, for a
+def _faults(value: Any, hint: Any) -> dict[str, str]:
+    """Return why a value from YAML is not of the type `hint`, by kind of fault. Returns none for a
     type that pydantic does not know: YAML has no way to write a value of it."""
     from pydantic import TypeAdapter, ValidationError  # here, as it takes 0.2 s
     from pydantic.errors import PydanticSchemaGenerationError
@@ -125,10 +167,10 @@ def _fits(value: Any, hint: Any) -> bool:
     try:  # in JSON a list passes for a tuple and an int for a float, but no bool for a number
         TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
     except PydanticSchemaGenerationError:
-        return True
-    except ValidationError:
-        return False
-    return True
+        return {}
+    except ValidationError as error:
+        return {fault["type"]: fault["msg"] for fault in error.errors()}
+    return {}
 
 
 def resolve(dotted: str) -> Any:

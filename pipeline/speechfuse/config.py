@@ -12,7 +12,6 @@ dotted.path` plus keyword arguments) are free-form in the schema and are checked
 
 import dataclasses
 import inspect
-import math
 import re
 import sys
 import typing
@@ -28,7 +27,7 @@ from speechfuse import failures, yaml_values
 from speechfuse.components import bind as bind
 from speechfuse.components import instantiate as instantiate
 from speechfuse.components import modules_of as modules_of
-from speechfuse.components import nearest
+from speechfuse.components import nearest, refuse_not_finite
 from speechfuse.components import resolve as resolve
 
 T = TypeVar("T")
@@ -106,12 +105,14 @@ def key(
     *,
     least: int | None = None,
     above: float | None = None,
+    most: float | None = None,
     choices: Iterable[str] = (),
 ) -> Any:
     """Return the dataclass field of a schema's key. `help` is what `--help` says of the key.
-    Without `default` the key is required. A number is to be at least `least` and more than `above`,
-    a string one of `choices`; `load` refuses others."""
-    metadata = {"help": help, "least": least, "above": above, "choices": tuple(choices)}
+    Without `default` the key is required. A number is to be at least `least`, more than `above` and
+    at most `most`, a string one of `choices`; `load` refuses others."""
+    bounds = {"least": least, "above": above, "most": most}
+    metadata = {"help": help, **bounds, "choices": tuple(choices)}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -121,19 +122,26 @@ def _check_values(settings: Any, prefix: str = "") -> None:
     """Raise ValueError for the first value that is not what its `key` allows."""
     for field in dataclasses.fields(settings):
         name, value = f"{prefix}{field.name}", getattr(settings, field.name)
-        least, above, choices = map(field.metadata.get, ("least", "above", "choices"))
+        least, above, most, choices = map(field.metadata.get, ("least", "above", "most", "choices"))
+        for number, each in enumerate(value if isinstance(value, list) else ()):
+            if dataclasses.is_dataclass(each):
+                _check_values(each, f"{name}.{number}.")
         if dataclasses.is_dataclass(value):
             _check_values(value, f"{name}.")
-        elif value is None:
             continue
-        elif isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"{name}=.nan: a number is needed")
+        refuse_not_finite(name, value)
+        if value is None:
+            continue
+        if isinstance(value, str) and not value.strip() and value != field.default:
+            raise ValueError(f"{name} is empty: give it a value, or leave it out")
         elif choices and value not in choices:
             raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}")
         elif least is not None and not value >= least:
             raise ValueError(f"{name}={value}: at least {least} is needed")
         elif above is not None and not value > above:
             raise ValueError(f"{name}={value}: it must be above {above}")
+        elif most is not None and not value <= most:
+            raise ValueError(f"{name}={value}: at most {most} is possible")
         elif isinstance(value, int) and value >= 2**63:
             raise ValueError(f"{name}={value}: such a number does not fit into 64 bits")
 

@@ -19,7 +19,8 @@ def lines(file: BinaryIO, start: int = 0, number: int = 1) -> Iterator[tuple[int
     """Yield (byte offset, line number, line) of every line that is not blank, from byte `start` on,
     where line `number` begins. A line over the limit is cut to it.
 
-    Raises ValueError for a file that is compressed, no UTF-8, or one object over several lines.
+    Raises ValueError for a file that is compressed, no UTF-8, or one object or array over several
+    lines.
     """
     _refuse_other(file)
     file.seek(start)
@@ -41,6 +42,8 @@ def _refuse_other(file: BinaryIO) -> None:
         raise ValueError("it is compressed, and its lines are read from anywhere: decompress it")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:4]:
         raise ValueError("it is UTF-16 or UTF-32: save it as UTF-8")
+    if head.removeprefix(BOM_UTF8).lstrip().startswith(b"["):
+        raise ValueError("it is a JSON array, and not one object a line: `jq -c .[]` writes that")
     first, second, *_ = (*filter(None, map(bytes.strip, head.split(b"\n"))), b"", b"")
     begun = first.removeprefix(BOM_UTF8).startswith(b"{") and not first.endswith(b"}")
     if begun and second and not second.startswith(b"{"):

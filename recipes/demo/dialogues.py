@@ -27,10 +27,10 @@ class Dialogues:
 
     out: str = key("folder of the artifact")
     world: str = key("folder of recipes/demo/world.py")
-    seed: int = key("of every choice below", 0)
-    train: int = key("conversations to train on", 4000)
-    seen_facts: int = key("conversations to test on", 150)
-    asked: int = key("times each unheard fact comes second", 3)
+    seed: int = key("of every choice below", 0, least=0)
+    train: int = key("conversations to train on", 4000, least=1)
+    seen_facts: int = key("conversations to test on", 150, least=1)
+    asked: int = key("times each unheard fact comes second", 3, least=1)
     fresh: bool = key("move an artifact that differs aside", False)
 
 

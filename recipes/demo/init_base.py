@@ -38,14 +38,14 @@ LLAMA3_SPLIT = (  # the pre-tokenizer of Llama 3's tokenizer.json
 class InitBase:
     out: str = key("folder of the checkpoint")
     texts: str = key("conversations that the tokenizer is trained on")
-    vocab_size: int = key("text tokens and bytes, control tokens not counted")
-    hidden_size: int = key("width")
-    num_layers: int = key("decoder layers")
-    num_heads: int = key("attention heads, and key/value heads")
-    intermediate_size: int = key("width of the gated MLP")
-    max_seq_len: int = key("longest sequence in tokens", 2048)
+    vocab_size: int = key("text tokens and bytes, control tokens not counted", least=1)
+    hidden_size: int = key("width", least=1)
+    num_layers: int = key("decoder layers", least=1)
+    num_heads: int = key("attention heads, and key/value heads", least=1)
+    intermediate_size: int = key("width of the gated MLP", least=1)
+    max_seq_len: int = key("longest sequence in tokens", 2048, least=1)
     extra_texts: list[str] = key("more tokenizer text", [])
-    seed: int = key("of the weights", 0)
+    seed: int = key("of the weights", 0, least=0)
     fresh: bool = key("move an artifact that differs aside", False)
 
 

@@ -21,8 +21,8 @@ class Say:
     text: str = key("what to say")
     file: str = key("the wav to write")
     voice: str = key("espeak-ng language+variant", "en-us+Annie")
-    rate: int = key("words a minute", 170)
-    pitch: int = key("0 to 99", 50)
+    rate: int = key("words a minute", 170, least=1)
+    pitch: int = key("0 to 99", 50, least=0, most=99)
 
 
 def main(job: Say) -> None:

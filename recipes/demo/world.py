@@ -47,16 +47,16 @@ class World:
     """recipes/demo/world.yaml."""
 
     out: str = key("folder of the artifact")
-    seed: int = key("of every choice below", 0)
-    test_share: float = key("share of the facts never spoken", 0.28)
-    validation_share: float = key("likewise, to pick an epoch", 0.09)
-    replayed_share: float = key("share of facts in text replay", 0.6)
-    spoken_questions: int = key("training questions spoken", 10000)
-    spoken_phrases: int = key("training word lists spoken", 5000)
-    quantizer_lines: int = key("lines to train a quantizer on", 6000)
-    test_voices: int = key("times a test fact is asked, per split", 3)
-    test_phrases: int = key("word lists to transcribe, per split", 150)
-    repeat_rows: int = key("text rows that ask for repetition", 12000)
+    seed: int = key("of every choice below", 0, least=0)
+    test_share: float = key("share of the facts never spoken", 0.28, least=0, most=1)
+    validation_share: float = key("likewise, to pick an epoch", 0.09, least=0, most=1)
+    replayed_share: float = key("share of facts in text replay", 0.6, least=0, most=1)
+    spoken_questions: int = key("training questions spoken", 10000, least=0)
+    spoken_phrases: int = key("training word lists spoken", 5000, least=0)
+    quantizer_lines: int = key("lines to train a quantizer on", 6000, least=0)
+    test_voices: int = key("times a test fact is asked, per split", 3, least=0)
+    test_phrases: int = key("word lists to transcribe, per split", 150, least=0)
+    repeat_rows: int = key("text rows that ask for repetition", 12000, least=0)
     fresh: bool = key("move an artifact that differs aside", False)
 
 

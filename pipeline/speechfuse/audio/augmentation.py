@@ -28,9 +28,9 @@ import soxr
 
 from speechfuse import config
 from speechfuse.audio import decoding
+from speechfuse.components import Decibels, Positive, PositiveRange, ShareRange
 
 Augmented = tuple[np.ndarray, dict[str, Any]]  # the waveform, {"name", drawn values}
-Range = tuple[float, float]
 
 
 def apply(
@@ -79,17 +79,10 @@ def check(specs: list[dict[str, Any]]) -> str | None:
 def _step(spec: str) -> Callable[[np.ndarray, np.random.Generator], Augmented]:
     arguments = json.loads(spec)
     arguments.pop("probability", None)
-    step = config.instantiate(arguments)
-    for name, value in vars(step).items():
-        if isinstance(value, list) and name not in ("sources", "formats"):
-            if len(value) != 2 or not value[0] <= value[1]:
-                raise ValueError(
-                    f"{arguments['_component_']}: {name}={value}: give a range, [least, most]"
-                )
-    return step
+    return config.instantiate(arguments)
 
 
-def _draw(rng: np.random.Generator, bounds: Range) -> float:
+def _draw(rng: np.random.Generator, bounds: Decibels) -> float:
     # rounded before it is used: what is recorded is what was done
     return round(float(rng.uniform(*bounds)), 3)
 
@@ -160,7 +153,7 @@ class Noise:
     """Noise `snr` dB below the speech, powers taken over the whole clip: one of `sources` (white,
     pink, babble), or a stretch of a recording in `folder`, repeated where it is too short."""
 
-    snr: Range
+    snr: Decibels
     sources: list[str] = field(default_factory=lambda: list(NOISES))
     folder: str | None = None
 
@@ -187,8 +180,8 @@ class Reverberation:
     """A room: an impulse response that falls by 60 dB in `decay` seconds, `wet` dB relative to the
     direct sound; or the one of a recording in `folder`. Length and loudness stay."""
 
-    decay: Range = (0.2, 0.8)
-    wet: Range = (-12.0, 0.0)
+    decay: PositiveRange = (0.2, 0.8)
+    wet: Decibels = (-12.0, 0.0)
     folder: str | None = None
 
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Augmented:
@@ -216,7 +209,7 @@ class Reverberation:
 class Gain:
     """Louder or softer by `db` dB."""
 
-    db: Range
+    db: Decibels
 
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Augmented:
         db = _draw(rng, self.db)
@@ -227,7 +220,7 @@ class Gain:
 class Speed:
     """Faster by `factor`, and higher: as a tape does."""
 
-    factor: Range = (0.9, 1.1)
+    factor: PositiveRange = (0.9, 1.1)
 
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Augmented:
         factor = _draw(rng, self.factor)
@@ -239,8 +232,8 @@ class Speed:
 class Telephone:
     """The band of a telephone line, `low` to `high` Hz, at 8 kHz through 8 bits of mu-law."""
 
-    low: float = 300.0
-    high: float = 3400.0
+    low: Positive = 300.0
+    high: Positive = 3400.0
 
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Augmented:
         spectrum = np.fft.rfft(waveform)
@@ -267,7 +260,7 @@ class Lossy:
     0.99 (worst) where the codec has a quality."""
 
     formats: list[str] = field(default_factory=lambda: list(FORMATS))
-    compression: Range = (0.7, 0.99)
+    compression: ShareRange = (0.7, 0.99)
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.formats if name not in FORMATS]:

@@ -28,8 +28,9 @@ class Folder:
 
     A clip's id is its path below `path` without the suffix; of two files with one id the second is
     rejected, under its whole name. The transcript of a/x-1.wav is a/x-1.txt, a/x-1.normalized.txt,
-    or the line "x-1 ..." of a/x.trans.txt; suffixes in any letter case, accents in either form of
-    Unicode. `require_text` rejects clips without one.
+    or the line "x-1 ..." of a/x.trans.txt, the first that is not empty; suffixes in any letter
+    case, accents in either form of Unicode. A name that differs in letter case otherwise, X-1.TXT,
+    is that of x-1.wav where nothing else could be meant. `require_text` rejects clips without one.
     Links to files are followed wherever they lead, links to folders are not. Links to folders,
     hidden files and folders (.git, macOS's ._x.wav) and files of other suffixes are counted in
     `ignored` by `plan`. `licence` goes into the data card. Raises ValueError when `path` holds no
@@ -76,8 +77,10 @@ class Folder:
         unreadable: list[OSError] = []
         for folder, folders, files in os.walk(self.path, onerror=unreadable.append):
             inside = Path(folder).relative_to(self.path)
-            ids = {_nfc(_id(name)) for name in files if _is_audio(name)}
-            self.ignored.update(kind for name in files if (kind := _ignored(name, ids)))
+            used = {texts[0] for texts in _transcripts(files).values()}
+            self.ignored.update(
+                kind for name in files if name not in used and (kind := _ignored(name))
+            )
             for name in folders[:]:
                 if name.startswith("."):
                     self.ignored["hidden folder"] += 1
@@ -131,14 +134,12 @@ def _is_audio(name: str) -> bool:
     return name.lower().endswith(decoding.SUFFIXES) and not name.startswith(".")
 
 
-def _ignored(name: str, ids: set[str]) -> str | None:
-    """Return the kind under which an ignored file is counted; None for audio and for a transcript
-    of one of `ids`."""
+def _ignored(name: str) -> str | None:
+    """Return the kind under which a file that is no transcript of a clip is counted; None for audio
+    and for a chapter's transcripts."""
     if name.startswith("."):
         return "hidden file"
-    lower = name.lower()
-    sidecar = any(lower.endswith(s) and _nfc(name[: -len(s)]) in ids for s in SIDECARS)
-    if sidecar or lower.endswith(CHAPTER) or _is_audio(name):
+    if _is_audio(name) or name.lower().endswith(CHAPTER):
         return None
     return planning.printable(Path(name).suffix.lower()) or "no suffix"
 
@@ -147,8 +148,10 @@ def _transcript_text(path: Path) -> str | None:
     """Return the transcript of an audio file; None if there is none or it is empty. Raises
     ValueError if it cannot be read."""
     for suffix in SIDECARS:
-        if sidecar := _text_file(path.parent, path.stem, suffix):
-            return _read(sidecar).strip() or None
+        if (sidecar := _text_file(path.parent, path.stem, suffix)) and (
+            text := _read(sidecar).strip()
+        ):
+            return text
     start, hyphen, _ = path.stem.rpartition("-")
     if not hyphen or not (chapter := _text_file(path.parent, start, CHAPTER)):
         return None
@@ -160,18 +163,42 @@ def _transcript_text(path: Path) -> str | None:
 
 def _text_file(folder: Path, stem: str, suffix: str) -> Path | None:
     exact = folder / (stem + suffix)
-    return exact if os.path.isfile(exact) else _text_files(folder).get((_nfc(stem), suffix))
+    if os.path.isfile(exact):
+        return exact
+    names = _transcripts_of(folder).get((_nfc(stem), suffix))
+    return folder / names[0] if names else None
 
 
 @lru_cache(maxsize=4)
-def _text_files(folder: Path) -> dict[tuple[str, str], Path]:
-    """Return the files of a folder by name without suffix and suffix in lower case."""
-    by_name: dict[tuple[str, str], Path] = {}
-    for name in sorted(os.listdir(folder), reverse=True):
-        for suffix in (*SIDECARS, CHAPTER):
-            if name.lower().endswith(suffix) and os.path.isfile(folder / name):
-                by_name.setdefault((_nfc(name[: -len(suffix)]), suffix), folder / name)
-    return by_name
+def _transcripts_of(folder: Path) -> dict[tuple[str, str], list[str]]:
+    return _transcripts([name for name in os.listdir(folder) if os.path.isfile(folder / name)])
+
+
+def _transcripts(names: list[str]) -> dict[tuple[str, str], list[str]]:
+    """Return which of the files of a folder are transcripts, the best first: by the name of the
+    audio without its suffix, or what that begins with, and the suffix of the transcript."""
+    stems = {_nfc(_id(name)) for name in names if _is_audio(name)}
+    starts = {stem.rpartition("-")[0] for stem in stems}
+    found: dict[tuple[str, str], list[str]] = {}
+    for suffix in (*SIDECARS, CHAPTER):
+        owners = starts if suffix == CHAPTER else stems
+        folded: dict[str, tuple[list[str], list[str]]] = {
+            name.casefold(): ([], []) for name in owners
+        }
+        for owner in owners:
+            folded[owner.casefold()][0].append(owner)
+        for name in sorted(names, reverse=True):
+            stem = _nfc(name[: -len(suffix)])
+            if not name.lower().endswith(suffix):
+                continue
+            if stem in owners:
+                found.setdefault((stem, suffix), []).append(name)
+            elif others := folded.get(stem.casefold()):
+                others[1].append(name)
+        for meant, texts in folded.values():
+            if len(meant) == len(texts) == 1:
+                found.setdefault((meant[0], suffix), texts)
+    return found
 
 
 def _nfc(name: str) -> str:

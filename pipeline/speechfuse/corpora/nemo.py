@@ -20,7 +20,8 @@ from speechfuse.corpora.clip import Clip, clip_fields, name_of
 from speechfuse.corpora.tar_members import find, read
 from speechfuse.rows.rejects import Reject
 
-_CONVERSATION = "a conversation (NeMo's multimodal_conversation), not a recording"
+_CONVERSATIONS = ("conversations", "turns", "messages")  # keys of what is no recording
+_CONVERSATION = "a conversation, as NeMo's multimodal_conversation, not a recording"
 
 
 class Nemo:
@@ -45,7 +46,7 @@ class Nemo:
     `context` and `answer` of a spoken question among them. Lines with `_skipme` are filtered, as in
     NeMo. A clip's id is its path without the suffix, followed by @offset+duration where an offset
     is given. `id_key` names a key that holds the id instead, for a manifest with several lines for
-    one recording. A manifest of conversations (multimodal_conversation) is refused.
+    one recording. A manifest of conversations (multimodal_conversation, messages) is refused.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Nemo:
         alone = len(self.manifests) == 1
         self.source_name = Path(self.manifests[0]).stem if alone else self.folder.name
         self.tars: dict[str, Path] = {}  # by manifest or, for a single manifest, by shard_id
-        if tars:
+        if tars is not None:
             self.tar_folder, names = planning.files(tars, ".tar")
             listed = [
                 each
@@ -153,8 +154,9 @@ class Nemo:
             clip = self._clip(manifest, number, line)
             if isinstance(clip, Reject) and clip.reason.endswith(_CONVERSATION):
                 raise ValueError(
-                    f"{self.folder / manifest}: line {number} is {_CONVERSATION}: write a manifest "
-                    "with a line for each recording (audio_filepath, duration, context, answer)"
+                    f"{self.folder / manifest}: line {number} is {_CONVERSATION}: one of text is "
+                    "read by speechfuse.texts.Messages; of recordings write a manifest with a line "
+                    "for each (audio_filepath, duration, context, answer)"
                 )
             if isinstance(clip, Clip) and self.tars:
                 self._check_shard(manifest, number, clip)
@@ -184,7 +186,7 @@ class Nemo:
         name = f"{manifest}:{number}"
         try:
             entry = json_lines.parse(line)
-            if "conversations" in entry and "audio_filepath" not in entry:
+            if "audio_filepath" not in entry and not entry.keys().isdisjoint(_CONVERSATIONS):
                 raise ValueError(_CONVERSATION)
             path = name_of(entry, "audio_filepath")
             del entry["audio_filepath"]

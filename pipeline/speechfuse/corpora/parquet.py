@@ -97,7 +97,7 @@ class AudioTables:
                 "{bytes, path}, binary (a file's bytes) or string (a file's path)"
             )
         kind = schema.field(self.text_column).type if self.text_column else pa.string()
-        if tables.type_of(kind) != "string":
+        if tables.type_of(kind) not in ("string", "null"):  # null: not one row has a text
             raise ValueError(f"{name}: text_column {self.text_column!r} holds {kind}, not strings")
         return groups
 
@@ -120,9 +120,10 @@ class AudioTables:
                     if isinstance(record, str):
                         raise ValueError(record)
                     if self.id_column:
-                        if record[self.id_column] is None:
-                            raise ValueError("bad name: its id is null")
-                        id = _text(record[self.id_column])
+                        value = record[self.id_column]
+                        if value is None or not (own := _text(value)).strip():
+                            raise ValueError(f"bad name: its id is {value!r}")
+                        id = own
                     if row - first in again or id in seen:
                         raise ValueError(f"duplicate id: row {row} of {name}")
                     seen.add(id)
@@ -226,4 +227,4 @@ def _cuts(groups: list[int], shard_size: int) -> Iterator[tuple[int, int]]:
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode() if isinstance(value, bytes) else str(json_value(value))

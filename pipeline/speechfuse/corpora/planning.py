@@ -39,6 +39,8 @@ def files(names: str | list[str], suffix: str) -> tuple[Path, list[str]]:
             if not there:
                 raise FileNotFoundError(f"no file at {name}; a {suffix} file is needed")
             paths.update(dict.fromkeys(there))
+    if not paths:
+        raise FileNotFoundError(f"the list of {suffix} files is empty: name at least one")
     folder = Path(os.path.commonpath([path.parent for path in paths]))
     relative = [path.relative_to(folder).as_posix() for path in paths]
     first: dict[str, str] = {}

@@ -11,6 +11,7 @@ from typing import Any
 from speechfuse import artifact, json_lines
 from speechfuse.audio import augmentation, espeak_ng
 from speechfuse.audio.espeak_ng import VoiceGroup
+from speechfuse.components import Decibels
 from speechfuse.corpora import planning
 from speechfuse.corpora.clip import Clip, name_of, utf8
 from speechfuse.rows.rejects import Reject
@@ -33,8 +34,8 @@ class Synthetic:
         voices: dict[str, dict[str, Any]],
         splits: list[str] | None = None,
         optional_voices: list[str] | None = None,
-        snr: tuple[float, float] = (20.0, 40.0),
-        gain: tuple[float, float] = (-10.0, 0.0),
+        snr: Decibels = (20.0, 40.0),
+        gain: Decibels = (-10.0, 0.0),
         seed: int = 0,
     ) -> None:
         self.path, self.splits = Path(lines), splits

@@ -4,7 +4,6 @@ In: plain tar files (speechfuse.corpora.tar_members). Out: clips whose audio is 
 member.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -12,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from speechfuse import json_lines
 from speechfuse.audio.decoding import SUFFIXES
 from speechfuse.corpora import planning
 from speechfuse.corpora.clip import Clip, clip_fields
@@ -133,13 +133,12 @@ def _fields(file: BinaryIO, parts: dict[str, Member], text_key: str) -> dict[str
         for suffix in [suffix for suffix in ("json", "txt", "cls") if suffix in parts]:
             if parts[suffix].size > SIDECAR_LIMIT:
                 raise ValueError("more than 1 MiB")
-            text = read(file, parts[suffix]).decode("utf-8-sig")
-            if suffix != "json":
-                entry[text_key if suffix == "txt" else "cls"] = text.strip()
-            elif isinstance(value := json.loads(text), dict):
-                entry = value
+            content = read(file, parts[suffix])
+            if suffix == "json":
+                entry = json_lines.parse(content)
             else:
-                raise ValueError("not an object")
+                text = content.decode("utf-8-sig").strip()
+                entry[text_key if suffix == "txt" else "cls"] = text
         return clip_fields(entry, text_key)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"bad transcript: .{suffix}: {error}") from None

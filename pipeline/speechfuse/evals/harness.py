@@ -24,6 +24,7 @@ import lm_eval
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
+from speechfuse.components import Batch
 from speechfuse.evals import task_content
 from speechfuse.evals.harness_model import compiled_once, harness_model
 from speechfuse.evals.tasks import Scored, json_digest, take_evenly
@@ -60,7 +61,7 @@ class Harness:
     apply_chat_template: bool = False
     metric: str | None = None
     include: str | None = None
-    batch_size: int = 16
+    batch_size: Batch = 16
     limit: int | None = None
     protocol = "clean"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from speechfuse import artifact, config, workers
+from speechfuse.components import Batch, Count
 from speechfuse.evals import controls, generation
 from speechfuse.evals.contamination import contamination, training_hits
 from speechfuse.evals.items import (
@@ -82,8 +83,8 @@ class Speech:
     cluster: str | None = None
     judge: dict[str, Any] | None = None
     contamination: list[str] = field(default_factory=list)
-    max_new_tokens: int = 256
-    batch_size: int = 32
+    max_new_tokens: Count = 256
+    batch_size: Batch = 32
     protocol: str = "clean"
     limit: int | None = None
     name: str = ""

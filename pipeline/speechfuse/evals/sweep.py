@@ -38,9 +38,11 @@ SCORING = ("jiwer", "sacrebleu", "rouge_score", "openai-whisper")
 
 @dataclass
 class Runtime:
-    processes: int = key("cells at a time, one GPU each", 1, least=1)
+    processes: int = key("cells at a time, one GPU each", 1, least=1, most=4096)
     device: str = key("cpu, cuda, or auto", "auto")
-    threads: int = key("CPU threads a process; 0: as torch has, of most cores", 0, least=0)
+    threads: int = key(
+        "CPU threads a process; 0: as torch has, of most cores", 0, least=0, most=4096
+    )
     dry_run: bool = key("say what would be done, and stop", False)
 
 
@@ -50,7 +52,7 @@ class Evaluate:
     checkpoints: list[dict[str, Any]] = key("entries {name, path, tasks}")
     tasks: dict[str, dict[str, Any]] = key("task name -> {_component_, ...}")
     only: list[str] = key("checkpoints or tasks, e.g. [stage2/epoch_1, mmlu]", [])
-    limit: int | None = key("items of each task, for a quick look; marked partial", None)
+    limit: int | None = key("items of each task, for a quick look; marked partial", None, least=1)
     runtime: Runtime = field(default_factory=Runtime)
 
     def __post_init__(self) -> None:

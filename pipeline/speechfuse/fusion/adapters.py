@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speechfuse.components import Count, Share
+
 
 class Adapter(nn.Module):
     """What all adapters have: `width` of a frame, `stack` frames a vector, `out` numbers of it."""
@@ -62,7 +64,7 @@ class Linear(Adapter):
 class Stack(Adapter):
     """A norm over the stacked frames, and two matrices with a GELU between, `hidden` wide."""
 
-    def __init__(self, width: int, out: int, stack: int, hidden: int) -> None:
+    def __init__(self, width: int, out: int, stack: int, hidden: Count) -> None:
         super().__init__(width, stack, out)
         self.norm = nn.LayerNorm(width * stack)
         self.inner, self.outer = nn.Linear(width * stack, hidden), nn.Linear(hidden, out)
@@ -81,11 +83,11 @@ class Conformer(Adapter):
         width: int,
         out: int,
         stack: int = 1,
-        hidden: int = 512,
-        layers: int = 2,
-        heads: int = 8,
-        kernel: int = 9,
-        dropout: float = 0.1,
+        hidden: Count = 512,
+        layers: Count = 2,
+        heads: Count = 8,
+        kernel: Count = 9,
+        dropout: Share = 0.1,
     ) -> None:
         super().__init__(width, stack, out)
         from transformers import ParakeetEncoderConfig

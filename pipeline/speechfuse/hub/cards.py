@@ -50,9 +50,11 @@ def kind_of(folder: Path) -> str:
 
 
 def licence_of(folder: Path, licence: str | None) -> str:
-    """Return `licence`, or else the one that the corpus stated, or "unknown"."""
+    """Return `licence`, or else the one that the corpus stated, or "unknown"; several, of a list in
+    YAML too, as "mit and cc-by-4.0"."""
     stated = licence or _run(folder).get("totals", {}).get("licence") or "unknown"
-    return stated.lower() if LICENCES.issuperset(stated.lower().split(" and ")) else stated
+    names = [name.strip(" '\"") for name in re.split(" and |,", stated.strip("[] ").lower())]
+    return " and ".join(names) if LICENCES.issuperset(names) else stated
 
 
 def card(folder: Path, templates: Path, repo: str, licence: str | None = None) -> str:

@@ -79,15 +79,16 @@ def local(path: str) -> Path:
 
 def licence_on(card: str) -> str | None:
     """Return the licence that a card states, several as "mit and cc-by-4.0" and "other" by its
-    name; None where it states none."""
+    name; None where it states none. One of several that is no text is "unknown"."""
     try:
-        data = RepoCard(card, ignore_metadata_errors=True).data
+        data = RepoCard(card.removeprefix("\ufeff"), ignore_metadata_errors=True).data
     except (ValueError, yaml.YAMLError):
         return None
     stated = data.get("license")
     names = stated if isinstance(stated, list) else [stated]
     names = [data.get("license_name") or name if name == "other" else name for name in names]
-    return " and ".join(name for name in names if isinstance(name, str)) or None
+    texts = dict.fromkeys(name if isinstance(name, str) else "unknown" for name in names)
+    return " and ".join(texts) if any(isinstance(name, str) for name in names) else None
 
 
 def _on_hub(path: str) -> re.Match[str] | None:

@@ -13,12 +13,13 @@ import json
 import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import whisper
+from annotated_types import Ge, Le
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,9 +28,11 @@ from whisper.model import AudioEncoder
 
 from speechfuse.artifact import replacing, write_json
 from speechfuse.audio.decoding import SAMPLE_RATE
+from speechfuse.components import Count
 
 PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
 FFN_MULT = 4  # RQBottleneckTransformer's default, never changed in a published model
+Codes = Annotated[int, Ge(1), Le(65_535)]  # with the mask code they fit into uint16
 ENCODER_DIMS = ("n_mels", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer")
 
 
@@ -38,15 +41,29 @@ class QuantizerConfig:
     """Shape of a quantizer. The codebook has `codes` + 1 rows, the last one for the mask code;
     ENCODER_DIMS are Whisper's."""
 
-    codes: int
-    codebook_dim: int
-    downsample: int
+    codes: Codes
+    codebook_dim: Count
+    downsample: Count
     downsample_mean: bool
     n_mels: int
-    n_audio_ctx: int
-    n_audio_state: int
-    n_audio_head: int
-    n_audio_layer: int
+    n_audio_ctx: Count
+    n_audio_state: Count
+    n_audio_head: Count
+    n_audio_layer: Count
+
+    def __post_init__(self) -> None:
+        if self.n_mels not in (80, 128):
+            raise ValueError(f"n_mels={self.n_mels}: Whisper's log-mel has 80 or 128 bands")
+        if self.n_audio_state % 2 or self.n_audio_state % self.n_audio_head:
+            raise ValueError(
+                f"n_audio_state={self.n_audio_state}: it is to be even and a multiple of "
+                f"n_audio_head, {self.n_audio_head}"
+            )
+        if self.downsample_mean and self.n_audio_ctx % self.downsample:
+            raise ValueError(
+                f"n_audio_ctx={self.n_audio_ctx}: it is to be a multiple of downsample, "
+                f"{self.downsample}"
+            )
 
 
 class Quantizer(nn.Module):

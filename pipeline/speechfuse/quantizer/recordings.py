@@ -22,8 +22,8 @@ from speechfuse.rows.rejects import Rejects, by_reason
 
 @dataclass
 class Runtime(making.Workers):
-    decode_threads: int = key("of each process, beside the encoder", 2, least=1)
-    prefetch: int = key("clips decoded ahead of the encoder", 32, least=1)
+    decode_threads: int = key("of each process, beside the encoder", 2, least=1, most=4096)
+    prefetch: int = key("clips decoded ahead of the encoder", 32, least=1, most=4096)
 
 
 @dataclass(kw_only=True)
@@ -32,8 +32,8 @@ class Recordings:
     corpus: dict[str, Any] = key("a corpus of speechfuse.corpora")
     filters: list[dict[str, Any]] = key("filters, of speechfuse.audio, in order", [])
     drop_duplicate_audio: bool = key("keep the first of clips with the same samples", False)
-    shard_size: int = key("clips of a shard", 500)
-    batch_size: int = key("clips of one encoder pass", 16)
+    shard_size: int = key("clips of a shard", 500, least=1)
+    batch_size: int = key("clips of one encoder pass", 16, least=1, most=4096)
     fresh: bool = key("move an artifact that differs aside", False)
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -84,10 +84,6 @@ def make(
     """Make the artifact `name` of a corpus: rows in `schema`, with what `spec` makes of each clip.
     Prints `summary` of its totals."""
     out = Path(job.out)
-    if job.shard_size < 1 or job.batch_size < 1:
-        raise ValueError(
-            f"shard_size={job.shard_size}, batch_size={job.batch_size}: both must be at least 1"
-        )
     for each in job.filters:
         config.instantiate(each)
     corpus = config.instantiate(job.corpus)

@@ -43,6 +43,12 @@ class Curve:
         "label of a point: {task, split, metric}, in order"
     )
 
+    def __post_init__(self) -> None:
+        lacks = [label for label, of in self.points.items() if {*of} != {"task", "split", "metric"}]
+        if lacks or not self.points:
+            where = f"the point {lacks[0]}" if lacks else "points"
+            raise ValueError(f"curves: {self.title}: {where} needs {{task, split, metric}}")
+
     @property
     def keys(self) -> dict[str, Key]:
         keys = {label: (of["task"], of["split"], of["metric"]) for label, of in self.points.items()}

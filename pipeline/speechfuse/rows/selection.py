@@ -6,8 +6,12 @@ from typing import Any
 
 
 def json_value(value: Any) -> Any:
-    """Return a value of a table as `extra` can hold it, as JSON: a date, say, as text."""
-    return json.loads(json.dumps(value, default=str))
+    """Return a value of a table as `extra` can hold it, as JSON: a date, say, as text. Raises
+    ValueError for NaN and infinity, which are no JSON."""
+    try:
+        return json.loads(json.dumps(value, default=str, allow_nan=False))
+    except ValueError:
+        raise ValueError(f"bad value: {value!r:.40} has NaN or infinity, no JSON") from None
 
 
 def matches(row: dict[str, Any], select: dict[str, Any]) -> bool:

@@ -23,6 +23,7 @@ import numpy as np
 
 from speechfuse import config, workers
 from speechfuse.audio import decoding
+from speechfuse.components import Batch
 from speechfuse.openai_server import Server, Unavailable
 from speechfuse.quantizer.decoder import CodeTranscriber
 from speechfuse.quantizer.model import Quantizer
@@ -65,7 +66,7 @@ class QuantizerDecoder(Transcriber):
     it was trained on."""
 
     def __init__(
-        self, quantizer: str, whisper: str, language: str = "en", batch_size: int = 16
+        self, quantizer: str, whisper: str, language: str = "en", batch_size: Batch = 16
     ) -> None:
         self.paths = Path(quantizer), Path(whisper)
         self.decoder = CodeTranscriber.load(*self.paths, language).to(workers.device())

@@ -52,15 +52,17 @@ class Runtime:
     device: str = key(
         "cpu, cuda, or auto: cuda where present", "auto", choices=("auto", "cpu", "cuda")
     )
-    threads: int = key("CPU threads a rank; 0 divides the cores among ranks", 0, least=0)
+    threads: int = key("CPU threads a rank; 0 divides the cores among ranks", 0, least=0, most=4096)
     state_every: int = key("steps between saved states", 200, least=1)
-    loader_workers: int = key("processes a rank that render batches ahead; 0: none", 0, least=0)
+    loader_workers: int = key(
+        "processes a rank that render batches ahead; 0: none", 0, least=0, most=4096
+    )
     tracker: str = key(
         "wandb or trackio, beside TensorBoard; or none",
         "none",
         choices=("none", "wandb", "trackio"),
     )
-    ranks: int = key("processes, one a GPU, that stages/train.py starts", 1, least=1)
+    ranks: int = key("processes, one a GPU, that stages/train.py starts", 1, least=1, most=65_536)
     dry_run: bool = key("say what it would take; train nothing", False)
     gpu: str | None = key("plan for such GPUs (H100, ...) instead of those here", None)
     gpus: int | None = key("plan for so many instead of ranks", None, least=1)
@@ -83,7 +85,7 @@ class Finetune:
         "entries {_component_, path, share of the samples, ...}; path: folder or repo@revision"
     )
     seq_len: int = key("tokens of a row; longer samples are left out", least=2)
-    batch_size: int = key("rows of an optimizer step, over all ranks", least=1)
+    batch_size: int = key("rows of an optimizer step, over all ranks", least=1, most=1_000_000)
     epochs: int = key("passes over the first dataset", least=1)
     optimizer: dict[str, Any] = key("optimizer with its peak lr")
     warmup_steps: int = key("linear warm-up, then cosine to 0; less than the run has", least=0)
@@ -120,14 +122,15 @@ class Finetune:
     runtime: Runtime = field(default_factory=Runtime)
 
     def __post_init__(self) -> None:
-        if self.steps and self.steps > 0:
-            self.check_warmup(self.steps)
+        check_warmup(self.warmup_steps, self.steps or 0)
 
-    def check_warmup(self, steps: int) -> None:
-        """Raise ValueError where the warm-up of a run of `steps` steps would never end."""
-        if self.warmup_steps >= steps > 0 and self.warmup_steps:
-            raise ValueError(
-                f"warmup_steps={self.warmup_steps} and the run has {steps:,} steps, so that its "
-                f"learning rate would never reach the peak: set warmup_steps={steps // 10} (less "
-                f"than {steps}), or take more data or epochs"
-            )
+
+def check_warmup(warmup_steps: int, steps: int) -> None:
+    """Raise ValueError where the warm-up of a run of `steps` steps (0: not known) would never
+    end."""
+    if warmup_steps >= steps > 0 and warmup_steps:
+        raise ValueError(
+            f"warmup_steps={warmup_steps} and the run has {steps:,} steps, so that its learning "
+            f"rate would never reach the peak: set warmup_steps={steps // 10} (less than {steps}), "
+            "or take more steps, data or epochs"
+        )

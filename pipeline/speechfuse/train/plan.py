@@ -18,7 +18,7 @@ from speechfuse.samples import datasets, packing
 from speechfuse.tokens import weights
 from speechfuse.train import attention, gpus, guards, optimizers, state
 from speechfuse.train.backbone import Decoder
-from speechfuse.train.config import Finetune
+from speechfuse.train.config import Finetune, check_warmup
 from speechfuse.train.metrics import Flops, Meter
 from speechfuse.train.model import decoder_of
 from speechfuse.train.preflight import assumed
@@ -88,7 +88,7 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
         report = report_of(Data.of(mixture, ranks, micro))
         print("\n".join([*left_out, *report.lines()]))
         report.check()
-        job.check_warmup(mixture.plan.counts.steps)
+        check_warmup(job.warmup_steps, mixture.plan.counts.steps)
         begun = {} if job.fresh else work.record().get("plan") or {}
         if begun and begun != mixture.plan.identity():
             raise ValueError(

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from speechfuse import artifact
+from speechfuse.components import Count, OpenShare, Positive
 from speechfuse.quantizer import decoder
-from speechfuse.quantizer.model import ENCODER_DIMS, Quantizer, QuantizerConfig, padded
+from speechfuse.quantizer.model import ENCODER_DIMS, Codes, Quantizer, QuantizerConfig, padded
 from speechfuse.quantizer.training.mels import Example, Window
 from speechfuse.quantizer.training.phonemes import codes_of, trained_codebook
 from speechfuse.scores.word_errors import word_error_rate
@@ -71,19 +72,17 @@ class Whisper:
     def __init__(
         self,
         whisper: str,
-        codes: int = 512,
-        codebook_dim: int = 64,
-        depth: int = 1,
-        decay: float = 0.99,
+        codes: Codes = 512,
+        codebook_dim: Count = 64,
+        depth: Count = 1,
+        decay: OpenShare = 0.99,
         language: str = "en",
-        validation_clips: int = 500,
-        max_teacher_wer: float = 0.5,
+        validation_clips: Count = 500,
+        max_teacher_wer: Positive = 0.5,
         dtype: str = "float32",
     ) -> None:
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"method.dtype={dtype!r}: choose float32 or bfloat16")
-        if validation_clips < 1:
-            raise ValueError(f"method.validation_clips={validation_clips}: at least 1 is needed")
         self.path, self.language = Path(whisper), language
         self.teacher = decoder.load_whisper(self.path)
         self.tokenizer = decoder.tokenizer_of(self.teacher, language)

@@ -20,15 +20,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
 from speechfuse import config
+from speechfuse.components import OpenShare
 from speechfuse.quantizer.model import PADDING, Quantizer, QuantizerConfig, padded
 from speechfuse.quantizer.training.mels import Example, Window
 
@@ -172,7 +174,10 @@ class Phonemes:
     inputs: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(
-        self, model: dict[str, Any], quantize_from: float = 0.4, decay: float = 0.95
+        self,
+        model: dict[str, Any],
+        quantize_from: Annotated[float, Ge(0), Lt(1)] = 0.4,
+        decay: OpenShare = 0.95,
     ) -> None:
         shape = {"_component_": "speechfuse.quantizer.model.QuantizerConfig", **model}
         self.quantizer = Quantizer(config.instantiate(shape))

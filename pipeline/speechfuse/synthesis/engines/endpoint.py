@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from speechfuse.audio import decoding
+from speechfuse.components import Batch, Count, PositiveRange
 from speechfuse.openai_server import Server
 from speechfuse.synthesis.engines import Engine, Spoken
 
@@ -22,10 +23,10 @@ class Endpoint(Server, Engine):
 
     names: list[str]
     format: str = "wav"
-    speed: tuple[float, float] | None = None
+    speed: PositiveRange | None = None
     send_seed: bool = False
-    max_characters: int | None = 4096
-    parallel: int = 8
+    max_characters: Count | None = 4096
+    parallel: Batch = 8
 
     def voices(self) -> list[str]:
         return self.names

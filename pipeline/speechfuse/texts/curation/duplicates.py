@@ -6,12 +6,15 @@ similarity is then counted exactly. The planning process holds about 6 kB of eve
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le
 from datasketch import MinHash, MinHashLSH
 from tqdm import tqdm
 
 from speechfuse import artifact
+from speechfuse.components import Count
 from speechfuse.scores.words import WORD
 from speechfuse.texts.conversations import Conversation
 
@@ -28,19 +31,12 @@ class Duplicates:
     that differ in one word are not alike.
     """
 
-    threshold: float = 0.85
-    permutations: int = 128
-    shingle: int = 3
+    threshold: Annotated[float, Ge(0.2), Le(1)] = 0.85
+    permutations: Annotated[int, Ge(2), Le(4096)] = 128
+    shingle: Count = 3
     name: str = field(default="duplicates", init=False)
 
     def __post_init__(self) -> None:
-        if not 0.2 <= self.threshold <= 1:
-            raise ValueError(f"duplicates: threshold={self.threshold} is not in 0.2 to 1")
-        if self.permutations < 2 or self.shingle < 1:
-            raise ValueError(
-                f"duplicates: permutations={self.permutations} and shingle={self.shingle}: the "
-                "first is at least 2, the second at least 1"
-            )
         self._empty = MinHash(self.permutations, scheme="affine32")
 
     def sketch(self, conversation: Conversation) -> Sketch:

@@ -3,6 +3,7 @@ answers in words."""
 
 from dataclasses import dataclass, field
 
+from speechfuse.components import Count, Positive
 from speechfuse.texts.conversations import Conversation
 from speechfuse.texts.curation.step import Dropped
 
@@ -19,11 +20,11 @@ class Length:
 
     min_words: int = 1
     max_words: int = 75
-    max_seconds: float = 25.0
-    characters_per_second: float = 15.0
+    max_seconds: Positive = 25.0
+    characters_per_second: Positive = 15.0
     min_answer_words: int = 1
     max_answer_words: int = 1000
-    max_turns: int | None = None
+    max_turns: Count | None = None
     name: str = field(default="length", init=False)
 
     def __post_init__(self) -> None:
@@ -33,8 +34,6 @@ class Length:
                 raise ValueError(
                     f"min_{kind}={low} is more than max_{kind}={high}: nothing is kept"
                 )
-        if self.characters_per_second <= 0:
-            raise ValueError(f"characters_per_second={self.characters_per_second}: over 0, e.g. 15")
 
     def __call__(self, conversation: Conversation) -> Conversation | Dropped:
         if self.max_turns and len(conversation.turns) > self.max_turns:
