@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from speechfuse import artifact
-from speechfuse.evals import generation
+from speechfuse.evals import generation, speech
+from speechfuse.evals.harness_model import harness_model
 from speechfuse.fusion import adapters, door, folder, views
 from speechfuse.hub import push
 from speechfuse.rows import shards
@@ -210,6 +211,25 @@ def test_replies_of_a_batch_are_those_of_each_alone(parts, trained):
     assert off.reply([ask], 4) == generation.Generator(parts / "init", None, "", "cpu").reply(
         [ask], 4
     )
+
+
+def test_text_is_asked_with_the_speech_part_on_or_off(parts, trained):
+    epoch, name = trained / "epoch_1", "model.layers.0.self_attn.q_proj.weight"
+    base = generation.load(parts / "init", "cpu").get_parameter(name).clone()
+    for lora in (False, True):
+        model = harness_model(epoch, 2, lora).model
+        assert torch.equal(model.get_parameter(name), base) != lora
+    replies = {}
+    for on in (False, True):
+        texts = speech.Speech(str(parts / "texts"), "acc", reference="answer", speech_on=on)
+        texts.check(epoch)
+        for folder_, base_ in ((epoch, False), (parts / "init", True)):
+            batches = texts.predict(folder_, texts.ids()[:8])
+            replies[on, base_] = [entry["reply"] for batch in batches for entry in batch]
+    assert replies[False, False] == replies[False, True] == replies[True, True]
+    heard = speech.Speech(str(parts / "frames"), "acc", reference="answer", speech_on=False)
+    with pytest.raises(ValueError, match="holds speech, and speech_on=false asks in text alone"):
+        heard.check(epoch)
 
 
 def test_the_written_folder_gives_the_trainers_logits(parts, tmp_path):

@@ -77,6 +77,20 @@ def read_transcripts(path: Path) -> dict[str, str]:
         raise ValueError(f"transcripts={path}: not JSON lines of id and text ({error})") from error
 
 
+def transcripts_of(rows: Rows, data: str, path: str | None) -> dict[str, str]:
+    """Return the transcripts of rows by id: those in the file at `path`, which may be empty where a
+    recognizer heard nothing, or the rows' own. Raises ValueError for rows without one."""
+    texts = read_transcripts(Path(path)) if path else {}
+    if not path:
+        texts = {id: row["text"] for id, row in rows.items() if row["text"]}
+    if lost := [id for id in rows if id not in texts]:
+        raise ValueError(
+            f"{path or data} has no transcript of {len(lost)} of {len(rows)} items, {lost[0]!r} "
+            "the first of them"
+        )
+    return texts
+
+
 def ids_by_split(rows: Rows, splits: Splits) -> dict[str, list[str]]:
     """Return the ids of the rows of each split; a split without rows is left out."""
     pairs = splits.items()
