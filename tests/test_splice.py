@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import time
 from dataclasses import replace
@@ -19,7 +20,7 @@ from speechfuse import artifact
 from speechfuse.evals import generation, speech
 from speechfuse.evals.harness_model import harness_model
 from speechfuse.fusion import adapters, door, folder, views
-from speechfuse.hub import push
+from speechfuse.hub import cards, push
 from speechfuse.rows import shards
 from speechfuse.samples import datasets
 from speechfuse.tokens.vocabulary import Vocabulary
@@ -357,8 +358,26 @@ def test_a_run_that_began_before_there_were_adapters_goes_on(parts, tmp_path):
     assert plan._artifact(job(splice(parts, tmp_path / "new")), {})._config["adapter"] == ADAPTER
 
 
-def test_a_speech_part_is_in_the_manifest_and_not_pushed(trained):
+def test_a_speech_part_is_pushed_without_the_base_that_it_names(trained):
     outputs = artifact.manifest_of(trained)["outputs"]
     assert {f"epoch_1/{name}" for name in (folder.SPEECH, folder.LORA)} <= outputs.keys()
-    with pytest.raises(ValueError, match="cannot be pushed yet"):
-        push.files_of(trained / "epoch_1")
+    epoch = trained / "epoch_1"
+    own = {folder.SPEECH, folder.LORA, "speech.json", "lora/adapter_config.json", "manifest.json"}
+    assert push.files_of(epoch).keys() == own
+    card = cards.card(epoch, ROOT / "data_cards", "me/ears", "mit")
+    base = json.loads((epoch / "speech.json").read_text())["base"]
+    tensors = [*load_file(epoch / folder.SPEECH).values(), *load_file(epoch / folder.LORA).values()]
+    assert f"part ({sum(t.numel() for t in tensors):,} parameters) of a language model" in card
+    assert f"`{base}`, which is not in this repository" in card and "peft's format" in card
+    assert "hf download me/ears --local-dir FOLDER" in card and ENCODER in card
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", folder.LORA, folder.SPEECH])
+def test_a_file_of_another_training_is_refused(parts, trained, tmp_path, name):
+    """The same names and shapes, so that it would load."""
+    copy = shutil.copytree(trained / "epoch_1", tmp_path / "copy")
+    tensors = {key: tensor + 0.01 for key, tensor in load_file(copy / name).items()}
+    (copy / name).unlink()
+    save_file(tensors, copy / name, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"is not the file that speech\.json beside it was"):
+        generation.generator(copy, ENCODER, "x", "cpu")

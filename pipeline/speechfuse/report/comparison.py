@@ -24,11 +24,15 @@ COSTS = {  # titles of what a row costs: (task, split, metric), and how its numb
     "seconds to the first token": ("first_token", "all", "seconds"),
 }
 FORMS = {"parameters": "{:,.0f}", "tokens": "{:,.0f}", "minutes": "{:.1f}", "seconds": "{:.3f}"}
-LEGEND = (
-    "Text: the base model's own questions. *on*: asked as the row is when it listens; *off*: with "
-    "its speech part taken away, which a model whose own weights were trained does not have. "
-    "*replies*: whole replies in writing, word for word. wer: a fraction of words, lower is "
-    "better. ± is half of a 95 % bootstrap interval; seeds differ by about as much."
+SCORES = (
+    "± is half of a 95 % bootstrap interval; seeds differ by about as much. wer: a fraction of "
+    "words, lower is better."
+)
+TEXT = (
+    "The base model's own questions in writing. *on*: asked as the row is when it listens. *off*: "
+    "with its speech part taken away, which a model whose own weights were trained does not have. "
+    "*kept*: the mean of the columns *on*, each divided by the base's. text_replies: whole "
+    "replies, word for word."
 )
 
 
@@ -157,7 +161,7 @@ class Table:
                 * bool(more)
             )
         if at_times:
-            top, *_ = self.best(at_times)
+            top = max(self.best(at_times), key=lambda name: self.kept(name) or 0.0)
             sentences.append(
                 f"{'Or ' * bool(always)}take {top}, which answers {self.heard(top):.3f}: its "
                 "replies in writing are the base's whenever its speech part is off, and while it "
@@ -194,17 +198,15 @@ class Table:
         says what each row is, `rule` how its epoch was chosen."""
         measures = [self.listening, *more]
         text = [(m.task, m.split + end, m.metric) for m in self.text for end in (ON, "")]
-        head = ["row", *("\n".join(key_of(m)) for m in measures), "text kept\nwhile listening"]
-        head += [
-            "\n".join((*of[:2], "" if of[1].endswith(ON) else "speech part off")) for of in text
-        ]
-        scores, costs, points = [], [], {}
+        head, texts = ["row", *("\n".join(key_of(m)) for m in measures)], ["row", "kept, on"]
+        texts += ["\n".join((m.task, m.split, end)) for m in self.text for end in ("on", "off")]
+        scores, written, costs, points = [], [], [], {}
         for row in self.rows:
             name, kept = row.name, self.kept(row.name)
             off = [] if name in self.separable else [key_of(m) for m in self.text]
             cells = ["none" if of in off else self._cell(name, of) for of in text]
-            known = [self._cell(name, key_of(measure)) for measure in measures]
-            scores.append([name, *known, "" if kept is None else f"{kept:.3f}", *cells])
+            scores.append([name, *(self._cell(name, key_of(measure)) for measure in measures)])
+            written.append([name, "" if kept is None else f"{kept:.3f}", *cells])
             costs.append([name, *(self._cell(name, of) for of in COSTS.values())])
             score = self.score(name, key_of(self.listening))
             if score and kept is not None:
@@ -216,7 +218,8 @@ class Table:
             *(f"**{what}**: {page.escape(text)}" for what, text in self.sentences().items()),
             media.plot("fusions", plot, "spoken questions answered, against text kept"),
             *section("Rows", "\n".join(lines), page.escape(rule)),
-            *section("Scores", LEGEND, page.table(head, scores)),
+            *section("Listening", SCORES, page.table(head, scores)),
+            *section("Text", TEXT, page.table(texts, written)),
             *section("Costs", page.table(["row", *COSTS], costs)),
         ]
         return "\n\n".join(filter(None, blocks)) + "\n"

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from torchtune.training import get_cosine_schedule_with_warmup
 from tqdm import tqdm
 
-from speechfuse import artifact
+from speechfuse import artifact, provenance
 from speechfuse.samples import datasets
 from speechfuse.train import checkpoint, gpus, guards, optimizers, state
 from speechfuse.train.config import Finetune
@@ -190,6 +190,7 @@ def _export(plan: RunPlan, epoch: int) -> None:
     if plan.job.adapter:
         generator = "speechfuse.evals.SpliceGenerator"
         speech = {"generator": generator, "adapter": plan.job.adapter, "encoder": plan.encoder}
+        speech["base"] = provenance.portable(plan.job.checkpoint)
     checkpoint.export(plan.decoder, end, out, manifest, speech)
 
 
