@@ -42,6 +42,10 @@ demo-seeds *args: setup
 demo-robust *args: setup
     @{{verb}} demo-robust {{with_gate}} "$@"
 
+# every way of fusing speech into the demo's base model, in one table (out/compare/compare.html)
+compare *args: setup
+    @{{verb}} compare {{with_gate}} "$@"
+
 # the text of the demo's world, then speech to codes (training and test)
 data *args: setup
     @{{verb}} data {{r}} "$@"

@@ -182,6 +182,27 @@ def demo_robust(recipe: Path, ranks: list[str]) -> Jobs:
     yield "report", f"{recipe}/report_robust.yaml"
 
 
+def compare(recipe: Path, ranks: list[str]) -> Jobs:
+    yield from demo_plain(recipe, ranks)
+    noise = ["corpus.snr=[10,10]", "corpus.splits=[unseen_facts]"]
+    yield (
+        "tokenize_speech",
+        f"{recipe}/tokenize_test.yaml",
+        "out=out/data/speech_test_10_db",
+        *noise,
+    )
+    for name in ("train", "test"):
+        yield "encode_speech", f"{recipe}/encode_{name}.yaml"
+    yield "encode_speech", f"{recipe}/encode_test.yaml", "out=out/data/frames_test_10_db", *noise
+    for name in ("token_lora", "splice_adapter", "splice_lora", "splice_lora_replay"):
+        yield train(f"{recipe}/{name}.yaml", ranks)
+    table, scores = f"{recipe}/compare.yaml", f"{recipe}/evaluate_compare.yaml"
+    yield "evaluate", scores, "only=[token]"
+    yield "compare", table, "transcripts_of=token"
+    yield "evaluate", scores
+    yield "compare", table
+
+
 def train_quantizer(recipe: Path, arguments: list[str]) -> Jobs:
     yield from script(recipe / "world")
     yield "train_quantizer", f"{recipe}/train_quantizer.yaml", *arguments
@@ -195,7 +216,7 @@ def train_base(recipe: Path, arguments: list[str]) -> Jobs:
     yield "evaluate", f"{recipe}/evaluate.yaml", *scored, "out=out/models/evals"
 
 
-WHOLE = demo, demo_plain, demo_seeds, demo_robust  # take no key=value
+WHOLE = demo, demo_plain, demo_seeds, demo_robust, compare  # take no key=value
 VERBS: dict[str, Callable[[Path, list[str]], Jobs]] = {
     verb.__name__.replace("_", "-"): verb
     for verb in (data, synthesize, stage2, sweep, train_quantizer, train_base, *WHOLE)

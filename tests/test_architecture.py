@@ -26,6 +26,7 @@ from speechfuse import config, yaml_values
 from speechfuse.evals.sweep import Evaluate
 from speechfuse.train.config import Finetune
 from stages.ask import Ask
+from stages.compare import Compare
 from stages.curate_texts import CurateTexts
 from stages.encode_speech import EncodeSpeech
 from stages.expand_vocab import ExpandVocab
@@ -79,6 +80,8 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "tokenize_*.yaml": TokenizeSpeech,
     "encode_*.yaml": EncodeSpeech,
     "splice_*.yaml": Finetune,
+    "token_lora.yaml": Finetune,
+    "compare.yaml": Compare,
     "curate_*.yaml": CurateTexts,
     "synthesize.yaml": SynthesizeInstructions,
     "synthesize_*.yaml": SynthesizeInstructions,

@@ -39,9 +39,16 @@ def batch_with_new_rows() -> dict[str, Any]:
     return batch
 
 
-def train(model: Any, first: int, steps: int, part: slice = slice(None), **options: Any):
+def train(
+    model: Any,
+    first: int,
+    steps: int,
+    part: slice = slice(None),
+    only: bool = False,
+    **options: Any,
+):
     """Rows, optimizer, weights before and after every step, and what was measured."""
-    rows = NewRows(model, LAYOUT, first)
+    rows = NewRows(model, LAYOUT, first, only)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, **{"lr": 1e-2, "weight_decay": 0.1} | options)
     batch = {key: value[part] for key, value in batch_with_new_rows().items()}
@@ -105,6 +112,25 @@ def test_at_first_nothing_but_the_new_rows_moves(tied, kind):
     assert (optimizer.state[head]["exp_avg_sq"][: IDS.start] > 0).all()
 
 
+@pytest.mark.parametrize("first", [0, FIRST])
+def test_of_both_matrices_the_new_rows_alone_move_in_all_steps(first):
+    model = make(BASE, spec_of(BASE) | LORA)
+    models.freeze(model, ["^layers[.](?!.*lora_)", "^norm[.]"])
+    _, _, weights, _ = train(model, first, STEPS, only=True)
+    moved = changed(weights[0], weights[STEPS])
+    for name in ("tok_embeddings.weight", "output.weight"):
+        rows = moved.pop(name)
+        assert rows[IDS].any() and rows.sum() == rows[IDS].sum(), name
+    assert moved and all("lora_" in name for name in moved)
+    # the old rows are no part of the gradient's norm
+    rows = NewRows(model, LAYOUT, only=True)
+    total(model, batch_with_new_rows()).backward()
+    rows.before_step(1)
+    gradient = model.output.weight.grad
+    assert gradient[IDS].any() and not gradient[: IDS.start].any()
+    assert not gradient[IDS.stop :].any()
+
+
 def test_without_first_steps_the_training_is_the_plain_one():
     model, plain = make(BASE), make(BASE)
     _, _, weights, _ = train(model, 0, 2)
@@ -148,8 +174,9 @@ def test_rows_that_moved_are_counted():
 
 def test_first_steps_that_would_train_nothing_are_refused():
     model = make(BASE)
-    with pytest.raises(ValueError, match="new_rows_first=5, but the checkpoint has no sound"):
-        NewRows(model, None, 5)
+    for keys in ((5, False), (0, True)):
+        with pytest.raises(ValueError, match=r"new_rows_only=.*, but the checkpoint has no sound"):
+            NewRows(model, None, *keys)
     models.freeze(model, ["^tok_embeddings", "^output"])
     with pytest.raises(ValueError, match="freeze holds embedding and head"):
         NewRows(model, LAYOUT, 5)
@@ -167,9 +194,12 @@ def rank_main(folder: Path) -> None:
     for name, source, spec, options in (
         ("fsdp", BASE, spec_of(BASE), {}),
         ("copies", folder / "tied", spec_of(folder / "tied", TIED), {"shard_group": 1}),
+        ("only", BASE, spec_of(BASE), {}),
     ):
         model = make(source, spec, **options)
-        _, _, weights, measured = train(model, FIRST, STEPS, slice(rank, None, 2))
+        _, _, weights, measured = train(
+            model, FIRST, STEPS, slice(rank, None, 2), only=name == "only"
+        )
         torch.save({"weights": weights, "measured": measured}, folder / f"{name}-{rank}.pt")
     dist.destroy_process_group()
 
@@ -190,8 +220,9 @@ def test_two_ranks_do_what_one_does(tmp_path):
     for name, folder, spec in (
         ("fsdp", BASE, spec_of(BASE)),
         ("copies", tied, spec_of(tied, TIED)),
+        ("only", BASE, spec_of(BASE)),
     ):
-        _, _, weights, measured = train(make(folder, spec), FIRST, STEPS)
+        _, _, weights, measured = train(make(folder, spec), FIRST, STEPS, only=name == "only")
         ranks = [torch.load(tmp_path / f"{name}-{r}.pt", weights_only=True) for r in (0, 1)]
         assert ranks[0]["measured"] == ranks[1]["measured"], "every rank says the same"
         assert ranks[0]["measured"] == measured and all(measured)
@@ -199,9 +230,11 @@ def test_two_ranks_do_what_one_does(tmp_path):
             torch.testing.assert_close(
                 ranks[1]["weights"][number], weights[number], atol=2e-3, rtol=1e-3
             )
-        moved = changed(ranks[0]["weights"][0], ranks[0]["weights"][FIRST])
-        assert moved.keys() <= {"tok_embeddings.weight", "output.weight"}
-        for rows in moved.values():
+        still = STEPS if name == "only" else FIRST
+        moved = changed(ranks[0]["weights"][0], ranks[0]["weights"][still])
+        matrices = {"tok_embeddings.weight", "output.weight"}
+        assert moved.keys() <= matrices or name == "only"
+        for rows in (moved[matrix] for matrix in matrices & moved.keys()):
             assert rows[IDS].any() and rows.sum() == rows[IDS].sum(), "old rows stay to the bit"
 
 

@@ -93,7 +93,7 @@ def test_transcripts_of_one_id_are_refused(tmp_path):
         items.read_transcripts(path)
 
 
-def test_transcripts_instead_of_audio_need_no_sound_tokens(parts, tmp_path, monkeypatch):
+def test_transcripts_instead_of_audio_need_no_sound_tokens(parts, tmp_path, monkeypatch, capsys):
     words = Vocabulary.load(parts / "init")
     of = task(parts, prompt="answer: {speech}!", input="transcript")
     of.check(parts / "init")
@@ -111,8 +111,8 @@ def test_transcripts_instead_of_audio_need_no_sound_tokens(parts, tmp_path, monk
         replace(of, transcripts=str(file)).check(parts / "init")
     lines[2]["text"] = " \u00a0"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(ValueError, match=r"asr\.jsonl has no transcript of 1 of 6 items, 'u2'"):
-        replace(of, transcripts=str(file)).check(parts / "init")
+    replace(of, transcripts=str(file)).check(parts / "init")  # a recognizer may hear nothing
+    assert "asr.jsonl: 1 of 6 transcripts are empty" in capsys.readouterr().out
 
 
 def test_shuffled_audio_is_always_that_of_another_reference(parts, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import time
 from dataclasses import replace
@@ -16,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from speechfuse import artifact
-from speechfuse.evals import generation
+from speechfuse.evals import generation, speech
+from speechfuse.evals.harness_model import harness_model
 from speechfuse.fusion import adapters, door, folder, views
-from speechfuse.hub import push
+from speechfuse.hub import cards, push
 from speechfuse.rows import shards
 from speechfuse.samples import datasets
 from speechfuse.tokens.vocabulary import Vocabulary
@@ -212,6 +214,25 @@ def test_replies_of_a_batch_are_those_of_each_alone(parts, trained):
     )
 
 
+def test_text_is_asked_with_the_speech_part_on_or_off(parts, trained):
+    epoch, name = trained / "epoch_1", "model.layers.0.self_attn.q_proj.weight"
+    base = generation.load(parts / "init", "cpu").get_parameter(name).clone()
+    for lora in (False, True):
+        model = harness_model(epoch, 2, lora).model
+        assert torch.equal(model.get_parameter(name), base) != lora
+    replies = {}
+    for on in (False, True):
+        texts = speech.Speech(str(parts / "texts"), "acc", reference="answer", speech_on=on)
+        texts.check(epoch)
+        for folder_, base_ in ((epoch, False), (parts / "init", True)):
+            batches = texts.predict(folder_, texts.ids()[:8])
+            replies[on, base_] = [entry["reply"] for batch in batches for entry in batch]
+    assert replies[False, False] == replies[False, True] == replies[True, True]
+    heard = speech.Speech(str(parts / "frames"), "acc", reference="answer", speech_on=False)
+    with pytest.raises(ValueError, match="holds speech, and speech_on=false asks in text alone"):
+        heard.check(epoch)
+
+
 def test_the_written_folder_gives_the_trainers_logits(parts, tmp_path):
     """With LoRA and adapter as far from their first values as a long training brings them."""
     _, _, model, samples = step(parts, tmp_path, [[0], [1]], 2)
@@ -337,8 +358,26 @@ def test_a_run_that_began_before_there_were_adapters_goes_on(parts, tmp_path):
     assert plan._artifact(job(splice(parts, tmp_path / "new")), {})._config["adapter"] == ADAPTER
 
 
-def test_a_speech_part_is_in_the_manifest_and_not_pushed(trained):
+def test_a_speech_part_is_pushed_without_the_base_that_it_names(trained):
     outputs = artifact.manifest_of(trained)["outputs"]
     assert {f"epoch_1/{name}" for name in (folder.SPEECH, folder.LORA)} <= outputs.keys()
-    with pytest.raises(ValueError, match="cannot be pushed yet"):
-        push.files_of(trained / "epoch_1")
+    epoch = trained / "epoch_1"
+    own = {folder.SPEECH, folder.LORA, "speech.json", "lora/adapter_config.json", "manifest.json"}
+    assert push.files_of(epoch).keys() == own
+    card = cards.card(epoch, ROOT / "data_cards", "me/ears", "mit")
+    base = json.loads((epoch / "speech.json").read_text())["base"]
+    tensors = [*load_file(epoch / folder.SPEECH).values(), *load_file(epoch / folder.LORA).values()]
+    assert f"part ({sum(t.numel() for t in tensors):,} parameters) of a language model" in card
+    assert f"`{base}`, which is not in this repository" in card and "peft's format" in card
+    assert "hf download me/ears --local-dir FOLDER" in card and ENCODER in card
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", folder.LORA, folder.SPEECH])
+def test_a_file_of_another_training_is_refused(parts, trained, tmp_path, name):
+    """The same names and shapes, so that it would load."""
+    copy = shutil.copytree(trained / "epoch_1", tmp_path / "copy")
+    tensors = {key: tensor + 0.01 for key, tensor in load_file(copy / name).items()}
+    (copy / name).unlink()
+    save_file(tensors, copy / name, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"is not the file that speech\.json beside it was"):
+        generation.generator(copy, ENCODER, "x", "cpu")

@@ -132,6 +132,12 @@ SCORED = ["report", "evaluate", "report"]
     [
         ("demo", []),
         ("demo-plain", ["train", "evaluate", "report"]),
+        (
+            "compare",
+            ["train", "evaluate", "report", "tokenize_speech", *["encode_speech"] * 3]
+            + ["train"] * 4
+            + ["evaluate", "compare"] * 2,
+        ),
         ("demo-seeds", ["train", "train", "evaluate", "report"] * 2 + ["seed_variance"]),
         (
             "demo-robust",

@@ -52,7 +52,9 @@ class Harness:
     their choices hold the end of a turn, each prompt must have the ids that training shows. Scores
     are means over items: for a group that is weighting by size, as in the official mmlu; a group
     that aggregates nothing has none of its own.
-    `metric`: the headline, by default the first.
+    `metric`: the headline, by default the first. With `speech_on` a checkpoint that has a speech
+    part beside its language model is asked with that part on, as it is when it listens; the
+    splits then end in "_speech_on". `name` names the task in the scores.
     """
 
     task: str
@@ -63,6 +65,8 @@ class Harness:
     include: str | None = None
     batch_size: Batch = 16
     limit: int | None = None
+    speech_on: bool = False
+    name: str = ""
     protocol = "clean"
 
     @cached_property
@@ -126,6 +130,7 @@ class Harness:
             "group": [self._total, sorted(self._parts())],
             "config": json_digest({name: task_content.of_task(task) for name, task in tasks}),
             "files": task_content.of_files(self.include) if self.include else {},
+            **({"speech_on": True} if self.speech_on else {}),  # older keys stay valid
         }
 
     def scoring(self) -> dict[str, Any]:
@@ -155,7 +160,10 @@ class Harness:
         for id in todo:
             name, _, number = id.rpartition("/")
             by_task.setdefault(name, []).append(int(number))
-        lm, vocabulary = harness_model(checkpoint, self.batch_size), Vocabulary.load(checkpoint)
+        lm, vocabulary = (
+            harness_model(checkpoint, self.batch_size, self.speech_on),
+            Vocabulary.load(checkpoint),
+        )
         template = dict.fromkeys(
             ("apply_chat_template", "fewshot_as_multiturn"), self.apply_chat_template
         )
@@ -178,9 +186,9 @@ class Harness:
             raise ValueError(f"metric={head}: {self.task} has {', '.join(metrics)}")
         metrics.sort(key=lambda metric: metric != head)
         numbers = [entry["metrics"].get(head) for entry in predictions]
-        binary = {*numbers} <= {0, 1}
+        binary, suffix = {*numbers} <= {0, 1}, "_speech_on" if self.speech_on else ""
         items = [
-            {**entry, "split": entry["id"].rpartition("/")[0]}
+            {**entry, "split": entry["id"].rpartition("/")[0] + suffix}
             | ({"correct": bool(number)} if binary else {"value": number})
             for entry, number in zip(predictions, numbers, strict=True)
         ]
@@ -188,11 +196,13 @@ class Harness:
         own = {name: {name} for name in self.loaded} if len(self.loaded) > 1 or not total else {}
         scores = []
         for split, names in {**total, **parts, **own}.items():
+            names = {name + suffix for name in names}
             rows = [item["metrics"] for item in items if item["split"] in names]
             for metric in metrics:
                 if values := [float(row[metric]) for row in rows if metric in row]:
                     paired, interval = metric == head and split not in parts, mean(values, None)
-                    scores.append(Score("", split, metric, *interval, len(values), paired))
+                    of = self.name, split + suffix, metric
+                    scores.append(Score(*of, *interval, len(values), paired))
         shots = sorted({task.get_config("num_fewshot") for task in self.loaded.values()})
         about = (
             f"lm-eval {metadata.version('lm_eval')} {self.task}, {'/'.join(map(str, shots))}-shot, "

@@ -75,11 +75,12 @@ class LastPosition(HFLM):
         return list(torch.log_softmax(logits, -1).cpu().split(read))
 
 
-def harness_model(checkpoint: Path, batch_size: int) -> HFLM:
-    """Return lm-eval's model of a checkpoint, on the device of this process."""
+def harness_model(checkpoint: Path, batch_size: int, lora: bool = False) -> HFLM:
+    """Return lm-eval's model of a checkpoint, with the LoRA beside it added if `lora`, on the
+    device of this process."""
     tokenizer = Vocabulary.load(checkpoint).tokenizer
     with redirect_stderr(StringIO()):
-        model = generation.load(checkpoint, workers.device())
+        model = generation.load(checkpoint, workers.device(), lora)
         options = {"batch_size": batch_size, "softmax_dtype": "float32"}
         return LastPosition(pretrained=model, tokenizer=tokenizer, **options)
 

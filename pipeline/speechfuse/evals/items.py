@@ -81,6 +81,21 @@ def read_transcripts(path: Path) -> dict[str, str]:
     return texts
 
 
+def transcripts_of(rows: Rows, data: str, path: str | None) -> dict[str, str]:
+    """Return the transcripts of rows by id, those in the file at `path` or the rows' own. Raises
+    ValueError for rows without one; a file's may be empty, as a recognizer may hear nothing."""
+    own = {id: row["text"] for id, row in rows.items() if (row["text"] or "").strip()}
+    texts = read_transcripts(Path(path)) if path else own
+    if lost := [id for id in rows if id not in texts]:
+        raise ValueError(
+            f"{path or data} has no transcript of {len(lost)} of {len(rows)} items, {lost[0]!r} "
+            "the first of them"
+        )
+    if empty := sum(not texts[id].strip() for id in rows):
+        print(f"{path}: {empty} of {len(rows)} transcripts are empty, and asked as they are")
+    return texts
+
+
 def ids_by_split(rows: Rows, splits: Splits) -> dict[str, list[str]]:
     """Return the ids of the rows of each split; a split without rows is left out."""
     pairs = splits.items()

@@ -25,8 +25,8 @@ from speechfuse.evals.items import (
     ids_by_split,
     others,
     read_items,
-    read_transcripts,
     subset,
+    transcripts_of,
 )
 from speechfuse.evals.tasks import Scored, json_digest
 from speechfuse.rows import shards
@@ -69,7 +69,8 @@ class Speech:
     `controls_of` names a split that is also scored with each item's answer replaced by that to
     another item's audio ("shuffled_audio"), with every answer replaced by the commonest reference
     of the dataset `train` ("majority_answer"), and on those items alone that were heard without an
-    error ("_heard_exactly" behind the split's name).
+    error ("_heard_exactly" behind the split's name). Without `speech_on` a checkpoint that has a
+    speech part beside its language model is asked with that part off, in text alone.
     """
 
     data: str
@@ -96,6 +97,7 @@ class Speech:
     controls_of: str | None = None
     train: str | None = None
     may_be_empty: list[str] = field(default_factory=list)
+    speech_on: bool = True
 
     @cached_property
     def rows(self) -> Rows:
@@ -111,9 +113,12 @@ class Speech:
     @cached_property
     def transcript_texts(self) -> dict[str, str]:
         """Transcripts by id, of a recognizer or the dataset's own."""
-        if self.transcripts is None:
-            return {id: row["text"] for id, row in self.rows.items()}
-        return read_transcripts(Path(self.transcripts))
+        return transcripts_of(self.rows, self.data, self.transcripts)
+
+    @cached_property
+    def identity(self) -> str | None:
+        """The quantizer or encoder of the speech; None where a checkpoint is asked in text."""
+        return None if self.input == "transcript" else shards.maker_of(Path(self.data)) or None
 
     @cached_property
     def rater(self) -> Judge | None:
@@ -129,8 +134,7 @@ class Speech:
         return config.instantiate(self.reply, text=reply) if self.reply else (None, reply)
 
     def column(self, row: dict[str, Any], name: str) -> str:
-        """Return a column of a row as text. Raises ValueError when there is none, or nothing in
-        it."""
+        """Return a column of a row as text. Raises ValueError where it is not there, or empty."""
         value = column(row, name)
         if value is None:
             names = ", ".join([*OWN, *row["extra"]])
@@ -147,6 +151,7 @@ class Speech:
             **{name: getattr(self, name) for name in OF_PREDICTIONS},
             **{name: value for name in ADDED if (value := getattr(self, name))},
             **({"reference": self.reference} if self.input == "shuffled" else {}),  # pairs items
+            **({} if self.speech_on else {"speech_on": False}),
         }
 
     def scoring(self) -> dict[str, Any]:
@@ -182,13 +187,12 @@ class Speech:
             raise ValueError(
                 f"controls_of={self.controls_of}: choose one of {[*self.splits]}, and no judge"
             )
-        if self.input != "transcript":
-            check_quantizer(checkpoint, shards.maker_of(Path(self.data)), self.data)
-        elif lost := [id for id in self.rows if not (self.transcript_texts.get(id) or "").strip()]:
-            raise ValueError(
-                f"{self.transcripts or self.data} has no transcript of {len(lost)} of "
-                f"{len(self.rows)} items, {lost[0]!r} the first of them"
-            )
+        if self.identity and not self.speech_on:
+            raise ValueError(f"{self.data} holds speech, and speech_on=false asks in text alone")
+        if self.identity:
+            check_quantizer(checkpoint, self.identity, self.data)
+        if self.input == "transcript":
+            _ = self.transcript_texts  # says which are missing
         self.scoring()
         for row in self.rows.values():
             self._check_row(row)
@@ -241,23 +245,20 @@ class Speech:
     def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
         """Yield batches of {"id", "reply", "tokens", "capped"}, with "transcript" where it is asked
         for."""
-        identity = None
-        if self.input != "transcript":
-            identity = shards.maker_of(Path(self.data))
         blog = self.protocol == "blog"
-        generator = generation.generator(checkpoint, identity, self.data, workers.device(), blog)
+        generator_of = generation.generator if self.speech_on else generation.Generator
+        generator = generator_of(checkpoint, self.identity, self.data, workers.device(), blog)
         rows = list(self.rows.values())
         audio = list(range(len(rows)))
         if self.input == "shuffled":
             audio = others([self.column(row, self.reference) for row in rows])
         pairs = zip(rows, audio, strict=True)
         asked = {row["id"]: self.turns(row, rows[other]) for row, other in pairs}
-        size = self.batch_size
-        for batch in generator.replies(asked, todo, self.max_new_tokens, size):
+        for batch in generator.replies(asked, todo, self.max_new_tokens, self.batch_size):
             if self.transcribe:
                 of_batch = [self.rows[entry["id"]] for entry in batch]
                 turns = [self.turns(row, row, self.transcribe) for row in of_batch]
-                transcripts = generator.reply(turns, self.max_new_tokens, size)
+                transcripts = generator.reply(turns, self.max_new_tokens, self.batch_size)
                 for entry, transcript in zip(batch, transcripts, strict=True):
                     entry["transcript"] = transcript
             yield batch

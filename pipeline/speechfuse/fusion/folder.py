@@ -4,7 +4,7 @@ In: a folder of a language model, an adapter's tensors, and LoRA's in peft's lay
 of the language model, untouched, so that any library loads it as a model of text, and
 
     speech.safetensors                  the adapter
-    speech.json                         {generator, adapter, encoder, ...}: what makes them speech
+    speech.json                         {generator, adapter, encoder, base, sha256 of weights}
     lora/adapter_model.safetensors      LoRA, where it was trained, as peft reads it
     lora/adapter_config.json
 """
@@ -18,8 +18,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from speechfuse.artifact import write_json
+from speechfuse import artifact
 from speechfuse.fusion.door import Door, adapter_of
+from speechfuse.tokens import weights
 from speechfuse.tokens.vocabulary import read_speech
 
 SPEECH, LORA = "speech.safetensors", "lora/adapter_model.safetensors"
@@ -41,11 +42,24 @@ def write(
         except OSError:
             shutil.copyfile(path, folder / path.name)
     save_file({name: tensor.contiguous() for name, tensor in adapter.items()}, folder / SPEECH)
-    write_json(folder / "speech.json", speech)
     if lora:
         (folder / "lora").mkdir()
         save_file({name: t.contiguous() for name, t in lora[0].items()}, folder / LORA)
-        write_json(folder / "lora/adapter_config.json", lora[1])
+        artifact.write_json(folder / "lora/adapter_config.json", lora[1])
+    names = [*weights.files(folder), SPEECH, *([LORA] if lora else [])]
+    hashes = {name: artifact.sha256_of(folder / name) for name in names}
+    artifact.write_json(folder / "speech.json", speech | {"sha256": hashes})
+
+
+def _check(folder: Path, names: set[str]) -> None:
+    """Raise ValueError unless those of `names` that speech.json states are the files that it was
+    written with: a base or LoRA of the same shape would load, and answer nonsense."""
+    for name, sha256 in (read_speech(folder).get("sha256") or {}).items():
+        if name in names and artifact.sha256_of(folder / name) != sha256:
+            raise ValueError(
+                f"{folder / name} is not the file that speech.json beside it was written with (it "
+                "may be of another base or training): copy the folder again, whole"
+            )
 
 
 def add_speech(model: nn.Module, folder: Path) -> Door:
@@ -64,6 +78,7 @@ def add_speech(model: nn.Module, folder: Path) -> Door:
         adapter.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{folder / SPEECH} does not fit speech.json: {error}") from None
+    _check(folder, {SPEECH, *weights.files(folder)})
     door = Door(words, adapter.to(words.weight.device))
     model.set_input_embeddings(door)  # type: ignore[operator]
     return door.eval()
@@ -93,3 +108,4 @@ def add_lora(model: nn.Module, folder: Path) -> None:
         used |= {name, name.replace("lora_A", "lora_B")}
     if odd := tensors.keys() - used:
         raise ValueError(f"{folder}/lora has {', '.join(sorted(odd))}, which is no LoRA weight")
+    _check(folder, {LORA, *weights.files(folder)})

@@ -18,7 +18,7 @@ from huggingface_hub import CardData, parse_local_safetensors_file_metadata
 from speechfuse import artifact
 from speechfuse.rows import shards, statistics
 from speechfuse.tokens import weights
-from speechfuse.tokens.vocabulary import read_config
+from speechfuse.tokens.vocabulary import read_config, read_speech
 from speechfuse.tokens.weights import INDEX, SINGLE
 
 # https://huggingface.co/docs/hub/repositories-licenses; the Hub refuses any other in a card
@@ -137,13 +137,17 @@ def _dataset(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _model(folder: Path, run: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what the front matter and what the template needs to know of a model or quantizer."""
     config, names = read_config(folder), {path.name for path in folder.glob("*.safetensors")}
+    part = weights.speech_part(folder)
     if "architectures" in config:  # and no stray copies; a quantizer may have a decoder beside
-        names = {*weights.files(folder)}
+        of_part = {name for name in part if name.endswith(".safetensors")}
+        names = of_part or {*weights.files(folder)}
     counts = [parse_local_safetensors_file_metadata(folder / n).parameter_count for n in names]
     facts = {
         "parameters": sum(sum(by_type.values()) for by_type in counts),
         "config": config,
         "sound": config.get("speechfuse"),
+        "speech": read_speech(folder) if part else None,
+        "part": part,
         "epoch": artifact.manifest_of(folder).get("epoch"),
     }
     if "architectures" not in config:
@@ -155,4 +159,6 @@ def _model(folder: Path, run: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
         "tags": ["speechfuse", *(["speech-tokens"] if facts["sound"] else [])],
         "datasets": sorted(datasets) or None,
     }
+    if part and (base := HUB_ID.fullmatch(read_speech(folder)["base"])):
+        front["base_model"] = base[1]
     return front, facts

@@ -14,6 +14,7 @@ from huggingface_hub.hf_api import RepoFile
 from speechfuse import artifact
 from speechfuse.hub.data import _api, _token, hub_errors
 from speechfuse.tokens import weights
+from speechfuse.tokens.vocabulary import read_speech
 
 # such files go when the artifact no more has them: data_files and from_pretrained would find them
 STRAY = ("shard-*", "*.safetensors", "*.safetensors.index.json")
@@ -72,20 +73,19 @@ def files_of(folder: Path) -> dict[str, Path]:
 
     Reads each once. Raises ValueError for one that is missing, has another sha256 than the manifest
     says or leads out of the folder. An epoch has no list of its own: its files are all that are
-    there, but for weights that its model does not have; its run's list has the weights.
+    there, but for weights that its model does not have; its run's list has the weights. Of one
+    with a speech part that alone is sent: the language model beside it is another's, untouched.
     """
-    if (folder / "speech.json").exists():
-        raise ValueError(
-            f"{folder} takes frames: its speech part beside another's language model cannot be "
-            "pushed yet; upload speech.safetensors, speech.json and lora/ by hand, and name the "
-            "base"
-        )
     hashes: dict[str, Any] | None = artifact.manifest_of(folder).get("outputs")
     if hashes is None:
         run = folder.parent / "manifest.json"
         outputs = json.loads(run.read_text("utf-8"))["outputs"] if run.exists() else {}
         names = {p.name for p in folder.iterdir() if p.is_file() and p.name[0] != "."}
-        others = {n for n in names if fnmatch(n, "*.safetensors")} - {*weights.files(folder)}
+        if part := weights.speech_part(folder):
+            print(f"{folder}: the language model is {read_speech(folder)['base']}, and is not sent")
+            names = {*part}
+        others = {n for n in names if fnmatch(n, "*.safetensors")}
+        others -= {*weights.files(folder), *part}
         names -= {"README.md", *others}
         for name in sorted(others):
             print(f"{folder}: {name} is none of the model's weights, and is not sent")

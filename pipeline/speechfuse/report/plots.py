@@ -108,6 +108,19 @@ def curve(results: ResultsByCheckpoint, names: list[str], of: Curve) -> Figure:
     return figure
 
 
+def fusions(points: dict[str, tuple[float, Score]], listening: str) -> Figure:
+    """Draw each row of a comparison at the text that it keeps while it listens, and how well it
+    listens."""
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    ax = figure.subplots()
+    for name, (kept, score) in points.items():
+        with_intervals(ax, [kept], [score])
+        ax.annotate(name, (kept, score.value), (6, 6), textcoords="offset points", fontsize="small")
+    ax.set(xlabel="share of the base's text kept while listening", ylabel=listening)
+    ax.set(xlim=(0, 1.15), ylim=(0, 1.1), title="what is heard, against what text is kept")
+    return figure
+
+
 def keys_of(results: ResultsByCheckpoint, names: list[str], task: str | None = None) -> list[Key]:
     keys = dict.fromkeys(of for name in names for of in results[name].scores)
     return [of for of in keys if task in (None, of[0])]

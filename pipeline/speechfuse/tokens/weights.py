@@ -37,6 +37,15 @@ def files(folder: Path) -> list[str]:
     return sorted({*_placed(folder).values()}) or [SINGLE]
 
 
+def speech_part(folder: Path) -> list[str]:
+    """Return the files that make a language model hear, beside its own in a folder of
+    speechfuse.fusion, by their path in it; none in any other."""
+    if not (folder / "speech.json").is_file():
+        return []
+    paths = [*folder.glob("speech.*"), *folder.glob("lora/*"), *folder.glob("encoder/*")]
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
 def headers(folder: Path) -> dict[str, Header]:
     """Return the header of each weight of the model, by name.
 

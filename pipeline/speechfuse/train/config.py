@@ -113,6 +113,7 @@ class Finetune:
         "ranks that share one copy of the model; null: all (FSDP)", None, least=1
     )
     new_rows_first: int = key("first steps train the sound tokens' rows alone", 0, least=0)
+    new_rows_only: bool = key("of embedding and head the sound tokens' rows alone train", False)
     step: str = key(
         "dotted path of step(model, batch) -> {name: (loss sum, count)}",
         "speechfuse.train.next_token",

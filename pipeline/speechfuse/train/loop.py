@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from torchtune.training import get_cosine_schedule_with_warmup
 from tqdm import tqdm
 
-from speechfuse import artifact
+from speechfuse import artifact, provenance
 from speechfuse.samples import datasets
 from speechfuse.train import checkpoint, gpus, guards, optimizers, state
 from speechfuse.train.config import Finetune
@@ -70,7 +70,8 @@ def _train(plan: RunPlan, resumed: bool) -> None:
     peaks = optimizers.rates(optimizer)
     schedule = get_cosine_schedule_with_warmup(optimizer, job.warmup_steps, counts.steps)
     (factor,) = schedule.lr_lambdas
-    rows = NewRows(trainer.model, mixture.vocabulary.layout, job.new_rows_first)
+    alone = job.new_rows_first, job.new_rows_only
+    rows = NewRows(trainer.model, mixture.vocabulary.layout, *alone)
     states = state.States(out / "state", trainer.model, optimizer)
     done = states.restore()
     if on_rank0 and resumed:
@@ -131,7 +132,7 @@ def _train(plan: RunPlan, resumed: bool) -> None:
             print(f"{out}: stopped by SIGTERM; step {step} is saved: run again to resume")
         sys.exit(128 + signal.SIGTERM)
     if on_rank0:
-        _finish(plan.artifact, mixture)
+        _finish(plan.artifact, mixture, rows.count_trained(trainer.trained))
 
 
 def _loader(plan: RunPlan, done: int, workers: int) -> DataLoader:
@@ -189,10 +190,11 @@ def _export(plan: RunPlan, epoch: int) -> None:
     if plan.job.adapter:
         generator = "speechfuse.evals.SpliceGenerator"
         speech = {"generator": generator, "adapter": plan.job.adapter, "encoder": plan.encoder}
+        speech["base"] = provenance.portable(plan.job.checkpoint)
     checkpoint.export(plan.decoder, end, out, manifest, speech)
 
 
-def _finish(work: artifact.Artifact, mixture: datasets.Mixture) -> None:
+def _finish(work: artifact.Artifact, mixture: datasets.Mixture, trained: int) -> None:
     lines, counts = read(work.out / "metrics.jsonl"), mixture.plan.counts
     useful = counts.tokens / sum(line["positions"] for line in lines)
     good = [line["loss"] for line in lines if "quarantined" not in line]
@@ -201,6 +203,7 @@ def _finish(work: artifact.Artifact, mixture: datasets.Mixture) -> None:
     del totals["epoch_ends"]
     rejected = [len(each.rejected) for each in mixture.indexes]
     totals |= {"rejected": rejected, "quarantined_steps": bad}
+    totals["trained_parameters"] = trained
     totals["left_out"] = [each.left_out for each in mixture.indexes]
     totals["without_target"] = [each.without_target for each in mixture.indexes]
     written = work.out.glob("epoch_*/**/*.safetensors")  # a LoRA's too

@@ -44,9 +44,10 @@ class _Matrix:
         self.initial = local[self.new].clone()
         self.frozen: list[Tensor] | None = None
 
-    def old_rows(self) -> tuple[Tensor, Tensor]:
-        """Return the rows before the new ones, and those behind them."""
-        local = _local(self.parameter)
+    def old_rows(self, of: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the rows of the weight (or `of` its gradient) before the new ones, and those
+        behind them."""
+        local = _local(self.parameter if of is None else of)
         return local[: self.new.start], local[self.new.stop :]
 
     def moved(self) -> int:
@@ -58,10 +59,12 @@ class NewRows:
     """The sound tokens' rows of one model; to be made before a state is restored."""
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, layout: SoundLayout | None, first: int = 0) -> None:
-        """`first`: steps that train these rows alone. Raises ValueError if there are none to
-        train."""
-        self.first, self.layout = first, layout
+    def __init__(
+        self, model: nn.Module, layout: SoundLayout | None, first: int = 0, only: bool = False
+    ) -> None:
+        """`first`: steps that train these rows alone; `only`: the other rows of both matrices stay
+        as they are in all steps. Raises ValueError if there are none to train."""
+        self.first, self.only, self.layout = first, only, layout
         parts = {"embedding": embedding_of(model), "head": head_of(model)}
         self._matrices = {
             name: _Matrix(part.weight, layout.ids)
@@ -71,11 +74,20 @@ class NewRows:
         self._own = [m for m in self._matrices.values() if m.parameter.requires_grad]
         own = {id(matrix.parameter) for matrix in self._own}
         self._others = [p for p in model.parameters() if id(p) not in own]
-        if first and not self._own:
+        if (first or only) and not self._own:
             frozen = "freeze holds embedding and head: leave tok_embeddings and output out of it"
             absent = f"the checkpoint has no sound tokens: {EXPAND}"
             reason = frozen if layout else absent
-            raise ValueError(f"new_rows_first={first}, but {reason}, or set new_rows_first=0")
+            raise ValueError(
+                f"new_rows_first={first}, new_rows_only={only}, but {reason}, or set "
+                "new_rows_first=0 and new_rows_only=false"
+            )
+
+    def count_trained(self, parameters: list[nn.Parameter]) -> int:
+        """Return how many numbers of `parameters`, those that ask for gradients, are to change."""
+        new = len(self.layout.ids) if self.layout else 0
+        old = sum((len(m.parameter) - new) * m.parameter.shape[1] for m in self._own)
+        return sum(p.numel() for p in parameters) - old * self.only
 
     @torch.no_grad()
     def before_step(self, step: int) -> None:
@@ -86,13 +98,17 @@ class NewRows:
         their size once they may change. Without it their first steps would be several times too
         large.
         """
-        if step > self.first:
+        if step <= self.first:
+            for parameter in self._others:
+                parameter.grad = None
+        elif not self.only:
             return
-        for parameter in self._others:
-            parameter.grad = None
         for matrix in self._own:
             if matrix.frozen is None:
                 matrix.frozen = [rows.clone() for rows in matrix.old_rows()]
+            if self.only and matrix.parameter.grad is not None:  # not a part of the norm either
+                for rows in matrix.old_rows(matrix.parameter.grad):
+                    rows.zero_()
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -102,7 +118,7 @@ class NewRows:
             if matrix.frozen is not None:
                 for rows, values in zip(matrix.old_rows(), matrix.frozen, strict=True):
                     rows.copy_(values)
-                if step >= self.first:
+                if step >= self.first and not self.only:
                     matrix.frozen = None
 
     @torch.no_grad()

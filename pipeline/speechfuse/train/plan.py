@@ -31,7 +31,7 @@ ROUNDING = (
     "micro_batch_size activation_checkpointing compile attention loss_chunk shard_group"
 ).split()
 # keys that came later: a run that was begun without them goes on where they are not set
-ADDED = ("adapter", "rates")
+ADDED = ("adapter", "rates", "new_rows_only")
 
 
 @dataclass(frozen=True)

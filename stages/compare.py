@@ -1,0 +1,163 @@
+"""One table of the ways of fusing speech into one language model, with what each costs.
+
+    python -m stages.compare recipes/demo/compare.yaml
+
+In: results of stages.evaluate, and the manifests of the trainings behind them. Out, rewritten each
+time: report.json (a line for each score, as stages.report writes them), and compare.md and
+compare.html: the table, a plot of what is heard against what text is kept, and which to take. Of a
+row with several epochs the one counts that is best by `rule`. With transcripts_of=NAME the words
+that this row heard are written to <out>/transcripts, for a cascade to read, and nothing else.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from speechfuse import artifact, config
+from speechfuse.config import key
+from speechfuse.report import choice, comparison, results
+from speechfuse.report.comparison import Row
+from speechfuse.report.media import Media
+from speechfuse.report.results import Checkpoint, Measure
+from speechfuse.scores.intervals import Score
+
+
+@dataclass
+class Compare:
+    out: str = key("folder of the table")
+    evals: str = key("folder of the result files")
+    rows: list[Row] = key("entries {name, about, trainings, ...}, in order")
+    base: str = key("the row of the language model before any training, which text refers to")
+    rule: Measure = key("{task, split, metric} that the epoch of a row is chosen by")
+    listening: Measure = key("{task, split, metric} that says how well a row listens")
+    text: list[Measure] = key("scores of text; those while listening end in _speech_on")
+    more: list[Measure] = key("further columns", [])
+    quantizer: str | None = key("encoder of the question; null: no time to first token", None)
+    question: str = key("what is asked for the time to first token", "")
+    device: str = key("where the first token is timed: cpu, cuda, or auto", "auto")
+    threads: int = key("CPU threads for that; 0: as torch has", 0, least=0)
+    transcripts_of: str | None = key("write what this row heard, and stop", None)
+
+
+def chosen_of(job: Compare, every: dict[str, Checkpoint], row: Row) -> str | None:
+    """Return the checkpoint that stands for a row; None where none of its results is there."""
+    if not results.of_run(every, row.name):
+        return None
+    rule = choice.Rule(row.name, **asdict(job.rule), paired=False)
+    return choice.choose(every, rule, None, []).checkpoint
+
+
+def write_transcripts(job: Compare, checkpoint: Checkpoint) -> None:
+    """Write {id, text} lines of what a checkpoint heard, a file for each of its tasks that say it.
+    Raises ValueError where none does."""
+    files = [f for f in checkpoint.files.values() if f.items and "heard" in f.items[0]]
+    for file in files:
+        lines = (json.dumps({"id": item["id"], "text": item["heard"]}) for item in file.items)
+        path = Path(job.out) / "transcripts" / f"{file.name}.jsonl"
+        artifact.write_atomic(path, "".join(f"{line}\n" for line in lines))
+        print(f"{path}: {len(file.items):,} transcripts of {file.checkpoint}")
+    if not files:
+        raise ValueError(
+            f"transcripts_of={job.transcripts_of}: none of its tasks has what it heard"
+        )
+
+
+def trained(row: Row) -> list[Score]:
+    """Return what the trainings of a row took: parameters trained (the most of one training; a run
+    from before they were counted has none), tokens, and minutes of steps."""
+    sums = dict.fromkeys(("tokens", "minutes", "parameters"), 0.0)
+    for run in row.trainings:
+        totals = artifact.manifest_of(Path(run))["totals"]
+        lines = (Path(run) / "metrics.jsonl").read_text("utf-8").splitlines()
+        sums["tokens"] += totals["tokens"]
+        sums["minutes"] += sum(json.loads(line)["seconds"] for line in lines) / 60
+        sums["parameters"] = max(sums["parameters"], totals.get("trained_parameters", 0))
+    runs = len(row.trainings)
+    counted = {name: value for name, value in sums.items() if value}
+    return [Score("training", "all", n, v, v, v, runs) for n, v in counted.items()]
+
+
+def folder_of(row: Row, checkpoint: str) -> Path:
+    """Return the folder of a row's checkpoint: an epoch of its last training, or its own."""
+    return Path(row.checkpoint or f"{row.trainings[-1]}{checkpoint.removeprefix(row.name)}")
+
+
+def first_tokens(job: Compare, rows: list[Row], folders: dict[str, Path]) -> dict[str, list[Score]]:
+    """Return the seconds from a waveform in memory to the first token of the reply, of the rows
+    that listen."""
+    from speechfuse import workers
+    from speechfuse.audio import espeak_ng
+    from speechfuse.evals import generation, latency  # torch with it
+    from speechfuse.quantizer.model import Quantizer
+
+    device = next(iter(workers.gpus(job.device)), "cpu")
+    workers.use(device, job.threads)
+    quantizer = Quantizer.load(Path(str(job.quantizer))).to(device)
+    with espeak_ng.EspeakLibrary() as engine:
+        voice = espeak_ng.EspeakVoice("en-us+Annie", 170, 50)
+        waveform = espeak_ng.speak(engine, job.question, voice).waveform
+    asked = {row.name: latency.Asked(quantizer, row.prompt, waveform) for row in rows}
+    scores = {}
+    for row in rows:
+        ears = row.recognizer or row.name
+        if row.listens and ears in folders:
+            hears = generation.generator(folders[ears], quantizer.identity, "the question", device)
+            reads = row.recognizer and generation.generator(folders[row.name], None, "", device)
+            numbers = latency.first_token(hears, asked[ears], reads)
+            scores[row.name] = [Score("first_token", "all", "seconds", *numbers, latency.TIMES)]
+    return scores
+
+
+def is_separable(folder: Path) -> bool:
+    """Return True for a checkpoint whose speech part lies beside its language model."""
+    return (folder / "speech.json").exists()
+
+
+def main(job: Compare) -> None:
+    every = results.read(Path(job.evals), None, []).of("clean")
+    chosen = {row.name: name for row in job.rows if (name := chosen_of(job, every, row))}
+    if job.transcripts_of:
+        if job.transcripts_of not in chosen:
+            raise ValueError(f"transcripts_of={job.transcripts_of}: {job.evals} has no such row")
+        write_transcripts(job, every[chosen[job.transcripts_of]])
+        return
+    if job.base not in chosen:
+        raise ValueError(f"base={job.base} has no results in {job.evals}: evaluate it first")
+    rows = [row for row in job.rows if row.name in chosen]
+    folders = {row.name: folder_of(row, chosen[row.name]) for row in rows}
+    separable = {row.name for row in rows if row.checkpoint or is_separable(folders[row.name])}
+    of = {name: every[checkpoint] for name, checkpoint in chosen.items()}
+    table = comparison.Table(rows, of, job.base, job.listening, job.text, separable)
+    first = first_tokens(job, rows, folders) if job.quantizer else {}
+    for row in rows:
+        table.add(row.name, [*trained(row), *first.get(row.name, [])])
+        if row.recognizer in chosen:  # what it hears is what its recognizer hears
+            heard = of[row.recognizer].scores.values()
+            table.add(row.name, [score for score in heard if score.task == "transcription"])
+    media, out = Media(Path(job.out)), Path(job.out)
+    about = {row.name: f"{row.about} ({chosen[row.name]})" for row in rows}
+    lacking = [row.name for row in job.rows if row.name not in chosen]
+    rule = f"Of its epochs each row shows the best by {' '.join(asdict(job.rule).values())}."
+    left = f"not evaluated yet: {', '.join(lacking)}" if lacking else ""
+    rule += f" {left.capitalize()}." * bool(left)
+    markdown = table.markdown(job.more, about, rule, media)
+    sentences = table.sentences()
+    best = table.best([row.name for row in rows if row.listens])[0] if sentences else None
+    lines = [
+        {"checkpoint": row.name, "chosen": row.name == best, "epoch": chosen[row.name]}
+        | {name: value for name, value in asdict(score).items() if name != "paired"}
+        for row in rows
+        for score in table.scores(row.name)
+    ]
+    for name, data in media.files.items():
+        artifact.write_atomic(out / name, data)
+    artifact.write_json(out / "report.json", lines)
+    artifact.write_atomic(out / "compare.md", markdown)
+    artifact.write_atomic(out / "compare.html", media.page("compare", markdown))
+    for what, sentence in sentences.items():
+        print(f"{what}: {sentence}")
+    print(f"{out / 'compare.html'}: {len(rows)} rows{'; ' * bool(left)}{left}")
+
+
+if __name__ == "__main__":
+    config.main(main, Compare, __doc__)
