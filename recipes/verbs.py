@@ -256,4 +256,6 @@ def main(name: str, recipe: Path, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(config.guarded(lambda: main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])))
+    sys.exit(
+        config.guarded(lambda: main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]), interrupted="")
+    )

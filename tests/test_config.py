@@ -290,6 +290,7 @@ def test_help_shows_the_doc_and_every_key(run):
             ["run.yaml", "one", "two"],
             "'two' is no key=value; the job takes [config.yaml] OUT key=value",
         ),
+        (["one", "."], "'.' is a folder; a job is configured by a YAML file"),
         (["run.yaml", "--ou=x"], "'--ou=x' is no key=value"),
         (["part.size=4"], "the command line: no value for required out"),
         (["ou=here"], "'ou=here': unknown key 'ou'; did you mean 'out'?"),

@@ -433,7 +433,10 @@ def test_a_dry_run_without_files_names_what_is_missing_and_its_verb(
     assert lines[2].startswith(
         "run same: 20 items to compute; judge m: 20 calls to make, at most $0.0"
     )
-    assert lines[3].startswith("run far: items not known yet; for each of them judge m: 1 calls")
+    assert lines[3].startswith("run far: items not known yet; for each of them judge m: 1 call to")
+    in_all = lines.pop(6)
+    assert in_all.startswith("in all judge m: 20 calls to make, at most $0.0")
+    assert in_all.endswith(", and those of 1 cells whose items are not known yet")
     assert lines[4] == "run is not there; `just recipe=mine stage2` makes it"
     assert lines[5].startswith("data/far is not there; no recipe here makes it")
     assert "4 of 4 cells to do, 100 items and those not known; nothing was run" in lines[6]

@@ -1,6 +1,7 @@
 """What the verbs of several jobs start, with which arguments, and what they refuse before the first
 job. Jobs are not run here."""
 
+import re
 import runpy
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from speechfuse import yaml_values
 
 ROOT = Path(__file__).parent.parent
 VERBS = ROOT / "recipes/verbs.py"
@@ -189,6 +192,12 @@ def test_a_recipe_or_a_file_that_is_not_there_is_said_with_what_there_is(
     said = capsys.readouterr().err
     assert "recipes/demo/report.yaml: No such file; copy that of another recipe: " in said
     assert "recipes/early_fusion_8b/report.yaml" in said and started.jobs == []
+    shutil.copy(ROOT / "recipes/demo/stage1.yaml", "recipes/demo")
+    for name, says in (("stge1", "did you mean recipes/demo/stage1.yaml?"), ("x", "no recipe has")):
+        with pytest.raises(
+            FileNotFoundError, match=re.escape(f"{name}.yaml: No such file; {says}")
+        ):
+            yaml_values.settings(Path(f"recipes/demo/{name}.yaml"))
 
 
 def test_texts_are_chosen_and_then_spoken(started, monkeypatch, capsys):

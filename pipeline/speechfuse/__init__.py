@@ -9,6 +9,8 @@ import os
 
 # torchao 0.15 warns about kernels that it cannot load beside this torch and that nothing here uses
 logging.getLogger("torchao").setLevel(logging.ERROR)
+# which font it takes in place of one that is not installed is nothing to correct
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 # its advice is on settings not ours to change; read when transformers is imported
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -13,6 +13,7 @@ dotted.path` plus keyword arguments) are free-form in the schema and are checked
 import dataclasses
 import inspect
 import math
+import os
 import re
 import sys
 import typing
@@ -33,6 +34,7 @@ from speechfuse.components import resolve as resolve
 
 T = TypeVar("T")
 YAML = (".yaml", ".yml")
+INTERRUPTED = "interrupted: what is finished is kept; the same command goes on from there"
 _ENTRIES = (dict[str, dict[str, Any]], list[dict[str, Any]])
 _OVERRIDE = re.compile(r"([A-Za-z_]\w*)([.\[][^=]*)?=")
 
@@ -199,14 +201,18 @@ def main(
     guarded(run)
 
 
-def guarded(run: Callable[[], T]) -> T:
-    """Return what `run` returns; an error for the user to correct ends the process, see `main`."""
+def guarded(run: Callable[[], T], interrupted: str = INTERRUPTED) -> T:
+    """Return what `run` returns; an error for the user to correct ends the process, see `main`.
+    `interrupted`: what to say after Ctrl-C; of several ranks the first says it."""
     try:
         return run()
     except SystemExit:
         raise
     except BaseException as error:  # torch's checkpoints raise one that is no Exception
         if isinstance(error, KeyboardInterrupt) or failures.interrupted():
+            if interrupted and os.environ.get("RANK", "0") == "0":
+                failures.close_bars()
+                print(interrupted, file=sys.stderr)
             failures.end()
         if (message := failures.sentence(error)) is None:
             raise
@@ -226,6 +232,11 @@ def _as_overrides(schema: type, arguments: list[str], positional: tuple[str, ...
         if match and (match[1] in known or len(argument.split()) == 1 or not rest):
             overrides.append(argument)
         elif argument.startswith("--") or (key := next(keys, None)) is None:
+            if Path(argument).is_dir():
+                own = f": name it after one, as corpus.path={argument}" * ("corpus" in known)
+                raise ValueError(
+                    f"{argument!r} is a folder; a job is configured by a YAML file{own}"
+                )
             takes = " ".join(["[config.yaml]", *map(str.upper, positional), "key=value ..."])
             raise ValueError(f"{argument!r} is no key=value; the job takes {takes}; see --help")
         else:
