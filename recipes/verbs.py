@@ -7,7 +7,8 @@ A verb is a function that yields its jobs as (name, argument, ...). First the co
 is read (`--check`), so that a typo in the last one costs nothing; then they run, up to the first
 that fails. Failed cells of an evaluation do not end a verb: the report names them, and the exit
 status is 1. With `--help` the help of each job is printed, and none is run. `ranks=N` reaches
-trainings alone, `gate=false` lets stage 2 begin unasked.
+trainings alone, `gate=false` lets stage 2 begin unasked. The demos take no key but runtime.threads
+and runtime.device, which reach trainings and evaluations.
 """
 
 import runpy
@@ -35,6 +36,11 @@ def value_of(arguments: list[str], key: str) -> Any:
 
 def is_dry(arguments: list[str]) -> bool:
     return "--dry-run" in arguments or value_of(arguments, "runtime.dry_run") is True
+
+
+def of_machine(arguments: list[str]) -> list[str]:
+    """Return the arguments that trainings and evaluations share."""
+    return [a for a in arguments if a.startswith(("runtime.threads=", "runtime.device="))]
 
 
 def script(path: Path) -> Jobs:
@@ -102,8 +108,7 @@ def gate(recipe: Path, arguments: list[str]) -> Jobs:
         raise ValueError(f"{path}: no task of {recipe}/evaluate.yaml scores {', '.join(lost)}")
     only = [judged["base"]] * any("of_base_at_least" in floor for floor in judged["floors"])
     only += [judged["checkpoint"], *(task for task, given in gives.items() if given & names)]
-    same = [a for a in arguments if a.startswith(("runtime.threads=", "runtime.device="))]
-    yield "evaluate", f"{recipe}/evaluate.yaml", f"only=[{','.join(only)}]", *same
+    yield "evaluate", f"{recipe}/evaluate.yaml", f"only=[{','.join(only)}]", *of_machine(arguments)
     yield "gate", str(path)
 
 
@@ -131,38 +136,39 @@ def synthesize(recipe: Path, arguments: list[str]) -> Jobs:
         )
 
 
-def demo(recipe: Path, ranks: list[str]) -> Jobs:
+def demo(recipe: Path, arguments: list[str]) -> Jobs:
     yield from data(recipe, [])
     yield "expand_vocab", f"{recipe}/expand_vocab.yaml"
-    yield train(f"{recipe}/stage1.yaml", ranks)
-    yield from stage2(recipe, ranks)
-    yield from sweep(recipe, [])
+    yield train(f"{recipe}/stage1.yaml", arguments)
+    yield from stage2(recipe, arguments)
+    yield from sweep(recipe, of_machine(arguments))
 
 
-def demo_plain(recipe: Path, ranks: list[str]) -> Jobs:
-    yield from demo(recipe, ranks)
-    yield train(f"{recipe}/stage2_plain.yaml", ranks)
-    yield "evaluate", f"{recipe}/evaluate_plain.yaml"
+def demo_plain(recipe: Path, arguments: list[str]) -> Jobs:
+    yield from demo(recipe, arguments)
+    yield train(f"{recipe}/stage2_plain.yaml", arguments)
+    yield "evaluate", f"{recipe}/evaluate_plain.yaml", *of_machine(arguments)
     yield "report", f"{recipe}/report.yaml"
 
 
-def demo_seeds(recipe: Path, ranks: list[str]) -> Jobs:
-    yield from demo(recipe, ranks)
+def demo_seeds(recipe: Path, arguments: list[str]) -> Jobs:
+    yield from demo(recipe, arguments)
     for seed in (1, 2):
         out, start = f"out/demo_{seed}", f"seed={seed}"
         one, two = f"{out}/stage1", f"{out}/stage2"
         begin = f"checkpoint={one}/epoch_0"
         scored = [f"checkpoints.2.path={one}", f"checkpoints.3.path={two}"]
         runs = [f"runs.0.path={one}", f"runs.1.path={two}"]
-        yield train(f"{recipe}/stage1.yaml", [*ranks, start, f"out={one}"])
-        yield train(f"{recipe}/stage2.yaml", [*ranks, start, f"out={two}", begin])
-        yield "evaluate", f"{recipe}/evaluate.yaml", f"out={out}/evals", *scored
+        yield train(f"{recipe}/stage1.yaml", [*arguments, start, f"out={one}"])
+        yield train(f"{recipe}/stage2.yaml", [*arguments, start, f"out={two}", begin])
+        scored += [f"out={out}/evals", *of_machine(arguments)]
+        yield "evaluate", f"{recipe}/evaluate.yaml", *scored
         yield "report", f"{recipe}/report.yaml", f"out={out}", f"evals={out}/evals", *runs
     yield from script(recipe / "seed_variance")
 
 
-def demo_robust(recipe: Path, ranks: list[str]) -> Jobs:
-    yield from demo(recipe, ranks)
+def demo_robust(recipe: Path, arguments: list[str]) -> Jobs:
+    yield from demo(recipe, arguments)
     yield from synthesize(recipe, [])
     yield "curate_texts", f"{recipe}/curate_test.yaml"
     for snr in ("clean", 20, 10, 5, 0):
@@ -175,32 +181,28 @@ def demo_robust(recipe: Path, ranks: list[str]) -> Jobs:
     )
     out = "out/data/instructions_quiet"
     yield "synthesize_instructions", f"{recipe}/synthesize.yaml", f"out={out}", quiet
-    yield train(f"{recipe}/stage2_robust.yaml", ranks)
+    yield train(f"{recipe}/stage2_robust.yaml", arguments)
     other = "out=out/demo_robust/stage2_quiet"
-    yield train(f"{recipe}/stage2_robust.yaml", [*ranks, other, f"datasets.0.path={out}"])
-    yield "evaluate", f"{recipe}/evaluate_robust.yaml"
+    yield train(f"{recipe}/stage2_robust.yaml", [*arguments, other, f"datasets.0.path={out}"])
+    yield "evaluate", f"{recipe}/evaluate_robust.yaml", *of_machine(arguments)
     yield "report", f"{recipe}/report_robust.yaml"
 
 
-def compare(recipe: Path, ranks: list[str]) -> Jobs:
-    yield from demo_plain(recipe, ranks)
+def compare(recipe: Path, arguments: list[str]) -> Jobs:
+    yield from demo_plain(recipe, arguments)
     noise = ["corpus.snr=[10,10]", "corpus.splits=[unseen_facts]"]
-    yield (
-        "tokenize_speech",
-        f"{recipe}/tokenize_test.yaml",
-        "out=out/data/speech_test_10_db",
-        *noise,
-    )
+    other = "out=out/data/speech_test_10_db"
+    yield "tokenize_speech", f"{recipe}/tokenize_test.yaml", other, *noise
     for name in ("train", "test"):
         yield "encode_speech", f"{recipe}/encode_{name}.yaml"
     yield "encode_speech", f"{recipe}/encode_test.yaml", "out=out/data/frames_test_10_db", *noise
     for name in ("token_lora", "splice_adapter", "splice_lora", "splice_lora_replay"):
-        yield train(f"{recipe}/{name}.yaml", ranks)
-    table, scores = f"{recipe}/compare.yaml", f"{recipe}/evaluate_compare.yaml"
-    yield "evaluate", scores, "only=[token]"
+        yield train(f"{recipe}/{name}.yaml", arguments)
+    scores, table = f"{recipe}/evaluate_compare.yaml", f"{recipe}/compare.yaml"
+    yield "evaluate", scores, "only=[token]", *of_machine(arguments)
     yield "compare", table, "transcripts_of=token"
-    yield "evaluate", scores
-    yield "compare", table
+    yield "evaluate", scores, *of_machine(arguments)
+    yield "compare", table, *of_machine(arguments)
 
 
 def train_quantizer(recipe: Path, arguments: list[str]) -> Jobs:
@@ -216,7 +218,7 @@ def train_base(recipe: Path, arguments: list[str]) -> Jobs:
     yield "evaluate", f"{recipe}/evaluate.yaml", *scored, "out=out/models/evals"
 
 
-WHOLE = demo, demo_plain, demo_seeds, demo_robust, compare  # take no key=value
+WHOLE = demo, demo_plain, demo_seeds, demo_robust, compare  # take of_machine alone
 VERBS: dict[str, Callable[[Path, list[str]], Jobs]] = {
     verb.__name__.replace("_", "-"): verb
     for verb in (data, synthesize, stage2, sweep, train_quantizer, train_base, *WHOLE)
@@ -250,8 +252,12 @@ def main(name: str, recipe: Path, arguments: list[str]) -> int:
     if {"--help", "-h"} & {*arguments}:
         names = dict.fromkeys(job[0] for job in verb(recipe, []) if job[0] != SAY)
         return max(run((each, "--help")) for each in names)
-    if verb in WHOLE and (own := [a for a in arguments if not a.startswith("gate=")]):
-        raise ValueError(f"{own[0]}: just {name} takes no arguments; run its verbs one by one")
+    allowed = *of_machine(arguments), *(a for a in arguments if a.startswith("gate="))
+    if verb in WHOLE and (own := [a for a in arguments if a not in allowed]):
+        raise ValueError(
+            f"{own[0]}: just {name} takes runtime.threads and runtime.device alone; run its verbs "
+            "one by one"
+        )
     if ranks != 1:
         arguments.insert(0, f"runtime.ranks={ranks}")
     for job in verb(recipe, arguments):
@@ -267,4 +273,6 @@ def main(name: str, recipe: Path, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(config.guarded(lambda: main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])))
+    sys.exit(
+        config.guarded(lambda: main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]), interrupted="")
+    )

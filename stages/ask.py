@@ -30,7 +30,8 @@ class Ask:
 
 
 def chosen_checkpoint(report: Path) -> Path:
-    """Folder of the checkpoint that `report` marks as chosen; runs stand beside the report."""
+    """Return the folder of the checkpoint that `report` marks as chosen: its run is expected in the
+    report's folder. Raises FileNotFoundError without a report."""
     if not report.is_file():
         raise FileNotFoundError(
             f"no report at {report}: {maker(str(report))}; or give checkpoint=FOLDER"

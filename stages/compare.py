@@ -10,7 +10,7 @@ that this row heard are written to <out>/transcripts, for a cascade to read, and
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from speechfuse import artifact, config
@@ -20,6 +20,12 @@ from speechfuse.report.comparison import Row
 from speechfuse.report.media import Media
 from speechfuse.report.results import Checkpoint, Measure
 from speechfuse.scores.intervals import Score
+
+
+@dataclass
+class Runtime:
+    device: str = key("where the first token is timed: cpu, cuda, or auto", "auto")
+    threads: int = key("CPU threads for that; 0: as torch has", 0, least=0)
 
 
 @dataclass
@@ -34,9 +40,8 @@ class Compare:
     more: list[Measure] = key("further columns", [])
     quantizer: str | None = key("encoder of the question; null: no time to first token", None)
     question: str = key("what is asked for the time to first token", "")
-    device: str = key("where the first token is timed: cpu, cuda, or auto", "auto")
-    threads: int = key("CPU threads for that; 0: as torch has", 0, least=0)
     transcripts_of: str | None = key("write what this row heard, and stop", None)
+    runtime: Runtime = field(default_factory=Runtime)
 
 
 def chosen_of(job: Compare, every: dict[str, Checkpoint], row: Row) -> str | None:
@@ -90,8 +95,8 @@ def first_tokens(job: Compare, rows: list[Row], folders: dict[str, Path]) -> dic
     from speechfuse.evals import generation, latency  # torch with it
     from speechfuse.quantizer.model import Quantizer
 
-    device = next(iter(workers.gpus(job.device)), "cpu")
-    workers.use(device, job.threads)
+    device = next(iter(workers.gpus(job.runtime.device)), "cpu")
+    workers.use(device, job.runtime.threads)
     quantizer = Quantizer.load(Path(str(job.quantizer))).to(device)
     with espeak_ng.EspeakLibrary() as engine:
         voice = espeak_ng.EspeakVoice("en-us+Annie", 170, 50)

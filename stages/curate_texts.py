@@ -134,9 +134,12 @@ def main(job: CurateTexts) -> None:
                 f"{what}: two are named {twice[0]!r}; give one of them another name=..."
             )
     if job.runtime.dry_run:
-        plan = plan_of(job, sources, steps)
-        rows = sum(shard["count"] for shard in plan)
-        print(f"{out}: {rows:,} rows in {len(plan)} shards; not started")
+        try:
+            plan = plan_of(job, sources, steps)
+            rows = f"{sum(shard['count'] for shard in plan):,} rows in {len(plan)} shards"
+        except hub_data.NoConnection as error:
+            rows = f"rows are not known ({error})"
+        print(f"{out}: {rows}; not started")
         return
     started = None if job.fresh else out
     inputs = {

@@ -173,7 +173,8 @@ def main(job: Report) -> None:
         f"{' '.join(of)} {tables.shown(scores[of])}" for of in map(key, job.table) if of in scores
     ]
     print("\n".join(chosen.reasons))
-    print(f"{out / 'report.md'}: chosen {chosen.checkpoint}; {', '.join(headline)}")
+    said = "; ".join(filter(None, [f"chosen {chosen.checkpoint}", ", ".join(headline)]))
+    print(f"{out / 'report.md'}: {said}")
     missed = [line for within, line in verdicts if not within]
     if job.check and missed:
         count = f"{len(missed)} of {len(verdicts)} floors"

@@ -44,8 +44,8 @@ def main(job: Finetune) -> None:
 
 
 def launch(job: Finetune, ranks: int) -> None:
-    """Become torchrun, unless there is nothing to train. What is refused is one sentence here, and
-    would be a traceback of every rank there."""
+    """Replace this process by torchrun, unless there is nothing to train. Everything is checked
+    before: here a mistake is one sentence, under torchrun it would be a traceback of each rank."""
     from speechfuse.train import gpus
     from speechfuse.train.plan import plan_run
 

@@ -14,6 +14,7 @@ import pytest
 from speechfuse import config
 from speechfuse.evals.sweep import Evaluate
 from stages.push_to_hub import PushToHub
+from stages.synthesize_instructions import SynthesizeInstructions
 
 
 @dataclass
@@ -291,6 +292,7 @@ def test_help_shows_the_doc_and_every_key(run):
             ["run.yaml", "one", "two"],
             "'two' is no key=value; the job takes [config.yaml] OUT key=value",
         ),
+        (["one", "."], "'.' is a folder; a job is configured by a YAML file"),
         (["run.yaml", "--ou=x"], "'--ou=x' is no key=value"),
         (["part.size=4"], "the command line: no value for required out"),
         (["ou=here"], "'ou=here': unknown key 'ou'; did you mean 'out'?"),
@@ -436,6 +438,22 @@ def test_null_leaves_a_named_entry_out(tmp_path):
     assert config.load(Evaluate, path, ["tasks.a=null"]).tasks == {"b": {"metric": "cer"}}
     with pytest.raises(ValueError, match="tasks has no aa; did you mean 'a'"):
         config.load(Evaluate, path, ["tasks.aa=null"])
+
+
+def test_where_an_entry_is_left_out_the_other_shares_sum_to_1(tmp_path, capsys):
+    path = tmp_path / "synthesize.yaml"
+    path.write_text(
+        "out: x\nvoices: {}\nquantizer: {checkpoint: q}\naugmentation: [{a: 0}, {a: 1}, {a: 2}]\n"
+        "kinds: {a: {share: 0.6}, b: {share: 0.2}, c: {share: 0.2}}\n"
+    )
+    load = partial(config.load, SynthesizeInstructions, path)
+    assert load(["kinds.a=null"]).kinds == {"b": {"share": 0.5}, "c": {"share": 0.5}}
+    assert capsys.readouterr().out == "kinds: without a the shares are b 0.5, c 0.5\n"
+    own = load(["kinds.c=null", "kinds.b.share=0.4", "augmentation.2=null", "augmentation.0=null"])
+    assert own.kinds == {"a": {"share": 0.6}, "b": {"share": 0.4}}
+    assert own.augmentation == [{"a": 1}] and capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match=r"augmentation has no 3\. Allowed"):
+        load(["augmentation.3=null"])
 
 
 def test_optional_text_is_taken_as_it_is_but_for_null():

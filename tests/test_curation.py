@@ -615,6 +615,20 @@ def test_evaluation_sets_stay_at_the_commit_that_was_begun_with(tmp_path, monkey
     assert set(read) == {f"datasets/me/set@{'1' * 40}"}
 
 
+def test_a_dry_run_without_a_connection_says_what_is_not_known(tmp_path, monkeypatch, capsys):
+    def resolve(repo, revision, repo_type="dataset"):
+        raise hub_data.NoConnection(f"{repo}@{revision}: no connection")
+
+    monkeypatch.setattr(hub_data, "resolve", resolve)
+    source = {"_component_": "speechfuse.texts.Columns", "path": "me/set@main", "prompt": "q"}
+    source["data_files"] = "*.jsonl"
+    job = {"out": str(tmp_path / "out"), "texts": [source], "steps": []}
+    assert run(monkeypatch, tmp_path, job, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "rows are not known (me/set@main: no connection); not started" in said
+    assert run(monkeypatch, tmp_path, job) == 2
+
+
 def test_a_dry_run_and_workers_of_their_own(tmp_path, monkeypatch, capsys):
     (tmp_path / "a.jsonl").write_text('{"q": "Hi there"}\n{"q": "https://a.io/b"}\n')
     job = {

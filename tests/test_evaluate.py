@@ -458,7 +458,10 @@ def test_a_dry_run_without_files_names_what_is_missing_and_its_verb(
     assert lines[2].startswith(
         "run same: 20 items to compute; judge m: 20 calls to make, at most $0.0"
     )
-    assert lines[3].startswith("run far: items not known yet; for each of them judge m: 1 calls")
+    assert lines[3].startswith("run far: items not known yet; for each of them judge m: 1 call to")
+    in_all = lines.pop(6)
+    assert in_all.startswith("in all judge m: 20 calls to make, at most $0.0")
+    assert in_all.endswith(", and those of 1 cells whose items are not known yet")
     assert lines[4] == "run is not there; `just recipe=mine stage2` makes it"
     assert lines[5].startswith("data/far is not there; no recipe here makes it")
     assert "4 of 4 cells to do, 100 items and those not known; nothing was run" in lines[6]
@@ -476,3 +479,12 @@ def test_tasks_with_points_in_their_names_have_results_of_their_own(sweep):
     sweep.config["checkpoints"] = [sweep.config["checkpoints"][0] | {"tasks": ["a.1", "a.2"]}]
     sweep.run()
     assert sweep.results().keys() == {"base/a.1.json", "base/a.2.json"}
+
+
+@pytest.mark.parametrize(("own", "spins"), [({}, False), ({"OMP_WAIT_POLICY": "ACTIVE"}, True)])
+def test_idle_threads_of_torch_do_not_spin_unless_asked_to(own, spins):
+    rest = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", "import speechfuse, torch"]
+    shown = {**rest, "OMP_DISPLAY_ENV": "verbose", **own}
+    said = subprocess.run(command, env=shown, capture_output=True, text=True, check=True).stderr
+    assert ("GOMP_SPINCOUNT = '0'" in said) != spins

@@ -289,7 +289,7 @@ def test_the_price_is_said_before_and_counted_after(make, capsys):
         judged.verdicts(items)
         assert "calls to make" not in capsys.readouterr().out and judged.usage.price == 0
         make(server).verdicts([item("three")])
-        assert "1 calls to make\n" in capsys.readouterr().out
+        assert "1 call to make\n" in capsys.readouterr().out
 
 
 def test_a_judge_that_answers_nobody_is_one_sentence(make, monkeypatch):

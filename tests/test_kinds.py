@@ -350,13 +350,20 @@ def test_mistakes_in_a_mixture_are_one_sentence(many, tmp_path):
         ({"text": {**half, "share": "many"}}, "each one above 0"),
         ({"text": {**half, "_component_": "speechfuse.synthesis.Texts", "share": 0.1}}, "'Text'"),
         ({"text": {**half, "share": 0.1, "wordings": []}}, "unknown argument 'wordings'"),
-        ({"text": {**half, "share": 0.1, "select": {"level": 7}}}, "none of the texts in"),
+        ({"text": {**half, "share": 0.1, "select": {"level": 7}}}, "none of the texts can"),
         ({"text": {**half, "share": 0.1, "texts": str(tmp_path)}}, "not a finished artifact"),
         ({"text": {**half, "share": 0.1, "texts": 3}}, "texts=3 and select=.*: give the path"),
         ({"text": {**half, "share": 0.1, "select": "all"}}, "select='all': give the path"),
     ):
         with pytest.raises(ValueError, match=says):
             planned(many, 1000, **changes)
+    two = {name: {**MIXTURE[name], "select": {"level": 7}} for name in ("turns", "text")}
+    with pytest.raises(ValueError) as raised:
+        planned(many, 1000, **two)
+    assert str(raised.value) == (
+        f"kinds.turns, kinds.text: none of the texts can be used (of {many}, select={{'level': 7}}"
+        "): other texts are needed, or leave out what has none: kinds.turns=null kinds.text=null"
+    )
     with pytest.raises(ValueError, match="is empty: it holds no conversation"):
         planned(texts(tmp_path / "none", []), 10)
     with pytest.raises(ValueError, match=r"kinds\.instruction has no texts"):

@@ -1,18 +1,23 @@
-"""An evaluation and report of one's own, from the README's example, at the first try."""
+"""Spoken questions, a stage 2, an evaluation and a report of one's own, from the README's examples,
+at the first try."""
 
 import importlib
 import json
+import os
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from speechfuse import config
+from speechfuse.rows import shards
+from stages import expand_vocab
 from tests.eval_results import score, write
-from tests.small_training import ROOT, make_parts
+from tests.small_training import ROOT, WORDS, dataset, make_parts
 
 README = (ROOT / "recipes/demo/README.md").read_text("utf-8")
 EXAMPLE = dict(re.findall(r"`recipes/mine/(\w+)\.yaml`:\n\n```yaml\n(.*?)```", README, re.DOTALL))
@@ -40,30 +45,84 @@ def parts(tmp_path_factory) -> Path:
     return make_parts(tmp_path_factory.mktemp("own"))
 
 
+SCHEMAS = {"curate_texts": "CurateTexts", "synthesize_instructions": "SynthesizeInstructions"}
+
+
+def test_questions_of_ones_own_are_spoken_trained_on_and_asked(tmp_path, monkeypatch, capsys):
+    mine = tmp_path / "recipes/mine"
+    mine.mkdir(parents=True)
+    (tmp_path / "recipes/demo").symlink_to(ROOT / "recipes/demo")
+    for name, text in EXAMPLE.items():
+        (mine / f"{name}.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert 12 <= len(EXAMPLE["synthesize"].splitlines()) <= 15
+    stage1 = ["out=out/demo/stage1/epoch_0"]
+    expand = Path("recipes/demo/expand_vocab.yaml")
+    expand_vocab.main(config.load(expand_vocab.ExpandVocab, expand, stage1))
+    asked = [{"question": f"what is {word} plus one", "answer": word} for word in WORDS]
+    Path("data/mine").mkdir(parents=True)
+    lines = "".join(f"{json.dumps(line)}\n" for line in asked)
+    Path("data/mine/questions.jsonl").write_text(lines)
+    rows = [
+        {"id": word, "turns": conversation(word), "extra": '{"kind": "answer"}'} for word in WORDS
+    ]
+    dataset(Path("out/data/world"), shards.CONVERSATIONS, rows, None)
+    mine = Path("recipes/mine")
+    assert verb("synthesize", mine, monkeypatch, "samples=10", "runtime.workers=1") == 0
+    assert "10 of 10 samples" in capsys.readouterr().out
+    train = [
+        sys.executable,
+        "-m",
+        "stages.train",
+        str(mine / "stage2.yaml"),
+        "epochs=1",
+        "batch_size=4",
+    ]
+    train += ["warmup_steps=1"]
+    path = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'pipeline'}"}
+    subprocess.run([*train, "runtime.threads=1"], check=True, env=path)
+    wav = next(Path("out/mine/instructions").rglob("*.flac"))
+    epoch = "checkpoint=out/mine/stage2/epoch_0"
+    assert verb("ask", mine, monkeypatch, f"file={wav}", epoch) == 0
+    assert "heard:" in capsys.readouterr().out
+
+
+def conversation(word: str) -> list[dict]:
+    turns = ("user", f"say {word}"), ("assistant", word)
+    return [{"role": role, "segments": [{"text": text}]} for role, text in turns]
+
+
 def sweep(recipe: Path, monkeypatch, *arguments: str) -> int:
-    """`just recipe=mine sweep`, with its jobs in this process, where torch is imported already."""
+    return verb("sweep", recipe, monkeypatch, *arguments)
+
+
+def verb(name: str, recipe: Path, monkeypatch, *arguments: str) -> int:
+    """`just recipe=mine NAME`, with its jobs in this process, where torch is imported already."""
 
     def run(job: tuple[str, ...]) -> int:
+        if job[0] == "say":
+            return 0
         module = importlib.import_module(f"stages.{job[0]}")
-        schema = {"evaluate": "Evaluate", "report": "Report"}[job[0]]
+        schema = SCHEMAS.get(job[0], job[0].capitalize())
         monkeypatch.setattr(sys, "argv", [*job])
         try:
-            config.main(module.main, getattr(module, schema), module.__doc__)
+            config.main(module.main, getattr(module, schema), module.__doc__, ("file",))
         except SystemExit as stop:
             return int(stop.code or 0)
         return 0
 
     verbs = runpy.run_path(str(ROOT / "recipes/verbs.py"))
     verbs["main"].__globals__["run"] = run
-    return verbs["main"]("sweep", recipe, list(arguments))
+    if name in verbs["VERBS"]:
+        return verbs["main"](name, recipe, list(arguments))
+    return run((name, f"{recipe}/{name}.yaml", *arguments))
 
 
 def test_the_readmes_example_works_at_the_first_try(mine, monkeypatch, capsys):
-    assert EXAMPLE.keys() == {"evaluate", "report"}
-    assert sum(len(text.splitlines()) for text in EXAMPLE.values()) == 12
+    assert sum(len(EXAMPLE[name].splitlines()) for name in ("evaluate", "report")) == 12
     assert sweep(Path("recipes/mine"), monkeypatch, "limit=4", "runtime.device=cpu") == 0
     said = capsys.readouterr()
-    assert "error" not in said.err and "chosen stage2/epoch_0" in said.out
+    assert "error" not in said.err and said.out.endswith("chosen stage2/epoch_0\n")
     text = Path("out/mine/report.md").read_text()
     assert "lowest wer on transcription, split all" in text and "## Training" in text
     assert "## Text knowledge" not in text and "accuracy" not in text and "## Results" not in text

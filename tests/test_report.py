@@ -361,3 +361,10 @@ def test_a_curve_is_drawn_of_the_chosen_epoch_and_the_last_of_other_runs(demo):
     eval_results.write_failure(demo.evals, "stage2/epoch_2", "snr_5", "it broke")
     demo.report()
     assert "no checkpoint has all of its points" in section(demo.folder, "In noise")
+
+
+def test_a_font_that_is_not_installed_is_not_spoken_of():
+    figure = "Figure().text(0, 0, 'x', family='No Such').figure.draw_without_rendering()"
+    script = f"import speechfuse; from matplotlib.figure import Figure; {figure}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

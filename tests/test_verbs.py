@@ -1,6 +1,7 @@
 """What the verbs of several jobs start, with which arguments, and what they refuse before the first
 job. Jobs are not run here."""
 
+import re
 import runpy
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from speechfuse import yaml_values
 
 ROOT = Path(__file__).parent.parent
 VERBS = ROOT / "recipes/verbs.py"
@@ -148,10 +151,13 @@ SCORED = ["report", "evaluate", "report"]
     ],
 )
 def test_the_whole_road_in_order(started, monkeypatch, name, more):
-    assert verb(name, monkeypatch, "ranks=2", "gate=true") == 0
+    threads = "runtime.threads=1"
+    assert verb(name, monkeypatch, "ranks=2", "gate=true", threads) == 0
     assert [job for job, *_ in started.jobs] == [*ROAD, *SCORED, *more]
     ranks = ["runtime.ranks=2" in job for job in started.jobs]
     assert ranks == [job[0] == "train" for job in started.jobs]
+    told = [threads in job for job in started.jobs]
+    assert told == [job[0] in ("train", "evaluate") for job in started.jobs]
     assert not any(argument.startswith("gate=") for job in started.jobs for argument in job)
 
 
@@ -192,6 +198,12 @@ def test_a_recipe_or_a_file_that_is_not_there_is_said_with_what_there_is(
     said = capsys.readouterr().err
     assert "recipes/demo/report.yaml: No such file; copy that of another recipe: " in said
     assert "recipes/early_fusion_8b/report.yaml" in said and started.jobs == []
+    shutil.copy(ROOT / "recipes/demo/stage1.yaml", "recipes/demo")
+    for name, says in (("stge1", "did you mean recipes/demo/stage1.yaml?"), ("x", "no recipe has")):
+        with pytest.raises(
+            FileNotFoundError, match=re.escape(f"{name}.yaml: No such file; {says}")
+        ):
+            yaml_values.settings(Path(f"recipes/demo/{name}.yaml"))
 
 
 def test_texts_are_chosen_and_then_spoken(started, monkeypatch, capsys):
@@ -232,9 +244,9 @@ def test_help_is_of_every_job_and_runs_none(started, monkeypatch, name, jobs):
     assert verb(name, monkeypatch, "-h") == 0 and len(started.jobs) == 2 * len(jobs.split())
 
 
-def test_the_demo_takes_no_keys(started, monkeypatch, capsys):
+def test_the_demo_takes_no_other_keys(started, monkeypatch, capsys):
     assert verb("demo", monkeypatch, "limit=20") == 2 and started.jobs == []
-    assert "limit=20: just demo takes no arguments" in capsys.readouterr().err
+    assert "limit=20: just demo takes runtime.threads and" in capsys.readouterr().err
 
 
 def test_just_passes_arguments_on_unread(tmp_path):
@@ -275,6 +287,27 @@ def test_nothing_that_just_is_told_is_run_by_the_shell(tmp_path):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
         assert "INJECTED" not in lines and not (ROOT / "ran").exists()
+
+
+def test_of_two_setups_one_waits_and_finds_the_work_done(tmp_path):
+    for name in ("justfile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    own = f"""#!/bin/sh
+        if [ "$1" = -c ]; then exec {sys.executable} "$@"; fi
+        echo "$2" >> made
+        sleep 1
+        [ -e .venv ] || {{ mkdir -p .venv/bin; cp "$0" .venv/bin/python; }}
+        """
+    (tmp_path / "python").write_text(own)
+    (tmp_path / "python").chmod(0o755)
+    command = [str(shutil.which("just")), "setup", "./python"]
+    both = [
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    said = [each.communicate(timeout=60)[0] for each in both]
+    assert [each.returncode for each in both] == [0, 0]
+    assert (tmp_path / "made").read_text() == "venv\npip\n"
+    assert sorted(said) == ["", "waiting for another just setup\n"]
 
 
 def test_just_calls_them(tmp_path):

@@ -12,6 +12,7 @@ dotted.path` plus keyword arguments) are free-form in the schema and are checked
 
 import dataclasses
 import inspect
+import os
 import re
 import sys
 import typing
@@ -32,12 +33,16 @@ from speechfuse.components import resolve as resolve
 
 T = TypeVar("T")
 YAML = (".yaml", ".yml")
+INTERRUPTED = "interrupted: what is finished is kept; the same command goes on from there"
+_ENTRIES = (dict[str, dict[str, Any]], list[dict[str, Any]])
 _OVERRIDE = re.compile(r"([A-Za-z_]\w*)([.\[][^=]*)?=")
 
 
 def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     """Return an instance of `schema` with the values of the YAML file `path`, if any, and of
-    `overrides` ("a.b=value"). An override wins over the file and over earlier overrides.
+    `overrides` ("a.b=value"). An override wins over the file and over earlier overrides. `null`
+    leaves out an entry {...} of a mapping or list of such entries; where that left shares, those of
+    the other entries are scaled to sum to 1, which is printed.
 
     Values are YAML, see yaml_values: `steps=10`, `name=null`, `tasks=[a,b]`; `tracks.0.weight=2`
     reaches into a list. Raises ValueError for an unknown key, a wrong type, a value that `key` does
@@ -46,7 +51,7 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     """
     config = OmegaConf.structured(schema)
     source = file = str(path or "the command line")
-    hints = typing.get_type_hints(schema)
+    hints, left_out = typing.get_type_hints(schema), dict[str, set[str]]()
     try:
         settings = yaml_values.with_files(yaml_values.settings(path, schema)) if path else {}
         for key, value in settings.items():
@@ -63,12 +68,15 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
             if hint is str or (hint == str | None and value is not None):
                 value = text  # verbatim: in YAML "a: b" is a dict
             above, _, last = key.rpartition(".")
-            if value is None and hints.get(above) == dict[str, dict[str, Any]]:
-                names = OmegaConf.select(config, above)
-                if names.pop(last, None) is None:
+            if value is None and hints.get(above) in _ENTRIES:
+                names = _names(OmegaConf.select(config, above))
+                if last not in names:
                     raise ValueError(f"{source}: {above} has no {last}{nearest(last, names)}")
+                left_out.setdefault(above, set()).add(last)
             else:
                 OmegaConf.update(config, key, value, merge=True)
+        for above, gone in left_out.items():
+            _leave_out(above, OmegaConf.select(config, above), gone)
         source = f"{file} with its overrides"
         missing = sorted(OmegaConf.missing_keys(config))
         OmegaConf.resolve(config)
@@ -88,6 +96,30 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
     settings = typing.cast(T, OmegaConf.to_object(config))
     _check_values(settings)
     return settings
+
+
+def _names(entries: Any) -> list[str]:
+    """Return the keys of a mapping, or the indexes of a list, as a command line writes them."""
+    return list(map(str, entries if OmegaConf.is_dict(entries) else range(len(entries))))
+
+
+def _leave_out(key: str, entries: Any, gone: set[str]) -> None:
+    """Remove the entries `gone` of a mapping or list. In a mapping the shares of the others are
+    scaled to sum to 1, which is printed; shares of a list may sum to anything."""
+    if not OmegaConf.is_dict(entries):
+        for index in sorted(map(int, gone), reverse=True):
+            del entries[index]
+        return
+    for name in gone:
+        del entries[name]
+    shares = {name: spec.get("share") for name, spec in entries.items()}
+    if not shares or not all(isinstance(share, int | float) for share in shares.values()):
+        return
+    if (total := sum(shares.values())) > 0 and abs(total - 1) > 1e-6:
+        for name, share in shares.items():
+            entries[name].share = share / total
+        new = ", ".join(f"{name} {share / total:.4g}" for name, share in shares.items())
+        print(f"{key}: without {', '.join(sorted(gone))} the shares are {new}")
 
 
 def _declared(schema: Any, key: str) -> Any:
@@ -177,14 +209,18 @@ def main(
     guarded(run)
 
 
-def guarded(run: Callable[[], T]) -> T:
-    """Return what `run` returns; an error for the user to correct ends the process, see `main`."""
+def guarded(run: Callable[[], T], interrupted: str = INTERRUPTED) -> T:
+    """Return what `run` returns; an error for the user to correct ends the process, see `main`.
+    `interrupted`: what to say after Ctrl-C; of several ranks the first says it."""
     try:
         return run()
     except SystemExit:
         raise
     except BaseException as error:  # torch's checkpoints raise one that is no Exception
         if isinstance(error, KeyboardInterrupt) or failures.interrupted():
+            if interrupted and os.environ.get("RANK", "0") == "0":
+                failures.close_bars()
+                print(interrupted, file=sys.stderr)
             failures.end()
         if (message := failures.sentence(error)) is None:
             raise
@@ -204,6 +240,11 @@ def _as_overrides(schema: type, arguments: list[str], positional: tuple[str, ...
         if match and (match[1] in known or len(argument.split()) == 1 or not rest):
             overrides.append(argument)
         elif argument.startswith("--") or (key := next(keys, None)) is None:
+            if Path(argument).is_dir():
+                own = f": name it after one, as corpus.path={argument}" * ("corpus" in known)
+                raise ValueError(
+                    f"{argument!r} is a folder; a job is configured by a YAML file{own}"
+                )
             takes = " ".join(["[config.yaml]", *map(str.upper, positional), "key=value ..."])
             raise ValueError(f"{argument!r} is no key=value; the job takes {takes}; see --help")
         else:

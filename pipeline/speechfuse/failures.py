@@ -84,8 +84,8 @@ def _one_line_of_a_thread(args: threading.ExceptHookArgs) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raise whatever a library says when the disk refuses a write in the block as OSError of
-    `path`, with the errno that was the cause."""
+    """Convert errors of the block that a refusing disk has caused, whichever library raised them,
+    to an OSError with the errno of the cause and the name `path`."""
     try:
         yield
     except (ValueError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -110,9 +110,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def prepare() -> None:
-    """Have the first SIGINT end the workers and raise KeyboardInterrupt, and the second end this
-    process at once, whatever its main thread is waiting for; and have threads fail in one line.
-    Call it in the main thread."""
+    """Install how this process is interrupted: the first SIGINT ends the workers and raises
+    KeyboardInterrupt, the second ends the process at once, whatever its main thread waits for. A
+    thread that cannot write fails with one line. Call it in the main thread."""
     threading.excepthook = _one_line_of_a_thread
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return  # ours already, or ignored by who started the job

@@ -1,4 +1,4 @@
-"""The client of servers that speak OpenAI's protocol for speech: `openai`'s own, made strict.
+"""The client of servers that speak OpenAI's protocol for speech: the package `openai`, made strict.
 
 In: the fields of a request. Out: the bytes that the server answered, read by the caller. A request
 is repeated, after the pause that `Retry-After` asks for (at most a minute) or a growing one, when

@@ -1,7 +1,7 @@
-"""What a manifest records of where its artifact comes from.
+"""Provenance: what a manifest records of how its artifact was made.
 
-In: a job's configuration. Out: it without absolute paths; what differs between two records; the
-versions of libraries, the commit of this checkout, the time.
+In: a job's configuration. Out: the configuration without absolute paths, the differences between
+two records, the versions of libraries, the commit of this checkout, the time.
 """
 
 import json
@@ -53,7 +53,7 @@ def portable(value: Any) -> Any:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return "key: 1 there, 2 now" for what makes another identity of two plans or manifests."""
+    """Return the keys by which two plans or manifests differ, as "key: 1 there, 2 now"."""
     there, now = _identity(old), _identity(new)
     return [
         f"{key.removeprefix('config.')}: {_shown(there, key)} there, {_shown(now, key)} now"
@@ -110,7 +110,7 @@ def now() -> str:
 
 
 def maker(path: str, recipes: Path = Path("recipes")) -> str:
-    """Return a clause that names the verb that makes a folder."""
+    """Return a clause for messages: with which verb a missing folder is made."""
     commands: dict[str, str] = {}  # by the folder that they write; the innermost is the one
     for file in sorted(recipes.glob("*/*.yaml")):
         tokenizes, verb = file.stem.startswith("tokenize"), VERBS.get(file.stem)

@@ -7,6 +7,7 @@ from another file: ${file:PATH,KEY}.
 """
 
 import dataclasses
+import difflib
 import re
 import typing
 from pathlib import Path
@@ -78,8 +79,12 @@ def settings(path: Path, schema: Any = None) -> dict[str, Any]:
     says what there is, when there is no such file, and ValueError when it holds no mapping."""
     folder, recipes = path.parent, path.parent.parent
     if not path.exists() and recipes.name == "recipes" and folder.is_dir():
-        others = ", ".join(map(str, sorted(recipes.glob(f"*/{path.name}")))) or "none to copy"
-        raise FileNotFoundError(f"{path}: No such file; copy that of another recipe: {others}")
+        if others := ", ".join(map(str, sorted(recipes.glob(f"*/{path.name}")))):
+            raise FileNotFoundError(f"{path}: No such file; copy that of another recipe: {others}")
+        there = [each.name for each in folder.glob("*.yaml")]
+        close = difflib.get_close_matches(path.name, there, n=1)
+        guess = f"did you mean {folder / close[0]}?" if close else "no recipe has one to copy"
+        raise FileNotFoundError(f"{path}: No such file; {guess}")
     if not path.exists() and recipes.name == "recipes":
         names = ", ".join(sorted({each.parent.name for each in recipes.glob("*/*.yaml")}))
         raise FileNotFoundError(f"there is no recipe {folder.name} for just recipe=NAME: {names}")

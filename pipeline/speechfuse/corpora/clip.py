@@ -69,8 +69,8 @@ def clip_fields(entry: dict[str, Any], text_key: str) -> dict[str, Any]:
 
 
 def name_of(entry: dict[str, Any], key: str) -> str:
-    """Return the name at `key`; a number is one too, but of no file. Raises ValueError when there
-    is none."""
+    """Return the name (of a file, a speaker ...) that stands at `key`. A number is taken as a name,
+    but not as that of a file. Raises ValueError for anything else."""
     value = entry.get(key)
     if isinstance(value, int) and key != "audio_filepath":
         value = str(value)
@@ -81,7 +81,7 @@ def name_of(entry: dict[str, Any], key: str) -> str:
 
 def utf8(text: str) -> str:
     r"""Return `text`. Raises ValueError if it cannot be written as UTF-8 (JSON's "\ud800"), or
-    holds U+0000, at which C ends a text."""
+    holds U+0000, at which libraries in C would cut it."""
     if "\0" in text:
         raise ValueError(f"{text!r:.40} holds U+0000")
     try:

@@ -110,12 +110,12 @@ def shards(
 
 
 def mark_ids(plan: list[dict[str, Any]], ids: Iterable[str]) -> None:
-    """Add to the shards of `plan` what makes the ids of rows unique. `ids`: those of all items, in
-    the order of the plan; of each 8 bytes stay in memory.
+    """Add to the shards of `plan` what is needed to make the ids of rows unique. `ids`: those of
+    all items, in the order of the plan; 8 bytes of each are held in memory.
 
-    `again` lists the positions in a shard of items whose id came before. Where other items are
-    named like pieces of an item, `reserved` is {position: ends of these ids}: of an item x beside
-    one with the id x#1 it is {"0": ["1"]}.
+    A shard's `again` lists the positions of items whose id came before. The pieces of a long item x
+    will be called x#0, x#1 ...; where another item already has such a name, `reserved` of the
+    shard of x lists what is taken: {position of x: ["1"]} if there is an item x#1.
     """
     digests, bases, ends = array("Q"), array("Q"), list[str]()
     for id in ids:

@@ -1,4 +1,4 @@
-"""What of an evaluation the training data holds already: its texts, and its audio as codes.
+"""Contamination: which items of an evaluation the training data already holds, as text or codes.
 
 In: training datasets (folders of rows: speech or conversations) and evaluation items {"id", "text",
 "codes"}. Out: hits, at most one of each kind for an item:

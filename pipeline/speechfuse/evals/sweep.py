@@ -6,7 +6,7 @@ content, so what was computed is never computed again.
 
 import json
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -27,6 +27,7 @@ from speechfuse.evals.tasks import Task, json_digest
 from speechfuse.hub import data as hub_data
 from speechfuse.provenance import maker
 from speechfuse.rows import selection
+from speechfuse.scores.judge import Judge
 from speechfuse.texts import shared_words
 
 PATHS = {"data", "include", "train", "transcripts"}  # content counts, in a task's inputs or scoring
@@ -182,11 +183,25 @@ def survey(job: Evaluate) -> Iterator[str]:
     for name, _, task in (cell for cell in chosen if lacks[cell]):
         known = specs[task].get("data") and not absent(specs[task])  # without data: the Hub's
         todo.append((name, task, len(instance(specs[task]).ids()) if known else None))
+    judges: dict[Any, tuple[Judge, Counter[str]]] = {}
     for name, task, items in todo:
         said = "items not known yet" if items is None else f"{items:,} items to compute"
-        yield f"{name} {task}: {said}{judging(instance(specs[task]), items is not None)}"
+        if rater := getattr(instance(specs[task]), "rater", None):
+            calls, most = judging(instance(specs[task]), items is not None)
+            said += f"; {'for each of them ' * (items is None)}{rater.outlook(calls, most)}"
+            costs = rater.model, rater.max_tokens, rater.price_in, rater.price_out
+            asked = judges.setdefault(costs, (rater, Counter()))[1]
+            if items is None:
+                asked["unknown"] += 1
+            else:
+                asked.update(calls=calls, characters=most)
+        yield f"{name} {task}: {said}"
     for path in dict.fromkeys(path for of_cell in lacks.values() for path in of_cell):
         yield f"{path} is not there; {maker(str(path))}"
+    for rater, asked in judges.values():
+        known = f"in all {rater.outlook(asked['calls'], asked['characters'])}"
+        more = f", and those of {asked['unknown']} cells whose items are not known yet"
+        yield known + more * bool(asked["unknown"])
     total, unknown = sum(items or 0 for *_, items in todo), any(items is None for *_, items in todo)
     yield (
         f"{job.out}: {len(todo)} of {len(chosen)} cells to do, {total:,} items"
@@ -194,16 +209,14 @@ def survey(job: Evaluate) -> Iterator[str]:
     )
 
 
-def judging(task: Any, known: bool) -> str:
-    """Return what the judge of a task costs, if it has one: for all its items where these are
-    known, else for each."""
-    if not (rater := getattr(task, "rater", None)):
-        return ""
+def judging(task: Any, known: bool) -> tuple[int, int]:
+    """Return (calls, characters of their prompts at most) that the judge of a task takes: for all
+    its items where these are known, else for one."""
     rows = [*task.rows.values()] if known else []
     texts = [task.column(row, name) for row in rows for name in (task.question, task.reference)]
     calls = len(rows) or 1
-    most = sum(map(len, texts)) + calls * (len(rater.prompt) + CHARACTERS * task.max_new_tokens)
-    return f"; {'' if known else 'for each of them '}{rater.outlook(calls, most)}"
+    own = len(task.rater.prompt) + CHARACTERS * task.max_new_tokens
+    return calls, sum(map(len, texts)) + calls * own
 
 
 def prepare(job: Evaluate, chosen: list[Cell]) -> list[Work]:

@@ -27,6 +27,10 @@ from speechfuse import artifact
 PATH = re.compile(r"([\w.-]+/[\w.-]+)@([^@]+)")
 
 
+class NoConnection(ValueError):
+    """The Hub cannot be reached, and what is asked for is not in its cache on this disk."""
+
+
 def resolve(repo: str, revision: str, repo_type: str = "dataset") -> str:
     """Return the commit, 40 hex digits, that a branch, tag or commit of a repository names now;
     without a connection, the one it named when last seen. Raises ValueError where there is none."""
@@ -122,7 +126,7 @@ def hub_errors(what: str) -> Iterator[None]:
         }.get(error.response.status_code, f"the Hub said: {error}")
         raise ValueError(f"{what}: {why}") from error
     except (HTTPError, OfflineModeIsEnabled, RevisionResolutionError, LocalEntryNotFoundError) as e:
-        raise ValueError(
+        raise NoConnection(
             f"{what}: no connection to {constants.ENDPOINT}, and it is not in the cache: {e}"
         ) from e
     except (ConnectionError, RuntimeError) as error:  # of a file on its way: by Xet, by LFS

@@ -276,7 +276,7 @@ class Judge:
         """Return what `calls` calls cost, at most, whose prompts have so many characters in all."""
         price = self._price(characters // 4, calls * (self.max_tokens or 0))
         cost = "" if price is None else f", at most ${price:.4f}"
-        return f"judge {self.model}: {calls:,} calls to make{cost}"
+        return f"judge {self.model}: {calls:,} call{'s' * (calls != 1)} to make{cost}"
 
     def _price(self, tokens_in: int, tokens_out: int) -> float | None:
         if self.price_in is None or self.price_out is None:

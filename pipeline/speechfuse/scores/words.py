@@ -1,4 +1,4 @@
-"""Words of a text, for comparing texts in any script without loss."""
+"""The words of a text in any script, without case and punctuation, for comparing texts."""
 
 import re
 import unicodedata
@@ -28,6 +28,6 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def plain(text: str) -> str:
-    """Return the words of `text` with spaces between: what is compared where no normaliser of its
-    language is known."""
+    """Return the words of `text` with spaces between. This is compared where there is no normaliser
+    for the language of the text."""
     return " ".join(words(text))

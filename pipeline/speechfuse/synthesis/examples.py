@@ -4,5 +4,5 @@ EXAMPLES = "examples.json"  # numbers of the shard's rows whose audio is kept: [
 
 
 def example_name(row: int, piece: int) -> str:
-    """Returns the name of the audio of one piece of speech of a row, behind the shard's own."""
+    """Return how the file name of a piece of speech ends; it begins with the shard's name."""
     return f"{row:05d}-{piece}.flac"

@@ -114,13 +114,13 @@ def plan(
             for kind in kinds_of[folder]:
                 if kind.usable(conversation):
                     usable[kind.name].append(place)
-    for name, kind in kinds.items():
-        if not usable[name]:
-            select = f", select={kind.select}" if kind.select else ""
-            raise ValueError(
-                f"kinds.{name}: none of the texts in {kind.texts} can be used{select}; it needs "
-                "other texts, or leave the kind out"
-            )
+    if useless := [kind for name, kind in kinds.items() if not usable[name]]:
+        whose = {f"{kind.texts}, select={kind.select or None}": None for kind in useless}
+        names = [f"kinds.{kind.name}" for kind in useless]
+        raise ValueError(
+            f"{', '.join(names)}: none of the texts can be used (of {'; of '.join(whose)}): other "
+            f"texts are needed, or leave out what has none: {'=null '.join(names)}=null"
+        )
     if total is None:
         total = min(int(len(usable[n]) / kind.share + 1e-9) for n, kind in kinds.items())
     many = counts(total, {name: kind.share for name, kind in kinds.items()})

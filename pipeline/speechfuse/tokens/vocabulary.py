@@ -42,7 +42,7 @@ class SoundLayout:
 
     @property
     def ids(self) -> range:
-        """Ids of all sound tokens, the mask code's included."""
+        """Return the ids of all sound tokens, the mask code's included."""
         return range(self.start, self.first + self.codes + 1)
 
 
@@ -59,8 +59,8 @@ class Vocabulary:
 
     @classmethod
     def load(cls, checkpoint: Path) -> "Vocabulary":
-        """The vocabulary of a Hugging Face folder. Raises ValueError when it has no Llama-3 control
-        tokens."""
+        """Return the vocabulary of a Hugging Face folder. Raises ValueError when it has no Llama-3
+        control tokens."""
         return cls(tokenizer_of(checkpoint), layout_of(checkpoint))
 
     def _id(self, token: str) -> int:
@@ -73,17 +73,18 @@ class Vocabulary:
         return id
 
     def text(self, text: str) -> list[int]:
-        """Ids of plain text; names of control and sound tokens inside it are encoded as text."""
+        """Return the ids of plain text; names of control and sound tokens inside it are encoded as
+        text."""
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def header(self, role: str) -> list[int]:
-        """Ids that begin a turn of `role`."""
+        """Return the ids that begin a turn of `role`."""
         start, end = self._header
         return [start, *self.text(role), end, *self._break]
 
     def sound(self, codes: Any) -> list[int]:
-        """sound_start, one id per code, sound_end. Raises ValueError without sound tokens and for a
-        code out of range."""
+        """Return sound_start, one id per code, sound_end. Raises ValueError without sound tokens
+        and for a code out of range."""
         if self.layout is None:
             raise ValueError(f"this checkpoint has no sound tokens: {EXPAND}")
         layout = self.layout
@@ -97,7 +98,7 @@ class Vocabulary:
 
 
 def tokenizer_of(checkpoint: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a Hugging Face folder. Every reader of a checkpoint begins here, so
+    """Return the tokenizer of a Hugging Face folder. Every reader of a checkpoint begins here, so
     transformers, which takes seconds to import, is quietened here too."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -112,7 +113,7 @@ def tokenizer_of(checkpoint: Path) -> "PreTrainedTokenizerBase":
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises ValueError for any other."""
+    """Return the object that a JSON file holds. Raises ValueError for other content."""
     try:
         content = json.loads(path.read_text("utf-8-sig"))
     except ValueError as error:
@@ -123,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
-    """config.json of a Hugging Face folder. Raises FileNotFoundError without one."""
+    """Return config.json of a Hugging Face folder. Raises FileNotFoundError without one."""
     path = Path(checkpoint) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
@@ -133,8 +134,8 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
 
 
 def layout_of(checkpoint: Path) -> SoundLayout | None:
-    """The sound tokens that config.json records; None without. Raises ValueError for a record that
-    is not whole, or of ids that the vocabulary does not have."""
+    """Return the sound tokens that config.json records; None without. Raises ValueError for a
+    record that is not whole, or of ids that the vocabulary does not have."""
     config = read_config(checkpoint)
     if not (block := config.get("speechfuse")):
         return None

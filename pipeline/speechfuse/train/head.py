@@ -104,7 +104,8 @@ class Head(nn.Module):
         self._targets: tuple[Tensor, Tensor, int] | None = None
 
     def follow(self, old: nn.Module, new: nn.Module) -> None:
-        """Take the weight from `new` where it was that of `old`: an embedding that was replaced."""
+        """Share the weight of the embedding `new`, which replaces `old`, if that of `old` was
+        shared."""
         if self._owner[0] is old:
             self._owner[0] = new
 

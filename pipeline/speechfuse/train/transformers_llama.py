@@ -1,4 +1,4 @@
-"""The exit from torchtune: transformers' Llama behind the call of torchtune's decoder.
+"""transformers' Llama with the interface of torchtune's decoder, for runs without torchtune's.
 
 In: the arguments of torchtune's llama3_1 and llama3_2 builders. Out: a model that the loop, the
 losses and FSDP2 cannot tell from theirs. A recipe changes its `model._component_`, nothing else.

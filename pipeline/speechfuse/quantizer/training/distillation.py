@@ -56,7 +56,7 @@ class Student(nn.Module):
 
 
 class Whisper:
-    """The method.
+    """WhisperVQ's training method.
 
     whisper           an openai-whisper `.pt` of any size
     codes             entries of the codebook, of `codebook_dim` dimensions

@@ -1,4 +1,5 @@
-"""Speakable prompts: what has one reading is put into words, what has none drops the conversation.
+"""Speakable prompts: numbers and symbols with one reading are put into words; a conversation with
+anything that cannot be read aloud is dropped.
 
 In: a conversation. Out: the same with its prompts as they are to be read aloud, or why it is
 dropped. Code, tables and formulas are looked for first; after normalisation a prompt may hold
@@ -114,7 +115,7 @@ def structure(text: str) -> str | None:
 
 
 def unspeakable(text: str, scripts: tuple[str, ...] = ("LATIN",)) -> str | None:
-    """Return why a voice cannot read a text, "kind: the part that it cannot read", or None."""
+    """Return why a voice cannot read a text, as "kind: the part that it cannot read", or None."""
     if fault := _first_match(_UNSPEAKABLE, text):
         return fault
     if not any(map(str.isalpha, text)):

@@ -26,8 +26,8 @@ ROWS = 256  # an optimizer's state is measured on so many rows of a matrix, and 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a rank. `step`: what else there is at the peak, by what it is for, the gradients
-    that exist by then among it. `gradients`: all of them."""
+    """Bytes of a rank. `step`: what else is held at the peak, {purpose: bytes}; gradients that
+    exist at that moment are part of it. `gradients`: the bytes of all gradients."""
 
     weights: int
     gradients: int
@@ -66,8 +66,8 @@ def of(job: Finetune, rows: int, length: int, passes: int, ranks: int, gpu: bool
 def optimizer_bytes(job: Finetune, shapes: list[tuple[int, ...]]) -> int:
     """Return the bytes of the optimizer's state for parameters of these shapes.
 
-    Measured on what it makes for small ones, so that it holds for any optimizer whose state grows
-    with the rows: large matrices are cut to fewer rows, and the rest is proportion.
+    The state is made for small parameters (large matrices cut to fewer rows), measured and scaled
+    up. This is right for any optimizer whose state grows with the number of rows.
     """
     total = 0
     for shape, count in Counter(shapes).items():
