@@ -200,7 +200,7 @@ def compare(recipe: Path, arguments: list[str]) -> Jobs:
         yield train(f"{recipe}/{name}.yaml", arguments)
     scores, table = f"{recipe}/evaluate_compare.yaml", f"{recipe}/compare.yaml"
     yield "evaluate", scores, "only=[token]", *of_machine(arguments)
-    yield "compare", table, "transcripts_of=token"
+    yield "compare", table, "transcripts_of=token", *of_machine(arguments)
     yield "evaluate", scores, *of_machine(arguments)
     yield "compare", table, *of_machine(arguments)
 

@@ -157,7 +157,7 @@ def test_the_whole_road_in_order(started, monkeypatch, name, more):
     ranks = ["runtime.ranks=2" in job for job in started.jobs]
     assert ranks == [job[0] == "train" for job in started.jobs]
     told = [threads in job for job in started.jobs]
-    assert told == [job[0] in ("train", "evaluate") for job in started.jobs]
+    assert told == [job[0] in ("train", "evaluate", "compare") for job in started.jobs]
     assert not any(argument.startswith("gate=") for job in started.jobs for argument in job)
 
 
