@@ -1,4 +1,5 @@
-"""Our splice against NVIDIA NeMo's SALM: golden/make_speechlm2_golden.py made the values."""
+"""Our splice against NVIDIA NeMo's SALM, and LoRA against peft: golden/make_speechlm2_golden.py and
+golden/make_peft_golden.py made the values."""
 
 import json
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from speechfuse.fusion import views
+from speechfuse.fusion import folder, views
 from speechfuse.fusion.door import FRAME
 from speechfuse.tokens.vocabulary import Vocabulary
 from speechfuse.train import model as models
@@ -90,3 +92,23 @@ def test_splice_targets_loss_and_gradients_are_those_of_salm(salm, tensors, name
         torch.testing.assert_close(
             parameter.grad, golden, rtol=1e-5, atol=1e-5 * golden.abs().max()
         )
+
+
+def test_a_lora_of_peft_gives_pefts_logits(tmp_path):
+    golden = load_file(GOLDEN / "peft_lora.safetensors")
+    recorded = json.loads((GOLDEN / "peft_lora.json").read_text())
+    parts = {
+        part: {n.removeprefix(part): t for n, t in golden.items() if n.startswith(part)}
+        for part in ("base.", "lora.")
+    }
+    model = LlamaForCausalLM(LlamaConfig(**recorded["shape"])).eval()
+    model.load_state_dict(parts["base."])
+    model.save_pretrained(tmp_path)
+    (tmp_path / "lora").mkdir()
+    save_file(parts["lora."], tmp_path / folder.LORA)
+    (tmp_path / "lora/adapter_config.json").write_text(json.dumps(recorded["adapter_config"]))
+    with torch.no_grad():
+        torch.testing.assert_close(model(golden["ids"]).logits, golden["plain"])
+        folder.add_lora(model, tmp_path)
+        torch.testing.assert_close(model(golden["ids"]).logits, golden["logits"])
+    assert not torch.allclose(golden["plain"], golden["logits"], atol=1e-3)
