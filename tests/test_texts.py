@@ -176,7 +176,7 @@ LINES = '{"prompt": "a"}\n{"prompt": "b"}\n'
         ('\ufeff{"version": 1,\n "data": []}', "goes on over several lines"),
         (LINES.encode("utf-16"), "it is UTF-16"),
         (LINES.encode("utf-16-le"), "it is UTF-16"),
-        (gzip.compress(LINES.encode()), "it is compressed"),
+        (gzip.compress(LINES.encode(), mtime=0), "it is compressed"),
         ('[{"prompt": "a}' + " " * (1 << 24), "line 1 (byte 1): a row of over 16 MiB"),
     ],
 )
