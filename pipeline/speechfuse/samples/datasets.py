@@ -119,7 +119,13 @@ class Mixture:
     def samples(self, step: int, rank: int = 0, ranks: int = 1) -> list[list[Sample]]:
         """The rendered samples of a step, by row of the batch: every row, or those of a rank."""
         rows = self.plan.rows(step)[rank::ranks]
-        return [[self.indexes[d][number] for d, number in row] for row in rows]
+        return [[self.sample(step, d, number) for d, number in row] for row in rows]
+
+    def sample(self, step: int, dataset: int, number: int) -> Sample:
+        """A sample of `dataset` as it is in a step."""
+        index = self.indexes[dataset]
+        at_step = index.view.at_step
+        return at_step(index[number], step) if at_step else index[number]
 
 
 def load(
