@@ -39,6 +39,8 @@ from tests.test_splice import FROZEN, LORA, sha256s
 
 STACK, RATE = 3, 16_000
 ADAPTER = {"_component_": "speechfuse.fusion.Stack", "width": 16, "stack": STACK, "hidden": 24}
+CONFORMER = {"_component_": "speechfuse.fusion.Conformer", "width": 16, "stack": STACK}
+CONFORMER |= {"hidden": 16, "heads": 2, "layers": 1, "dropout": 0.0}
 NOISY = [
     {"_component_": "speechfuse.audio.Noise", "snr": [5.0, 20.0], "probability": 0.7},
     {"_component_": "speechfuse.audio.Gain", "db": [-6.0, 3.0]},
@@ -251,9 +253,9 @@ def test_a_kill_and_a_resume_change_no_bit(parts, tmp_path, cached):
     assert any("lora" in name for name in ours)
 
 
-@pytest.mark.parametrize("keep", [[], KEEP])
-def test_two_ranks_train_as_one(parts, tmp_path, keep):
-    changes = {"augmentation": NOISY, "keep": keep}
+@pytest.mark.parametrize(("keep", "adapter"), [([], CONFORMER), (KEEP, ADAPTER)])
+def test_two_ranks_train_as_one(parts, tmp_path, keep, adapter):
+    changes = {"augmentation": NOISY, "keep": keep, "adapter": adapter}
     loop.run(job(fly(parts, tmp_path / "one", **changes)))
     done = train(fly(parts, tmp_path / "two", **changes), 2)
     assert done.returncode == 0, done.stderr

@@ -73,6 +73,8 @@ class Stack(Adapter):
 
 class Conformer(Adapter):
     """`layers` conformer blocks, `hidden` wide, between two matrices; transformers' own blocks.
+    Their batch norms never take the statistics of a batch: they scale and shift each channel, so
+    that a clip's vectors do not depend on which clips share its micro-batch.
 
     Source: the modality adapter of SALM and of Modular SpeechLLM in NVIDIA NeMo."""
 
@@ -100,13 +102,23 @@ class Conformer(Adapter):
         self.inner, self.outer = nn.Linear(width * stack, hidden), nn.Linear(hidden, out)
         blocks = [parakeet.ParakeetEncoderBlock(self.shape, i) for i in range(layers)]
         self.blocks = nn.ModuleList(blocks)
+        self.train()
+
+    def train(self, mode: bool = True) -> "Conformer":
+        super().train(mode)
+        for norm in (module for module in self.modules() if isinstance(module, nn.BatchNorm1d)):
+            norm.eval()
+        return self
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         vectors = self.inner(self.stacked(frames))
         # made here, as a table of positions would be lost with the memory of an empty model
         positions = self._positions(self.shape).to(vectors.device)(vectors)
-        own = torch.arange(vectors.shape[1], device=vectors.device) < counts(lengths, self.stack)
-        mask = (own[:, None, :, None] & own[:, None, None, :]) | ~own[:, None, :, None]
+        # a clip of length 0 has one place all the same: nothing to attend to would be no number
+        many = counts(lengths, self.stack).clamp(min=1)
+        own = torch.arange(vectors.shape[1], device=vectors.device) < many
+        # no place attends to one behind its clip, which the blocks then also hide from their kernel
+        mask = own[:, None, None, :].expand(-1, 1, vectors.shape[1], -1)
         for block in self.blocks:
             vectors = block(
                 vectors.masked_fill(~own[..., None], 0),
