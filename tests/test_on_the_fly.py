@@ -189,6 +189,10 @@ def test_what_cannot_be_made_on_the_fly_is_one_sentence(parts, tmp_path):
     refused("Speed changes the length", augmentation=[{"_component_": "speechfuse.audio.Speed"}])
     refused("keep: 'ears' fits no parameter", keep=["ears"])
     refused("others of the language model train", keep=["^layers[.]0"])
+    shutil.copytree(parts / "init", tmp_path / "epoch")
+    (tmp_path / "epoch/speech.json").write_text(json.dumps({"encoder": "f" * 64}))
+    for cached in (True, False):
+        refused(r"epoch was expanded for ffff", checkpoint=str(tmp_path / "epoch"), cached=cached)
     first, *rest = shards.read_rows(parts / "frames")
     source = first["source"]
     for match, change in (

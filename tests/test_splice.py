@@ -158,6 +158,21 @@ def test_packed_and_accumulated_are_as_one_sample_a_row(parts, tmp_path, adapter
             torch.testing.assert_close(result[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_a_conformer_hears_a_clip_alone_as_beside_longer_ones():
+    torch.manual_seed(0)
+    made = adapters.Conformer(WIDTH, 32, STACK, hidden=16, heads=2, layers=2, dropout=0.0)
+    lengths = torch.tensor([18, 9, 5, 0])
+    frames = torch.randn(4, 18, WIDTH) * (torch.arange(18) < lengths[:, None])[..., None]
+    together = made(frames, lengths)
+    assert torch.isfinite(together).all()  # of no clip too, which stands in where a batch has none
+    for clip, found, length in zip(frames[:3], together, lengths, strict=False):
+        (alone,) = made(clip[None, :length], length[None])
+        torch.testing.assert_close(found[: len(alone)], alone, rtol=1e-5, atol=1e-6)
+    for parameter in made.parameters():  # FSDP2 casts parameters and leaves buffers
+        parameter.data = parameter.data.bfloat16()
+    assert made(frames.bfloat16(), lengths).dtype == torch.bfloat16
+
+
 def test_a_training_leaves_the_language_model_as_it_was(parts, trained):
     assert losses(trained)[-1] < losses(trained)[0] - 0.2, "it must learn"
     epoch, base = trained / "epoch_1", sha256s(parts / "init")

@@ -71,6 +71,18 @@ class Stack(Adapter):
         return self.outer(F.gelu(self.inner(self.norm(self.stacked(frames)))))
 
 
+class _ScaleAndShift(nn.BatchNorm1d):
+    """A batch norm, with its tensors, that never takes the statistics of a batch."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight / (self.running_var + self.eps).sqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale[:, None].to(x.dtype) + shift[:, None].to(x.dtype)
+
+
 class Conformer(Adapter):
     """`layers` conformer blocks, `hidden` wide, between two matrices; transformers' own blocks.
     Their batch norms never take the statistics of a batch: they scale and shift each channel, so
@@ -102,13 +114,8 @@ class Conformer(Adapter):
         self.inner, self.outer = nn.Linear(width * stack, hidden), nn.Linear(hidden, out)
         blocks = [parakeet.ParakeetEncoderBlock(self.shape, i) for i in range(layers)]
         self.blocks = nn.ModuleList(blocks)
-        self.train()
-
-    def train(self, mode: bool = True) -> "Conformer":
-        super().train(mode)
-        for norm in (module for module in self.modules() if isinstance(module, nn.BatchNorm1d)):
-            norm.eval()
-        return self
+        for block in blocks:
+            block.conv.norm = _ScaleAndShift(hidden)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         vectors = self.inner(self.stacked(frames))

@@ -18,6 +18,7 @@ from speechfuse.fusion.recordings import recordings
 from speechfuse.hub import data as hub_data
 from speechfuse.samples import datasets, packing
 from speechfuse.tokens import weights
+from speechfuse.tokens.vocabulary import check_quantizer, read_speech
 from speechfuse.train import attention, backbone, gpus, guards, optimizers, state
 from speechfuse.train.backbone import Decoder
 from speechfuse.train.config import Finetune
@@ -86,6 +87,8 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
     mixture = load_data(job, pins)
     views = [each.view for each in mixture.indexes]
     encoder = fusion_views.check(views, job.adapter, job.encoder)
+    if encoder and "encoder" in read_speech(Path(job.checkpoint)):
+        check_quantizer(Path(job.checkpoint), encoder, "the speech of datasets")
     left_out = guards.check_rejected(job.runtime.guards, mixture)
     if rank == 0:
         report = report_of(Data.of(mixture, ranks, micro))
