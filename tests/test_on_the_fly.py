@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from speechfuse.quantizer.model import Quantizer, QuantizerConfig
 from speechfuse.rows import shards
 from speechfuse.train import loop, plan, trainer
 from speechfuse.train import model as models
+from speechfuse.train.preflight import memory
 from stages import encode_speech
 from tests.small_training import (
     ROOT,
@@ -244,10 +246,11 @@ def tensors(epoch: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_kill_and_a_resume_change_no_bit(parts, tmp_path, cached):
-    """With LoRA's dropout, on cached frames and on augmented waveforms with a training encoder."""
+    """With LoRA's dropout, on cached frames and on augmented waveforms with an encoder that trains
+    at a rate of its own."""
     changes: dict[str, Any] = {"model": LORA | {"lora_dropout": 0.1}, "cached": cached}
     if not cached:
-        changes |= {"augmentation": NOISY, "keep": KEEP}
+        changes |= {"augmentation": NOISY, "keep": KEEP, "rates": {"[.]encoder[.]": 0.1}}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     loop.run(job(fly(parts, whole, {"loader_workers": 2}, **changes)))
     killed_and_resumed(fly(parts, killed, **changes), killed)
@@ -302,6 +305,18 @@ def test_the_encoder_has_a_gradient_where_it_is_kept_alone(parts, tmp_path):
     kept = {n for n in inside if n.startswith(f"{prefix}encoder.")}
     assert all((grad is not None) == (n in kept) for n, grad in inside.items())
     assert not any(inside[n].any() for n in kept)
+
+
+def test_the_memory_of_an_encoder_is_planned(parts, tmp_path):
+    """Its weights, and what its backward pass keeps where it trains."""
+    kinds: list[dict[str, Any]] = [{"cached": True}, {}, {"keep": KEEP}]
+    jobs = [job(fly(parts, tmp_path / "run", dtype="bf16", **kind)) for kind in kinds]
+    jobs = [replace(each, model=models.decoder_of(each).spec) for each in jobs]
+    cached, frozen, trained = (memory.of(each, 4, 64, 1, 1, False) for each in jobs)
+    weights = frames.of_quantizer(str(parts / "quantizer")).state_dict().values()
+    assert frozen.weights - cached.weights == sum(t.nbytes for t in weights)  # float32
+    assert trained.step["activations"] > 2 * frozen.step["activations"]
+    assert trained.gradients > frozen.gradients == cached.gradients
 
 
 def test_a_whispers_encoder_is_written_and_read(tmp_path):

@@ -69,7 +69,7 @@ def _train(plan: RunPlan, resumed: bool) -> None:
     optimizer = trainer.optimizer
     peaks = optimizers.rates(optimizer)
     schedule = get_cosine_schedule_with_warmup(optimizer, job.warmup_steps, counts.steps)
-    (factor,) = schedule.lr_lambdas
+    factor = schedule.lr_lambdas[0]  # the same for every group
     rows = NewRows(trainer.model, mixture.vocabulary.layout, job.new_rows_first)
     states = state.States(out / "state", trainer.model, optimizer)
     done = states.restore()

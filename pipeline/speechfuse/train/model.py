@@ -114,14 +114,10 @@ def _shard(
         mesh = init_device_mesh(device.type, copies, mesh_dim_names=names)
     wide = torch.promote_types(compute_dtype, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=wide)
-    encoder = getattr(backbone.embedding_of(model), "encoder", None) or nn.Module()
-    frozen = set(encoder.parameters())  # whole on every rank
-    if any(parameter.requires_grad for parameter in frozen):
-        fully_shard(encoder, mesh=mesh)  # a unit of its own, as its weights stay float32
-        frozen = set()
-    for module in backbone.layers_of(model):
+    if encoder := getattr(backbone.embedding_of(model), "encoder", None):
+        fully_shard(encoder, mesh=mesh)  # its weights and products stay float32
+    for module in (*backbone.layers_of(model), model):
         fully_shard(module, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=frozen)
 
 
 def _adapters(model: nn.Module, weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ def of(job: Finetune, rows: int, length: int, passes: int, ranks: int, gpu: bool
         {"gradients": gradients, "update": optimizer_extra(job, trained, gpu)},
     ]
     return Memory(
-        size * sum(map(prod, shapes.values())) + rehearsal.buffer_bytes,
+        sum(prod(shape) * p.element_size() for p, shape in shapes.items()) + rehearsal.buffer_bytes,
         gradients,
         optimizer_bytes(job, trained),
         max(peaks, key=lambda peak: sum(peak.values())),
