@@ -27,6 +27,7 @@ from speechfuse.train.preflight import memory
 from stages import encode_speech
 from tests.small_training import (
     ROOT,
+    STREAM,
     WORDS,
     command,
     dataset,
@@ -140,6 +141,19 @@ def test_a_training_on_waveforms_is_that_on_the_cache(parts, tmp_path):
     assert speeches[0] == speeches[1]
 
 
+def test_rows_of_codes_are_heard_too(parts, tmp_path):
+    """A model of text knows no quantizer, and takes only the recordings of a tokenized dataset."""
+    rows = [dict(row) for row in shards.read_rows(parts / "frames")]
+    for row in rows:
+        del row["frames"]
+        row["codes"] = [1, 2]
+    dataset(tmp_path / "codes", shards.SPEECH, rows, STREAM)
+    mixture, cached = (
+        load(fly(parts, tmp_path / "a", path=path)) for path in (tmp_path / "codes", None)
+    )
+    assert np.array_equal(mixture.indexes[0].lengths, cached.indexes[0].lengths)
+
+
 def test_parts_of_a_recording_are_found_too(parts):
     rows = [row for row in shards.read_rows(parts / "frames") if row["part"] is not None]
     assert len(rows) > 1
@@ -178,6 +192,12 @@ def test_a_moved_corpus_is_found_and_another_is_refused(parts, tmp_path):
         FileNotFoundError, match=r"row 0/04: .*/moved/0/04.wav is not the recording"
     ):
         [mixture.sample(0, 0, i) for i in range(len(mixture.indexes[0]))]
+
+
+def test_a_fault_that_a_loaders_process_finds_is_one_sentence(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(recordings, "SLACK", -1)
+    with pytest.raises(ValueError, match=r"^row .* gives [\d,]+ samples.* make the dataset again$"):
+        loop.run(job(fly(parts, tmp_path / "late", {"loader_workers": 1})))
 
 
 def test_what_cannot_be_made_on_the_fly_is_one_sentence(parts, tmp_path):

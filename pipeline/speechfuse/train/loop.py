@@ -84,6 +84,8 @@ def _train(plan: RunPlan, resumed: bool) -> None:
     loader, interrupted = _loader(plan, done, job.runtime.loader_workers), False
     began = time.perf_counter()
     for step, parts in enumerate(loader, done + 1):
+        if isinstance(parts, Exception):
+            raise parts
         losses, stop = trainer.backward(parts)
         rows.before_step(step)
         norm = trainer.clipped_norm()
