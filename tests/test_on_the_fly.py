@@ -16,15 +16,18 @@ import soxr
 import torch
 from safetensors.torch import load_file
 
+from speechfuse.audio import decoding
+from speechfuse.corpora.nemo import Nemo
 from speechfuse.evals import generation
 from speechfuse.fusion import folder, recordings, views
-from speechfuse.quantizer import frames
+from speechfuse.quantizer import frames, tokenize
 from speechfuse.quantizer.model import Quantizer, QuantizerConfig
 from speechfuse.rows import shards
 from speechfuse.train import loop, plan, trainer
 from speechfuse.train import model as models
 from speechfuse.train.preflight import memory
-from stages import encode_speech
+from stages import ask, encode_speech
+from tests.corpus_clips import everything
 from tests.small_training import (
     ROOT,
     STREAM,
@@ -162,6 +165,28 @@ def test_parts_of_a_recording_are_found_too(parts):
     assert np.array_equal(np.concatenate(joined), whole)
 
 
+def test_what_a_manifest_cuts_out_of_a_file_is_found(parts, tmp_path):
+    """Such rows have no sha256: a file that has become shorter is refused before it is read."""
+    lines = [
+        {"audio_filepath": name, "offset": 0.1 * i, "duration": 0.2 + 0.01 * i, "text": "one"}
+        for i, name in enumerate(["0/00.wav", "1/01.wav", "0/02.wav", "1/05.wav"])
+    ]
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    clips = everything(Nemo(str(manifest), str(parts / "corpus")))
+    made = frames.of_quantizer(str(parts / "quantizer"))
+    rows = tokenize.tokenize(clips, made, 4, [], 1, 1).rows
+    assert len(rows) == 4 and not any(row["source"]["sha256"] for row in rows)
+    for row, clip in zip(rows, clips, strict=True):
+        theirs = decoding.decode(clip.audio, clip.offset, clip.seconds).waveform
+        assert np.array_equal(recordings.waveform_of(row, parts / "corpus"), theirs)
+    (tmp_path / "1").mkdir()
+    samples, rate = soundfile.read(parts / "corpus/1/05.wav")
+    soundfile.write(tmp_path / "1/05.wav", samples[: rate // 4], rate)
+    with pytest.raises(FileNotFoundError, match=r"1/05.wav ends at 0.25 s, and .* has 0.53 s"):
+        recordings.file_of(rows[3], tmp_path)
+
+
 def test_a_moved_corpus_is_found_and_another_is_refused(parts, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(parts / "corpus", moved)
@@ -289,7 +314,7 @@ def test_two_ranks_train_as_one(parts, tmp_path, keep, adapter):
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
 
 
-def test_an_encoder_that_trains_is_in_its_epoch(parts, tmp_path):
+def test_an_encoder_that_trains_is_in_its_epoch(parts, tmp_path, capsys):
     out = tmp_path / "run"
     loop.run(job(fly(parts, out, keep=KEEP)))
     epoch, base = out / "epoch_2", sha256s(parts / "init")
@@ -310,6 +335,9 @@ def test_an_encoder_that_trains_is_in_its_epoch(parts, tmp_path):
     assert (
         len(generator.reply([[{"role": "user", "segments": [{"text": "say:"}, speech]}]], 3)) == 1
     )
+    file = str(parts / "corpus/0/00.wav")
+    ask.main(ask.Ask(file, "no report", str(parts / "quantizer"), checkpoint=str(epoch)))
+    assert "answer:" in capsys.readouterr().out
     with pytest.raises(ValueError, match="expanded for"):
         generation.generator(epoch, frames.of_quantizer(str(parts / "quantizer")).identity, "x")
 

@@ -10,10 +10,12 @@ recordings on the Hub or speech that a corpus synthesizes.
 import hashlib
 from dataclasses import replace
 from functools import lru_cache, partial
+from math import inf
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from speechfuse import artifact
 from speechfuse.audio import augmentation as augmenting
@@ -32,6 +34,16 @@ def _digest(path: Path, size: int, changed: int) -> str:
     return artifact.sha256_of(path)
 
 
+@lru_cache(maxsize=1 << 16)
+def _end(path: Path, size: int, changed: int) -> float:
+    """Return the length in seconds that the header of a WAV or FLAC file states; of others inf."""
+    try:
+        info = soundfile.info(str(path))
+    except soundfile.LibsndfileError:
+        return inf
+    return info.duration if info.format in ("WAV", "FLAC") and info.frames else inf
+
+
 def file_of(row: dict[str, Any], root: Path | None) -> Path:
     """Return the file below `root` that holds the recording of a speech row. Raises
     FileNotFoundError, which no index keeps as a fault of the row, where it is not there, and where
@@ -46,7 +58,14 @@ def file_of(row: dict[str, Any], root: Path | None) -> Path:
         )
     path, sha256 = root / name, source.get("sha256")
     stat = path.stat()
-    if sha256 and _digest(path, stat.st_size, stat.st_mtime_ns) != sha256:
+    version = path, stat.st_size, stat.st_mtime_ns
+    end = source["offset"] + source["seconds"]
+    if not sha256 and end > _end(*version) + decoding.SLACK:  # as of a part of it
+        raise FileNotFoundError(
+            f"row {row['id']}: {path} ends at {_end(*version):.2f} s, and the row was made of one "
+            f"that has {end:.2f} s: put that back, or make the dataset again"
+        )
+    if sha256 and _digest(*version) != sha256:
         raise FileNotFoundError(
             f"row {row['id']}: {path} is not the recording that the row was made of (its sha256 is "
             "another): put that back, or make the dataset again"

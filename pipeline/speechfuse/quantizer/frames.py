@@ -25,6 +25,7 @@ from speechfuse.quantizer.model import (
     QuantizerConfig,
     below,
     padded,
+    read_ours,
     read_torch,
 )
 
@@ -88,11 +89,18 @@ def of_quantizer(checkpoint: str, whisper: str | None = None) -> FrameEncoder:
     return FrameEncoder.load(Path(checkpoint), Path(whisper) if whisper else None)  # type: ignore[return-value]
 
 
+def trained(folder: Path) -> FrameEncoder:
+    """Return the encoder that a training wrote to `folder`, of either kind. Raises ValueError for
+    another folder."""
+    kind = FrameEncoder if read_ours(folder)[0].codes else _Whisper
+    return kind.load(folder)  # type: ignore[return-value]
+
+
 def of_whisper(checkpoint: str) -> FrameEncoder:
     """Return the encoder of an openai-whisper `.pt` file, or of the folder of one that a training
     wrote. Raises ValueError for another file."""
     if Path(checkpoint).is_dir():
-        return _Whisper.load(Path(checkpoint))  # type: ignore[return-value]
+        return trained(Path(checkpoint))
     content = read_torch(Path(checkpoint), {"dims", "model_state_dict"}, "Whisper checkpoint")
     sizes = {name: content["dims"][name] for name in ENCODER_DIMS}
     encoder = _Whisper(QuantizerConfig(0, 0, 1, False, **sizes))
