@@ -145,7 +145,7 @@ def _complete(work: artifact.Artifact, job: Finetune) -> bool:
 
 def _given(job: Finetune, spec: dict[str, Any]) -> dict[str, Any]:
     """Return what a dataset of recordings is given beside its own keys."""
-    if config.resolve(spec.get("_component_", "builtins.dict")) is not recordings:
+    if config.resolve(str(spec.get("_component_", "builtins.dict"))) is not recordings:
         return {}
     encoder = backbone.encoder_of(job.encoder) if job.encoder else None
     stream = encoder and encoder.stream | {"window": encoder.window}
