@@ -3,7 +3,8 @@
     python -m stages.ask recipes/demo/ask.yaml file=question.wav
 
 In: an audio file. Out, on the screen: what the model heard and what it answers. It uses the epoch
-that the report chose, or `checkpoint`.
+that the report chose, or `checkpoint`; where that has an encoder of its own, in place of
+`quantizer`.
 """
 
 import json
@@ -53,9 +54,13 @@ def main(job: Ask) -> None:
     checkpoint = Path(job.checkpoint) if job.checkpoint else chosen_checkpoint(Path(job.report))
     check_files(job.quantizer, job.whisper)
     from speechfuse.evals import generation  # torch with it: what can be refused has been
+    from speechfuse.quantizer import frames
     from speechfuse.quantizer.model import Quantizer
 
-    quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
+    if (own := checkpoint / "encoder").is_dir():  # it trained with the rest
+        quantizer: Quantizer = frames.trained(own)
+    else:
+        quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
     generator = generation.generator(checkpoint, quantizer.identity, job.file)
     pieces = decoding.split(waveform, quantizer.window)
     if len(pieces) > 1:

@@ -48,7 +48,7 @@ def main(job: BisectBatch) -> None:
     samples: list[dict[str, Any]] = []
     places = [place for row in mixture.plan.rows(job.at - 1) for place in row]
     for dataset, number in tqdm(places, unit="sample"):
-        sample, vocabulary = mixture.indexes[dataset][number], mixture.vocabulary
+        sample, vocabulary = mixture.sample(job.at - 1, dataset, number), mixture.vocabulary
         part = mixture.collate([[sample]], len(sample.tokens), vocabulary.end, vocabulary.layout)
         losses, _ = trainer.backward([part])
         targets = sum(count for _, count in losses.values())

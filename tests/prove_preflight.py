@@ -65,6 +65,8 @@ def job_of(size: dict[str, Any], **changes: Any) -> SimpleNamespace:
         "compute_dtype": "fp32",
         "loss_chunk": 256,
         "adapter": None,
+        "encoder": None,
+        "keep": [],
         "freeze": [],
         "shard_group": None,
         "activation_checkpointing": "none",

@@ -147,19 +147,32 @@ def test_packed_and_accumulated_are_as_one_sample_a_row(parts, tmp_path, adapter
     more = {"Stack": {"hidden": 24}, "Linear": {}, "Conformer": {"hidden": 16, "heads": 2}}
     spec = {"_component_": f"speechfuse.fusion.{adapter}", "width": WIDTH, "stack": STACK}
     spec |= more[adapter]
-    if adapter == "Conformer":  # its batch norm sees the clips of a micro-batch
+    if adapter == "Conformer":
         spec |= {"dropout": 0.0, "layers": 1}
     numbers = list(range(8))
     alone = step(parts, tmp_path, [[n] for n in numbers], 8, adapter=spec)
     packed = step(parts, tmp_path, [numbers[:5], numbers[5:]], 2, adapter=spec)
     assert packed[0][0] == pytest.approx(alone[0][0], rel=1e-6)
-    results = [packed]
-    if adapter != "Conformer":
-        results.append(step(parts, tmp_path, [[n] for n in numbers], 3, adapter=spec))
-    for result in results:
+    threes = step(parts, tmp_path, [[n] for n in numbers], 3, adapter=spec)
+    for result in (packed, threes):
         assert result[0][1] == alone[0][1] and result[1].keys() == alone[1].keys()
         for name, gradient in alone[1].items():
             torch.testing.assert_close(result[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_conformer_hears_a_clip_alone_as_beside_longer_ones():
+    torch.manual_seed(0)
+    made = adapters.Conformer(WIDTH, 32, STACK, hidden=16, heads=2, layers=2, dropout=0.0)
+    lengths = torch.tensor([18, 9, 5, 0])
+    frames = torch.randn(4, 18, WIDTH) * (torch.arange(18) < lengths[:, None])[..., None]
+    together = made(frames, lengths)
+    assert torch.isfinite(together).all()  # of no clip too, which stands in where a batch has none
+    for clip, found, length in zip(frames[:3], together, lengths, strict=False):
+        (alone,) = made(clip[None, :length], length[None])
+        torch.testing.assert_close(found[: len(alone)], alone, rtol=1e-5, atol=1e-6)
+    for parameter in made.parameters():  # FSDP2 casts parameters and leaves buffers
+        parameter.data = parameter.data.bfloat16()
+    assert made(frames.bfloat16(), lengths).dtype == torch.bfloat16
 
 
 def test_a_training_leaves_the_language_model_as_it_was(parts, trained):

@@ -6,5 +6,6 @@ COMPONENTS = {  # name in YAML, below speechfuse.fusion: where it stands
     "Linear": "adapters.Linear",
     "Stack": "adapters.Stack",
     "conversations": "views.conversations",
+    "recordings": "recordings.recordings",
     "speech": "views.speech",
 }

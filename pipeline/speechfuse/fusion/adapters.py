@@ -73,8 +73,22 @@ class Stack(Adapter):
         return self.outer(F.gelu(self.inner(self.norm(self.stacked(frames)))))
 
 
+class _ScaleAndShift(nn.BatchNorm1d):
+    """A batch norm, with its tensors, that never takes the statistics of a batch."""
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight / (self.running_var + self.eps).sqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale[:, None].to(x.dtype) + shift[:, None].to(x.dtype)
+
+
 class Conformer(Adapter):
     """`layers` conformer blocks, `hidden` wide, between two matrices; transformers' own blocks.
+    Their batch norms never take the statistics of a batch: they scale and shift each channel, so
+    that a clip's vectors do not depend on which clips share its micro-batch.
 
     Source: the modality adapter of SALM and of Modular SpeechLLM in NVIDIA NeMo."""
 
@@ -102,13 +116,18 @@ class Conformer(Adapter):
         self.inner, self.outer = nn.Linear(width * stack, hidden), nn.Linear(hidden, out)
         blocks = [parakeet.ParakeetEncoderBlock(self.shape, i) for i in range(layers)]
         self.blocks = nn.ModuleList(blocks)
+        for block in blocks:
+            block.conv.norm = _ScaleAndShift(hidden)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         vectors = self.inner(self.stacked(frames))
         # made here, as a table of positions would be lost with the memory of an empty model
         positions = self._positions(self.shape).to(vectors.device)(vectors)
-        own = torch.arange(vectors.shape[1], device=vectors.device) < counts(lengths, self.stack)
-        mask = (own[:, None, :, None] & own[:, None, None, :]) | ~own[:, None, :, None]
+        # a clip of length 0 has one place all the same: nothing to attend to would be no number
+        many = counts(lengths, self.stack).clamp(min=1)
+        own = torch.arange(vectors.shape[1], device=vectors.device) < many
+        # no place attends to one behind its clip, which the blocks then also hide from their kernel
+        mask = own[:, None, None, :].expand(-1, 1, vectors.shape[1], -1)
         for block in self.blocks:
             vectors = block(
                 vectors.masked_fill(~own[..., None], 0),

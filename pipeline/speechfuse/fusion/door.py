@@ -1,9 +1,9 @@
 """The door: an embedding that puts an adapter's vectors where a batch has frames.
 
-In: token ids, in which FRAME stands for a vector of speech, and the frames themselves. Out: the
-vectors that the layers of the language model read. The door takes the place of the model's
-embedding of tokens and has its weight, under the same name; so builders, adapters, sharding,
-packing and masks need not know of it.
+In: token ids, in which FRAME stands for a vector of speech, and the frames themselves, or the
+waveforms of which an encoder inside the door makes them. Out: the vectors that the layers of the
+language model read. The door takes the place of the model's embedding of tokens and has its weight,
+under the same name; so builders, adapters, sharding, packing and masks need not know of it.
 """
 
 from collections.abc import Iterator
@@ -21,22 +21,26 @@ FRAME = -1  # in place of a token id: a vector of speech
 
 
 class Door(nn.Embedding):
-    """An embedding of tokens and, inside `with door.hearing(...)`, of frames."""
+    """An embedding of tokens and, inside `with door.hearing(...)`, of frames. With an `encoder`,
+    one of speechfuse.quantizer, of waveforms."""
 
-    def __init__(self, words: nn.Embedding, adapter: Adapter) -> None:
+    def __init__(
+        self, words: nn.Embedding, adapter: Adapter, encoder: nn.Module | None = None
+    ) -> None:
         super().__init__(words.num_embeddings, words.embedding_dim, _weight=words.weight)
-        self.weight, self.adapter = words.weight, adapter
+        self.weight, self.adapter, self.encoder = words.weight, adapter, encoder
         self._audio: tuple[Tensor, Tensor] | None = None
 
     @contextmanager
-    def hearing(self, frames: Tensor, lengths: Tensor) -> Iterator[None]:
-        """Give the forward the `frames` (clips, length, width) of the FRAME ids, in their order,
-        until the end of the block; `lengths` (clips): frames of each clip. Where a batch has no
-        clip, one of length 0 stands in, so that every rank runs the adapter."""
+    def hearing(self, audio: Tensor, lengths: Tensor) -> Iterator[None]:
+        """Give the forward the frames (clips, length, width) of the FRAME ids, in their order,
+        until the end of the block; `lengths` (clips): frames of each clip. With an encoder: the
+        waveforms (clips, length) and samples of each. Where a batch has no clip, one of length 0
+        stands in, so that every rank runs encoder and adapter."""
         if not len(lengths):
-            frames = frames.new_zeros(1, self.adapter.stack, self.adapter.width)
-            lengths = lengths.new_zeros(1)
-        self._audio = frames, lengths
+            shape = (1, self.adapter.stack, self.adapter.width) if self.encoder is None else (1, 0)
+            audio, lengths = audio.new_zeros(shape), lengths.new_zeros(1)
+        self._audio = audio, lengths
         try:
             yield
         finally:
@@ -49,6 +53,8 @@ class Door(nn.Embedding):
         if self._audio is None:
             return vectors
         frames, lengths = self._audio
+        if self.encoder is not None:
+            frames, lengths = self.encoder(frames, lengths)
         heard = self.adapter(frames.to(self.weight.dtype), lengths)
         own = torch.arange(heard.shape[1], device=heard.device) < counts(
             lengths, self.adapter.stack

@@ -5,6 +5,7 @@ adapter will make, a pure function of the row; a batch has their frames beside i
 the same recipe is a view of this room too, because all samples of a batch are collated alike.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,10 @@ from speechfuse.tokens.vocabulary import SoundLayout, Vocabulary
 
 @dataclass(frozen=True)
 class SplicedSample(Sample):
-    """`audio`: the frames, float16 (frames, width), of each clip in the tokens, in order."""
+    """`audio`: of each clip in the tokens, in order, its frames, float16 (frames, width), or its
+    waveform, float32 (samples,), which before View.at_step is the row to read it by."""
 
-    audio: tuple[np.ndarray, ...] = ()
+    audio: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def collate(
     rows: list[list[Sample]], length: int, pad: int, layout: SoundLayout | None
 ) -> dict[str, Tensor]:
     """Return the batch of samples.view.collate, with `audio`, float16 (clips, longest, width), and
-    `audio_lengths` (clips): frames of each clip, in the order of their places; zeros behind."""
+    `audio_lengths` (clips): frames of each clip, in the order of their places; zeros behind. Of
+    waveforms `audio` is float32 (clips, longest), and the lengths are samples."""
     samples = [sample for row in rows for sample in row]
     audio, lengths = padded([clip for each in samples for clip in getattr(each, "audio", ())])
     batch = view.collate(rows, length, pad, layout)
@@ -89,21 +92,38 @@ def speech(
         raise ValueError(
             f"{path} holds no frames: make it with `just encode`, or take .speech of samples"
         )
+    ids_of = partial(places, width=stream["width"], stack=stack)
+    return conversations_of(vocabulary, Path(path), turns, select, train_on, ids_of, stream, stack)
+
+
+def conversations_of(
+    vocabulary: Vocabulary,
+    path: Path,
+    turns: dict[str, Any],
+    select: dict[str, Any] | None,
+    train_on: str,
+    ids_of: Callable[..., list[int]],
+    stream: dict[str, Any],
+    stack: int,
+    at_step: Callable[[Sample, int], Sample] | None = None,
+) -> View:
+    """Return the view of rows that `turns` makes into conversations; `ids_of(speech, clips=)`
+    returns the ids of a speech segment and adds its audio to `clips`."""
     turns_of = config.bind(turns, "row")
 
     def render(row: dict[str, Any]) -> Sample | None:
         if row["text"] is None:
             return None
-        clips: list[np.ndarray] = []
-        ids_of = partial(places, width=stream["width"], stack=stack, clips=clips)
-        ids, targets = prompts.render(vocabulary, turns_of(row=row), speech_ids=ids_of)
+        clips: list[Any] = []
+        of_segment = partial(ids_of, clips=clips)
+        ids, targets = prompts.render(vocabulary, turns_of(row=row), speech_ids=of_segment)
         tokens = np.array(ids, np.int32)
         learned = np.array(targets) if train_on == "answers" else tokens != FRAME
         learned[0] = False
         return SplicedSample(row["id"], tokens, learned, tuple(clips))
 
     datasets.check_train_on(train_on)
-    return SplicedView(Path(path), select or {}, render, collate, stream, stack)
+    return SplicedView(path, select or {}, render, collate, at_step, stream, stack)
 
 
 def conversations(
@@ -117,14 +137,22 @@ def conversations(
     return replace(text, collate=collate)
 
 
-def check(views: list[View], adapter: dict[str, Any] | None) -> str | None:
+def check(
+    views: list[View], adapter: dict[str, Any] | None, encoder: dict[str, Any] | None
+) -> str | None:
     """Return the identity of the encoder whose frames `views` have; None where none has any. Raises
-    ValueError where one does not fit the `adapter` {width, stack, ...} or another view."""
+    ValueError where one does not fit the `adapter` {width, stack, ...}, the `encoder` of the recipe
+    or another view."""
     spliced = [view for view in views if isinstance(view, SplicedView) and view.stream]
     if bool(spliced) != bool(adapter):
         raise ValueError(
             f"adapter={adapter}, and {len(spliced)} of the datasets have frames "
-            "(speechfuse.fusion.speech): they belong together, give both or none"
+            "(speechfuse.fusion.speech or .recordings): they belong together, give both or none"
+        )
+    if encoder and (cached := [each.path for each in spliced if each.at_step is None]):
+        raise ValueError(
+            f"{cached[0]}: its frames are cached, and encoder={encoder} makes them as it trains: "
+            "take speechfuse.fusion.recordings for it, or leave encoder out"
         )
     identities = {(each.stream or {})["encoder"]: each.path for each in spliced}
     if len(identities) > 1:

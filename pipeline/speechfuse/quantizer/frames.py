@@ -13,10 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from whisper import log_mel_spectrogram
 from whisper.model import AudioEncoder
 
-from speechfuse.quantizer.model import ENCODER_DIMS, Quantizer, QuantizerConfig, below, read_torch
+from speechfuse.audio.decoding import SAMPLE_RATE
+from speechfuse.quantizer.model import (
+    ENCODER_DIMS,
+    Quantizer,
+    QuantizerConfig,
+    below,
+    padded,
+    read_ours,
+    read_torch,
+)
 
 
 class FrameEncoder(Quantizer):
@@ -38,6 +49,20 @@ class FrameEncoder(Quantizer):
         """Start one forward pass: frames (batch_size, window frames, width), as embed_batch."""
         return self.embed_batch(waveforms, batch_size)
 
+    def forward(self, waveforms: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Waveforms (clips, longest), of which the first `samples` (clips) count -> frames (clips,
+        most frames of one, width), zeros behind, and how many each clip has, as embed_batch."""
+        hop = round(SAMPLE_RATE / self.token_rate)
+        waveforms, lengths = F.pad(waveforms, (0, hop)), samples // hop
+        own = [w[: max(n, hop)] for w, n in zip(waveforms, samples.tolist(), strict=True)]
+        mels = [log_mel_spectrogram(waveform, self.config.n_mels) for waveform in own]
+        window = padded(mels, len(mels), self.config, waveforms.device)
+        with torch.autocast(window.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            frames = self.embed(window)
+        frames = frames[:, : waveforms.shape[1] // hop].float()
+        behind = torch.arange(frames.shape[1], device=frames.device) >= lengths[:, None]
+        return frames.masked_fill(behind[..., None], 0), lengths
+
     def columns(self, codes: np.ndarray) -> dict[str, Any]:
         """Return the columns of a row of speech with these frames (frames, width)."""
         return {"frames": codes.astype(np.float16).tobytes()}
@@ -46,13 +71,11 @@ class FrameEncoder(Quantizer):
 class _Whisper(FrameEncoder):
     """The encoder of an openai-whisper checkpoint: 50 frames a second, nothing behind it."""
 
-    def __init__(self, dims: dict[str, int]) -> None:
+    def __init__(self, config: QuantizerConfig) -> None:
         nn.Module.__init__(self)
         self._identity: tuple[list[int], str] = [], ""
-        self.dtype = torch.float32
-        sizes = {name: dims[name] for name in ENCODER_DIMS}
-        self.config = QuantizerConfig(0, 0, 1, False, **sizes)
-        self.encoder = AudioEncoder(*sizes.values())
+        self.dtype, self.config = torch.float32, config
+        self.encoder = AudioEncoder(*(getattr(config, name) for name in ENCODER_DIMS))
         self.register_buffer("codebook", torch.zeros(0), persistent=False)
 
     def embed(self, mels: Tensor) -> Tensor:
@@ -66,10 +89,21 @@ def of_quantizer(checkpoint: str, whisper: str | None = None) -> FrameEncoder:
     return FrameEncoder.load(Path(checkpoint), Path(whisper) if whisper else None)  # type: ignore[return-value]
 
 
+def trained(folder: Path) -> FrameEncoder:
+    """Return the encoder that a training wrote to `folder`, of either kind. Raises ValueError for
+    another folder."""
+    kind = FrameEncoder if read_ours(folder)[0].codes else _Whisper
+    return kind.load(folder)  # type: ignore[return-value]
+
+
 def of_whisper(checkpoint: str) -> FrameEncoder:
-    """Return the encoder of an openai-whisper `.pt` file. Raises ValueError for another file."""
+    """Return the encoder of an openai-whisper `.pt` file, or of the folder of one that a training
+    wrote. Raises ValueError for another file."""
+    if Path(checkpoint).is_dir():
+        return trained(Path(checkpoint))
     content = read_torch(Path(checkpoint), {"dims", "model_state_dict"}, "Whisper checkpoint")
-    encoder = _Whisper(content["dims"])
+    sizes = {name: content["dims"][name] for name in ENCODER_DIMS}
+    encoder = _Whisper(QuantizerConfig(0, 0, 1, False, **sizes))
     try:
         encoder.load_state_dict(below(content["model_state_dict"], "encoder."))
     except RuntimeError as error:

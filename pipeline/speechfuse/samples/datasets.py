@@ -119,7 +119,13 @@ class Mixture:
     def samples(self, step: int, rank: int = 0, ranks: int = 1) -> list[list[Sample]]:
         """The rendered samples of a step, by row of the batch: every row, or those of a rank."""
         rows = self.plan.rows(step)[rank::ranks]
-        return [[self.indexes[d][number] for d, number in row] for row in rows]
+        return [[self.sample(step, d, number) for d, number in row] for row in rows]
+
+    def sample(self, step: int, dataset: int, number: int) -> Sample:
+        """A sample of `dataset` as it is in a step."""
+        index = self.indexes[dataset]
+        at_step = index.view.at_step
+        return at_step(index[number], step) if at_step else index[number]
 
 
 def load(
@@ -143,7 +149,7 @@ def load(
         if "path" not in spec or not isinstance(share, int | float) or not 0 < share < inf:
             raise ValueError(f"datasets entry {spec}: it needs a path and a share above 0")
         stream = shards.read_stream(Path(spec["path"]))
-        if "quantizer" in stream:
+        if "quantizer" in stream and not spec.get("encoder"):  # that reads the recordings alone
             check_quantizer(checkpoint, stream["quantizer"], spec["path"])
         entry = {key: value for key, value in spec.items() if key != "share"}
         indexes.append(index.build(entry, checkpoint, folder))
@@ -168,9 +174,14 @@ class Batches(Dataset):
     def __init__(self, mixture: Mixture, rank: int, ranks: int, micro: int) -> None:
         self.mixture, self.rank, self.ranks, self.micro = mixture, rank, ranks, micro
 
-    def __getitem__(self, step: int) -> list[dict[str, Tensor]]:
+    def __getitem__(self, step: int) -> list[dict[str, Tensor]] | Exception:
+        """The micro-batches of `step` (from 0), or what is wrong with a row: raised here, it would
+        reach the user as the traceback of a worker."""
         shape, vocabulary = self.mixture.plan.shape, self.mixture.vocabulary
-        own = self.mixture.samples(step, self.rank, self.ranks)
+        try:
+            own = self.mixture.samples(step, self.rank, self.ranks)
+        except (ValueError, FileNotFoundError) as error:
+            return error
         parts = [own[start : start + self.micro] for start in range(0, len(own), self.micro)]
         lengths = [shape.seq_len if shape.packed else longest(part) for part in parts]
         return [

@@ -84,12 +84,15 @@ class View:
              for a broken row
     collate  makes a batch of (samples by row, length, pad, layout); it is the same for all views
              of a recipe, because a row of the batch may hold samples of several views
+    at_step  returns a rendered sample as it is in a step (from 0) of the training; None: always
+             the same
     """
 
     path: Path
     select: dict[str, Any]
     render: Callable[[dict[str, Any]], Sample | None]
     collate: Collate = collate
+    at_step: Callable[[Sample, int], Sample] | None = None
 
     def selects(self, row: dict[str, Any]) -> bool:
         """Return whether `row` belongs to the view. Parses the JSON of row["extra"] in place."""

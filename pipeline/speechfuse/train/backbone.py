@@ -5,8 +5,10 @@ it that the training handles by name, and its weights under the names of a Huggi
 model whose class has no `backbone` is torchtune's.
 """
 
+import json
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -106,27 +108,49 @@ def fill_positions(model: nn.Module, device: torch.device) -> None:
 @dataclass(frozen=True)
 class Decoder:
     """`folder`: the checkpoint, whose config.json is `shape`; `spec`: `model` of the recipe with
-    all arguments; `model`: what that builds, at first without memory; `adapter`: that of the
-    recipe."""
+    all arguments; `model`: what that builds, at first without memory; `adapter` and `encoder`:
+    those of the recipe."""
 
     folder: Path
     shape: dict[str, Any]
     spec: dict[str, Any]
     model: nn.Module
     adapter: dict[str, Any] | None = None
+    encoder: dict[str, Any] | None = None
+
+
+def encoder_of(spec: dict[str, Any]) -> Any:
+    """Return the encoder that `spec` names, with its weights, on the CPU; do not change it."""
+    return _encoder(json.dumps(spec))
+
+
+@cache
+def _encoder(spec: str) -> nn.Module:
+    return config.instantiate(json.loads(spec))
+
+
+def encoder_prefix(model: nn.Module) -> str:
+    """Return how the names of the encoder's tensors begin."""
+    return f"{of(model).embedding}.encoder."
 
 
 def empty(
-    spec: dict[str, Any], dtype: str, loss_chunk: int = 1024, adapter: dict[str, Any] | None = None
+    spec: dict[str, Any],
+    dtype: str,
+    loss_chunk: int = 1024,
+    adapter: dict[str, Any] | None = None,
+    encoder: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Return the decoder that `spec` (`_component_` and arguments) builds, with our head, on the
-    meta device: shapes without memory. With `adapter` its embedding is a fusion.door.Door."""
+    meta device: shapes without memory. With `adapter` its embedding is a fusion.door.Door, with
+    `encoder` inside it. An encoder's weights are float32 whatever `dtype` is."""
+    inner = deepcopy(encoder_of(encoder)).to("meta") if encoder else None
     with torch.device("meta"), training.set_default_dtype(DTYPES[dtype]):
         model = config.instantiate(spec)
         set_head(model, Head(head_of(model), loss_chunk))
         if adapter:
             words = embedding_of(model)
-            door = Door(words, adapter_of(adapter, words.embedding_dim))
+            door = Door(words, adapter_of(adapter, words.embedding_dim), inner)
             owner, _, name = of(model).embedding.rpartition(".")
             setattr(model.get_submodule(owner), name, door)
             head_of(model).follow(words, door)

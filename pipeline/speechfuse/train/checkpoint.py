@@ -7,6 +7,7 @@ names; and after every epoch the same folder layout again, adapters merged into 
 import json
 import os
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,22 @@ def is_lora(name: str) -> bool:
 def _write_speech(
     decoder: Decoder, values: dict[str, Tensor], speech: dict[str, Any], hidden: Path
 ) -> None:
-    """Write the language model of the checkpoint, untouched, with adapter and LoRA beside it."""
+    """Write the language model of the checkpoint, untouched, with adapter and LoRA beside it, and
+    encoder/, as `just encode` reads it, where the encoder trains."""
     prefix, model = _prefix(decoder.model), decoder.model
     names = [name for name in values if name.startswith(prefix)]
     adapter = {name.removeprefix(prefix): values[name] for name in names}
     low = {name: tensor for name, tensor in values.items() if is_lora(name)}
     lora = backbone.of(model).write_lora(low, decoder) if low else None
+    prefix = backbone.encoder_prefix(model)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad and n.startswith(prefix)}
+    if decoder.encoder and trained:
+        encoder = deepcopy(backbone.encoder_of(decoder.encoder))
+        names = [name for name in values if name.startswith(prefix)]
+        encoder.load_state_dict({name.removeprefix(prefix): values[name] for name in names})
+        (hidden / "encoder").mkdir()
+        encoder.save(hidden / "encoder")
+        speech = speech | {"encoder": encoder.identity}
     folders.write(hidden, decoder.folder, speech, adapter, lora)
 
 

@@ -71,6 +71,7 @@ class Runtime:
     )
     expected: Expected = field(default_factory=Expected)  # for the bill while data is not here
     cache: str = key("folder of indexes and plans; may be deleted", "out/cache")
+    roots: dict[str, str] = key("path of a dataset of recordings -> folder of its corpus", {})
     guards: Guards = field(default_factory=Guards)
 
 
@@ -94,6 +95,7 @@ class Finetune:
     micro_batch_size: int = key("rows of one forward a rank; 0: all", 0, least=0)
     clip_grad_norm: float | None = key("null: no clipping", None, above=0)
     freeze: list[str] = key("regular expressions of parameter names not trained", [])
+    keep: list[str] = key("those trained nevertheless; an encoder's train only so", [])
     dtype: str = key("of the weights and moments: fp32 or bf16", "fp32", choices=DTYPES)
     compute_dtype: str = key("of the products: fp32 or bf16", "fp32", choices=DTYPES)
     activation_checkpointing: str = key(
@@ -106,6 +108,9 @@ class Finetune:
     adapter: dict[str, Any] | None = key(
         "of speechfuse.fusion, for datasets of frames, {_component_, width, ...}; null: tokens",
         None,
+    )
+    encoder: dict[str, Any] | None = key(
+        "of speechfuse.quantizer, makes the frames of datasets of recordings; null: none", None
     )
     rates: dict[str, float] = key("regular expression of names -> factor on the rate", {})
     loss_chunk: int = key("targets whose logits exist at a time", 1024, least=1)

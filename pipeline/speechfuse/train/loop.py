@@ -69,7 +69,7 @@ def _train(plan: RunPlan, resumed: bool) -> None:
     optimizer = trainer.optimizer
     peaks = optimizers.rates(optimizer)
     schedule = get_cosine_schedule_with_warmup(optimizer, job.warmup_steps, counts.steps)
-    (factor,) = schedule.lr_lambdas
+    factor = schedule.lr_lambdas[0]  # the same for every group
     alone = job.new_rows_first, job.new_rows_only
     rows = NewRows(trainer.model, mixture.vocabulary.layout, *alone)
     states = state.States(out / "state", trainer.model, optimizer)
@@ -85,6 +85,8 @@ def _train(plan: RunPlan, resumed: bool) -> None:
     loader, interrupted = _loader(plan, done, job.runtime.loader_workers), False
     began = time.perf_counter()
     for step, parts in enumerate(loader, done + 1):
+        if isinstance(parts, Exception):
+            raise parts
         losses, stop = trainer.backward(parts)
         rows.before_step(step)
         norm = trainer.clipped_norm()

@@ -47,6 +47,8 @@ class Flops:
         layers = backbone.of(model).layers
         groups: dict[str, list[Tensor]] = {}  # in the order of the forward pass
         for name, parameter in model.named_parameters():
+            if name.startswith(backbone.encoder_prefix(model)):
+                continue  # it reads no tokens
             if not any(parameter is each for each in embeddings):
                 layer = re.match(rf"{re.escape(layers)}\.\d+", name)
                 groups.setdefault(layer[0] if layer else name, []).append(parameter)

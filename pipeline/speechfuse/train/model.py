@@ -6,6 +6,7 @@ and then with its weights, sharded by FSDP2 when several ranks train.
 
 import math
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,26 +34,26 @@ def decoder_of(job: Finetune, shape: dict[str, Any] | None = None) -> Decoder:
     if shape is None:
         shape = read_config(folder)
         spec = complete(spec, shape, job.checkpoint)
-    model = backbone.empty(spec, job.dtype, job.loss_chunk, job.adapter)
-    freeze(model, job.freeze)
+    model = backbone.empty(spec, job.dtype, job.loss_chunk, job.adapter, job.encoder)
+    freeze(model, job.freeze, job.keep)
     if job.adapter:
         _check_untouched(model)
-    return Decoder(folder, shape, spec, model, job.adapter)
+    return Decoder(folder, shape, spec, model, job.adapter, job.encoder)
 
 
 def _check_untouched(model: nn.Module) -> None:
     """Raise ValueError where weights train that an epoch with a speech part does not hold."""
-    adapter = f"{backbone.of(model).embedding}.adapter."
+    speech = f"{backbone.of(model).embedding}.adapter.", backbone.encoder_prefix(model)
     others = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not name.startswith(adapter) and not checkpoint.is_lora(name)
+        if parameter.requires_grad and not name.startswith(speech) and not checkpoint.is_lora(name)
     ]
     if others:
         raise ValueError(
             f"{others[0]} and {len(others) - 1} others of the language model train beside the "
-            "adapter; a speech part is the adapter and LoRA alone: name the others in freeze, as "
-            "recipes/demo/splice_lora.yaml does"
+            "adapter; a speech part is adapter, encoder and LoRA alone: name the others in freeze, "
+            "as recipes/demo/splice_lora.yaml does"
         )
 
 
@@ -72,6 +73,9 @@ def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
         if job.adapter:
             weights |= checkpoint.read_adapter(decoder, job.seed)
         weights = {name: tensor.to(DTYPES[job.dtype]) for name, tensor in weights.items()}
+        if job.encoder:
+            prefix, tensors = backbone.encoder_prefix(model), backbone.encoder_of(job.encoder)
+            weights |= {prefix + name: t for name, t in tensors.state_dict().items()}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=dist.is_initialized())
     set_model_state_dict(model, weights, options=options)
 
@@ -110,6 +114,8 @@ def _shard(
         mesh = init_device_mesh(device.type, copies, mesh_dim_names=names)
     wide = torch.promote_types(compute_dtype, torch.float32)
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=wide)
+    if encoder := getattr(backbone.embedding_of(model), "encoder", None):
+        fully_shard(encoder, mesh=mesh)  # its weights and products stay float32
     for module in (*backbone.layers_of(model), model):
         fully_shard(module, mesh=mesh, mp_policy=policy)
 
@@ -129,19 +135,24 @@ def _adapters(model: nn.Module, weights: dict[str, Tensor], seed: int) -> dict[s
     return values
 
 
-def freeze(model: nn.Module, patterns: list[str]) -> None:
-    """Stop training every parameter whose name (torchtune's, as layers.0.mlp.w1.weight) a pattern
-    is found in. All but adapters, embedding and head: '^layers[.](?!.*lora_)' and '^norm[.]'.
+def freeze(model: nn.Module, patterns: list[str], keep: Sequence[str] = ()) -> None:
+    """Stop training every parameter whose name (torchtune's, as layers.0.mlp.w1.weight) one of
+    `patterns` is found in, and all of an encoder, but for those in which one of `keep` is. All but
+    adapters, embedding and head: '^layers[.](?!.*lora_)' and '^norm[.]'.
 
     Raises ValueError for a pattern that fits no parameter, and when nothing is left to train.
     """
     parameters = dict(model.named_parameters())
-    for pattern in patterns:
-        names = [name for name in parameters if re.search(pattern, name)]
-        if not names:
+
+    def named(key: str, patterns: Sequence[str]) -> set[str]:
+        fitting = {p: {name for name in parameters if re.search(p, name)} for p in patterns}
+        for pattern in (pattern for pattern, names in fitting.items() if not names):
             first = ", ".join(list(parameters)[:4])
-            raise ValueError(f"freeze: {pattern!r} fits no parameter; there are {first} ...")
-        for name in names:
-            parameters[name].requires_grad_(False)
+            raise ValueError(f"{key}: {pattern!r} fits no parameter; there are {first} ...")
+        return set().union(*fitting.values())
+
+    encoder = {name for name in parameters if name.startswith(backbone.encoder_prefix(model))}
+    for name in (encoder | named("freeze", patterns)) - named("keep", keep):
+        parameters[name].requires_grad_(False)
     if not any(p.requires_grad for p in parameters.values()):
         raise ValueError(f"freeze={patterns} leaves nothing to train")

@@ -8,15 +8,18 @@ need (memory, disk, hours, price). Only the cache is written.
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from speechfuse import artifact
+from speechfuse import artifact, config
 from speechfuse.fusion import views as fusion_views
+from speechfuse.fusion.recordings import recordings
 from speechfuse.hub import data as hub_data
 from speechfuse.samples import datasets, packing
 from speechfuse.tokens import weights
-from speechfuse.train import attention, gpus, guards, optimizers, state
+from speechfuse.tokens.vocabulary import check_quantizer, read_speech
+from speechfuse.train import attention, backbone, gpus, guards, optimizers, state
 from speechfuse.train.backbone import Decoder
 from speechfuse.train.config import Finetune, check_warmup
 from speechfuse.train.metrics import Flops, Meter
@@ -31,7 +34,7 @@ ROUNDING = (
     "micro_batch_size activation_checkpointing compile attention loss_chunk shard_group"
 ).split()
 # keys that came later: a run that was begun without them goes on where they are not set
-ADDED = ("adapter", "rates", "new_rows_only")
+ADDED = ("adapter", "encoder", "keep", "new_rows_only", "rates")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,10 @@ def plan_run(job: Finetune, rank: int, ranks: int) -> RunPlan | None:
         return None
     weights.headers(Path(job.checkpoint))
     mixture = load_data(job, pins)
-    encoder = fusion_views.check([each.view for each in mixture.indexes], job.adapter)
+    views = [each.view for each in mixture.indexes]
+    encoder = fusion_views.check(views, job.adapter, job.encoder)
+    if encoder and "encoder" in read_speech(Path(job.checkpoint)):
+        check_quantizer(Path(job.checkpoint), encoder, "the speech of datasets")
     left_out = guards.check_rejected(job.runtime.guards, mixture)
     if rank == 0:
         report = report_of(Data.of(mixture, ranks, micro))
@@ -117,6 +123,8 @@ def _artifact(job: Finetune, pins: dict[str, str | None]) -> artifact.Artifact:
     for key in ADDED:
         if not settings[key]:
             del settings[key]
+    if job.encoder:
+        inputs["encoder"] = backbone.encoder_of(job.encoder).identity
     return artifact.Artifact(Path(job.out), "finetune", VERSION, settings, inputs)
 
 
@@ -135,10 +143,23 @@ def _complete(work: artifact.Artifact, job: Finetune) -> bool:
     return complete
 
 
+def _given(job: Finetune, spec: dict[str, Any]) -> dict[str, Any]:
+    """Return what a dataset of recordings is given beside its own keys."""
+    if config.resolve(str(spec.get("_component_", "builtins.dict"))) is not recordings:
+        return {}
+    encoder = backbone.encoder_of(job.encoder) if job.encoder else None
+    stream = encoder and encoder.stream | {"window": encoder.window}
+    return {"encoder": stream, "root": job.runtime.roots.get(spec.get("path", ""))}
+
+
 def load_data(job: Finetune, pins: dict[str, str | None]) -> datasets.Mixture:
     """Return the data and the plan of all steps, from the cache where it has them."""
     here = {path: {"path": str(hub_data.local(pin))} for path, pin in pins.items() if pin}
-    specs = [spec | here.get(spec.get("path", ""), {}) for spec in job.datasets]
+    if unknown := job.runtime.roots.keys() - pins.keys():
+        raise ValueError(
+            f"runtime.roots: {min(unknown)} is no path of datasets ({', '.join(pins)})"
+        )
+    specs = [spec | here.get(spec.get("path", ""), {}) | _given(job, spec) for spec in job.datasets]
     rows = packing.Shape(job.seq_len, job.batch_size, job.packed)
     checkpoint, cache = Path(job.checkpoint), Path(job.runtime.cache)
     return datasets.load(specs, checkpoint, rows, job.epochs, job.steps, job.seed, cache)

@@ -42,8 +42,8 @@ class Memory:
 def of(job: Finetune, rows: int, length: int, passes: int, ranks: int, gpu: bool) -> Memory:
     """Return the memory of `job` on each of `ranks` ranks, on a GPU or on the CPU, where an
     optimizer step is `passes` forwards of `rows` x `length` tokens."""
-    model = backbone.empty(job.model, job.dtype, job.loss_chunk, job.adapter)
-    models.freeze(model, job.freeze)
+    model = backbone.empty(job.model, job.dtype, job.loss_chunk, job.adapter, job.encoder)
+    models.freeze(model, job.freeze, job.keep)
     sharded = ranks > 1 or job.compute_dtype != job.dtype or dist.is_initialized()
     shards = (job.shard_group or ranks) if sharded else None
     shapes = {p: local_shape(p, shards or 1) for p in model.parameters()}
@@ -56,7 +56,7 @@ def of(job: Finetune, rows: int, length: int, passes: int, ranks: int, gpu: bool
         {"gradients": gradients, "update": optimizer_extra(job, trained, gpu)},
     ]
     return Memory(
-        size * sum(map(prod, shapes.values())) + rehearsal.buffer_bytes,
+        sum(prod(shape) * p.element_size() for p, shape in shapes.items()) + rehearsal.buffer_bytes,
         gradients,
         optimizer_bytes(job, trained),
         max(peaks, key=lambda peak: sum(peak.values())),

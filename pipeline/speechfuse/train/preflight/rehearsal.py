@@ -111,10 +111,13 @@ class Rehearsal:
             backbone.embedding_of(model).forward = self._heard
         backbone.fill_positions(model, torch.device("cpu"))
         self.buffer_bytes = sum(buffer.untyped_storage().nbytes() for buffer in model.buffers())
+        inner = getattr(backbone.embedding_of(model), "encoder", None)
+        encoder = {id(p) for p in inner.parameters()} if inner else set()
         with self.fake:
             for module in list(model.modules()):
                 for name, old in list(module.named_parameters(recurse=False)):
-                    new = torch.empty(old.shape, dtype=self.dtype, device="cpu")
+                    dtype = old.dtype if id(old) in encoder else self.dtype
+                    new = torch.empty(old.shape, dtype=dtype, device="cpu")
                     setattr(module, name, nn.Parameter(new, old.requires_grad))
                 for name, old in list(module.named_buffers(recurse=False)):
                     new = torch.empty(old.shape, dtype=old.dtype, device="cpu")
@@ -163,10 +166,15 @@ class Rehearsal:
         return dict(self.live.peak)
 
     def _heard(self, tokens: Tensor) -> Tensor:
-        """Embed a batch whose every place is a vector of speech, the most there can be."""
+        """Embed a batch whose every place is a vector of speech, the most there can be; an encoder
+        makes the frames from recordings that fill its window."""
         door = backbone.embedding_of(self.model)
         rows, length = tokens.shape
         frames = torch.zeros(rows, length * door.adapter.stack, door.adapter.width)
+        if encoder := door.encoder:
+            clips = ceil(frames.shape[:2].numel() / encoder.window / encoder.token_rate)
+            made = encoder.embed(torch.zeros(clips, encoder.config.n_mels, encoder.frames))
+            frames += made.flatten(0, 1)[: frames.shape[:2].numel()].reshape(frames.shape)
         vectors = door.adapter(frames.to(self.dtype), torch.full((rows,), frames.shape[1]))
         return vectors + F.embedding(tokens, door.weight)
 
