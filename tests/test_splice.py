@@ -246,6 +246,22 @@ def test_text_is_asked_with_the_speech_part_on_or_off(parts, trained):
         heard.check(epoch)
 
 
+def test_a_training_goes_on_from_an_epoch(parts, trained, tmp_path):
+    """Adapter and LoRA are those that the epoch has; written again, they are its bytes."""
+    epoch = trained / "epoch_1"
+    made = models.decoder_of(settings := job(splice(parts, tmp_path / "on", checkpoint=str(epoch))))
+    trainer.Trainer(settings, made)
+    speech_json = json.loads((epoch / "speech.json").read_text())
+    checkpoint.export(made, 0, tmp_path / "again", {}, speech_json)
+    for name in (folder.SPEECH, folder.LORA, "speech.json", "lora/adapter_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (epoch / name).read_bytes(), name
+    few = LORA | {"lora_attn_modules": ["q_proj"]}
+    for other, match in ((LORA | {"lora_alpha": 9}, "lora_rank are 8 and 4"), (few, "its modules")):
+        settings = job(splice(parts, tmp_path / "on", checkpoint=str(epoch), model=other))
+        with pytest.raises(ValueError, match=match):
+            trainer.Trainer(settings, models.decoder_of(settings))
+
+
 def test_the_written_folder_gives_the_trainers_logits(parts, tmp_path):
     """With LoRA and adapter as far from their first values as a long training brings them."""
     _, _, model, samples = step(parts, tmp_path, [[0], [1]], 2)

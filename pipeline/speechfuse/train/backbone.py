@@ -61,6 +61,24 @@ class Backbone:
             convert_weights.tune_to_peft_adapter_config(settings),
         )
 
+    def read_lora(
+        self, tensors: Weights, shapes: dict[str, torch.Size], decoder: "Decoder"
+    ) -> Weights:
+        """Return the LoRA weights of the model, of these `shapes`, from the `tensors` of peft's
+        file. Raises ValueError where names or shapes are others."""
+        # which number goes where is what write_lora does to the numbers of places
+        counts = [shape.numel() for shape in shapes.values()]
+        places = torch.arange(sum(counts)).split(counts)
+        parts = zip(shapes.items(), places, strict=True)
+        written, _ = self.write_lora({n: part.reshape(s) for (n, s), part in parts}, decoder)
+        if {n: t.shape for n, t in written.items()} != {n: t.shape for n, t in tensors.items()}:
+            raise ValueError("its modules or its rank are others than those of model")
+        values = torch.empty(sum(counts))
+        for name, order in written.items():
+            values[order.flatten()] = tensors[name].float().flatten()
+        parts = zip(shapes.items(), values.split(counts), strict=True)
+        return {name: part.reshape(shape) for (name, shape), part in parts}
+
 
 def _sizes(shape: dict[str, Any]) -> dict[str, int]:
     return {

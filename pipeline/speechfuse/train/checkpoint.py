@@ -53,17 +53,32 @@ def read_adapter(decoder: Decoder, seed: int) -> dict[str, Tensor]:
             f"adapter={decoder.adapter}, and {decoder.folder} has {speech['adapter']}: set it so, "
             "or start from the language model alone"
         )
-    if (decoder.folder / folders.LORA).is_file():
-        raise ValueError(
-            f"{decoder.folder} has a LoRA, which a training does not go on with: start from the "
-            "language model that it was trained on"
-        )
     if "adapter" in speech:
         values = load_file(decoder.folder / folders.SPEECH)
     else:
         width = backbone.embedding_of(model).embedding_dim
         values = initial_values(decoder.adapter or {}, width, seed)
     return {_prefix(model) + name: tensor for name, tensor in values.items()}
+
+
+def read_lora(decoder: Decoder) -> dict[str, Tensor]:
+    """Return the LoRA beside the language model of the checkpoint by the names of the model; none
+    where there is none. Raises ValueError for another LoRA than the model's."""
+    settings, path = decoder.folder / "lora/adapter_config.json", decoder.folder / folders.LORA
+    if not path.is_file():
+        return {}
+    shapes = {n: p.shape for n, p in decoder.model.named_parameters() if is_lora(n)}
+    try:
+        stated, spec = json.loads(settings.read_text("utf-8")), decoder.spec
+        own = stated["lora_alpha"], stated["r"]
+        if own != (spec.get("lora_alpha"), spec.get("lora_rank")):
+            raise ValueError(f"its lora_alpha and lora_rank are {own[0]} and {own[1]}")
+        return backbone.of(decoder.model).read_lora(load_file(path), shapes, decoder)
+    except ValueError as error:
+        raise ValueError(
+            f"{decoder.folder} has a LoRA that is not the model's ({error}): give model the same, "
+            "or start from the language model that it was trained on"
+        ) from None
 
 
 def is_lora(name: str) -> bool:

@@ -69,7 +69,7 @@ def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
     weights: dict[str, Any] = {}
     if state.rank() == 0:
         weights = checkpoint.read(decoder)
-        weights |= _adapters(model, weights, job.seed)
+        weights |= _adapters(model, weights, job.seed) | checkpoint.read_lora(decoder)
         if job.adapter:
             weights |= checkpoint.read_adapter(decoder, job.seed)
         weights = {name: tensor.to(DTYPES[job.dtype]) for name, tensor in weights.items()}
