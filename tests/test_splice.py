@@ -255,6 +255,10 @@ def test_a_training_goes_on_from_an_epoch(parts, trained, tmp_path):
     checkpoint.export(made, 0, tmp_path / "again", {}, speech_json)
     for name in (folder.SPEECH, folder.LORA, "speech.json", "lora/adapter_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (epoch / name).read_bytes(), name
+    with pytest.raises(ValueError, match=r"adapter=None, and .* has {'_component_"):
+        keys = {"checkpoint": str(epoch), "model": LORA, "freeze": FROZEN[:3]}
+        settings = job(recipe(parts, tmp_path / "text", **keys))
+        trainer.Trainer(settings, models.decoder_of(settings))
     few = LORA | {"lora_attn_modules": ["q_proj"]}
     for other, match in ((LORA | {"lora_alpha": 9}, "lora_rank are 8 and 4"), (few, "its modules")):
         settings = job(splice(parts, tmp_path / "on", checkpoint=str(epoch), model=other))

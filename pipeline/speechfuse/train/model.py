@@ -20,7 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint as recomputed
 from torchtune.modules.peft import DoRALinear, LoRALinear
 
-from speechfuse.tokens.vocabulary import read_config
+from speechfuse.tokens.vocabulary import read_config, read_speech
 from speechfuse.train import backbone, checkpoint, state
 from speechfuse.train.backbone import DTYPES, Decoder
 from speechfuse.train.config import RECOMPUTED, Finetune
@@ -70,7 +70,7 @@ def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
     if state.rank() == 0:
         weights = checkpoint.read(decoder)
         weights |= _adapters(model, weights, job.seed) | checkpoint.read_lora(decoder)
-        if job.adapter:
+        if job.adapter or "adapter" in read_speech(decoder.folder):
             weights |= checkpoint.read_adapter(decoder, job.seed)
         weights = {name: tensor.to(DTYPES[job.dtype]) for name, tensor in weights.items()}
         if job.encoder:
