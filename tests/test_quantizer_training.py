@@ -276,7 +276,13 @@ def test_a_loss_that_is_no_number_stops_it_and_the_state_before_goes_on(tmp_path
             return {"right": loss, "other": loss * (self.worst if step == 3 else 1.0)}
 
     job = train_quantizer.TrainQuantizer(
-        out=str(tmp_path), corpus={}, validation={}, method={}, steps=5, batch_size=1
+        out=str(tmp_path),
+        corpus={},
+        validation={},
+        method={},
+        steps=5,
+        batch_size=1,
+        warmup_steps=0,
     )
     job.runtime.state_every = 2
     with pytest.raises(ValueError, match=rf"the loss of step 4 is {bad}: lower lr"):

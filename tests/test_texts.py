@@ -417,4 +417,4 @@ def test_a_commit_needs_a_connection_too_and_that_is_one_sentence(tmp_path, make
         capture_output=True,
     )
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"ValueError: me/texts@{'0' * 40}: no connection to http://127.0.0.1:9")
+    assert (f": me/texts@{'0' * 40}: no connection to http://127.0.0.1:9") in last
