@@ -268,6 +268,14 @@ def test_recordings_beyond_the_budget_are_left_out_and_counted(tmp_path, monkeyp
     assert made.left_out == 2
 
 
+@pytest.mark.parametrize("many", [1, 3, 10, 25])
+def test_as_many_items_are_shown_as_there_are_each_once(tmp_path, many):
+    items = [{"id": str(i), "question": f"q{i}.", "answer": "a"} for i in range(many)]
+    text = report_sections.excerpts(items, None, report_media.Media(tmp_path))
+    shown = [i for i in range(many) if f"| q{i}. |" in text]
+    assert len(shown) == text.count("| q") - 1 == min(many, 10)
+
+
 @pytest.mark.parametrize("name", ["", "\0", "\u00e9" * 200, "a" * 300, ".", "../other.wav"])
 def test_what_is_no_recording_below_the_folder_is_no_link(tmp_path, name):
     (tmp_path / "run").mkdir()

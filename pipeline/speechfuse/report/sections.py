@@ -5,6 +5,7 @@ In: the results of one protocol. Out: blocks of Markdown, in order.
 
 from typing import Any
 
+from speechfuse import artifact
 from speechfuse.report import appendix, choice, page, plots, tables
 from speechfuse.report.media import Media
 from speechfuse.report.results import Checkpoint, Curve, Items, Key, ResultsByCheckpoint
@@ -71,8 +72,7 @@ def excerpts(items: Items, split: str | None, media: Media) -> str | None:
         raise ValueError(
             f"samples={split}: the chosen epoch has no such items; there are: {splits}"
         )
-    count = min(EXCERPTS, len(of_split))
-    picked = [of_split[i * len(of_split) // EXCERPTS] for i in range(count)]
+    picked = artifact.take_evenly(of_split, EXCERPTS)
     fields = [f for f in FIELDS if any(isinstance(item.get(f), str) for item in picked)]
     if len(fields) < 2:
         return None
