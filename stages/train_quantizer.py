@@ -75,7 +75,7 @@ def optimizer_of(trainee: "nn.Module", lr: float) -> "optim.Optimizer":
     return optimizer
 
 
-def train(job: TrainQuantizer, method: Any, trainee: "nn.Module", device: str) -> dict[str, float]:
+def train(job: TrainQuantizer, method: Any, trainee: "nn.Module") -> dict[str, float]:
     """The losses of the last step."""
     import torch
 
@@ -139,7 +139,7 @@ def main(job: TrainQuantizer) -> None:
     make(specs, work.plan, mels, method.window, runtime.workers)
     loaded = {name: load(mels / name, method.window, runtime.max_reject_rate) for name in specs}
     trainee = method.begin(loaded["corpus"][0], loaded["validation"][0], device)
-    losses = train(job, method, trainee, device)
+    losses = train(job, method, trainee)
     totals, outputs = method.finish(out)
     totals |= {"losses": losses, "speech": {name: counts for name, (_, counts) in loaded.items()}}
     work.finish(totals, outputs)

@@ -616,7 +616,7 @@ def test_evaluation_sets_stay_at_the_commit_that_was_begun_with(tmp_path, monkey
 
 
 def test_a_dry_run_without_a_connection_says_what_is_not_known(tmp_path, monkeypatch, capsys):
-    def resolve(repo, revision, repo_type="dataset"):
+    def resolve(repo, revision):
         raise hub_data.NoConnection(f"{repo}@{revision}: no connection")
 
     monkeypatch.setattr(hub_data, "resolve", resolve)

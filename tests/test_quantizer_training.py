@@ -208,7 +208,7 @@ def test_the_loss_falls_and_the_teacher_stays_as_it_is(
     torch.manual_seed(0)
     trainee = method.begin(found, found, "cpu")
     first = {name: loss.item() for name, loss in method.losses(0, 40, 6, 0).items()}
-    last = train_quantizer.train(what, method, trainee, "cpu")
+    last = train_quantizer.train(what, method, trainee)
     assert last["kl"] < 0.2 * first["kl"] and last["ce"] < first["ce"]
     after = method.teacher.state_dict()
     assert len(before) > 30 and all(torch.equal(after[k], v) for k, v in before.items())
@@ -286,8 +286,8 @@ def test_a_loss_that_is_no_number_stops_it_and_the_state_before_goes_on(tmp_path
     )
     job.runtime.state_every = 2
     with pytest.raises(ValueError, match=rf"the loss of step 4 is {bad}: lower lr"):
-        train_quantizer.train(job, Method(), trainee, "cpu")
+        train_quantizer.train(job, Method(), trainee)
     assert all(weights.isfinite().all() for weights in trainee.parameters())
     Method.worst = 1.0
-    assert all(np.isfinite([*train_quantizer.train(job, Method(), trainee, "cpu").values()]))
+    assert all(np.isfinite([*train_quantizer.train(job, Method(), trainee).values()]))
     assert steps == [0, 1, 2, 3, 2, 3, 4] and "goes on at step 3 of 5" in capsys.readouterr().out

@@ -31,11 +31,11 @@ class NoConnection(ValueError):
     """The Hub cannot be reached, and what is asked for is not in its cache on this disk."""
 
 
-def resolve(repo: str, revision: str, repo_type: str = "dataset") -> str:
-    """Return the commit, 40 hex digits, that a branch, tag or commit of a repository names now;
+def resolve(repo: str, revision: str) -> str:
+    """Return the commit, 40 hex digits, that a branch, tag or commit of a dataset names now;
     without a connection, the one it named when last seen. Raises ValueError where there is none."""
     with hub_errors(f"{repo}@{revision}"):
-        return _api().resolve_revision(repo, repo_type=repo_type, revision=revision).resolved
+        return _api().resolve_revision(repo, repo_type="dataset", revision=revision).resolved
 
 
 def filesystem() -> HfFileSystem:
@@ -74,11 +74,9 @@ def local(path: str) -> Path:
     the cache of huggingface_hub (HF_HOME). Raises ValueError where they cannot be had."""
     if not (match := _on_hub(path)):
         return Path(path)
-    commit = resolve(match[1], match[2])
+    repo, commit = match[1], resolve(match[1], match[2])
     with hub_errors(path):
-        return Path(
-            snapshot_download(match[1], repo_type="dataset", revision=commit, token=_token())
-        )
+        return Path(snapshot_download(repo, repo_type="dataset", revision=commit, token=_token()))
 
 
 def licence_on(card: str) -> str | None:
