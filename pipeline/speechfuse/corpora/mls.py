@@ -115,9 +115,8 @@ class Mls:
                 yield Reject(id, "bad transcript: transcripts.txt has no line for it")
             return
         again = set(shard.get("again", ()))
-        for position, (id, place, transcript, segment) in enumerate(
-            islice(self._listed(shard), shard["count"])
-        ):
+        listed = islice(self._listed(shard), shard["count"])
+        for position, (id, place, transcript, segment) in enumerate(listed):
             match = re.fullmatch(r"(\d+)_(\d+)_\d+", id, re.ASCII)
             try:
                 text = transcript.decode().strip()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice, takewhile
+from itertools import chain, islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,11 @@ class Nemo:
         self.tars: dict[str, Path] = {}  # by manifest or, for a single manifest, by shard_id
         if tars is not None:
             self.tar_folder, names = planning.files(tars, ".tar")
-            listed = [
-                each
-                for arg in (manifest, tars)
-                for each in ([arg] if isinstance(arg, str) else arg)
-            ]
+            listed = [[each] if isinstance(each, str) else each for each in (manifest, tars)]
             # names that a folder or a wildcard put in order, and not the user
             self._by_pattern = any(
                 Path(each).is_dir() or ({*"*?["} & {*each} and not Path(each).exists())
-                for each in listed
+                for each in chain(*listed)
             )
             self.tars = self._paired([self.tar_folder / name for name in names])
 

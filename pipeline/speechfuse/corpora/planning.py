@@ -8,6 +8,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -95,15 +96,10 @@ def shards(
     plan: list[dict[str, Any]] = []
 
     def ids() -> Iterator[str]:
-        for items in parts:
-            room = 0
-            for id, place in items:
-                if not room:
-                    plan.append({**place, "count": 0})
-                    room = shard_size
-                room -= 1
-                plan[-1]["count"] += 1
-                yield id
+        for items in map(iter, parts):
+            while part := list(islice(items, shard_size)):
+                plan.append({**part[0][1], "count": len(part)})
+                yield from (id for id, _ in part)
 
     mark_ids(plan, ids())
     return plan

@@ -125,15 +125,10 @@ class Documents:
         which in JSON begins at byte `start`. Raises ValueError for a file that cannot be read."""
         plan: list[dict[str, Any]] = []
         for name in self.files:
-            room = 0
-            for row, start in self._places(name):
-                if not room:
-                    plan.append(
-                        {"root": self.root, "file": name, "row": row, "start": start, "count": 0}
-                    )
-                    room = shard_size
-                room -= 1
-                plan[-1]["count"] += 1
+            places = self._places(name)
+            while part := list(islice(places, shard_size)):
+                place = {"root": self.root, "file": name, "row": part[0][0], "start": part[0][1]}
+                plan.append({**place, "count": len(part)})
         return plan
 
     def _places(self, name: str) -> Iterator[tuple[int, int]]:
