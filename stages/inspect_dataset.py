@@ -40,16 +40,6 @@ class InspectDataset:
     language: str = key("that the decoder is to hear", "en")
 
 
-def page_path(job: InspectDataset, folder: Path) -> Path:
-    """Return where the page goes; of a dataset on the Hub, whose folder is a cache, into out/."""
-    name = Path(job.path).absolute().name
-    beside = folder.absolute().parent if folder == Path(job.path) else Path("out")
-    path = Path(job.out) if job.out else beside / f"{name}.inspect.html"
-    if path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"out={path} is inside the dataset {folder}: choose another place")
-    return path
-
-
 def rejects_by_kind(paths: list[Path]) -> tuple[Counter[str], Table]:
     """Return how many rejects there are of each kind, and a table with the first few of each."""
     examples: dict[str, list[str]] = {}
@@ -188,7 +178,7 @@ def main(job: InspectDataset) -> None:
     if job.whisper and not job.decoder:
         raise ValueError(f"whisper={job.whisper} is of use only to a decoder: give decoder=...")
     folder = hub_data.local(job.path)
-    out = page_path(job, folder)
+    out = page.place(job.path, folder, job.out, "inspect")
     manifest, paths = artifact.manifest_of(folder), shards.shard_paths(folder)
     stream, totals = shards.read_stream(folder), manifest.get("totals", {})
     decoder = decoder_of(job, stream) if job.decoder else None

@@ -8,7 +8,6 @@ done to it, its transcript by the round trip and its codes. Nothing is written i
 folder, and nothing that the dataset names is run.
 """
 
-import base64
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from speechfuse import artifact, config
 from speechfuse.config import key
-from speechfuse.report.page import Trusted, audio, escape, html, table
+from speechfuse.report.page import Trusted, audio, data_uri, escape, html, place, table
 from speechfuse.rows import shards
 from speechfuse.synthesis.examples import EXAMPLES, example_name
 
@@ -62,9 +61,7 @@ def sample_table(path: Path, number: int, row: dict[str, Any]) -> str:
             flac = path.with_name(f"{path.stem}.{example_name(number, piece)}")
             sound = Trusted("no audio: the engine makes codes from text")
             if flac.exists():
-                sound = audio(
-                    f"data:audio/flac;base64,{base64.b64encode(flac.read_bytes()).decode()}"
-                )
+                sound = audio(data_uri("audio/flac", flac.read_bytes()))
             text = speech["text"] or ""
             if "shuffled" in extra:
                 text = f"codes out of order; the audio has them in order: {extra['shuffled']}"
@@ -123,21 +120,19 @@ def main(job: Listen) -> None:
     if manifest["job"] != "synthesize_instructions":
         raise ValueError(f"{folder} was made by {manifest['job']}, not by synthesize_instructions")
     name = folder.absolute().name
-    place = Path(job.out) if job.out else folder.absolute().parent / f"{name}.listen.html"
-    if place.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"out={place} is inside the dataset {folder}: choose another place")
+    out = place(job.path, folder, job.out, "listen")
     examples = examples_by_kind(folder)
     sections = [f"# {escape(name)}", figures(manifest["totals"])]
     for kind, samples in examples.items():
         component = manifest["config"]["kinds"].get(kind, {}).get("_component_", "")
         sections += [f"## {escape(kind)}", escape(str(component))]
         sections += [sample_table(*sample) for sample in samples]
-    artifact.write_atomic(place, html(name, "\n\n".join(sections)))
+    artifact.write_atomic(out, html(name, "\n\n".join(sections)))
     count = sum(map(len, examples.values()))
     made = {kind for kind, of in manifest["totals"]["kinds"].items() if of["made"]}
     none = ", ".join(sorted(made - examples.keys()))
     silent = f"; no audio was kept of {none}, whose examples were rejected" if none else ""
-    print(f"{place}: {count} samples of {len(examples)} kinds{silent}")
+    print(f"{out}: {count} samples of {len(examples)} kinds{silent}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ In: figures, and the audio that items name. Out: Markdown that links to files be
 HTML that holds the same in its place.
 """
 
-import base64
 from io import BytesIO
 from pathlib import Path
 
@@ -50,7 +49,7 @@ class Media:
         inside = there and path.resolve().is_relative_to(self.folder.resolve())
         data = path.read_bytes() if inside else b""
         kind = {b"RIFF": "wav", b"fLaC": "flac"}.get(data[:4])
-        uri = f"data:audio/{kind};base64,{base64.b64encode(data).decode()}" if kind else ""
+        uri = page.data_uri(f"audio/{kind}", data) if kind else ""
         if len(uri) > self.budget:
             self.left_out += 1
             return Trusted()

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from html import escape as escape_html
 from io import StringIO
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markdown_it import MarkdownIt
@@ -85,6 +86,11 @@ def _cell(text: str) -> str:
     return text if isinstance(text, Trusted) else "<br>".join(map(escape, text.split("\n")))
 
 
+def data_uri(kind: str, content: bytes) -> str:
+    """Return the URI that holds a file of the media type `kind`."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
 def audio(uri: str) -> Trusted:
     """Return an audio player for a data: URI."""
     return Trusted(f'<audio controls preload="none" src="{escape_html(uri)}"></audio>')
@@ -99,8 +105,19 @@ def image(figure: "Figure", alt: str) -> Trusted:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue().replace("#000000", "currentColor").replace("#ffffff", "Canvas")
     svg = svg.replace("<defs>", f"<style>{SVG_STYLE}</style><defs>", 1)
-    data = base64.b64encode(svg.encode()).decode()
-    return Trusted(f'<img alt="{escape_html(alt)}" src="data:image/svg+xml;base64,{data}">')
+    uri = data_uri("image/svg+xml", svg.encode())
+    return Trusted(f'<img alt="{escape_html(alt)}" src="{uri}">')
+
+
+def place(path: str, folder: Path, out: str | None, kind: str) -> Path:
+    """Return where the page of the dataset `path`, whose files are in `folder`, goes: `out`, or
+    NAME.kind.html beside it; of one on the Hub, whose folder is a cache, into out/. Raises
+    ValueError for a place inside of the dataset."""
+    beside = folder.absolute().parent if folder == Path(path) else Path("out")
+    page = Path(out) if out else beside / f"{Path(path).absolute().name}.{kind}.html"
+    if page.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"out={page} is inside the dataset {folder}: choose another place")
+    return page
 
 
 def html(title: str, markdown: str) -> str:
