@@ -9,7 +9,6 @@ rewritten row keeps its original text in `extra`. A step that compares all rows 
 when the work is planned; a shard is then a pure function of plan and configuration.
 """
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,6 +21,7 @@ from speechfuse.config import key
 from speechfuse.hub import data as hub_data
 from speechfuse.rows import making, shards
 from speechfuse.rows.rejects import FILTERED, Rejects, by_reason
+from speechfuse.texts.conversations import conversation_of
 from speechfuse.texts.curation.shard import curate_shard, is_global, sketches_of
 
 
@@ -85,15 +85,10 @@ def totals_of(
     words = 0
     for path in paths:
         for row in shards.read_shard(path):
-            extra = json.loads(row["extra"])
-            rows[extra["source"]] += 1
-            rewrites.update(extra.get("rewrites", ()))
-            words += sum(
-                len(segment["text"].split())
-                for turn in row["turns"]
-                if turn["role"] == "user"
-                for segment in turn["segments"]
-            )
+            conversation = conversation_of(row)
+            rows[conversation.source] += 1
+            rewrites.update(conversation.extra.get("rewrites", ()))
+            words += sum(len(prompt.split()) for prompt in conversation.prompts)
     left = rows.total() + sum(kinds["filtered"].values())
     unselected = rows_in - left - sum(kinds["rejected"].values())
     table = []
@@ -125,10 +120,8 @@ def main(job: CurateTexts) -> None:
     if not job.texts:
         raise ValueError("texts is empty: name at least one source of speechfuse.texts")
     sources, steps = list(map(making.component, job.texts)), list(map(making.component, job.steps))
-    for what, names in (
-        ("texts", [s.source_name for s in sources]),
-        ("steps", [s.name for s in steps]),
-    ):
+    named = {"texts": [s.source_name for s in sources], "steps": [s.name for s in steps]}
+    for what, names in named.items():
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(
                 f"{what}: two are named {twice[0]!r}; give one of them another name=..."

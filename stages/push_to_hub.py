@@ -45,9 +45,7 @@ def main(job: PushToHub) -> None:
             f"{folder}: its licence, or that of a part of it, is not stated, so it cannot be made "
             "public: say licence=... if you know it, or leave private=true"
         )
-    repo = job.repo
-    if not repo:
-        repo = f"{'YOU' if job.dry_run else push.own_name()}/{folder.absolute().name}"
+    repo = job.repo or f"{'YOU' if job.dry_run else push.own_name()}/{folder.absolute().name}"
     card = cards.card(folder, TEMPLATES, repo, job.licence)
     if job.dry_run:
         print(card)

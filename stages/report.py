@@ -198,12 +198,7 @@ def body(job: Report, protocols: Results, choice: Choice, floors: str, media: Me
     measures = list(dict.fromkeys(map(key, (rule, *rule.then, *rule.under))))
     compared = list(dict.fromkeys([*columns, *measures]))
     metrics = {run.name: metrics_of(run) for run in job.runs}
-    training: list[str] = []
-    if metrics:
-        training = [
-            media.plot("loss", plots.loss(metrics), "loss by step"),
-            tables.training(metrics),
-        ]
+    loss = media.plot("loss", plots.loss(metrics), "loss by step") if metrics else None
     ties = sections.tie_labels(checkpoints, epochs, columns)
     every = list(checkpoints)
     table = [tables.results(checkpoints, every, job.table, job.base, chosen, ties)] * bool(columns)
@@ -230,7 +225,7 @@ def body(job: Report, protocols: Results, choice: Choice, floors: str, media: Me
         *section(
             "Differences between epochs", differences.table(checkpoints, epochs, compared, chosen)
         ),
-        *section("Training", *training),
+        *section("Training", loss, tables.training(metrics) if metrics else None),
         *section("Text knowledge", *text),
         *section("Speech", media.plot("speech", speech, "scores by epoch") if speech else None),
         *sections.curves(checkpoints, job.curves, chosen, whole, media),

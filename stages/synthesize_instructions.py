@@ -197,11 +197,8 @@ def main(job: SynthesizeInstructions) -> None:
     identities = {f"voices.{name}": engine.identity() for name, engine in engines.items()}
     if trip:
         identities["round_trip"] = trip.transcriber.identity()
-    inputs = {
-        "quantizer": quantizer.identity,
-        **texts,
-        **{name: json.dumps(value, sort_keys=True) for name, value in identities.items()},
-    }
+    inputs = {"quantizer": quantizer.identity, **texts}
+    inputs |= {name: json.dumps(of, sort_keys=True) for name, of in identities.items()}
     if sounds := augmentation.check(job.augmentation):
         inputs["augmentation"] = sounds
     if job.runtime.dry_run:

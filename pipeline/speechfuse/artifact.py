@@ -38,13 +38,11 @@ T = TypeVar("T")
 class Artifact:
     """One folder written by one job. `plan` is the frozen plan once `begin` has returned True."""
 
-    plan: Any
-
     def __init__(
         self, out: Path, job: str, version: int, config: dict[str, Any], inputs: dict[str, str]
     ):
         self.out = Path(out)
-        self.plan = None
+        self.plan: Any = None
         self._locks, self._alone = ExitStack(), False
         self._config = provenance.portable(config)
         self._identity = {

@@ -223,7 +223,8 @@ def code_digest(modules: Iterable[str]) -> str:
         if (name := waiting.pop()) not in files:
             files[name] = getattr(sys.modules[name], "__file__", None)  # None: built in
             waiting += filter(_is_users, _imports(name) if _is_users(name) else ())
-    hashes = {_sha256_of(file) for file in files.values() if file}
+    contents = (Path(file).read_bytes() for file in files.values() if file)
+    hashes = {hashlib.sha256(content).hexdigest() for content in contents}
     return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
 
 
@@ -244,7 +245,3 @@ def _is_users(name: str) -> bool:
     file = str(getattr(sys.modules.get(name), "__file__", None))
     ours = {Path(__file__).parent, *map(Path, sysconfig.get_paths().values())}
     return file.endswith(".py") and ours.isdisjoint(Path(file).parents)
-
-
-def _sha256_of(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -35,6 +35,7 @@ T = TypeVar("T")
 YAML = (".yaml", ".yml")
 INTERRUPTED = "interrupted: what is finished is kept; the same command goes on from there"
 _ENTRIES = (dict[str, dict[str, Any]], list[dict[str, Any]])
+_WRONG = (OmegaConfBaseException, TypeError, IndexError, UnicodeDecodeError, yaml.YAMLError)
 _OVERRIDE = re.compile(r"([A-Za-z_]\w*)([.\[][^=]*)?=")
 
 
@@ -80,13 +81,7 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
         source = f"{file} with its overrides"
         missing = sorted(OmegaConf.missing_keys(config))
         OmegaConf.resolve(config)
-    except (
-        OmegaConfBaseException,
-        TypeError,
-        IndexError,
-        UnicodeDecodeError,
-        yaml.YAMLError,
-    ) as error:
+    except _WRONG as error:
         raise ValueError(_sentence(schema, source, error)) from error
     if missing:
         raise ValueError(
@@ -125,9 +120,8 @@ def _leave_out(key: str, entries: Any, gone: set[str]) -> None:
 def _declared(schema: Any, key: str) -> Any:
     """Return the type of a dotted key; None in the free-form parts of a schema."""
     for part in key.split("."):
-        schema = (
-            typing.get_type_hints(schema).get(part) if dataclasses.is_dataclass(schema) else None
-        )
+        hints = typing.get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+        schema = hints.get(part)
     return schema
 
 
@@ -225,7 +219,8 @@ def guarded(run: Callable[[], T], interrupted: str = INTERRUPTED) -> T:
         if (message := failures.sentence(error)) is None:
             raise
         failures.close_bars()
-        _fail(message)
+        print("error:", " ".join(message.split()), file=sys.stderr)
+        sys.exit(2)
 
 
 def _as_overrides(schema: type, arguments: list[str], positional: tuple[str, ...]) -> list[str]:
@@ -251,11 +246,6 @@ def _as_overrides(schema: type, arguments: list[str], positional: tuple[str, ...
             overrides.append(f"{key}={argument}")
             rest -= 1
     return overrides
-
-
-def _fail(message: str) -> typing.NoReturn:
-    print("error:", " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
 
 
 def _sentence(schema: type, source: str, error: Exception) -> str:

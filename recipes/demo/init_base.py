@@ -87,9 +87,10 @@ def main(job: InitBase) -> None:
         for turn in row["turns"]
         for segment in turn["segments"]
     ]
-    tokenizer = train_tokenizer(
-        lines + job.extra_texts + ["user assistant\n\n"] * 100, job.vocab_size
-    )
+    lines += job.extra_texts + ["user assistant\n\n"] * 100
+    tokenizer = train_tokenizer(lines, job.vocab_size)
+    names = "bos_token_id", "eos_token_id", "pad_token_id"
+    ids = {name: getattr(tokenizer, name) for name in names}
     torch.manual_seed(job.seed)
     shape = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -110,16 +111,10 @@ def main(job: InitBase) -> None:
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         },
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **ids,
     )
     model = LlamaForCausalLM(shape)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    model.generation_config = GenerationConfig(**ids)
     with failures.writing(out):
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)

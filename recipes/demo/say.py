@@ -29,9 +29,8 @@ def main(job: Say) -> None:
     if not job.text.strip():
         raise ValueError("text is empty: give the words to say")
     with espeak_ng.EspeakLibrary() as engine:
-        speech = espeak_ng.speak(
-            engine, job.text, espeak_ng.EspeakVoice(job.voice, job.rate, job.pitch)
-        )
+        voice = espeak_ng.EspeakVoice(job.voice, job.rate, job.pitch)
+        speech = espeak_ng.speak(engine, job.text, voice)
     path = Path(job.file)
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, speech.waveform, decoding.SAMPLE_RATE, format="WAV")

@@ -46,14 +46,7 @@ AUDIBLE = 1e-4  # share of the loudest band's power; below is a codec's own nois
 CANCELLED_BAND = 0.4  # as CANCELLED, in one band of one frame
 
 # no file's fault: the last ones are of the disk that a copy is written to
-_MACHINE_ERRORS = {
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-}
+_OF_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
@@ -102,7 +95,7 @@ def decode(source: Path | bytes, offset: float = 0.0, seconds: float | None = No
         why = "Format not recognised." if error.code in (2, 7) else error.error_string
         raise ValueError(f"not audio: {why}") from None
     except OSError as error:
-        if error.errno in _MACHINE_ERRORS:
+        if error.errno in _OF_MACHINE:
             raise
         raise ValueError(f"unreadable: {error.strerror}") from None
 

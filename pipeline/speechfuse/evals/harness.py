@@ -160,13 +160,9 @@ class Harness:
         for id in todo:
             name, _, number = id.rpartition("/")
             by_task.setdefault(name, []).append(int(number))
-        lm, vocabulary = (
-            harness_model(checkpoint, self.batch_size, self.speech_on),
-            Vocabulary.load(checkpoint),
-        )
-        template = dict.fromkeys(
-            ("apply_chat_template", "fewshot_as_multiturn"), self.apply_chat_template
-        )
+        lm = harness_model(checkpoint, self.batch_size, self.speech_on)
+        vocabulary, chat = Vocabulary.load(checkpoint), self.apply_chat_template
+        template = {"apply_chat_template": chat, "fewshot_as_multiturn": chat}
         for name, numbers in by_task.items():
             task = self.loaded[name]
             subset = None if len(numbers) == len(task.eval_docs) else {name: numbers}

@@ -38,11 +38,8 @@ def row_of(conversation: Conversation) -> dict[str, Any]:
     """Return a conversation as a row of shards.CONVERSATIONS."""
     turns = [{"role": t.role, "segments": [{"text": t.text}]} for t in conversation.turns]
     extra = {**conversation.extra, "source": conversation.source}
-    return {
-        "id": conversation.id,
-        "turns": turns,
-        "extra": json.dumps(extra, sort_keys=True, ensure_ascii=False),
-    }
+    text = json.dumps(extra, sort_keys=True, ensure_ascii=False)
+    return {"id": conversation.id, "turns": turns, "extra": text}
 
 
 def conversation_of(row: dict[str, Any]) -> Conversation:

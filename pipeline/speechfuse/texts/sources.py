@@ -22,13 +22,8 @@ from speechfuse.texts.conversations import Conversation, Turn
 from speechfuse.texts.files import Documents
 
 ROLES = {
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant"),
     "system": "system",
 }
 _BROKEN = re.compile("[\ud800-\udfff]")
