@@ -156,11 +156,8 @@ def main(job: CurateTexts) -> None:
         if not figures["rows"]:
             raise ValueError(nothing_left(out, figures))
         licences = {sources[shard["texts"]].source_name: shard["licence"] for shard in work.plan}
-        return figures | {
-            "source": ", ".join(licences),
-            "licence": " and ".join(sorted({each or "unknown" for each in licences.values()})),
-            "licences": licences,
-        }
+        licence = " and ".join(sorted({each or "unknown" for each in licences.values()}))
+        return figures | {"source": ", ".join(licences), "licence": licence, "licences": licences}
 
     making.make_dataset(
         job,
@@ -193,11 +190,8 @@ def summary(out: Path, totals: dict[str, Any]) -> str:
     for step in totals["steps"]:
         dropped, changed = sum(step["dropped"].values()), sum(step["rewritten"].values())
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in step["dropped"].items())
-        phrases.append(
-            f"{step['step']} dropped {dropped:,}"
-            + (f" ({kinds})" if kinds else "")
-            + (f" and made {changed:,} rewrites" if changed else "")
-        )
+        phrase = f"{step['step']} dropped {dropped:,}" + f" ({kinds})" * bool(kinds)
+        phrases.append(phrase + f" and made {changed:,} rewrites" * bool(changed))
     return (
         f"{out}: {totals['rows']:,} of {totals['rows_in']:,} rows are left; "
         f"{'; '.join(phrases) or 'no step'}; listed in {out}/shard-*.rejects.jsonl"

@@ -16,40 +16,31 @@ from typing import Any
 from tqdm import tqdm
 
 from speechfuse import artifact, config
-from speechfuse.evals.sweep import (
-    Evaluate,
-    cells_of,
-    error_line,
-    instance,
-    is_done,
-    move_aside,
-    predict_all,
-    prepare,
-    result_of,
-    survey,
-)
+from speechfuse.evals import sweep
 
 
-def main(job: Evaluate) -> None:
+def main(job: sweep.Evaluate) -> None:
     if job.runtime.dry_run:
-        print(*survey(job), sep="\n")
+        print(*sweep.survey(job), sep="\n")
         return
-    every = prepare(job, cells_of(job))
-    todo = [work for work in every if not is_done(work)]
-    missing = [len({*instance(work.spec).ids()} - work.predictions.read().keys()) for work in todo]
+    every = sweep.prepare(job, sweep.cells_of(job))
+    todo = [work for work in every if not sweep.is_done(work)]
+    missing = [
+        len({*sweep.instance(work.spec).ids()} - work.predictions.read().keys()) for work in todo
+    ]
     failed, computed = [], 0
     with tqdm(total=sum(missing), desc=f"{len(todo)} cells", unit="item") as bar:
-        for work, count, error in predict_all(todo, job.runtime, bar):
+        for work, count, error in sweep.predict_all(todo, job.runtime, bar):
             computed += count
             failure_file = work.result.with_suffix(".failed.json")
             result: dict[str, Any] = {"checkpoint": work.name, "task": work.task, "error": error}
             if error is None:
                 try:
-                    result = result_of(work, job.limit is not None)
+                    result = sweep.result_of(work, job.limit is not None)
                 except Exception as failure:
-                    result["error"] = error = error_line(work, failure)
+                    result["error"] = error = sweep.error_line(work, failure)
             if work.result.exists():
-                move_aside(work.result)
+                sweep.move_aside(work.result)
             if error is not None:
                 failed.append(f"{work.name} {work.task}: {error}")
                 artifact.write_json(failure_file, result)
@@ -69,4 +60,4 @@ def main(job: Evaluate) -> None:
 
 
 if __name__ == "__main__":
-    config.main(main, Evaluate, __doc__)
+    config.main(main, sweep.Evaluate, __doc__)

@@ -69,18 +69,11 @@ def table(job: Gate, by_checkpoint: ResultsByCheckpoint) -> tuple[list[list[str]
         missed += not good
         base = by_checkpoint.get(job.base)
         share = choice.of_base(by_checkpoint, job.checkpoint, of, job.base)
-        rows.append(
-            [
-                " ".join(of),
-                str(cell.scores[of].n),
-                tables.shown(cell.scores[of]),
-                tables.shown(base.scores[of]) if base and of in base.scores else "-",
-                f"{share:.3f}" if share else "-",
-                line.rpartition(", ")[2],
-                "ok" if good else "MISSED",
-                ", ".join(tables.caveats(cell, of)),
-            ]
-        )
+        score, caveats = cell.scores[of], ", ".join(tables.caveats(cell, of))
+        of_base = tables.shown(base.scores[of]) if base and of in base.scores else "-"
+        found = [" ".join(of), str(score.n), tables.shown(score), of_base]
+        asked, verdict = line.rpartition(", ")[2], "ok" if good else "MISSED"
+        rows.append([*found, f"{share:.3f}" if share else "-", asked, verdict, caveats])
     head = ["score", "n", job.checkpoint, job.base, "of base", "threshold", "", ""]
     return [head, *rows], missed
 

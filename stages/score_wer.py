@@ -50,15 +50,12 @@ def main(job: ScoreWer) -> None:
             f"texts scored as they are: AudioBench-normalised already ({changed} of "
             f"{2 * len(rows)} would change); normalised=false normalises them"
         )
-    numbers = all(isinstance(row.get("seconds"), int | float) for row in rows)
-    speakers = all(row.get("speaker") for row in rows)
-    result = audiobench_wer.score(
-        references,
-        predictions,
-        [row["seconds"] for row in rows] if numbers else None,
-        [str(row["speaker"]) for row in rows] if speakers else None,
-        str if as_they_are else None,
-    )
+    timed = all(isinstance(row.get("seconds"), int | float) for row in rows)
+    seconds = [row["seconds"] for row in rows] if timed else None
+    named = all(row.get("speaker") for row in rows)
+    speakers = [str(row["speaker"]) for row in rows] if named else None
+    normalise = str if as_they_are else None
+    result = audiobench_wer.score(references, predictions, seconds, speakers, normalise)
     if result.not_english:
         print(
             f"{result.not_english} of {len(rows)} references are not English: in them accents and "

@@ -45,12 +45,8 @@ class Artifact:
         self.plan: Any = None
         self._locks, self._alone = ExitStack(), False
         self._config = provenance.portable(config)
-        self._identity = {
-            "job": job,
-            "version": version,
-            "config": {key: v for key, v in self._config.items() if key not in NOT_IDENTITY},
-            "inputs": dict(inputs),
-        }
+        own = {key: v for key, v in self._config.items() if key not in NOT_IDENTITY}
+        self._identity = {"job": job, "version": version, "config": own, "inputs": dict(inputs)}
         text = json.dumps(self._identity, sort_keys=True, separators=(",", ":"))
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
 
@@ -154,17 +150,11 @@ class Artifact:
             relative = path.absolute().relative_to(self.out.absolute())
             hashes[relative.as_posix()] = sha256_of(path)
             flush(path)
-        record = {
-            **self._record(),
-            "libraries": provenance.libraries(),
-            "git": provenance.commit(),
-            "outputs": hashes,
-            "totals": totals,
-            "planned": {"git": frozen.get("git"), "libraries": frozen.get("libraries")},
-            "started": frozen["started"],
-            "finished": provenance.now(),
-        }
-        write_json(self.out / "manifest.json", record)
+        made_by = {"git": provenance.commit(), "libraries": provenance.libraries()}
+        planned = {name: frozen.get(name) for name in made_by}
+        times = {"started": frozen["started"], "finished": provenance.now()}
+        content = {"outputs": hashes, "totals": totals, "planned": planned}
+        write_json(self.out / "manifest.json", {**self._record(), **made_by, **content, **times})
         self._release(self.out)
 
     def _record(self) -> dict[str, Any]:

@@ -165,11 +165,8 @@ def _mended_wav(fd: int) -> AbstractContextManager[Forward] | None:
         return None
     if unknown and not riff.stated and not riff.rest:  # chunks follow, no samples
         return None
-    head = b"RIFF%bWAVE%bdata%b" % (
-        (length + len(riff.format) + 12).to_bytes(4, "little"),
-        riff.format,
-        length.to_bytes(4, "little"),
-    )
+    whole = (length + len(riff.format) + 12).to_bytes(4, "little")
+    head = b"RIFF%bWAVE%bdata%b" % (whole, riff.format, length.to_bytes(4, "little"))
     return _piped(chain([head], _bytes(fd, riff.data)))
 
 

@@ -148,9 +148,8 @@ def _transcript_text(path: Path) -> str | None:
     """Return the transcript of an audio file; None if there is none or it is empty. Raises
     ValueError if it cannot be read."""
     for suffix in SIDECARS:
-        if (sidecar := _text_file(path.parent, path.stem, suffix)) and (
-            text := _read(sidecar).strip()
-        ):
+        sidecar = _text_file(path.parent, path.stem, suffix)
+        if sidecar and (text := _read(sidecar).strip()):
             return text
     start, hyphen, _ = path.stem.rpartition("-")
     if not hyphen or not (chapter := _text_file(path.parent, start, CHAPTER)):

@@ -132,14 +132,9 @@ class Mls:
                 audio = self.path / self.split / "audio" / speaker / book / f"{id}.flac"
                 if not audio.exists() and audio.with_suffix(".opus").exists():
                     audio = audio.with_suffix(".opus")
+                uri, origin = audio.relative_to(self.path).as_posix(), _origin(id, segment)
                 yield Clip(
-                    id,
-                    audio,
-                    audio.relative_to(self.path).as_posix(),
-                    text=text,
-                    speaker=speaker,
-                    language=self.language,
-                    extra=_origin(id, segment),
+                    id, audio, uri, text=text, speaker=speaker, language=self.language, extra=origin
                 )
 
 

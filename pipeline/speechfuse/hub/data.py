@@ -11,20 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from huggingface_hub import HfApi, HfFileSystem, RepoCard, constants, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    RevisionResolutionError,
-)
+from huggingface_hub import HfApi, HfFileSystem, RepoCard, constants, errors, snapshot_download
 
 from speechfuse import artifact
 
 PATH = re.compile(r"([\w.-]+/[\w.-]+)@([^@]+)")
+_NO_CONNECTION = (
+    errors.HTTPError,
+    errors.OfflineModeIsEnabled,
+    errors.RevisionResolutionError,
+    errors.LocalEntryNotFoundError,
+)
 
 
 class NoConnection(ValueError):
@@ -112,21 +109,21 @@ def hub_errors(what: str) -> Iterator[None]:
     token = "HF_TOKEN has no right to it" if _token() else "HF_TOKEN is not set"
     try:
         yield
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise ValueError(f"{what}: the Hub has no such repository, or {token}") from error
-    except RevisionNotFoundError as error:
+    except errors.RevisionNotFoundError as error:
         raise ValueError(f"{what}: no such branch, tag or commit in the repository") from error
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         why = {
             401: "HF_TOKEN is not a valid token" if _token() else token,
             403: token,
             412: "somebody else has committed to it in the meantime; run it again",
         }.get(error.response.status_code, f"the Hub said: {error}")
         raise ValueError(f"{what}: {why}") from error
-    except (HTTPError, OfflineModeIsEnabled, RevisionResolutionError, LocalEntryNotFoundError) as e:
+    except _NO_CONNECTION as error:
         raise NoConnection(
-            f"{what}: no connection to {constants.ENDPOINT}, and it is not in the cache: {e}"
-        ) from e
+            f"{what}: no connection to {constants.ENDPOINT}, and it is not in the cache: {error}"
+        ) from error
     except (ConnectionError, RuntimeError) as error:  # of a file on its way: by Xet, by LFS
         raise ValueError(
             f"{what}: the transfer stopped ({error.__cause__ or error}); run it again, what has "
