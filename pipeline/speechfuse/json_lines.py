@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 LIMIT = 1 << 24  # bytes of a line
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
 
 
 def lines(file: BinaryIO, start: int = 0, number: int = 1) -> Iterator[tuple[int, int, bytes]]:
@@ -38,7 +38,7 @@ def lines(file: BinaryIO, start: int = 0, number: int = 1) -> Iterator[tuple[int
 def _refuse_other(file: BinaryIO) -> None:
     file.seek(0)
     head = file.read(1 << 16)
-    if head.startswith(_COMPRESSED):
+    if head.startswith(COMPRESSED):
         raise ValueError("it is compressed, and its lines are read from anywhere: decompress it")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:4]:
         raise ValueError("it is UTF-16 or UTF-32: save it as UTF-8")

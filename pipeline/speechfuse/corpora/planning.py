@@ -17,7 +17,6 @@ import numpy as np
 from speechfuse import json_lines, patterns
 from speechfuse.artifact import id_digest, json_digest
 
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstandard
 # id of a piece of a clip that is split, and of one whose first name another clip has
 _PIECE = re.compile(r"(.+)#((?:0|[1-9][0-9]{0,8})#*)", re.S)
 
@@ -69,7 +68,7 @@ def digest_of_sizes(folder: Path, names: list[str]) -> str:
 def refuse_compressed(path: Path) -> None:
     """Raise ValueError for a file that holds a gzip, bzip2, xz or zstandard stream."""
     with open(path, "rb") as file:
-        if file.read(8).startswith(_COMPRESSED):
+        if file.read(8).startswith(json_lines.COMPRESSED):
             raise ValueError(
                 f"{path} is compressed; clips are read from anywhere in it, which needs it plain: "
                 "decompress it first"
