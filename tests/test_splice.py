@@ -403,6 +403,7 @@ def test_a_speech_part_is_pushed_without_the_base_that_it_names(trained):
     assert f"part ({sum(t.numel() for t in tensors):,} parameters) of a language model" in card
     assert f"`{base}`, which is not in this repository" in card and "peft's format" in card
     assert "hf download me/ears --local-dir FOLDER" in card and ENCODER in card
+    assert card.count("hf download") == 1, "the base is a folder, of which no repository is known"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", folder.LORA, folder.SPEECH])

@@ -160,10 +160,8 @@ class Harness:
         for id in todo:
             name, _, number = id.rpartition("/")
             by_task.setdefault(name, []).append(int(number))
-        lm, vocabulary = (
-            harness_model(checkpoint, self.batch_size, self.speech_on),
-            Vocabulary.load(checkpoint),
-        )
+        lm = harness_model(checkpoint, self.batch_size, self.speech_on)
+        vocabulary = Vocabulary.load(checkpoint)
         template = dict.fromkeys(
             ("apply_chat_template", "fewshot_as_multiturn"), self.apply_chat_template
         )
