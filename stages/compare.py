@@ -43,6 +43,24 @@ class Compare:
     transcripts_of: str | None = key("write what this row heard, and stop", None)
     runtime: Runtime = field(default_factory=Runtime)
 
+    def __post_init__(self) -> None:
+        for measure in (self.listening, *self.text):
+            if results.lower_is_better(measure.metric):
+                raise ValueError(
+                    f"{' '.join(results.key(measure))}: of listening and text the higher value is "
+                    "to be the better one; put this one into more"
+                )
+        names = [row.name for row in self.rows]
+        for row in self.rows:
+            if not (row.checkpoint or row.trainings):
+                raise ValueError(f"rows: {row.name} needs trainings or a checkpoint")
+            if row.recognizer and row.recognizer not in names:
+                raise ValueError(f"rows: {row.name}: no row is its recognizer, {row.recognizer}")
+            if names.count(row.name) > 1:
+                raise ValueError(f"rows: the name {row.name} comes twice")
+        if not self.text:
+            raise ValueError("text is empty: name scores of text")
+
 
 def chosen_of(job: Compare, every: dict[str, Checkpoint], row: Row) -> str | None:
     """Return the checkpoint that stands for a row; None where none of its results is there."""
@@ -119,7 +137,8 @@ def is_separable(folder: Path) -> bool:
 
 
 def main(job: Compare) -> None:
-    every = results.read(Path(job.evals), None, []).of("clean")
+    found = results.read(Path(job.evals), None, [])
+    every = found.of("clean")
     chosen = {row.name: name for row in job.rows if (name := chosen_of(job, every, row))}
     if job.transcripts_of:
         if job.transcripts_of not in chosen:
@@ -143,11 +162,13 @@ def main(job: Compare) -> None:
     about = {row.name: f"{row.about} ({chosen[row.name]})" for row in rows}
     lacking = [row.name for row in job.rows if row.name not in chosen]
     rule = f"Of its epochs each row shows the best by {' '.join(asdict(job.rule).values())}."
-    left = f"not evaluated yet: {', '.join(lacking)}" if lacking else ""
-    rule += f" {left.capitalize()}." * bool(left)
+    failed = [f"{failure.checkpoint} {failure.task}" for failure in found.failures]
+    gaps = {"not evaluated yet": lacking, "failed, and not shown": failed}
+    left = "; ".join(f"{why}: {', '.join(names)}" for why, names in gaps.items() if names)
+    rule += f" {left[:1].upper()}{left[1:]}." * bool(left)
     markdown = table.markdown(job.more, about, rule, media)
     sentences = table.sentences()
-    best = table.best([row.name for row in rows if row.listens])[0] if sentences else None
+    best = table.best(table.listeners)[0] if sentences else None
     lines = [
         {"checkpoint": row.name, "chosen": row.name == best, "epoch": chosen[row.name]}
         | {name: value for name, value in asdict(score).items() if name != "paired"}

@@ -145,12 +145,12 @@ def test_lines_are_those_of_the_demos_report_and_the_epoch_is_named(rows):
 
 
 def test_a_row_that_was_not_evaluated_is_named(rows, capsys):
-    rows.rows.append({"name": "later", "about": "x", "trainings": ["out/later"]})
+    rows.rows.append({"name": "Later", "about": "x", "trainings": ["out/later"]})
     _, page = rows.compare()
-    assert "Not evaluated yet: later." in page
-    assert "5 rows; not evaluated yet: later" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="base=later has no results"):
-        rows.compare(base="later")
+    assert "Not evaluated yet: Later." in page
+    assert "5 rows; not evaluated yet: Later" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="base=Later has no results"):
+        rows.compare(base="Later")
 
 
 def test_a_cascade_reads_what_a_row_heard(rows):
@@ -194,3 +194,31 @@ def test_a_cascades_first_token_comes_after_all_that_was_heard():
     latency.first_token(ears, asked, base)
     assert ears.asked[0] == (["repeat:", "speech"], latency.WORDS)
     assert base.asked[0] == (["what is one"], 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"text": []}, "text is empty"),
+        ({"listening": {"task": "a", "split": "b", "metric": "wer"}}, "a b wer: of listening and"),
+        ({"text": [{"task": "a", "split": "b", "metric": "cer"}]}, "a b cer: of listening and"),
+        ({"rows": [{"name": "a", "about": "x"}]}, "a needs trainings or a checkpoint"),
+        (
+            {"rows": [{"name": "a", "about": "x", "checkpoint": "c", "recognizer": "b"}]},
+            "a: no row is its recognizer, b",
+        ),
+        ({"rows": [{"name": "a", "about": "x", "checkpoint": "c"}] * 2}, "the name a comes twice"),
+    ],
+)
+def test_a_table_that_could_not_be_is_refused(rows, changes, match):
+    with pytest.raises(ValueError, match=match):
+        rows.compare(**changes)
+
+
+def test_a_row_whose_listening_failed_is_shown_without_it_and_named(rows):
+    failure = {"checkpoint": "plain/epoch_1", "task": "qa", "error": "out of memory"}
+    (rows.evals / "plain/epoch_1/qa.failed.json").write_text(json.dumps(failure))
+    lines, page = rows.compare()
+    assert "Failed, and not shown: plain/epoch_1 qa." in page
+    assert {each["checkpoint"] for each in lines if each["chosen"]} == {"lora"}
+    assert "| plain |" in page

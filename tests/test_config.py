@@ -454,6 +454,8 @@ def test_where_an_entry_is_left_out_the_other_shares_sum_to_1(tmp_path, capsys):
     assert own.augmentation == [{"a": 1}] and capsys.readouterr().out == ""
     with pytest.raises(ValueError, match=r"augmentation has no 3\. Allowed"):
         load(["augmentation.3=null"])
+    with pytest.raises(ValueError, match=r"kinds has no a\. Allowed here: none"):
+        config.load(SynthesizeInstructions, None, ["kinds.a=null"])
 
 
 def test_optional_text_is_taken_as_it_is_but_for_null():

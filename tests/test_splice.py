@@ -403,14 +403,27 @@ def test_a_speech_part_is_pushed_without_the_base_that_it_names(trained):
     assert f"part ({sum(t.numel() for t in tensors):,} parameters) of a language model" in card
     assert f"`{base}`, which is not in this repository" in card and "peft's format" in card
     assert "hf download me/ears --local-dir FOLDER" in card and ENCODER in card
+    assert card.count("hf download") == 1, "the base is a folder, of which no repository is known"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", folder.LORA, folder.SPEECH])
-def test_a_file_of_another_training_is_refused(parts, trained, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "sharded"),
+    [
+        ("model.safetensors", False),
+        ("model.safetensors", True),
+        (folder.LORA, False),
+        (folder.SPEECH, False),
+    ],
+)
+def test_a_file_of_another_training_is_refused(parts, trained, tmp_path, name, sharded):
     """The same names and shapes, so that it would load."""
     copy = shutil.copytree(trained / "epoch_1", tmp_path / "copy")
     tensors = {key: tensor + 0.01 for key, tensor in load_file(copy / name).items()}
     (copy / name).unlink()
+    if sharded:
+        name = "model-00001-of-00001.safetensors"
+        index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, name)}
+        (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     save_file(tensors, copy / name, {"format": "pt"})
     with pytest.raises(ValueError, match=r"is not the file that speech\.json beside it was"):
         generation.generator(copy, ENCODER, "x", "cpu")

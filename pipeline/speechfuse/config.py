@@ -95,7 +95,7 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
 
 def _names(entries: Any) -> list[str]:
     """Return the keys of a mapping, or the indexes of a list, as a command line writes them."""
-    return list(map(str, entries if OmegaConf.is_dict(entries) else range(len(entries))))
+    return list(map(str, entries if OmegaConf.is_dict(entries) else range(len(entries or ()))))
 
 
 def _leave_out(key: str, entries: Any, gone: set[str]) -> None:

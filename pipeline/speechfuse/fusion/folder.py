@@ -52,10 +52,11 @@ def write(
 
 
 def _check(folder: Path, names: set[str]) -> None:
-    """Raise ValueError unless those of `names` that speech.json states are the files that it was
-    written with: a base or LoRA of the same shape would load, and answer nonsense."""
-    for name, sha256 in (read_speech(folder).get("sha256") or {}).items():
-        if name in names and artifact.sha256_of(folder / name) != sha256:
+    """Raise ValueError unless `names` are the files that speech.json was written with, where it
+    says so: a base or LoRA of the same shape would load, and answer nonsense."""
+    hashes = read_speech(folder).get("sha256") or {}
+    for name in sorted(names) if hashes else ():
+        if artifact.sha256_of(folder / name) != hashes.get(name):
             raise ValueError(
                 f"{folder / name} is not the file that speech.json beside it was written with (it "
                 "may be of another base or training): copy the folder again, whole"

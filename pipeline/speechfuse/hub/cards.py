@@ -159,6 +159,4 @@ def _model(folder: Path, run: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
         "tags": ["speechfuse", *(["speech-tokens"] if facts["sound"] else [])],
         "datasets": sorted(datasets) or None,
     }
-    if part and (base := HUB_ID.fullmatch(read_speech(folder)["base"])):
-        front["base_model"] = base[1]
     return front, facts

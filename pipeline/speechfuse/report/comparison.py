@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from speechfuse.config import key
-from speechfuse.report import page, plots, tables
-from speechfuse.report.differences import difference
+from speechfuse.report import choice, page, plots, tables
 from speechfuse.report.media import Media
 from speechfuse.report.results import Checkpoint, Key, Measure, ResultFile
 from speechfuse.report.results import key as key_of
@@ -110,18 +109,17 @@ class Table:
         """Return those of `names` that do not listen significantly worse than the best of them,
         which comes first. Differences are paired by question."""
         of = key_of(self.listening)
-        order = sorted(names, key=lambda name: -(self.heard(name) or 0.0))
-        top, ties = order[0], []
-        for name in order[1:]:
-            interval = difference(self.of[top].file(of), self.of[name].file(of), of)
-            if interval[2] >= 0 if interval else self.heard(name) == self.heard(top):
-                ties.append(name)
-        return [top, *ties]
+        order = sorted(names, key=lambda name: -self.of[name].scores[of].value)
+        return choice.best(self.of, order, of, True)[0]
+
+    @property
+    def listeners(self) -> list[str]:
+        """Return the rows that listen and whose listening was scored."""
+        return [r.name for r in self.rows if r.listens and self.heard(r.name) is not None]
 
     def sentences(self) -> dict[str, str]:
         """Return, by what one may be after, which row to take and why."""
-        names = [r.name for r in self.rows if r.listens and self.heard(r.name) is not None]
-        if not names:
+        if not (names := self.listeners):
             return {}
         best = self.best(names)
         return {
