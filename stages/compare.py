@@ -111,6 +111,7 @@ def first_tokens(job: Compare, rows: list[Row], folders: dict[str, Path]) -> dic
     from speechfuse import workers
     from speechfuse.audio import espeak_ng
     from speechfuse.evals import generation, latency  # torch with it
+    from speechfuse.quantizer import frames
     from speechfuse.quantizer.model import Quantizer
 
     device = next(iter(workers.gpus(job.runtime.device)), "cpu")
@@ -119,12 +120,18 @@ def first_tokens(job: Compare, rows: list[Row], folders: dict[str, Path]) -> dic
     with espeak_ng.EspeakLibrary() as engine:
         voice = espeak_ng.EspeakVoice("en-us+Annie", 170, 50)
         waveform = espeak_ng.speak(engine, job.question, voice).waveform
-    asked = {row.name: latency.Asked(quantizer, row.prompt, waveform) for row in rows}
+    asked = {}
+    for row in rows:  # an encoder that trained with the rest lies beside it
+        own = folders[row.name] / "encoder"
+        encoder = frames.trained(own).to(device) if own.is_dir() else quantizer
+        asked[row.name] = latency.Asked(encoder, row.prompt, waveform)
     scores = {}
     for row in rows:
         ears = row.recognizer or row.name
         if row.listens and ears in folders:
-            hears = generation.generator(folders[ears], quantizer.identity, "the question", device)
+            hears = generation.generator(
+                folders[ears], asked[ears].encoder.identity, "the question", device
+            )
             reads = row.recognizer and generation.generator(folders[row.name], None, "", device)
             numbers = latency.first_token(hears, asked[ears], reads)
             scores[row.name] = [Score("first_token", "all", "seconds", *numbers, latency.TIMES)]

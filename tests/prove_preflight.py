@@ -67,6 +67,8 @@ def job_of(size: dict[str, Any], **changes: Any) -> SimpleNamespace:
         "adapter": None,
         "encoder": None,
         "keep": [],
+        "new_rows_first": 0,
+        "new_rows_only": False,
         "freeze": [],
         "shard_group": None,
         "activation_checkpointing": "none",

@@ -28,7 +28,7 @@ from speechfuse.train.preflight import data as preflight_data
 from speechfuse.train.preflight import machine, memory
 from speechfuse.train.preflight import report as preflight_report
 from tests.bench_price import RUNS, SHAPE, planned, report_of
-from tests.prove_preflight import ADAMW, job_of, real
+from tests.prove_preflight import ADAMW, SIZE, job_of, real
 from tests.prove_preflight import checkpoint as make_checkpoint
 from tests.small_training import ROOT, make_parts, recipe
 
@@ -503,3 +503,12 @@ def test_data_is_counted_as_it_comes(parts, tmp_path, packed, micro):
     assert data.targets == pytest.approx(learned, rel=0.05)
     assert data.longest == (64 if packed else max(p["tokens"].shape[1] for p in batches))
     assert yaml.safe_load(path.read_text())["packed"] is packed
+
+
+def test_copies_of_old_rows_are_in_the_memory_of_the_weights():
+    shape = {"rows": 1, "length": 16, "passes": 1, "ranks": 1, "gpu": False}
+    plain, only, first = (
+        memory.of(job_of(SIZE, **keys), **shape).weights
+        for keys in ({}, {"new_rows_only": True}, {"new_rows_first": 3})
+    )
+    assert only == first == plain + 2 * 4 * SIZE["vocab_size"] * SIZE["embed_dim"]

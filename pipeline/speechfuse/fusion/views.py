@@ -29,7 +29,7 @@ from speechfuse.tokens.vocabulary import SoundLayout, Vocabulary
 @dataclass(frozen=True)
 class SplicedSample(Sample):
     """`audio`: of each clip in the tokens, in order, its frames, float16 (frames, width), or its
-    waveform, float32 (samples,), which before View.at_step is the row to read it by."""
+    waveform, float32 (samples,); until View.at_step reads that, the row that says where it is."""
 
     audio: tuple[Any, ...] = ()
 

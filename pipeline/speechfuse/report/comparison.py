@@ -29,7 +29,7 @@ SCORES = (
 )
 TEXT = (
     "The base model's own questions in writing. *on*: asked as the row is when it listens. *off*: "
-    "with its speech part taken away, which a model whose own weights were trained does not have. "
+    "with its speech part taken away (none: its own weights were trained). "
     "*kept*: the mean of the columns *on*, each divided by the base's. text_replies: whole "
     "replies, word for word."
 )

@@ -114,10 +114,10 @@ def fusions(points: dict[str, tuple[float, Score]], listening: str) -> Figure:
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     ax = figure.subplots()
     for name, (kept, score) in points.items():
-        with_intervals(ax, [kept], [score])
-        ax.annotate(name, (kept, score.value), (6, 6), textcoords="offset points", fontsize="small")
+        with_intervals(ax, [kept], [score], label=name)
     ax.set(xlabel="share of the base's text kept while listening", ylabel=listening)
-    ax.set(xlim=(0, 1.15), ylim=(0, 1.1), title="what is heard, against what text is kept")
+    ax.set_title("what is heard, against what text is kept")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

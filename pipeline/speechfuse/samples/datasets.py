@@ -55,7 +55,7 @@ def _view(
 
 
 def check_train_on(value: str) -> None:
-    """Raises ValueError for a `train_on` that there is not."""
+    """Raise ValueError unless `value` is answers or all."""
     if value not in ("answers", "all"):
         raise ValueError(f"train_on={value!r}: choose answers or all")
 

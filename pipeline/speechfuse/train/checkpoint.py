@@ -74,7 +74,7 @@ def read_lora(decoder: Decoder) -> dict[str, Tensor]:
         if own != (spec.get("lora_alpha"), spec.get("lora_rank")):
             raise ValueError(f"its lora_alpha and lora_rank are {own[0]} and {own[1]}")
         return backbone.of(decoder.model).read_lora(load_file(path), shapes, decoder)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise ValueError(
             f"{decoder.folder} has a LoRA that is not the model's ({error}): give model the same, "
             "or start from the language model that it was trained on"

@@ -95,7 +95,9 @@ class Finetune:
     micro_batch_size: int = key("rows of one forward a rank; 0: all", 0, least=0)
     clip_grad_norm: float | None = key("null: no clipping", None, above=0)
     freeze: list[str] = key("regular expressions of parameter names not trained", [])
-    keep: list[str] = key("those trained nevertheless; an encoder's train only so", [])
+    keep: list[str] = key(
+        "names that train although freeze has them; an encoder's train only if named", []
+    )
     dtype: str = key("of the weights and moments: fp32 or bf16", "fp32", choices=DTYPES)
     compute_dtype: str = key("of the products: fp32 or bf16", "fp32", choices=DTYPES)
     activation_checkpointing: str = key(

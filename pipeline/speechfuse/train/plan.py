@@ -5,6 +5,7 @@ decoder without its weights, and settings that follow from them. Rank 0 prints w
 need (memory, disk, hours, price). Only the cache is written.
 """
 
+import json
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -120,8 +121,10 @@ def _artifact(job: Finetune, pins: dict[str, str | None]) -> artifact.Artifact:
         inputs[path] = pin or artifact.fingerprint_of(Path(path))
     settings = asdict(job)
     settings["runtime"] |= {key: settings.pop(key) for key in ROUNDING}
+    begun = Path(job.out) / "plan.json"
+    stated = json.loads(begun.read_text("utf-8"))["config"] if begun.is_file() else {}
     for key in ADDED:
-        if not settings[key]:
+        if not settings[key] and key not in stated:
             del settings[key]
     if job.encoder:
         inputs["encoder"] = backbone.encoder_of(job.encoder).identity

@@ -50,13 +50,19 @@ def of(job: Finetune, rows: int, length: int, passes: int, ranks: int, gpu: bool
     trained = [shape for p, shape in shapes.items() if p.requires_grad]
     size = DTYPES[job.dtype].itemsize
     gradients = size * sum(map(prod, trained))
+    parts = backbone.embedding_of(model), backbone.head_of(model)
+    matrices = {part.weight for part in parts if hasattr(part, "weight")}
+    holds = job.new_rows_only or job.new_rows_first > 0  # copies of their old rows
+    copies = sum(prod(shapes[p]) for p in matrices if p.requires_grad) * holds
     rehearsal = Rehearsal(job, model, shards, gpu)
     peaks = [
         rehearsal.play(rows, length, again=passes > 1),
         {"gradients": gradients, "update": optimizer_extra(job, trained, gpu)},
     ]
     return Memory(
-        sum(prod(shape) * p.element_size() for p, shape in shapes.items()) + rehearsal.buffer_bytes,
+        sum(prod(shape) * p.element_size() for p, shape in shapes.items())
+        + size * copies
+        + rehearsal.buffer_bytes,
         gradients,
         optimizer_bytes(job, trained),
         max(peaks, key=lambda peak: sum(peak.values())),

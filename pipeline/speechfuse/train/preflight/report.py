@@ -64,13 +64,16 @@ def _divisors(number: int) -> str:
 class PreflightReport:
     """What a run needs and costs.
 
-    `parameters`: (all, those that train) by group; `limit`: bytes of memory of a GPU, or of the
-    machine for each rank; `needed`: bytes of memory on each, with a reserve for what cannot be
-    counted; `written`: bytes of the machine's memory that a state or an epoch takes on its way to
-    the disk; `host`: those and the processes', beside GPUs; `local`: ranks of a machine, all where
-    torchrun has not said; `host_limit`: None: another machine is
-    planned for; `disk`: bytes that the states and epochs of the run take, of `free` ones that it
-    may use; `speed`: tokens a second and GPU, None: not known; `source`: where that is from."""
+    parameters  (all, those that train) by group
+    limit       bytes of memory of a GPU, or of the machine for each rank
+    needed      bytes of memory on each, with a reserve for what cannot be counted
+    written     bytes of the machine's memory that a state or an epoch takes on its way to the disk
+    host        those and the processes', beside GPUs
+    local       ranks of a machine; all where torchrun has not said
+    host_limit  bytes of the machine's memory; None: another machine is planned for
+    disk        bytes that the states and epochs of the run take, of `free` ones that it may use
+    speed       tokens a second and GPU, None: not known; `source`: where that is from
+    """
 
     def __init__(
         self,
