@@ -93,6 +93,10 @@ stage1 *args: setup
 stage2 *args: setup
     @{{verb}} stage2 {{with_gate}} "$@"
 
+# one training, of any name: just train recipes/NAME/RUN.yaml key=value ...
+train *args: setup
+    {{train}} "$@" {{on}}
+
 # which row spoiled a step: just bisect-batch recipes/NAME/stage2.yaml 123
 bisect-batch *args: setup
     {{py}} -m stages.bisect_batch "$@"

@@ -38,6 +38,7 @@ class Compare:
     listening: Measure = key("{task, split, metric} that says how well a row listens")
     text: list[Measure] = key("scores of text; those while listening end in _speech_on")
     more: list[Measure] = key("further columns", [])
+    legend: dict[str, str] = key("what names of scores mean", {})
     quantizer: str | None = key("encoder of the question; null: no time to first token", None)
     question: str = key("what is asked for the time to first token", "")
     transcripts_of: str | None = key("write what this row heard, and stop", None)
@@ -129,9 +130,12 @@ def first_tokens(job: Compare, rows: list[Row], folders: dict[str, Path]) -> dic
     for row in rows:
         ears = row.recognizer or row.name
         if row.listens and ears in folders:
-            hears = generation.generator(
-                folders[ears], asked[ears].encoder.identity, "the question", device
-            )
+            try:
+                identity = asked[ears].encoder.identity
+                hears = generation.generator(folders[ears], identity, "the question", device)
+            except ValueError as error:  # it hears by another encoder than `quantizer`
+                print(f"{row.name}: no time to first token: {error}")
+                continue
             reads = row.recognizer and generation.generator(folders[row.name], None, "", device)
             numbers = latency.first_token(hears, asked[ears], reads)
             scores[row.name] = [Score("first_token", "all", "seconds", *numbers, latency.TIMES)]
@@ -173,7 +177,7 @@ def main(job: Compare) -> None:
     gaps = {"not evaluated yet": lacking, "failed, and not shown": failed}
     left = "; ".join(f"{why}: {', '.join(names)}" for why, names in gaps.items() if names)
     rule += f" {left[:1].upper()}{left[1:]}." * bool(left)
-    markdown = table.markdown(job.more, about, rule, media)
+    markdown = table.markdown(job.more, about, job.legend, rule, media)
     sentences = table.sentences()
     best = table.best(table.listeners)[0] if sentences else None
     lines = [

@@ -86,9 +86,12 @@ def rows(tmp_path) -> Rows:
 def test_sentences_follow_from_the_rows(rows, capsys):
     _, page = rows.compare()
     assert "**Best listening**: take lora, which answers 0.950 of the spoken questions" in page
-    assert "keeps 50.0% of the base's text while it listens; not significantly worse: " in page
+    assert (
+        "keeps 0.500 of the base's scores in writing while it listens; not significantly worse: "
+        in page
+    )
     assert "replay (0.925). Where the base reads the questions it answers 1.000." in page
-    assert "**Text untouched**: take frozen: all its 40 replies in writing are the" in page
+    assert "**Text untouched**: take frozen: all 40 answers in writing are the" in page
     assert (
         "Or take replay, which answers 0.925" in page and "while it listens 39 of 40 are." in page
     )

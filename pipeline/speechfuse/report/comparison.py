@@ -24,14 +24,20 @@ COSTS = {  # titles of what a row costs: (task, split, metric), and how its numb
 }
 FORMS = {"parameters": "{:,.0f}", "tokens": "{:,.0f}", "minutes": "{:.1f}", "seconds": "{:.3f}"}
 SCORES = (
-    "± is half of a 95 % bootstrap interval; seeds differ by about as much. wer: a fraction of "
-    "words, lower is better."
+    "± is half the width of a 95 % bootstrap interval; seeds, of which this is one, differ by "
+    "about as much. wer: word errors for each word that was said; lower is better, and more than "
+    "1 is possible where words are invented."
 )
 TEXT = (
-    "The base model's own questions in writing. *on*: asked as the row is when it listens. *off*: "
-    "with its speech part taken away (none: its own weights were trained). "
+    "The base model's own questions in writing. *on*: loaded as for speech, LoRA active. *off*: "
+    "the bare language model of the same folder (none: what was trained is merged into it). "
     "*kept*: the mean of the columns *on*, each divided by the base's. text_replies: whole "
     "replies, word for word."
+)
+COSTS_ARE = (
+    "Tokens and minutes are of whole trainings, also the epochs after the one shown; minutes and "
+    "seconds depend on what else the machine did. A cascade's are its recognizer's, and its first "
+    "token comes after all that the recognizer says."
 )
 
 
@@ -135,7 +141,7 @@ class Table:
         top, *ties = best
         sentence = f"take {top}, which answers {self.heard(top):.3f} of the spoken questions"
         if (kept := self.kept(top)) is not None:
-            sentence += f" and keeps {kept:.1%} of the base's text while it listens"
+            sentence += f" and keeps {kept:.3f} of the base's scores in writing while it listens"
         if ties:
             sentence += f"; not significantly worse: {', '.join(map(self._shown, ties))}"
         if (read := self.heard(self.base)) is not None:
@@ -153,8 +159,8 @@ class Table:
             top, *_ = self.best(always)
             more = [name for name in always if name != top]
             sentences.append(
-                f"take {top}: all its {on[top][1]:,} replies in writing are the base's, also while "
-                f"it listens, and it answers {self.heard(top):.3f} of the spoken questions"
+                f"take {top}: all {on[top][1]:,} answers in writing are the base's, also while it "
+                f"listens, and it answers {self.heard(top):.3f} of the spoken questions"
                 + f"; the same is true of {', '.join(map(self._shown, more))}"
                 * bool(more)
             )
@@ -162,7 +168,7 @@ class Table:
             top = max(self.best(at_times), key=lambda name: self.kept(name) or 0.0)
             sentences.append(
                 f"{'Or ' * bool(always)}take {top}, which answers {self.heard(top):.3f}: its "
-                "replies in writing are the base's whenever its speech part is off, and while it "
+                "answers in writing are the base's whenever its speech part is off, and while it "
                 f"listens {on[top][0]:,} of {on[top][1]:,} are"
             )
         if not sentences:
@@ -173,14 +179,15 @@ class Table:
         minutes = {n: m for n in names if (m := self.value(n, COSTS["minutes of training"]))}
         if not minutes:
             return "no row was trained."
-        first = min(minutes, key=minutes.__getitem__)
+        ranks = {name: (took, -(self.heard(name) or 0.0)) for name, took in minutes.items()}
+        first = min(minutes, key=ranks.__getitem__)
         sentence = (
             f"take {first}, {minutes[first]:.1f} minutes of steps, which answers "
             f"{self.heard(first):.3f} of the spoken questions"
         )
         good = [name for name in best if name in minutes]
         if good and first not in good:
-            cheap = min(good, key=minutes.__getitem__)
+            cheap = min(good, key=ranks.__getitem__)
             sentence += f"; of those that listen best {cheap} is the cheapest"
             sentence += f", {minutes[cheap]:.1f} minutes"
         return f"{sentence}."
@@ -189,11 +196,13 @@ class Table:
         self,
         more: list[Measure],
         about: dict[str, str],
+        legend: dict[str, str],
         rule: str,
         media: Media,
     ) -> str:
         """Return the page: which row to take, a plot, and tables of scores and of costs. `about`
-        says what each row is, `rule` how its epoch was chosen."""
+        says what each row is, `legend` what names of scores mean, `rule` how its epoch was
+        chosen."""
         measures = [self.listening, *more]
         text = [(m.task, m.split + end, m.metric) for m in self.text for end in (ON, "")]
         head, texts = ["row", *("\n".join(key_of(m)) for m in measures)], ["row", "kept, on"]
@@ -210,15 +219,18 @@ class Table:
             if score and kept is not None:
                 points[name] = kept, score
         plot = plots.fusions(points, " ".join(key_of(self.listening)))
-        lines = [f"- **{page.escape(name)}**: {page.escape(text)}" for name, text in about.items()]
+        lines, names = (
+            "\n".join(f"- **{page.escape(n)}**: {page.escape(text)}" for n, text in each.items())
+            for each in (about, legend)
+        )
         blocks = [
             "# Ways of fusing speech into one language model",
             *(f"**{what}**: {page.escape(text)}" for what, text in self.sentences().items()),
             media.plot("fusions", plot, "spoken questions answered, against text kept"),
-            *section("Rows", "\n".join(lines), page.escape(rule)),
-            *section("Listening", SCORES, page.table(head, scores)),
+            *section("Rows", lines, page.escape(rule)),
+            *section("Listening", SCORES, names, page.table(head, scores)),
             *section("Text", TEXT, page.table(texts, written)),
-            *section("Costs", page.table(["row", *COSTS], costs)),
+            *section("Costs", COSTS_ARE, page.table(["row", *COSTS], costs)),
         ]
         return "\n\n".join(filter(None, blocks)) + "\n"
 
