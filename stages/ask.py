@@ -27,6 +27,7 @@ class Ask:
     whisper: str | None = key("openai-whisper .pt beside a .model", None)
     checkpoint: str | None = key("this one instead of the chosen", None)
     repeat_first: bool = key("it was trained to repeat the question on the first line", False)
+    prompt: str = key("the words that it was trained with; {speech} is the audio", "{speech}")
     max_new_tokens: int = key("longest reply", 64, least=1)
 
 
@@ -50,6 +51,8 @@ def chosen_checkpoint(report: Path) -> Path:
 
 
 def main(job: Ask) -> None:
+    if job.prompt.count("{speech}") != 1:
+        raise ValueError(f"prompt={job.prompt!r} must hold {{speech}} once")
     waveform = decoding.load(Path(job.file))
     checkpoint = Path(job.checkpoint) if job.checkpoint else chosen_checkpoint(Path(job.report))
     check_files(job.quantizer, job.whisper)
@@ -65,7 +68,9 @@ def main(job: Ask) -> None:
     pieces = decoding.split(waveform, quantizer.window)
     if len(pieces) > 1:
         print(f"{len(waveform) / decoding.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")
-    turns = [{"role": "user", "segments": generator.speech(quantizer, pieces)}]
+    before, after = ([{"text": t}] if t else [] for t in job.prompt.split("{speech}"))
+    segments = [*before, *generator.speech(quantizer, pieces), *after]
+    turns = [{"role": "user", "segments": segments}]
     (answer,) = generator.reply([turns], job.max_new_tokens)
     if job.repeat_first:
         heard, answer = prompts.read_spoken_answer(answer)

@@ -157,3 +157,20 @@ def test_any_text_can_be_said(text, tmp_path, monkeypatch, capsys):
 def test_nothing_cannot_be_said(tmp_path, monkeypatch, capsys):
     status, _, err = called(monkeypatch, capsys, say, "text=", f"file={tmp_path / 'a.wav'}")
     assert status == 2 and "text is empty" in err
+
+
+def test_a_prompt_stands_around_the_audio(expanded, tmp_path, monkeypatch, capsys):
+    wav, asked = tmp_path / "q.wav", list[list[str]]()
+    called(monkeypatch, capsys, say, f"file={wav}")
+
+    def reply(_, turns, *rest):
+        asked.append([part.get("text", "speech") for part in turns[0][0]["segments"]])
+        return ["x"]
+
+    monkeypatch.setattr("speechfuse.evals.generation.Generator.reply", reply)
+    ask_with = f"file={wav}", f"checkpoint={expanded}"
+    assert called(monkeypatch, capsys, ask, *ask_with, "prompt=repeat:{speech}")[0] == 0
+    assert called(monkeypatch, capsys, ask, *ask_with)[0] == 0
+    assert asked == [["repeat:", "speech"], ["speech"]]
+    status, _, err = called(monkeypatch, capsys, ask, *ask_with, "prompt=repeat:")
+    assert status == 2 and "prompt='repeat:' must hold {speech} once" in err
