@@ -106,7 +106,8 @@ def verb(name: str, recipe: Path, monkeypatch, *arguments: str) -> int:
         schema = SCHEMAS.get(job[0], job[0].capitalize())
         monkeypatch.setattr(sys, "argv", [*job])
         try:
-            config.main(module.main, getattr(module, schema), module.__doc__, ("file",))
+            keys = getattr(getattr(module, "sweep", module), schema)  # evaluate's are its room's
+            config.main(module.main, keys, module.__doc__, ("file",))
         except SystemExit as stop:
             return int(stop.code or 0)
         return 0
