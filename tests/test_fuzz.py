@@ -61,3 +61,10 @@ def test_a_reader_that_hangs_or_breaks_is_a_fault(folder, seeds, monkeypatch):
         seed = fuzzing.Seed("wav", seeds["wav"].name, read)
         with pytest.raises(fuzzing.Fault, match=why):
             fuzzing.try_one(seed, b"", folder)
+
+
+def test_the_name_of_a_column_that_is_no_text_is_a_reject(seeds, folder):
+    """Mutation 1982 of the 100,000, which no reader had met."""
+    seed = seeds["parquet audio"]
+    content = fuzzing.mutation(seed, (folder / seed.name).read_bytes(), 1982)
+    assert fuzzing.try_one(seed, content, folder) == "rejected"

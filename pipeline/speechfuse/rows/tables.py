@@ -22,7 +22,7 @@ def opened(filesystem: Any, path: str) -> Iterator[pq.ParquetFile]:
     with filesystem.open(path, "rb", block_size=BUFFER) as file:
         try:
             table = pq.ParquetFile(file, buffer_size=BUFFER)
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:  # the latter of the name of a column
             if is_of_disk(error):
                 raise
             raise pa.ArrowInvalid(str(error)) from None
