@@ -10,7 +10,8 @@ import pytest
 
 from speechfuse import config
 from speechfuse.evals import latency
-from stages import compare
+from speechfuse.report import comparison
+from stages import compare, expand_vocab
 from tests.eval_results import score, write
 
 RECIPE = Path("recipes/demo/compare.yaml")
@@ -225,3 +226,19 @@ def test_a_row_whose_listening_failed_is_shown_without_it_and_named(rows):
     assert "Failed, and not shown: plain/epoch_1 qa." in page
     assert {each["checkpoint"] for each in lines if each["chosen"]} == {"lora"}
     assert "| plain |" in page
+
+
+def test_the_first_token_of_a_token_model_and_of_a_cascade_is_timed(tmp_path):
+    base, expanded = "recipes/demo/models/base", tmp_path / "expanded"
+    quantizer = "recipes/demo/models/quantizer"
+    expand_vocab.main(expand_vocab.ExpandVocab(str(expanded), base, quantizer))
+    rows = [
+        comparison.Row("token", "x", checkpoint=str(expanded)),
+        comparison.Row("deaf", "no sound tokens", checkpoint=base),
+        comparison.Row("cascade", "x", checkpoint=base, recognizer="token"),
+        comparison.Row("reads", "x", checkpoint=base, listens=False),
+    ]
+    job = config.load(compare.Compare, RECIPE, ["runtime.device=cpu", "runtime.threads=1"])
+    scores = compare.first_tokens(job, rows, {row.name: Path(row.checkpoint) for row in rows})
+    assert scores.keys() == {"token", "cascade"}
+    assert all(of.value > 0 and of.n == latency.TIMES for (of,) in scores.values())

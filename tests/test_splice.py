@@ -241,6 +241,7 @@ def test_text_is_asked_with_the_speech_part_on_or_off(parts, trained):
             batches = texts.predict(folder_, texts.ids()[:8])
             replies[on, base_] = [entry["reply"] for batch in batches for entry in batch]
     assert replies[False, False] == replies[False, True] == replies[True, True]
+    assert replies[True, False] != replies[False, False], "LoRA was on"
     heard = speech.Speech(str(parts / "frames"), "acc", reference="answer", speech_on=False)
     with pytest.raises(ValueError, match="holds speech, and speech_on=false asks in text alone"):
         heard.check(epoch)

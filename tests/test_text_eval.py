@@ -319,3 +319,16 @@ def test_a_folder_without_questions_is_named(checkpoints, tmp_path):
     (folder / "replayed.jsonl").write_text('{"question": "what"}\n')
     with pytest.raises(ValueError, match="choices"):
         multiple_choice(checkpoints["knows"], folder, 8)
+
+
+def test_scores_with_the_speech_part_on_are_splits_of_their_own(tmp_path):
+    folder = write(tmp_path / "data", rows())
+    off, on = text_task(folder), text_task(folder, speech_on=True, name="text_mmlu")
+    assert on.ids() == off.ids()
+    said = [{"id": id, "doc_hash": "", "metrics": {"acc": 1.0}, "said": "a"} for id in off.ids()]
+    scores = [task.score(said).scores for task in (off, on)]
+    assert {(s.task, s.split.removesuffix("_speech_on")) for s in scores[1]} == {
+        ("text_mmlu", s.split) for s in scores[0]
+    }
+    assert all(s.split.endswith("_speech_on") and s.n == len(said) for s in scores[1])
+    assert "speech_on" not in off.inputs() and on.inputs()["speech_on"] is True
