@@ -65,6 +65,32 @@ def test_both_halves_survive_our_format_and_the_published_one(tmp_path: Path) ->
         )
 
 
+def test_a_shorter_window_is_that_of_a_whisper_that_was_cut(tmp_path: Path) -> None:
+    content = torch.load(WHISPER, weights_only=True)
+    content["dims"]["n_audio_ctx"] = 100
+    positions = content["model_state_dict"]["encoder.positional_embedding"]
+    content["model_state_dict"]["encoder.positional_embedding"] = positions[:100].clone()
+    torch.save(content, tmp_path / "cut.pt")
+    quantizer = Quantizer.load(NEWEST, WHISPER, window=2)
+    assert quantizer.window == 2 and quantizer.frames == 200
+    assert quantizer.identity == Quantizer.load(NEWEST, tmp_path / "cut.pt").identity
+    assert quantizer.identity != Quantizer.load(NEWEST, WHISPER).identity
+    codes = codes_of("decoding")[:3]
+    cut = CodeTranscriber.load(NEWEST, WHISPER, window=2)
+    assert cut.features(codes).shape == (3, 100, 32)
+    expected = CodeTranscriber.load(NEWEST, tmp_path / "cut.pt")
+    assert torch.equal(cut.features(codes), expected.features(codes))
+    assert cut.transcribe(codes) == expected.transcribe(codes)
+    quantizer.save(tmp_path / "ours")
+    cut.decoder.save(tmp_path / "ours")
+    ours = CodeTranscriber.load(tmp_path / "ours", WHISPER)  # its Whisper is cut as it is
+    assert ours.transcribe(codes) == cut.transcribe(codes)
+    with pytest.raises(ValueError, match=r"multiple of 0\.04 s, at most the 30 s"):
+        CodeTranscriber.load(NEWEST, WHISPER, window=2.02)
+    with pytest.raises(ValueError, match=r"window=3: .*ours was trained with a window of 2 s"):
+        Quantizer.load(tmp_path / "ours", window=3)
+
+
 def test_a_saved_half_always_has_the_same_bytes(tmp_path: Path) -> None:
     half = CodeTranscriber.load(NEWEST, WHISPER).decoder
     made = set()

@@ -81,10 +81,41 @@ def test_any_whisper_is_an_encoder(lines, tmp_path):
     torch.testing.assert_close(vectors[0, :length], whole[:length])
 
 
+def test_a_whisper_is_cut_to_a_window_and_is_then_another_encoder(lines, tmp_path):
+    torch.manual_seed(0)
+    whole = Whisper(DIMS).eval()
+    whole.encoder.positional_embedding.normal_()
+    content = {"dims": vars(DIMS), "model_state_dict": whole.state_dict()}
+    torch.save(content, tmp_path / "tiny.pt")
+    component = {"_component_": "speechfuse.quantizer.of_whisper"}
+    component |= {"checkpoint": str(tmp_path / "tiny.pt"), "window": 0.5}
+    cut = config.instantiate(component)
+    assert (
+        cut.window == 0.5
+        and len({cut.identity, frames.of_whisper(str(tmp_path / "tiny.pt")).identity}) == 2
+    )
+    whole.encoder.positional_embedding = whole.encoder.positional_embedding[:25]
+    mel = log_mel(np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32), 80)
+    with torch.no_grad():
+        torch.testing.assert_close(cut.embed(mel[None]), whole.encoder(mel[None]))
+    seconds = [row["seconds"] for row in encoded(lines, tmp_path / "frames", component)]
+    assert len(seconds) > 6 and max(seconds) <= 0.5
+    cut.save(tmp_path / "ours")
+    assert frames.of_whisper(str(tmp_path / "ours"), 0.5).identity == cut.identity
+    with pytest.raises(ValueError, match=r"window=1: .*ours was trained with a window of 0\.5 s"):
+        frames.of_whisper(str(tmp_path / "ours"), 1)
+    for window in (0.51, 1.02, 0, -0.5):
+        with pytest.raises(ValueError, match=r"multiple of 0\.02 s, at most the 1 s of .*tiny\.pt"):
+            config.instantiate(component | {"window": window})
+
+
 def test_another_file_is_no_encoder(lines, tmp_path):
     torch.save({"config": {}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="is not a Whisper checkpoint: it must hold"):
         frames.of_whisper(str(tmp_path / "other.pt"))
+    torch.save({"dims": {}, "model_state_dict": {}}, tmp_path / "no-dims.pt")
+    with pytest.raises(ValueError, match="is not a Whisper checkpoint: its dims lack"):
+        frames.of_whisper(str(tmp_path / "no-dims.pt"))
     content = {"dims": vars(DIMS), "model_state_dict": {}}
     torch.save(content, tmp_path / "empty.pt")
     with pytest.raises(ValueError, match="does not hold the encoder of its dims"):

@@ -26,6 +26,7 @@ from whisper.tokenizer import Tokenizer
 
 from speechfuse.artifact import replacing
 from speechfuse.quantizer import model
+from speechfuse.quantizer.checkpoints import POSITION_RATE, read_torch, read_whisper
 from speechfuse.quantizer.model import FFN_MULT, Quantizer, QuantizerConfig
 
 FILE = "decoder.safetensors"
@@ -122,18 +123,22 @@ class CodeTranscriber:
         self.language = language
 
     @classmethod
-    def load(cls, path: Path, whisper: Path | None, language: str = "en") -> "CodeTranscriber":
+    def load(
+        cls, path: Path, whisper: Path | None, language: str = "en", window: float | None = None
+    ) -> "CodeTranscriber":
         """Return the transcriber of the quantizer at `path`: a folder of ours or a published
-        `.model` file. `whisper` is the openai-whisper `.pt` that it was trained on. Raises
-        ValueError without `whisper`, for a Whisper with another encoder than the quantizer's, and
-        for a quantizer without a decoding half."""
+        `.model` file cut to `window`, as Quantizer.load takes it. `whisper` is the openai-whisper
+        `.pt` that it was trained on; it gets the quantizer's window. Raises ValueError without
+        `whisper`, for a Whisper with another encoder than the quantizer's, and for a quantizer
+        without a decoding half."""
         if whisper is None:
             raise ValueError(
                 f"{path} needs its Whisper to decode with: set whisper to the openai-whisper .pt "
                 "that it was trained on"
             )
-        path, teacher = Path(path), load_whisper(Path(whisper))
-        config, tensors = model.read_tensors(path, whisper)
+        path = Path(path)
+        config, tensors = model.read_tensors(path, whisper, window)
+        teacher = load_whisper(Path(whisper), config.n_audio_ctx / POSITION_RATE)
         first = "encoder.conv1.weight"
         if not torch.equal(tensors[first], teacher.get_parameter(first)):
             raise ValueError(
@@ -143,7 +148,7 @@ class CodeTranscriber:
         if path.is_dir():
             shape, state = _state_of_ours(path)
         else:
-            content = model.read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
+            content = read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
             shape, state = _state_of_published(path, content, config)
             if not (content.get("tunables") or {}).get("mask_embs"):
                 codebook[-1] = codebook[0]  # the oldest models have no mask code: code 0 is padding
@@ -186,10 +191,11 @@ class CodeTranscriber:
         return texts
 
 
-def load_whisper(path: Path) -> Whisper:
-    """Return a frozen openai-whisper model in float32. Raises ValueError when the file holds none,
-    or one whose vocabulary is smaller than that of Whisper's tokenizers."""
-    content = model.read_torch(path, {"dims", "model_state_dict"}, "Whisper checkpoint")
+def load_whisper(path: Path, window: float | None = None, downsample: int = 1) -> Whisper:
+    """Return a frozen openai-whisper model in float32, its encoder cut to `window` seconds. Raises
+    ValueError as read_whisper, and for a model whose vocabulary is smaller than that of
+    Whisper's tokenizers."""
+    content = read_whisper(path, window, downsample)
     try:
         teacher = Whisper(ModelDimensions(**content["dims"]))
         teacher.load_state_dict(content["model_state_dict"])

@@ -5,7 +5,9 @@ In: mono float32 waveforms at 16 kHz, each no longer than the encoder's window. 
 openai-whisper checkpoint. A recipe names one by dotted path:
 
     {_component_: speechfuse.quantizer.of_quantizer, checkpoint: recipes/demo/models/quantizer}
-    {_component_: speechfuse.quantizer.of_whisper, checkpoint: models/medium.pt}
+    {_component_: speechfuse.quantizer.of_whisper, checkpoint: models/medium.pt, window: 5.0}
+
+`window` cuts a Whisper's encoder to so many seconds, see checkpoints.read_whisper.
 """
 
 from pathlib import Path
@@ -19,15 +21,8 @@ from whisper import log_mel_spectrogram
 from whisper.model import AudioEncoder
 
 from speechfuse.audio.decoding import SAMPLE_RATE
-from speechfuse.quantizer.model import (
-    ENCODER_DIMS,
-    Quantizer,
-    QuantizerConfig,
-    below,
-    padded,
-    read_ours,
-    read_torch,
-)
+from speechfuse.quantizer.checkpoints import ENCODER_DIMS, read_whisper
+from speechfuse.quantizer.model import Quantizer, QuantizerConfig, below, padded, read_ours
 
 
 class FrameEncoder(Quantizer):
@@ -83,25 +78,28 @@ class _Whisper(FrameEncoder):
         return self.encoder(mels)
 
 
-def of_quantizer(checkpoint: str, whisper: str | None = None) -> FrameEncoder:
+def of_quantizer(
+    checkpoint: str, whisper: str | None = None, window: float | None = None
+) -> FrameEncoder:
     """Return the encoder of a quantizer, ours or a published WhisperVQ with its `whisper`. Raises
     ValueError for another file."""
-    return FrameEncoder.load(Path(checkpoint), Path(whisper) if whisper else None)  # type: ignore[return-value]
+    path = Path(whisper) if whisper else None
+    return FrameEncoder.load(Path(checkpoint), path, window)  # type: ignore[return-value]
 
 
-def trained(folder: Path) -> FrameEncoder:
+def trained(folder: Path, window: float | None = None) -> FrameEncoder:
     """Return the encoder that a training wrote to `folder`, of either kind. Raises ValueError for
     another folder."""
     kind = FrameEncoder if read_ours(folder)[0].codes else _Whisper
-    return kind.load(folder)  # type: ignore[return-value]
+    return kind.load(folder, window=window)  # type: ignore[return-value]
 
 
-def of_whisper(checkpoint: str) -> FrameEncoder:
+def of_whisper(checkpoint: str, window: float | None = None) -> FrameEncoder:
     """Return the encoder of an openai-whisper `.pt` file, or of the folder of one that a training
     wrote. Raises ValueError for another file."""
     if Path(checkpoint).is_dir():
-        return trained(Path(checkpoint))
-    content = read_torch(Path(checkpoint), {"dims", "model_state_dict"}, "Whisper checkpoint")
+        return trained(Path(checkpoint), window)
+    content = read_whisper(Path(checkpoint), window)
     sizes = {name: content["dims"][name] for name in ENCODER_DIMS}
     encoder = _Whisper(QuantizerConfig(0, 0, 1, False, **sizes))
     try:

@@ -10,7 +10,6 @@ mel space.
 
 import hashlib
 import json
-import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,11 +28,16 @@ from whisper.model import AudioEncoder
 from speechfuse.artifact import replacing, write_json
 from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.components import Count
+from speechfuse.quantizer.checkpoints import (
+    ENCODER_DIMS,
+    POSITION_RATE,
+    read_torch,
+    read_whisper,
+)
 
 PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
 FFN_MULT = 4  # RQBottleneckTransformer's default, never changed in a published model
 Codes = Annotated[int, Ge(1), Le(65_535)]  # with the mask code they fit into uint16
-ENCODER_DIMS = ("n_mels", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer")
 
 
 @dataclass
@@ -192,11 +196,14 @@ class Quantizer(nn.Module):
         write_json(folder / "config.json", asdict(self.config))
 
     @classmethod
-    def load(cls, path: Path, whisper: Path | None = None) -> "Quantizer":
+    def load(
+        cls, path: Path, whisper: Path | None = None, window: float | None = None
+    ) -> "Quantizer":
         """Read ours (a folder) or a published WhisperVQ (a `.model` file, with `whisper` = the
-        openai-whisper `.pt` that its config names). Raises ValueError for what does not fit."""
+        openai-whisper `.pt` that its config names, cut to `window`, see read_whisper). Raises
+        ValueError for what does not fit."""
         path = Path(path)
-        config, tensors = read_tensors(path, whisper)
+        config, tensors = read_tensors(path, whisper, window)
         model = cls(config)
         try:
             model.load_state_dict(tensors)
@@ -225,44 +232,38 @@ def padded(
     return window
 
 
-def read_tensors(path: Path, whisper: Path | None) -> tuple[QuantizerConfig, dict[str, Tensor]]:
+def read_tensors(
+    path: Path, whisper: Path | None, window: float | None = None
+) -> tuple[QuantizerConfig, dict[str, Tensor]]:
     """Shape and tensors, under our names, of a quantizer as Quantizer.load reads it."""
-    return read_ours(path) if path.is_dir() else read_published(path, whisper)
+    return read_ours(path, window) if path.is_dir() else read_published(path, whisper, window)
 
 
-def read_ours(folder: Path) -> tuple[QuantizerConfig, dict[str, Tensor]]:
-    """Shape and tensors of a folder that Quantizer.save wrote. Raises ValueError for another."""
+def read_ours(
+    folder: Path, window: float | None = None
+) -> tuple[QuantizerConfig, dict[str, Tensor]]:
+    """Shape and tensors of a folder that Quantizer.save wrote. Raises ValueError for another, and
+    for one with another window than `window` seconds."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not a quantizer: it has no {name}")
     try:
         config = QuantizerConfig(**json.loads((folder / "config.json").read_text()))
-        return config, load_file(folder / "model.safetensors")
+        tensors = load_file(folder / "model.safetensors")
     except (TypeError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{folder} is not a quantizer of ours: {error}") from None
-
-
-def read_torch(path: Path, keys: set[str], what: str) -> dict:
-    """The dict in a torch file of plain values and tensors. Raises ValueError, which calls the file
-    a `what`, where it is another file or lacks one of `keys`."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {what} at {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
-        # what torch says of it advises weights_only=False, which would run what the file holds
+    if window not in (None, own := config.n_audio_ctx / POSITION_RATE):
         raise ValueError(
-            f"{path} is not a {what}: it is no torch file of plain values and tensors, or damaged"
-        ) from None
-    if not isinstance(content, dict) or not keys <= set(content):
-        raise ValueError(f"{path} is not a {what}: it must hold {sorted(keys)}")
-    return content
+            f"window={window:g}: {folder} was trained with a window of {own:g} s and has no other"
+        )
+    return config, tensors
 
 
 def read_published(
-    path: Path, whisper_path: Path | None
+    path: Path, whisper_path: Path | None, window: float | None = None
 ) -> tuple[QuantizerConfig, dict[str, Tensor]]:
-    """Shape and tensors, under our names, of a published WhisperVQ and its Whisper's encoder."""
+    """Shape and tensors, under our names, of a published WhisperVQ and its Whisper's encoder, cut
+    to `window` seconds."""
     published = read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
     config, tunables = published["config"], published.get("tunables") or {}
     name = config.get("whisper_model_name", "tiny.en")
@@ -280,7 +281,7 @@ def read_published(
                 f"{path}: unsupported {key}; WhisperVQ has q_depth 1, use_cosine_sim and no "
                 "downsample_conv"
             )
-    teacher = read_torch(Path(whisper_path), {"dims", "model_state_dict"}, "Whisper checkpoint")
+    teacher = read_whisper(Path(whisper_path), window, config["downsample"])
     dims, state = teacher["dims"], published["state_dict"]
     tensors = below(state, "mlp.", "mlp_ln.")
     try:

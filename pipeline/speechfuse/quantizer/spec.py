@@ -35,6 +35,7 @@ class EncoderSpec:
 class QuantizerSpec:
     checkpoint: str = key("folder of ours, or a published WhisperVQ .model file")
     whisper: str | None = key("openai-whisper .pt beside a .model", None)
+    window: float | None = key("seconds that the .pt's encoder is cut to; null: all, 30", None)
     dtype: str = key("float32 (exact) or bfloat16 (faster; changes some codes)", "float32")
 
     def load(self, device: str) -> "Quantizer":
@@ -43,7 +44,7 @@ class QuantizerSpec:
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"quantizer.dtype={self.dtype!r}: choose float32 or bfloat16")
         check_files(self.checkpoint, self.whisper)
-        return _quantizer(self.checkpoint, self.whisper, self.dtype, device)
+        return _quantizer(self.checkpoint, self.whisper, self.window, self.dtype, device)
 
 
 @cache
@@ -62,13 +63,15 @@ def check_files(checkpoint: str | None, whisper: str | None) -> None:
 
 
 @cache
-def _quantizer(path: str, whisper: str | None, dtype: str, device: str) -> "Quantizer":
+def _quantizer(
+    path: str, whisper: str | None, window: float | None, dtype: str, device: str
+) -> "Quantizer":
     import torch
 
     from speechfuse.quantizer.model import Quantizer
 
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
-    quantizer = Quantizer.load(Path(path), Path(whisper) if whisper else None)
+    quantizer = Quantizer.load(Path(path), Path(whisper) if whisper else None, window)
     quantizer.dtype = getattr(torch, dtype)
     return quantizer.to(device)
