@@ -136,7 +136,7 @@ def main(job: TrainQuantizer) -> None:
     ):
         return
     mels = out / "mels"
-    make(specs, work.plan, mels, method.window, runtime.workers)
+    make(specs, work.plan, mels, method.window, runtime.workers, runtime.device)
     loaded = {name: load(mels / name, method.window, runtime.max_reject_rate) for name in specs}
     trainee = method.begin(loaded["corpus"][0], loaded["validation"][0], device)
     losses = train(job, method, trainee)

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from whisper.model import ModelDimensions, Whisper
+from torch.distributed import checkpoint as dcp
+from whisper.model import AudioEncoder, ModelDimensions, Whisper
 
 from speechfuse import config, workers
 from speechfuse.audio import espeak_ng
 from speechfuse.quantizer.decoder import CodeTranscriber
-from speechfuse.quantizer.model import Quantizer
+from speechfuse.quantizer.frames import of_whisper
+from speechfuse.quantizer.model import Quantizer, padded
 from speechfuse.quantizer.training import distillation, mels, phonemes
 from speechfuse.scores.word_errors import word_error_rate
 from stages import train_quantizer
@@ -49,7 +51,10 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are made in this process: a worker would spend seconds on its imports."""
 
     def run(function: Any, tasks: list[tuple], *_: Any) -> Iterator[Any]:
-        yield from (function(*task) for task in tasks)
+        for task in tasks:
+            with torch.random.fork_rng():  # a worker's random state is its own
+                result = function(*task)
+            yield result
 
     monkeypatch.setattr(workers, "processes", run)
 
@@ -192,6 +197,121 @@ def test_phonemes_resume_from_before_and_after_the_codebook_starts(
         torch.rand(3)
         train_quantizer.main(what)
         assert made(tmp_path / f"{step}") == made(tmp_path / "whole")
+
+
+def on_whisper(teacher: Path) -> dict[str, Any]:
+    bottleneck = {name: PHONEMES["model"][name] for name in ("codes", "codebook_dim")}
+    bottleneck |= {"downsample": 2, "downsample_mean": True}
+    return PHONEMES | {"whisper": str(teacher), "window": 1.6, "model": bottleneck}
+
+
+@pytest.fixture(scope="module")
+def heard(teacher: Path, corpus: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phonemes on a Whisper, made whole, by real worker processes."""
+    out = tmp_path_factory.mktemp("heard") / "quantizer"
+    train_quantizer.main(job(out, corpus, on_whisper(teacher)))
+    return out
+
+
+def test_phonemes_on_a_whisper_are_its_encoder_and_a_codebook(heard: Path, teacher: Path) -> None:
+    ours, genuine = Quantizer.load(heard), of_whisper(str(teacher), 1.6)
+    assert ours.window == 1.6 and ours.identity == totals(heard)["identity"]
+    theirs = genuine.encoder.state_dict()
+    assert all(torch.equal(ours.encoder.state_dict()[name], theirs[name]) for name in theirs)
+    assert ours.codebook[:64].norm(dim=-1).allclose(torch.ones(64)) and not ours.codebook[64].any()
+    assert totals(heard)["codes_used"] > 1 and totals(heard)["pnmi"] > 0
+    manifest = json.loads((heard / "manifest.json").read_text())
+    assert manifest["inputs"]["whisper"] == hashlib.sha256(teacher.read_bytes()).hexdigest()
+    assert "phonemes.safetensors" in manifest["outputs"]
+    guess = phonemes.Guess(str(heard))
+    assert len(guess.phonemes) == totals(heard)["phonemes"] and phonemes.SILENCE in guess.phonemes
+    with espeak_ng.EspeakLibrary() as engine:
+        said = engine.speak("red cat", espeak_ng.EspeakVoice("en-us+Annie")).waveform
+    mel = torch.nn.functional.pad(ours.mel(said), (0, 160), value=-1.5)[None, :, :160]
+    likely = guess.embed(mel).unflatten(-1, (2, -1))
+    assert likely.shape == (1, 40, 2, len(guess.phonemes))
+    assert likely.sum(-1).detach().allclose(torch.ones(1, 40, 2))
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_whisper_hears_each_clip_once_and_a_stopped_training_ends_alike(
+    heard: Path, teacher: Path, corpus: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, forward = [], AudioEncoder.forward
+
+    def counted(self: AudioEncoder, mel: torch.Tensor) -> torch.Tensor:
+        clips.append(len(mel))
+        return forward(self, mel)
+
+    monkeypatch.setattr(AudioEncoder, "forward", counted)
+    for step in (3, 7):  # the codebook starts at step 6
+        clips.clear()
+        what = job(tmp_path / f"{step}", corpus, on_whisper(teacher))
+        run_until(step, what, phonemes.Phonemes)
+        assert sum(clips) == 12
+        torch.rand(3)
+        train_quantizer.main(what)
+        assert sum(clips) == 12 + 6  # those of validation once more, by the finished quantizer
+        assert made(tmp_path / f"{step}") == made(heard)
+        state = dcp.FileSystemReader(tmp_path / f"{step}" / "state" / "step_6").read_metadata()
+        saved = [name for name in state.state_dict_metadata if name.startswith("model.")]
+        assert len(saved) > 10 and not any("encoder" in name for name in saved)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_small_ear_learns_from_what_a_whisper_hears_in_clips_without_text(
+    heard: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "speech"
+    folder.mkdir()
+    with espeak_ng.EspeakLibrary() as engine:
+        for text in TEXTS:
+            said = engine.speak(text, espeak_ng.EspeakVoice("en-us+Annie")).waveform
+            soundfile.write(folder / f"{text}.wav", said[:24_000], 16_000)
+    spec = {"_component_": "speechfuse.corpora.folder", "path": str(folder)}
+    method = PHONEMES | {"labels_from": {"checkpoint": str(heard)}}
+    train_quantizer.main(job(tmp_path / "whole", spec, method))
+    what = job(tmp_path / "stopped", spec, method)
+    run_until(7, what, phonemes.Phonemes)
+    torch.rand(3)
+    train_quantizer.main(what)
+    found = totals(tmp_path / "whole")
+    assert made(tmp_path / "whole") == made(tmp_path / "stopped")
+    assert found["phonemes"] == totals(heard)["phonemes"] and found["pnmi"] > 0
+    assert found["speech"]["corpus"]["rejected"] == {}
+    assert Quantizer.load(tmp_path / "whole").config.n_audio_state == 16
+    kept = config.instantiate(method)
+    plan = {"mels": config.instantiate(spec).plan(250)}
+    mels.make({"mels": spec}, plan, tmp_path, kept.window, 1)
+    clips, _ = mels.load(tmp_path / "mels", kept.window, 0.0)
+    guess = phonemes.Guess(str(heard))
+    windows = padded([each.mel for each in clips], len(clips), guess.config)
+    for each, likely in zip(clips, guess.embed(windows), strict=True):
+        assert each.taught.shape[0] == each.frames // 4
+        assert np.allclose(each.taught, likely[: len(each.taught)].detach(), atol=1e-3)
+    kept.begin(clips, clips, "cpu")
+    _, targets = phonemes.batch(kept.training, 200, 4, 0, 0)
+    known = targets.float().sum(-1)
+    assert targets.shape == (4, 100, found["phonemes"]) and 0 < (known > 0).float().mean() < 1
+    assert known[known > 0].numpy() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": 1.0}, "window belongs to whisper"),
+        ({"whisper": "TEACHER", "window": 1.6}, "n_audio_ctx is that of .*tiny.pt: leave it out"),
+        ({"labels_from": {"checkpoint": "DISTILLED"}}, "has no phonemes.safetensors: make it by"),
+        ({"labels_from": {"folder": "x"}}, "Guess: unknown argument 'folder'"),
+    ],
+)
+def test_phonemes_refuse_what_does_not_fit(teacher, distilled, changes, message):
+    places = {"TEACHER": str(teacher), "DISTILLED": str(distilled)}
+    text = json.dumps(PHONEMES | changes)
+    for name, place in places.items():
+        text = text.replace(name, place)
+    with pytest.raises(ValueError, match=message):
+        config.instantiate(json.loads(text))
 
 
 @pytest.mark.usefixtures("inline")

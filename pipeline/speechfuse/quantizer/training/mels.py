@@ -1,13 +1,15 @@
 """Training data of a quantizer: the log-mels of a corpus, on disk, with texts and phonemes.
 
 In: a corpus and its plan. Out: for each shard <folder>/00007.npy (float16, 58 MB an hour of speech
-with 80 mels) and 00007.json, which is written last. Made in worker processes; a shard that exists
-is not made again. Mels are memory-mapped; texts and phonemes are in memory.
+with 80 mels) and 00007.json, which is written last. What a frozen model makes of each mel, where a
+method learns from one, lies beside it: <folder>/taught/00007.npy (float16) and 00007.json, so that
+no training step runs that model. Made in worker processes; a shard that exists is not made again.
+Arrays are memory-mapped; texts and phonemes are in memory.
 """
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +22,26 @@ from speechfuse import artifact, workers
 from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.corpora.clip import Clip
 from speechfuse.quantizer import tokenize
-from speechfuse.quantizer.model import log_mel
+from speechfuse.quantizer.model import log_mel, padded
 from speechfuse.rows.making import component
 from speechfuse.rows.rejects import Reject
 
 MEL_RATE = 100  # frames a second
 SHORTEST = 0.04  # seconds: one code
+BATCH = 16  # clips that a frozen model reads at once
 
 
 @dataclass(frozen=True)
 class Example:
     """A clip to train on. `stored`: its mel, float16 (n_mels * frames,), mapped from disk;
-    `phonemes`: (start in seconds, name) of each."""
+    `phonemes`: (start in seconds, name) of each; `taught`: what the frozen model made of it,
+    float16 (rows, width), mapped from disk."""
 
     stored: np.ndarray
     n_mels: int
     text: str | None
     phonemes: list[tuple[float, str]]
+    taught: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float16))
 
     @property
     def frames(self) -> int:
@@ -50,11 +55,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Window:
-    """The clips that a method trains on: at most `seconds` long, with `needs`, text or phonemes."""
+    """The clips that a method trains on: at most `seconds` long, with `needs`, text or phonemes.
+
+    `teacher`: {_component_: ...} of a frozen model that has a Quantizer's `config` and `embed`, by
+    which each clip is embedded once; `whole`: of it all rows of the window are kept, those of the
+    padding included, else the clip's own.
+    """
 
     n_mels: int
     seconds: float
-    needs: str
+    needs: str | None
+    teacher: dict[str, Any] = field(default_factory=dict)
+    whole: bool = False
 
 
 def make(
@@ -63,9 +75,10 @@ def make(
     folder: Path,
     window: Window,
     processes: int,
+    device: str = "cpu",
 ) -> None:
     """Make the missing shards of the corpora `specs` {name: {_component_, ...}}, each in
-    <folder>/<name>."""
+    <folder>/<name>; the window's teacher runs on `device`, see workers.processes."""
     tasks = [
         (specs[name], shard, folder / name / f"{i:05d}.json", window)
         for name, plan in plans.items()
@@ -76,6 +89,12 @@ def make(
     stored = workers.processes(_store, missing, processes, "cpu")
     for _ in tqdm(stored, "mels", len(tasks), initial=done, unit="shard"):
         pass
+    if window.teacher:
+        untaught = [(path, window) for *_, path, _ in tasks if not _taught(path).exists()]
+        taught = workers.processes(_teach, untaught, processes, device)
+        done = len(tasks) - len(untaught)
+        for _ in tqdm(taught, "teacher", len(tasks), initial=done, unit="shard"):
+            pass
 
 
 def load(
@@ -89,13 +108,8 @@ def load(
     for path in sorted(folder.glob("*.json")):
         shard = json.loads(path.read_text("utf-8"))
         rejects += shard["rejects"]
-        stored = np.load(path.with_suffix(".npy"), mmap_mode="r")
-        start = 0
-        for row in shard["rows"]:
-            end = start + row["frames"] * window.n_mels
-            phonemes = [(second, name) for second, name in row["phonemes"]]
-            examples.append(Example(stored[start:end], window.n_mels, row["text"], phonemes))
-            start, frames = end, frames + row["frames"]
+        examples += _examples(path, window, shard["rows"])
+        frames += sum(row["frames"] for row in shard["rows"])
     clips = len(examples) + len(rejects)
     if not examples or len(rejects) > max_reject_rate * clips:
         first = f"; first: {rejects[0]['id']}: {rejects[0]['reason']}" if rejects else ""
@@ -106,6 +120,48 @@ def load(
     kinds = Counter(reject["reason"].partition(":")[0] for reject in rejects)
     hours = round(frames / MEL_RATE / 3600, 3)
     return examples, {"hours": hours, "clips": clips, "rejected": dict(sorted(kinds.items()))}
+
+
+def _examples(path: Path, window: Window, rows: list[dict[str, Any]]) -> list[Example]:
+    """The examples of one shard, with what they were taught where that has been made."""
+    stored = np.load(path.with_suffix(".npy"), mmap_mode="r")
+    parts = np.split(stored, np.cumsum([row["frames"] * window.n_mels for row in rows]))
+    examples = [
+        Example(part, window.n_mels, row["text"], [(s, n) for s, n in row["phonemes"]])
+        for part, row in zip(parts, rows, strict=False)
+    ]
+    if not window.teacher or not (counts := _taught(path)).exists():
+        return examples
+    taught = np.load(counts.with_suffix(".npy"), mmap_mode="r")
+    parts = np.split(taught, np.cumsum(json.loads(counts.read_text("utf-8"))))
+    return [replace(each, taught=part) for each, part in zip(examples, parts, strict=False)]
+
+
+def _taught(path: Path) -> Path:
+    return path.parent / "taught" / path.name
+
+
+def _teach(path: Path, window: Window) -> None:
+    """Embed the clips of one shard by the teacher, in a worker process."""
+    torch.set_num_threads(1)
+    teacher = component(window.teacher).to(workers.device())
+    examples = _examples(path, window, json.loads(path.read_text("utf-8"))["rows"])
+    taught: list[np.ndarray] = []
+    for start in range(0, len(examples), BATCH):
+        part = examples[start : start + BATCH]
+        mels = padded([each.mel for each in part], len(part), teacher.config, workers.device())
+        with torch.inference_mode():
+            embedded = teacher.embed(mels).half().cpu().numpy()
+        per_row = 2 * teacher.config.downsample
+        counts = [None if window.whole else each.frames // per_row for each in part]
+        taught += [rows[:count] for rows, count in zip(embedded, counts, strict=True)]
+    _save(_taught(path), taught or [np.zeros((0, 1), np.float16)])
+    artifact.write_json(_taught(path), [len(rows) for rows in taught])
+
+
+def _save(path: Path, parts: list[np.ndarray]) -> None:
+    with artifact.replacing(path.with_suffix(".npy")) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.concatenate(parts))
 
 
 def _store(corpus: dict[str, Any], shard: dict[str, Any], path: Path, window: Window) -> None:
@@ -119,8 +175,7 @@ def _store(corpus: dict[str, Any], shard: dict[str, Any], path: Path, window: Wi
         else:
             rows.append({"frames": mel.shape[1], "text": clip.text, "phonemes": clip.phonemes})
             mels.append(mel.ravel())
-    with artifact.replacing(path.with_suffix(".npy")) as temporary, open(temporary, "wb") as file:
-        np.save(file, np.concatenate(mels))
+    _save(path, mels)
     artifact.write_json(path, {"rows": rows, "rejects": rejects})
 
 
@@ -129,7 +184,7 @@ def _mel_of(clip: Clip | Reject, window: Window) -> np.ndarray | Reject:
     into which piece is not known."""
     if isinstance(clip, Reject):
         return clip
-    needed = getattr(clip, window.needs)
+    needed = getattr(clip, window.needs) if window.needs else True
     if not (needed.strip() if isinstance(needed, str) else needed):
         return Reject(clip.id, f"no {window.needs}: training needs it")
     try:

@@ -1,9 +1,10 @@
-"""Training a small quantizer of the WhisperVQ class on speech whose phonemes are known.
+"""Training a quantizer of the WhisperVQ class on phonemes.
 
-In: clips with phoneme times (synthetic speech gives them for free). Out: a Quantizer. Where
+In: clips with phoneme times (espeak-ng gives them for free), or any clips and a quantizer of this
+kind on a Whisper, whose guess of the phonemes then stands for them. Out: a Quantizer. Where
 WhisperVQ distils a large Whisper, this one learns from framewise phoneme targets through the same
-bottleneck: encoder, mean downsampling, MLP, cosine codebook trained by vector-quantize-pytorch
-(EMA). Each 40 ms token predicts the phonemes of its two 20 ms halves.
+bottleneck: encoder, its own or a frozen Whisper's, downsampling, MLP, cosine codebook trained by
+vector-quantize-pytorch (EMA). Each 40 ms token predicts the phonemes of its two 20 ms halves.
 
 A method of `stages.train_quantizer` is a class with
 
@@ -16,6 +17,7 @@ A method of `stages.train_quantizer` is a class with
     finish(out)  -> (totals, files written)
 """
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,14 +28,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Lt
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
-from speechfuse import config
+from speechfuse import artifact, config
 from speechfuse.components import OpenShare
-from speechfuse.quantizer.model import PADDING, Quantizer, QuantizerConfig, padded
+from speechfuse.quantizer.model import ENCODER_DIMS, PADDING, Quantizer, QuantizerConfig, padded
 from speechfuse.quantizer.training.mels import Example, Window
 
+HEAD = "phonemes.safetensors"  # beside a quantizer on a Whisper: what names its phonemes
 SILENCE = "_"
 UNKNOWN = -1  # label of a phoneme that is no class, and of padding; it has no loss
 FRAMES_PER_LABEL = 2  # mel frames (10 ms) per phoneme label (20 ms)
@@ -41,7 +46,8 @@ FRAMES_PER_LABEL = 2  # mel frames (10 ms) per phoneme label (20 ms)
 
 @dataclass(frozen=True)
 class Labelled:
-    """`labels`: int64 (frames // 2,), indices into the phoneme list."""
+    """`labels`: int64 (frames // 2,), indices into the phoneme list, or their probabilities,
+    float16 (tokens * downsample, phonemes)."""
 
     example: Example
     labels: Tensor
@@ -54,7 +60,7 @@ def phoneme_name(name: str) -> str:
 
 def labelled(example: Example, phonemes: list[str]) -> Labelled:
     """The example with a label for each 20 ms; a phoneme that `phonemes` lacks is UNKNOWN."""
-    count = example.mel.shape[1] // FRAMES_PER_LABEL
+    count = example.frames // FRAMES_PER_LABEL
     starts = np.array([second for second, _ in example.phonemes])
     classes = {name: i for i, name in enumerate(phonemes)}
     names = [classes.get(phoneme_name(name), UNKNOWN) for _, name in example.phonemes]
@@ -71,6 +77,42 @@ def trained_codebook(dim: int, config: QuantizerConfig, decay: float) -> VectorQ
     return VectorQuantize(**shape, **average, use_cosine_sim=True)
 
 
+class Head(nn.Linear):
+    """Names the phonemes of embedded speech (batch, tokens, width): logits (batch, labels,
+    phonemes)."""
+
+    def __init__(self, config: QuantizerConfig, phonemes: int) -> None:
+        super().__init__(config.n_audio_state, config.downsample * phonemes)
+        self.phonemes = phonemes
+
+    def forward(self, embedded: Tensor) -> Tensor:
+        return super().forward(embedded).unflatten(-1, (-1, self.phonemes)).flatten(1, 2)
+
+
+class Guess(nn.Module):
+    """The phonemes of speech as the quantizer in the folder `checkpoint`, trained on a Whisper by
+    this method, hears them before its codebook. Raises ValueError for another folder."""
+
+    def __init__(self, checkpoint: str) -> None:
+        super().__init__()
+        self.quantizer = Quantizer.load(Path(checkpoint))
+        self.config, path = self.quantizer.config, Path(checkpoint) / HEAD
+        if not path.is_file():
+            raise ValueError(
+                f"{checkpoint} has no {HEAD}: make it by speechfuse.quantizer.phonemes and whisper"
+            )
+        with safe_open(path, "pt") as file:
+            self.phonemes: list[str] = json.loads(file.metadata()["phonemes"])
+        self.head = Head(self.config, len(self.phonemes))
+        self.head.load_state_dict(load_file(path))
+
+    def embed(self, mels: Tensor) -> Tensor:
+        """(batch, n_mels, window frames) -> probabilities (batch, tokens, downsample *
+        phonemes)."""
+        probabilities = self.head(self.quantizer.embed(mels)).softmax(-1)
+        return probabilities.unflatten(1, (-1, self.config.downsample)).flatten(2)
+
+
 class Trainee(nn.Module):
     """A Quantizer with the parts that only training needs: the trained codebook and the phoneme
     head."""
@@ -78,18 +120,19 @@ class Trainee(nn.Module):
     def __init__(self, quantizer: Quantizer, phonemes: int, decay: float) -> None:
         super().__init__()
         config = quantizer.config
-        self.quantizer, self.phonemes = quantizer, phonemes
+        self.quantizer = quantizer
         self.vq = trained_codebook(config.n_audio_state, config, decay)
-        self.head = nn.Linear(config.n_audio_state, config.downsample * phonemes)
+        self.head = Head(config, phonemes)
 
-    def forward(self, mels: Tensor, quantize: bool) -> tuple[Tensor, Tensor]:
-        """(batch, n_mels, frames) -> logits (batch, labels, phonemes) and the commitment loss."""
-        x = self.quantizer.embed(mels)
+    def forward(self, inputs: Tensor, quantize: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """What the encoder reads (batch, ...) -> logits (batch, labels, phonemes) before and behind
+        the codebook, and the commitment loss."""
+        x = quantized = self.quantizer.embed(inputs)
         commitment = x.new_zeros(())
         if quantize:
-            x, _, losses = self.vq(x)
+            quantized, _, losses = self.vq(x)
             commitment = losses.sum()
-        return self.head(x).unflatten(-1, (-1, self.phonemes)).flatten(1, 2), commitment
+        return self.head(x), self.head(quantized), commitment
 
     @torch.no_grad()
     def finish(self) -> Quantizer:
@@ -106,7 +149,7 @@ def batch(
     examples: Sequence[Labelled], frames: int, size: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """The windows of one step, a pure function of (seed, step): mels (size, n_mels, frames), labels
-    (size, frames // 2).
+    (size, frames // 2) or (size, frames // 2, phonemes).
 
     Most windows are filled with several utterances one after the other, since a window of silence
     teaches nothing; three in ten hold one utterance and padding, as at inference. Each utterance is
@@ -115,7 +158,9 @@ def batch(
     """
     rng = random.Random(f"{seed}/{step}")
     mels = torch.full((size, examples[0].example.n_mels, frames), PADDING)
-    labels = torch.full((size, frames // FRAMES_PER_LABEL), UNKNOWN)
+    shape, dtype = examples[0].labels.shape[1:], examples[0].labels.dtype
+    unknown = 0 if shape else UNKNOWN  # no phoneme is probable
+    labels = torch.full((size, frames // FRAMES_PER_LABEL, *shape), unknown, dtype=dtype)
     for row in range(size):
         start, single = 0, rng.random() < 0.3
         while True:
@@ -131,6 +176,30 @@ def batch(
             if single:
                 break
     return mels, labels
+
+
+def packed(
+    examples: Sequence[Labelled], downsample: int, size: int, seed: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """The clips of one step, a pure function of (seed, step), one behind the other, since nothing
+    behind the encoder sees its neighbours: its kept features (1, positions, width), and labels
+    (1, positions)."""
+    chosen = random.Random(f"{seed}/{step}").choices(examples, k=size)
+    kept = [len(each.labels) // downsample * downsample for each in chosen]
+    both = list(zip(chosen, kept, strict=True))
+    features = np.concatenate([each.example.taught[:count] for each, count in both])
+    labels = torch.cat([each.labels[:count] for each, count in both])
+    return torch.from_numpy(features).float()[None], labels[None]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of logits (batch, labels, phonemes) to labels (batch, labels) or to probabilities (batch,
+    labels, phonemes), the mean over those that are known."""
+    logits = logits.flatten(0, 1)
+    if labels.ndim == 2:
+        return F.cross_entropy(logits, labels.flatten(), ignore_index=UNKNOWN)
+    targets = labels.float().flatten(0, 1)
+    return F.cross_entropy(logits, targets, reduction="sum") / targets.sum()
 
 
 def _disturb(mel: Tensor, rng: random.Random) -> Tensor:
@@ -168,48 +237,100 @@ def phoneme_information(codes: np.ndarray, labels: np.ndarray) -> float:
 
 
 class Phonemes:
-    """The method that needs no teacher. `model`: the keys of QuantizerConfig; `quantize_from`: the
-    share of the steps before the codebook starts; `decay`: of its moving average."""
+    """The method that needs phonemes in place of a Whisper's text decoder.
 
-    inputs: dict[str, str] = {}  # noqa: RUF012
+    model          the keys of QuantizerConfig; with `whisper` without those of the encoder
+    quantize_from  share of the steps before the codebook starts
+    decay          of the codebook's moving average
+    whisper        openai-whisper's `.pt`, whose encoder, cut to `window` seconds, is taken and
+                   stays as it is; what it makes of the clips is computed once
+    labels_from    {checkpoint: folder that this method made with `whisper`}: its guess of the
+                   phonemes, of the undisturbed clips, is the target; they need have none themselves
+    """
 
     def __init__(
         self,
         model: dict[str, Any],
         quantize_from: Annotated[float, Ge(0), Lt(1)] = 0.4,
         decay: OpenShare = 0.95,
+        whisper: str | None = None,
+        window: float | None = None,
+        labels_from: dict[str, Any] | None = None,
     ) -> None:
+        self.inputs, self.encoder, self.guess = dict[str, str](), None, None
+        needs: str | None = "phonemes"
+        teacher: dict[str, Any] = {}
+        if (whisper and labels_from) or (window and not whisper):
+            raise ValueError("method: window belongs to whisper, and labels_from to no whisper")
+        if whisper:
+            teacher = {"_component_": "speechfuse.quantizer.of_whisper", "checkpoint": whisper}
+            teacher |= {"window": window}
+            heard = config.instantiate(teacher)
+            if own := sorted({*ENCODER_DIMS} & {*model}):
+                raise ValueError(f"method.model: {own[0]} is that of {whisper}: leave it out")
+            model = model | {name: getattr(heard.config, name) for name in ENCODER_DIMS}
+            self.inputs["whisper"] = artifact.sha256_of(Path(whisper))
         shape = {"_component_": "speechfuse.quantizer.model.QuantizerConfig", **model}
         self.quantizer = Quantizer(config.instantiate(shape))
+        n_mels, seconds = self.quantizer.config.n_mels, self.quantizer.window
+        if whisper:
+            self.encoder, self.quantizer.encoder = heard.encoder, nn.Identity()
+        if labels_from:
+            teacher = {"_component_": f"{__name__}.Guess", **labels_from}
+            self.guess = config.instantiate(teacher)
+            needs, seconds = None, min(seconds, self.guess.quantizer.window)
+            if self.guess.config.n_mels != n_mels:
+                raise ValueError(f"method.model.n_mels={n_mels}: labels_from has another")
+            self.inputs["labels_from"] = artifact.fingerprint_of(Path(labels_from["checkpoint"]))
         self.quantize_from, self.decay = quantize_from, decay
-        self.window = Window(self.quantizer.config.n_mels, self.quantizer.window, "phonemes")
+        self.window = Window(n_mels, seconds, needs, teacher)
 
     def begin(self, training: list[Example], validation: list[Example], device: str) -> nn.Module:
         names = {phoneme_name(name) for each in training for _, name in each.phonemes}
-        self.phonemes = sorted(names | {SILENCE})
-        self.training = [labelled(each, self.phonemes) for each in training]
-        self.validation = [labelled(each, self.phonemes) for each in validation]
+        self.phonemes = self.guess.phonemes if self.guess else sorted(names | {SILENCE})
+        self.training = [self._labelled(each) for each in training]
+        self.validation = [self._labelled(each) for each in validation]
         self.trainee = Trainee(self.quantizer, len(self.phonemes), self.decay).to(device)
         return self.trainee
 
+    def _labelled(self, example: Example) -> Labelled:
+        if self.guess is None:
+            return labelled(example, self.phonemes)
+        guessed = torch.from_numpy(np.array(example.taught))
+        return Labelled(example, guessed.view(-1, len(self.phonemes)))
+
     def losses(self, step: int, steps: int, size: int, seed: int) -> dict[str, Tensor]:
         device = self.quantizer.codebook.device
-        mels, labels = batch(self.training, self.quantizer.frames, size, seed, step)
+        if self.encoder:
+            downsample = self.quantizer.config.downsample
+            inputs, labels = packed(self.training, downsample, size, seed, step)
+        else:
+            inputs, labels = batch(self.training, self.quantizer.frames, size, seed, step)
         quantize = step >= self.quantize_from * steps
-        logits, commitment = self.trainee(mels.to(device), quantize)
-        targets = labels.to(device).flatten()
-        loss = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=UNKNOWN)
-        return {"loss": loss, "commitment": commitment}
+        before, behind, commitment = self.trainee(inputs.to(device), quantize)
+        found = {"loss": cross_entropy(behind, labels.to(device)), "commitment": commitment}
+        if self.encoder:  # for labels_from the head must go on to know what has had no codebook
+            found["before"] = cross_entropy(before, labels.to(device))
+        return found
 
     def finish(self, out: Path) -> tuple[dict[str, Any], list[Path]]:
         """Write the quantizer. Returns (totals, files); totals are the phoneme-normalised mutual
         information of codes and phonemes on the validation clips, and the codes in use."""
         model = self.trainee.finish()
+        files = [out / "config.json", out / "model.safetensors"]
+        if self.encoder:
+            model.encoder = self.encoder.to(model.codebook.device)
+            # one entry only: safetensors writes several in a random order
+            metadata = {"phonemes": json.dumps(self.phonemes)}
+            files.append(out / HEAD)
+            with artifact.replacing(out / HEAD) as temporary:
+                save_file(self.trainee.head.state_dict(), temporary, metadata)
         codes, labels = [], []
         for item in self.validation:
             code_of_label = codes_of(model, [item.example])[0].repeat(FRAMES_PER_LABEL)
             codes.append(code_of_label[: len(item.labels)])
-            labels.append(item.labels.numpy())
+            likeliest = item.labels.argmax(-1) if self.guess else item.labels
+            labels.append(likeliest.numpy())
         every_code, every_label = np.concatenate(codes), np.concatenate(labels)
         has_label = every_label != UNKNOWN
         totals = {
@@ -219,7 +340,7 @@ class Phonemes:
             "codes_used": len(np.unique(every_code)),
         }
         model.save(out)
-        return totals, [out / "config.json", out / "model.safetensors"]
+        return totals, files
 
 
 phonemes = Phonemes  # its name in YAML
