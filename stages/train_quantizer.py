@@ -130,7 +130,7 @@ def main(job: TrainQuantizer) -> None:
         for name, corpus in corpora.items()
     }
     inputs |= method.inputs
-    work = artifact.Artifact(out, "train_quantizer", 3, asdict(job), inputs)
+    work = artifact.Artifact(out, "train_quantizer", 4, asdict(job), inputs)
     if not work.begin(
         lambda: {name: corpus.plan(SHARD) for name, corpus in corpora.items()}, fresh=job.fresh
     ):

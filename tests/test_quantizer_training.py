@@ -6,6 +6,7 @@ shown by `just prove quantizer`.
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -294,6 +295,24 @@ def test_a_small_ear_learns_from_what_a_whisper_hears_in_clips_without_text(
     known = targets.float().sum(-1)
     assert targets.shape == (4, 100, found["phonemes"]) and 0 < (known > 0).float().mean() < 1
     assert known[known > 0].numpy() == pytest.approx(1, abs=0.01)
+
+
+def test_speech_is_disturbed_as_rooms_and_telephones_do() -> None:
+    """Here by its loud first half; the second is 36 dB below it."""
+    speech = torch.zeros(80, 60)
+    speech[:, 30:] = -0.9
+    drawn = [phonemes._disturb(speech, random.Random(i)) for i in range(200)]
+    again = [phonemes._disturb(speech, random.Random(i)) for i in range(200)]
+    assert all(map(torch.equal, drawn, again)) and all(each.isfinite().all() for each in drawn)
+    loud = torch.stack([each[20:50, 5:30].median() for each in drawn])
+    quiet = torch.stack([each[20:50, 40:].median() for each in drawn])
+    assert loud.abs().max() < 0.5  # speech stays louder than all of them
+    assert 0.2 < (loud - quiet < 0.7).float().mean() < 0.6  # noise
+    after, later = (torch.stack([d[20:50, at].median() for d in drawn]) for at in (31, 59))
+    assert 0.15 < (after - later > 0.15).float().mean() < 0.45  # echo
+    cut = torch.stack([each[:, 5:30].mean(1) for each in drawn]) < loud[:, None] - 1.0
+    assert 0.25 < cut[:, 79].float().mean() < 0.45 and 0.2 < cut[:, 0].float().mean() < 0.45
+    assert not cut[:, 8:57].any()  # what a telephone lets through is never cut
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,7 @@ def batch(
 
     Most windows are filled with several utterances one after the other, since a window of silence
     teaches nothing; three in ten hold one utterance and padding, as at inference. Each utterance is
-    warped in frequency (VTLP, Jaitly and Hinton 2013) and tilted, to imitate other vocal tracts and
-    microphones.
+    disturbed, to imitate other vocal tracts, rooms and microphones.
     """
     rng = random.Random(f"{seed}/{step}")
     mels = torch.full((size, examples[0].example.n_mels, frames), PADDING)
@@ -203,14 +202,34 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _disturb(mel: Tensor, rng: random.Random) -> Tensor:
-    bins = torch.arange(mel.shape[0])
-    warped = (bins * rng.uniform(0.85, 1.18)).clamp(max=mel.shape[0] - 1)
+    """A log-mel (n_mels, frames) warped in frequency (VTLP, Jaitly and Hinton 2013), then, each by
+    its own odds: smeared by a room's echo, in noise of 5 to 40 dB, its lowest and highest bands cut
+    off (300 to 3,400 Hz at the worst, a telephone's); tilted, louder or softer, a few bands masked.
+    """
+    count, frames = mel.shape
+    warped = (torch.arange(count) * rng.uniform(0.85, 1.18)).clamp(max=count - 1)
     low = warped.floor().long()
     share = (warped - low)[:, None]
-    mel = mel[low] * (1 - share) + mel[(low + 1).clamp(max=mel.shape[0] - 1)] * share
-    tilt = torch.linspace(-1, 1, mel.shape[0])[:, None] * rng.uniform(-0.15, 0.15)
+    mel = mel[low] * (1 - share) + mel[(low + 1).clamp(max=count - 1)] * share
+    power = 10 ** (4 * mel - 4)  # what whisper.log_mel_spectrogram took the logarithm of
+    if rng.random() < 0.3:
+        decay = 10 ** (-0.06 / rng.uniform(0.1, 0.5))  # of a frame: 60 dB in 0.1 to 0.5 s
+        echo = rng.uniform(0.1, 0.6) * decay ** torch.arange(30)
+        echo[0] = 1.0  # the direct sound
+        power = F.conv1d(F.pad(power[:, None], (29, 0)), echo.flip(0)[None, None])[:, 0]
+    if rng.random() < 0.5:
+        generator = torch.Generator().manual_seed(rng.getrandbits(63))
+        noise = torch.empty(count, frames).exponential_(generator=generator)
+        noise *= 10 ** (torch.linspace(-1, 1, count)[:, None] * rng.uniform(-1.0, 0.5))
+        power = power + noise * power.mean() / noise.mean() * 10 ** rng.uniform(-4.0, -0.5)
+    if rng.random() < 0.4:
+        power[: round(rng.uniform(0, 0.09) * count)] = 0.0
+        power[round(rng.uniform(0.72, 1) * count) :] = 0.0
+    mel = power.clamp(min=1e-10).log10()
+    mel = (mel.clamp(min=mel.max() - 8) + 4) / 4
+    tilt = torch.linspace(-1, 1, count)[:, None] * rng.uniform(-0.15, 0.15)
     mel = mel + tilt + rng.uniform(-0.15, 0.15)
-    width, begin = rng.randint(0, 10), rng.randint(0, mel.shape[0] - 10)
+    width, begin = rng.randint(0, 10), rng.randint(0, count - 10)
     mel[begin : begin + width] = mel.mean()
     return mel
 
