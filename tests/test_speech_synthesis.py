@@ -238,23 +238,32 @@ def test_lines_are_refused_or_left_out_in_words(lines, tmp_path, monkeypatch, ca
         Synthetic(str(lines), {"train": VOICES["train"]})
     with pytest.raises(FileNotFoundError, match="absent"):
         Synthetic(str(tmp_path / "absent.jsonl"), VOICES)
-    monkeypatch.setenv("PATH", str(tmp_path))  # no flite here
-    whole = Synthetic(str(lines), VOICES)
-    assert "flite" not in capsys.readouterr().out
-    part = Synthetic(str(lines), VOICES, optional_voices=["unseen"])
-    assert part.plan(9) == [{"count": 4, "lines": [f"line-{i}" for i in range(4)]}]
-    assert "flite is not installed" in capsys.readouterr().out
-    assert part.fingerprint != whole.fingerprint  # another corpus
-    with pytest.raises(ValueError, match=r"line line-4 was planned .* need flite: install"):
-        list(part.clips({"lines": ["line-4"]}))
+    monkeypatch.setenv("PATH", str(tmp_path))  # neither flite nor festival here
+    for program, voice in (("flite", "flite:rms"), ("festival", "festival:ked_diphone")):
+        voices = {**VOICES, "unseen": {"variants": ["en-us+Annie", voice]}}
+        whole = Synthetic(str(lines), voices)
+        assert program not in capsys.readouterr().out
+        part = Synthetic(str(lines), voices, optional_voices=["unseen"])
+        assert part.plan(9) == [{"count": 4, "lines": [f"line-{i}" for i in range(4)]}]
+        assert f"{program} is not installed" in capsys.readouterr().out
+        assert part.fingerprint != whole.fingerprint  # another corpus
+        with pytest.raises(ValueError, match=rf"line line-4 was planned .* need {program}: inst"):
+            list(part.clips({"lines": ["line-4"]}))
+        with pytest.raises(ValueError, match=rf"{voice} needs {program}, which is not installed"):
+            espeak_ng.speak(None, "yes", espeak_ng.EspeakVoice(voice))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"optional_voices: other is none of the voices \['train'"):
+        Synthetic(str(lines), VOICES, optional_voices=["other"])
+    plain = Synthetic(str(lines), VOICES, optional_voices=["unseen"])
+    assert plain.plan(9)[0]["count"] == 8  # espeak-ng's own are always there
 
 
 def test_what_was_planned_stays_so_when_a_voice_is_installed(lines, tmp_path, monkeypatch, capsys):
+    voices = {**VOICES, "unseen": {"variants": ["flite:rms"]}}
     out, optional = tmp_path / "data", ["unseen"]
 
     def begun(has_flite: bool) -> Artifact:
-        monkeypatch.setattr("speechfuse.audio.espeak_ng.flite_available", lambda: has_flite)
-        corpus = Synthetic(str(lines), VOICES, optional_voices=optional)
+        monkeypatch.setattr("speechfuse.audio.espeak_ng.installed", lambda name: has_flite)
+        corpus = Synthetic(str(lines), voices, optional_voices=optional)
         now = pinned_commit(corpus.fingerprint, "corpus", out, corpus.alike)
         work = Artifact(out, "tokenize_speech", 2, {}, {"corpus": now})
         work.begin(lambda: corpus.plan(9))
@@ -268,6 +277,34 @@ def test_what_was_planned_stays_so_when_a_voice_is_installed(lines, tmp_path, mo
         work.finish({}, [])
         assert begun(not before).complete()
         assert "stays as it was planned" in capsys.readouterr().out
+
+
+def seconds(name: str, text: str) -> float:
+    with espeak_ng.EspeakLibrary() as engine:
+        spoken = espeak_ng.speak(engine, text, espeak_ng.EspeakVoice(name))
+    assert np.abs(spoken.waveform).max() > 0.05 and spoken.phonemes == []
+    return len(spoken.waveform) / 16_000
+
+
+@pytest.mark.skipif(not espeak_ng.installed("festival"), reason="festival is not installed")
+def test_festival_speaks_texts_as_data():
+    plain = seconds("festival:kal_diphone", "say no and stay")
+    assert 0.5 < plain < 3 and plain == seconds("festival:kal_diphone", "say no and stay")
+    for text in ('say "no" and stay', 'say no") (exit 3) (print "and stay', "say no\\ and stay"):
+        assert plain <= seconds("festival:kal_diphone", text) < 3 * plain, text
+    for text in ("", "..."):
+        with pytest.raises(espeak_ng.NoSound, match="festival made no sound for the text"):
+            seconds("festival:kal_diphone", text)
+    for name in ("absent", "kal_diphone) (exit 0"):
+        with pytest.raises(ValueError, match="festival has no voice '"):
+            seconds(f"festival:{name}", "yes")
+
+
+@pytest.mark.skipif(not espeak_ng.installed("flite"), reason="flite is not installed")
+def test_a_voice_that_flite_has_not_is_refused():
+    assert 0.2 < seconds("flite:rms", "yes") < 2
+    with pytest.raises(ValueError, match=r"flite has no voice 'rsm'; it has \['kal'"):
+        seconds("flite:rsm", "yes")
 
 
 LINE = {"id": "a", "text": "one plus one", "voices": "v", "split": "train"}

@@ -1,5 +1,5 @@
-"""Text to waveform: offline synthesis with espeak-ng, and with flite's voices where flite is
-installed.
+"""Text to waveform: offline synthesis with espeak-ng, and with the voices of flite and festival
+where these are installed.
 
 In: one line of text and a voice. Out: a mono float32 waveform at 16 kHz (and, from espeak-ng, where
 each phoneme starts). espeak-ng comes as a shared library with its voices inside the wheel
@@ -48,7 +48,8 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 @dataclass(frozen=True)
 class EspeakVoice:
-    """One way of speaking: espeak-ng `name` (language+variant, as `en-us+Annie`) or `flite:slt`;
+    """One way of speaking: espeak-ng `name` (language+variant, as `en-us+Annie`), `flite:slt` or
+    `festival:kal_diphone`;
     `rate` in words per minute (80-450), `pitch` 0-99 (espeak-ng's own scale, 50 is neutral)."""
 
     name: str
@@ -136,29 +137,67 @@ class EspeakLibrary:
         return Utterance(decoding.resample(pcm, self.sample_rate), self._phonemes, language)
 
 
-def flite_available() -> bool:
-    return shutil.which("flite") is not None
+PROGRAMS = ("flite", "festival")  # whose voices are named PROGRAM:VOICE
+
+
+def program_of(name: str) -> str:
+    """The program that speaks the voice `name`; "" for espeak-ng's own."""
+    program = name.partition(":")[0]
+    return program if program in PROGRAMS else ""
+
+
+def installed(program: str) -> bool:
+    return shutil.which(program) is not None
+
+
+@cache
+def _flite_voices() -> list[str]:
+    listed = subprocess.run(["flite", "-lv"], capture_output=True, text=True, check=True)
+    return listed.stdout.partition(":")[2].split()
 
 
 def speak(engine: EspeakLibrary, text: str, voice: EspeakVoice) -> Utterance:
-    """`text` in `voice`. A voice named flite:slt (rms, awb, kal16) is spoken by the program flite,
-    which ignores rate and pitch and gives no phonemes: ask `flite_available` first."""
-    program, _, name = voice.name.rpartition(":")
-    if program != "flite":
+    """`text` in `voice`. A voice named flite:slt (rms, awb, kal16) or festival:kal_diphone is
+    spoken by that program, which ignores rate and pitch and gives no phonemes. Raises ValueError
+    for a voice that is not installed, NoSound for a text without sound."""
+    if not (program := program_of(voice.name)):
         return engine.speak(text, voice)
+    name = voice.name.partition(":")[2]
+    if not installed(program):
+        raise ValueError(f"the voice {voice.name} needs {program}, which is not installed here")
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
-        subprocess.run([program, "-voice", name, "-t", text, "-o", str(wav)], check=True)
+        if program == "flite":
+            if name not in _flite_voices():  # it would speak in its first voice, without a word
+                raise ValueError(f"flite has no voice {name!r}; it has {_flite_voices()}")
+            subprocess.run([program, "-voice", name, "-t", text, "-o", str(wav)], check=True)
+        else:
+            _run_festival(text, name, wav)
         try:
             return Utterance(decoding.load(wav), [])
-        except ValueError as error:
-            raise NoSound(f"flite made no sound for the text {text!r}: {error}") from None
+        except (ValueError, FileNotFoundError) as error:
+            raise NoSound(f"{program} made no sound for the text {text!r}: {error}") from None
+
+
+def _run_festival(text: str, name: str, wav: Path) -> None:
+    """Write `wav`, or nothing where the text has no sound. A process of its own for each text, as
+    it starts in 0.2 s and ends by a segmentation fault at a text without words."""
+    said = text.replace("\\", "\\\\").replace('"', '\\"')  # in a string of Scheme
+    call = f'(utt.save.wave (utt.synth (Utterance Text "{said}")) "{wav}" \'riff)'
+    script = f"(if (symbol-bound? 'voice_{name}) (begin (voice_{name}) {call}) (exit 3))"
+    command = ["festival", "--pipe"]
+    if not name.isidentifier() or (
+        subprocess.run(command, input=script.encode(), capture_output=True).returncode == 3
+    ):
+        raise ValueError(
+            f"festival has no voice {name!r}: install it, or write one as festival:kal_diphone"
+        )
 
 
 @dataclass(frozen=True)
 class VoiceGroup:
     """Voices to draw from: espeak-ng's `accents` x `variants`, or without accents full voice names
-    (also flite's); `rate` in words a minute and `pitch` (0 to 99) are ranges."""
+    (also of flite and festival); `rate` in words a minute and `pitch` (0 to 99) are ranges."""
 
     variants: list[str]
     accents: list[str] | None = None

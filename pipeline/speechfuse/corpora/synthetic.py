@@ -1,4 +1,4 @@
-"""Synthetic speech by espeak-ng (and flite).
+"""Synthetic speech by espeak-ng (and flite and festival).
 
 In: lines of text. Out: clips whose audio is synthesized when they are read.
 """
@@ -23,9 +23,9 @@ class Synthetic:
     `lines`: a JSONL file {id, text, ...}; a line's `voices` names the group of `voices` that speaks
     it, other keys are kept in `extra`. A line that cannot be used is a reject. `splits`: those of
     the lines to speak; null for all. Voice, noise (`snr`) and `gain` in dB of a line depend only on
-    `seed` and its id. Groups named in `optional_voices` need flite; without it their lines are left
-    out, and a notice is printed. Raises ValueError for ids that come twice, for a split that no
-    line has and for a group that is not configured.
+    `seed` and its id. Groups named in `optional_voices` may have voices of flite or festival;
+    without that program their lines are left out, and a notice is printed. Raises ValueError for
+    ids that come twice, for a split that no line has and for a group that is not configured.
     """
 
     def __init__(
@@ -44,12 +44,23 @@ class Synthetic:
             raise FileNotFoundError(f"no lines to speak at {lines}")
         self.voices = {name: VoiceGroup(**spec) for name, spec in voices.items()}
         self.snr, self.gain, self.seed = snr, gain, seed
-        optional = list(optional_voices or [])
-        self.skipped = [] if espeak_ng.flite_available() else optional
+        if lost := [name for name in optional_voices or () if name not in voices]:
+            raise ValueError(f"optional_voices: {lost[0]} is none of the voices {sorted(voices)}")
+        self.needs = {
+            name: {*map(espeak_ng.program_of, self.voices[name].names)} - {""}
+            for name in optional_voices or ()
+        }
+        absent = {program for program in espeak_ng.PROGRAMS if not espeak_ng.installed(program)}
+        self.skipped = self._without(absent)
         self.rows = self._read()
         digest = artifact.sha256_of(self.path)
         self.fingerprint = artifact.json_digest([digest, self.skipped])
-        self.alike = [artifact.json_digest([digest, skipped]) for skipped in ([], optional)]
+        elsewhere = map(set, ((), *zip(espeak_ng.PROGRAMS, strict=True), espeak_ng.PROGRAMS))
+        self.alike = [artifact.json_digest([digest, self._without(each)]) for each in elsewhere]
+
+    def _without(self, absent: set[str]) -> list[str]:
+        """The optional groups with voices of the programs `absent`."""
+        return [group for group, programs in self.needs.items() if programs & absent]
 
     def _read(self) -> dict[str, dict[str, Any] | str]:
         """Return by id the lines to speak, or why a line cannot be spoken."""
@@ -90,9 +101,9 @@ class Synthetic:
         return rows
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
-        if self.skipped:
-            names = ", ".join(self.skipped)
-            print(f"flite is not installed: lines for the voices {names} are left out")
+        for group in self.skipped:
+            programs = " or ".join(sorted(self.needs[group]))
+            print(f"{programs} is not installed: lines for the voices {group} are left out")
         ids = [
             id
             for id, row in self.rows.items()
@@ -113,8 +124,9 @@ class Synthetic:
                     continue
                 if row["voices"] in self.skipped:
                     raise ValueError(
-                        f"line {id} was planned for the voices {row['voices']}, which need flite: "
-                        "install flite, or start anew without it with fresh=true"
+                        f"line {id} was planned for the voices {row['voices']}, which need "
+                        f"{' and '.join(sorted(self.needs[row['voices']]))}: install what is "
+                        "missing, or start anew without it with fresh=true"
                     )
                 rng = random.Random(f"{self.seed}/{id}")
                 voice = self.voices[row["voices"]].draw(rng)
