@@ -234,10 +234,9 @@ def test_phonemes_on_a_whisper_are_its_encoder_and_a_codebook(heard: Path, teach
     assert likely.sum(-1).detach().allclose(torch.ones(1, 40, 2))
 
 
-@pytest.mark.usefixtures("inline")
-def test_a_whisper_hears_each_clip_once_and_a_stopped_training_ends_alike(
-    heard: Path, teacher: Path, corpus: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def clips_heard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The clips of each call of a Whisper's encoder, or of one of its class."""
     clips, forward = [], AudioEncoder.forward
 
     def counted(self: AudioEncoder, mel: torch.Tensor) -> torch.Tensor:
@@ -245,18 +244,94 @@ def test_a_whisper_hears_each_clip_once_and_a_stopped_training_ends_alike(
         return forward(self, mel)
 
     monkeypatch.setattr(AudioEncoder, "forward", counted)
+    return clips
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_whisper_hears_each_clip_once_and_a_stopped_training_ends_alike(
+    heard: Path, teacher: Path, corpus: dict, tmp_path: Path, clips_heard: list[int]
+) -> None:
     for step in (3, 7):  # the codebook starts at step 6
-        clips.clear()
+        clips_heard.clear()
         what = job(tmp_path / f"{step}", corpus, on_whisper(teacher))
         run_until(step, what, phonemes.Phonemes)
-        assert sum(clips) == 12
+        assert sum(clips_heard) == 12
         torch.rand(3)
         train_quantizer.main(what)
-        assert sum(clips) == 12 + 6  # those of validation once more, by the finished quantizer
+        assert sum(clips_heard) == 12 + 6  # validation's once more, by the finished quantizer
         assert made(tmp_path / f"{step}") == made(heard)
         state = dcp.FileSystemReader(tmp_path / f"{step}" / "state" / "step_6").read_metadata()
         saved = [name for name in state.state_dict_metadata if name.startswith("model.")]
         assert len(saved) > 10 and not any("encoder" in name for name in saved)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_cached_distillation_runs_the_encoder_once_a_clip_and_resumes(
+    heard: Path, teacher: Path, corpus: dict, tmp_path: Path, clips_heard: list[int]
+) -> None:
+    method = whisper_method(teacher, window=1.6, cache=True, codes=64, start=str(heard))
+    train_quantizer.main(job(tmp_path / "whole", corpus, method))
+    assert sum(clips_heard) == 12 + 6
+    found = totals(tmp_path / "whole")
+    assert CodeTranscriber.load(tmp_path / "whole", teacher).decoder.config.n_audio_ctx == 80
+    assert Quantizer.load(tmp_path / "whole").identity == found["identity"]
+    what = job(tmp_path / "stopped", corpus, method)
+    run_until(5, what, distillation.Whisper)
+    torch.rand(3)
+    train_quantizer.main(what)
+    assert made(tmp_path / "stopped") == made(tmp_path / "whole")
+    manifest = json.loads((tmp_path / "whole" / "manifest.json").read_text())
+    assert manifest["inputs"]["start"] == totals(heard)["identity"]
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_distillation_begins_with_the_codes_of_start_and_with_the_losses_of_the_encoder(
+    heard: Path, teacher: Path, corpus: dict, tmp_path: Path
+) -> None:
+    shape = {"window": 1.6, "codes": 64, "start": str(heard)}
+    losses = []
+    for cache in (True, False):
+        method = config.instantiate(whisper_method(teacher, cache=cache, **shape))
+        plan = {"mels": config.instantiate(corpus).plan(250)}
+        folder = tmp_path / str(cache)
+        mels.make({"mels": corpus}, plan, folder, method.window, 1)
+        clips, _ = mels.load(folder / "mels", method.window, 0.0)
+        torch.manual_seed(0)
+        student = method.begin(clips, clips, "cpu")
+        ours = Quantizer.load(heard)
+        embedded = ours.embed(padded([each.mel for each in clips], len(clips), ours.config))
+        x = torch.nn.functional.normalize(student.quantizer.project_in(embedded), dim=-1)
+        assert torch.equal(student.vq(x)[1], ours.quantize(embedded))
+        losses.append({name: loss.item() for name, loss in method.losses(0, 40, 6, 0).items()})
+    assert losses[0] == pytest.approx(losses[1], rel=0.01) and losses[0] != losses[1]
+    for changes, message in (
+        ({"codes": 32}, "is QuantizerConfig.codes=64, .*but QuantizerConfig.codes=32, .*trained"),
+        ({"window": 1.0}, "n_audio_ctx=80, .*but .*n_audio_ctx=50,"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config.instantiate(whisper_method(teacher, **shape | changes))
+    content = torch.load(teacher, weights_only=True)
+    content["model_state_dict"]["encoder.blocks.0.attn.query.bias"][0] += 1
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"has another encoder than .*other\.pt"):
+        config.instantiate(whisper_method(tmp_path / "other.pt", **shape))
+
+
+@pytest.mark.usefixtures("inline")
+def test_several_corpora_train_one_quantizer(corpus: dict, tmp_path: Path) -> None:
+    more = [{**corpus, "splits": ["train"], "seed": seed} for seed in (7, 8)]
+    sizes = []
+    with pytest.MonkeyPatch.context() as patch:
+        begin = phonemes.Phonemes.begin
+        patch.setattr(
+            phonemes.Phonemes,
+            "begin",
+            lambda s, t, v, d: (sizes.append(len(t)), begin(s, t, v, d))[1],
+        )
+        train_quantizer.main(job(tmp_path / "q", corpus, PHONEMES, more=more))
+    manifest = json.loads((tmp_path / "q" / "manifest.json").read_text())
+    assert sizes == [18] and {"corpus", "more.0", "more.1", "validation"} <= {*manifest["inputs"]}
+    assert [manifest["totals"]["speech"][n]["clips"] for n in ("corpus", "more.1")] == [6, 6]
 
 
 @pytest.mark.usefixtures("inline")
