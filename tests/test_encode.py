@@ -75,7 +75,7 @@ def test_any_whisper_is_an_encoder(lines, tmp_path):
     waveform = np.random.default_rng(0).normal(0, 0.1, 12_000).astype(np.float32)
     mel = log_mel(waveform, 80)
     with torch.no_grad():
-        whole = theirs.encoder(padded([mel], 1, ours.config))[0]
+        whole = theirs.encoder(padded([mel], 1, ours.frames))[0]
     vectors, (length,) = ours.embed_batch([waveform], 1)
     assert length == mel.shape[1] // 2
     torch.testing.assert_close(vectors[0, :length], whole[:length])

@@ -299,7 +299,7 @@ def test_a_distillation_begins_with_the_codes_of_start_and_with_the_losses_of_th
         torch.manual_seed(0)
         student = method.begin(clips, clips, "cpu")
         ours = Quantizer.load(heard)
-        embedded = ours.embed(padded([each.mel for each in clips], len(clips), ours.config))
+        embedded = ours.embed(padded([each.mel for each in clips], len(clips), ours.frames))
         x = torch.nn.functional.normalize(student.quantizer.project_in(embedded), dim=-1)
         assert torch.equal(student.vq(x)[1], ours.quantize(embedded))
         losses.append({name: loss.item() for name, loss in method.losses(0, 40, 6, 0).items()})
@@ -361,7 +361,7 @@ def test_a_small_ear_learns_from_what_a_whisper_hears_in_clips_without_text(
     mels.make({"mels": spec}, plan, tmp_path, kept.window, 1)
     clips, _ = mels.load(tmp_path / "mels", kept.window, 0.0)
     guess = phonemes.Guess(str(heard))
-    windows = padded([each.mel for each in clips], len(clips), guess.config)
+    windows = padded([each.mel for each in clips], len(clips), guess.quantizer.frames)
     for each, likely in zip(clips, guess.embed(windows), strict=True):
         assert each.taught.shape[0] == each.frames // 4
         assert np.allclose(each.taught, likely[: len(each.taught)].detach(), atol=1e-3)

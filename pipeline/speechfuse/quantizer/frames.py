@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from whisper import log_mel_spectrogram
-from whisper.model import AudioEncoder
 
 from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.quantizer.checkpoints import ENCODER_DIMS, read_whisper
-from speechfuse.quantizer.model import Quantizer, QuantizerConfig, below, padded, read_ours
+from speechfuse.quantizer.model import Encoder, Quantizer, QuantizerConfig, below, padded, read_ours
 
 
 class FrameEncoder(Quantizer):
@@ -51,10 +50,15 @@ class FrameEncoder(Quantizer):
         waveforms, lengths = F.pad(waveforms, (0, hop)), samples // hop
         own = [w[: max(n, hop)] for w, n in zip(waveforms, samples.tolist(), strict=True)]
         mels = [log_mel_spectrogram(waveform, self.config.n_mels) for waveform in own]
-        window = padded(mels, len(mels), self.config, waveforms.device)
-        with torch.autocast(window.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            frames = self.embed(window)
-        frames = frames[:, : waveforms.shape[1] // hop].float()
+        longest = waveforms.shape[1] // hop
+        frames = torch.zeros(len(mels), longest, self.width, device=waveforms.device)
+        padded_frames = [self.padded_frames(mel.shape[1]) for mel in mels]
+        for count in {*padded_frames}:
+            rows = [i for i, each in enumerate(padded_frames) if each == count]
+            window = padded([mels[i] for i in rows], len(rows), count, waveforms.device)
+            with torch.autocast(window.device.type, self.dtype, self.dtype != torch.float32):
+                embedded = self.embed(window)[:, :longest].float()
+            frames[rows] = F.pad(embedded, (0, 0, 0, longest - embedded.shape[1]))
         behind = torch.arange(frames.shape[1], device=frames.device) >= lengths[:, None]
         return frames.masked_fill(behind[..., None], 0), lengths
 
@@ -70,7 +74,7 @@ class _Whisper(FrameEncoder):
         nn.Module.__init__(self)
         self._identity: tuple[list[int], str] = [], ""
         self.dtype, self.config = torch.float32, config
-        self.encoder = AudioEncoder(*(getattr(config, name) for name in ENCODER_DIMS))
+        self.encoder = Encoder(*(getattr(config, name) for name in ENCODER_DIMS))
         self.register_buffer("codebook", torch.zeros(0), persistent=False)
 
     def embed(self, mels: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from whisper.model import AudioEncoder
 
 from speechfuse.artifact import replacing, write_json
 from speechfuse.audio.decoding import SAMPLE_RATE
-from speechfuse.components import Count
+from speechfuse.components import Count, Positive
 from speechfuse.quantizer.checkpoints import (
     ENCODER_DIMS,
     POSITION_RATE,
@@ -36,6 +36,7 @@ from speechfuse.quantizer.checkpoints import (
 )
 
 PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
+SCALE = ".scale"  # behind the name of a weight in 8 bits
 FFN_MULT = 4  # RQBottleneckTransformer's default, never changed in a published model
 Codes = Annotated[int, Ge(1), Le(65_535)]  # with the mask code they fit into uint16
 
@@ -43,7 +44,9 @@ Codes = Annotated[int, Ge(1), Le(65_535)]  # with the mask code they fit into ui
 @dataclass
 class QuantizerConfig:
     """Shape of a quantizer. The codebook has `codes` + 1 rows, the last one for the mask code;
-    ENCODER_DIMS are Whisper's."""
+    ENCODER_DIMS are Whisper's. A clip is padded to the window, as WhisperSpeech does it, or with
+    `pad_to` to the next multiple of so many seconds, which is faster for short clips and another
+    quantizer: it is to be trained so."""
 
     codes: Codes
     codebook_dim: Count
@@ -54,8 +57,17 @@ class QuantizerConfig:
     n_audio_state: Count
     n_audio_head: Count
     n_audio_layer: Count
+    pad_to: Positive | None = None
 
     def __post_init__(self) -> None:
+        rate = POSITION_RATE / max(1, self.downsample)  # tokens a second
+        if self.pad_to and (
+            self.pad_to * rate % 1 or self.n_audio_ctx / POSITION_RATE % self.pad_to
+        ):
+            raise ValueError(
+                f"pad_to={self.pad_to:g}: give a multiple of {1 / rate:g} s that divides the "
+                f"window, {self.n_audio_ctx / POSITION_RATE:g} s"
+            )
         if self.n_mels not in (80, 128):
             raise ValueError(f"n_mels={self.n_mels}: Whisper's log-mel has 80 or 128 bands")
         if self.n_audio_state % 2 or self.n_audio_state % self.n_audio_head:
@@ -69,6 +81,22 @@ class QuantizerConfig:
                 f"{self.downsample}"
             )
 
+    def described(self) -> dict[str, Any]:
+        """Return the keys that are set, as config.json and a quantizer's identity hold them."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+class Encoder(AudioEncoder):
+    """Whisper's encoder, that also takes less than its window."""
+
+    def forward(self, mels: Tensor) -> Tensor:
+        """(batch, n_mels, frames) -> (batch, positions, width)."""
+        x = F.gelu(self.conv2(F.gelu(self.conv1(mels)))).permute(0, 2, 1)
+        x = (x + self.positional_embedding[: x.shape[1]]).to(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.ln_post(x)
+
 
 class Quantizer(nn.Module):
     """The encoding half of a WhisperVQ: Whisper encoder, downsampling, MLP, cosine codebook."""
@@ -81,7 +109,7 @@ class Quantizer(nn.Module):
         self.dtype = torch.float32  # of the encoder's matrix products; bfloat16 is not exact
         self.config = config
         width = config.n_audio_state
-        self.encoder = AudioEncoder(*(getattr(config, name) for name in ENCODER_DIMS))
+        self.encoder = Encoder(*(getattr(config, name) for name in ENCODER_DIMS))
         wide = width * FFN_MULT
         self.mlp = nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
         self.mlp_ln = nn.LayerNorm(width)
@@ -103,6 +131,11 @@ class Quantizer(nn.Module):
         """Longest waveform in seconds."""
         return self.frames * HOP_LENGTH / SAMPLE_RATE
 
+    def padded_frames(self, frames: int) -> int:
+        """Mel frames that a clip of so many is padded to."""
+        step = round((self.config.pad_to or self.window) * SAMPLE_RATE / HOP_LENGTH)
+        return min(-(-frames // step) * step, self.frames)
+
     @property
     def token_rate(self) -> float:
         """Codes a second."""
@@ -118,7 +151,7 @@ class Quantizer(nn.Module):
         return self._identity[1]
 
     def _hash(self) -> str:
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.config.described(), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
@@ -148,10 +181,10 @@ class Quantizer(nn.Module):
 
     @torch.inference_mode()
     def embed_batch(self, waveforms: list[np.ndarray], batch_size: int) -> tuple[Tensor, list[int]]:
-        """Start one forward pass: float32 (batch_size, window tokens, width) on the device, and how
-        many tokens each waveform has. At most `batch_size` waveforms; the rest of the batch is
-        silence, so that the arithmetic does not depend on how many there are. Raises ValueError for
-        a waveform longer than the window or too short for one token.
+        """Start one forward pass: float32 (batch_size, tokens, width) on the device, and how many
+        tokens each waveform has. At most `batch_size` waveforms, all padded to the same length; the
+        rest of the batch is silence, so that the arithmetic does not depend on how many there are.
+        Raises ValueError for a waveform longer than the window or too short for one token.
         """
         longest, shortest = self.frames * HOP_LENGTH, 2 * self.config.downsample * HOP_LENGTH
         for i, waveform in enumerate(waveforms):
@@ -162,7 +195,8 @@ class Quantizer(nn.Module):
                     "(speechfuse.audio.decoding.split)"
                 )
         mels = [self.mel(waveform) for waveform in waveforms]
-        window = padded(mels, batch_size, self.config, self.codebook.device)
+        (frames,) = {self.padded_frames(mel.shape[1]) for mel in mels}
+        window = padded(mels, batch_size, frames, self.codebook.device)
         with torch.autocast(window.device.type, self.dtype, enabled=self.dtype != torch.float32):
             embedded = self.embed(window)
         return embedded.float(), [mel.shape[1] // 2 // self.config.downsample for mel in mels]
@@ -171,7 +205,7 @@ class Quantizer(nn.Module):
     def encode_batch(
         self, waveforms: list[np.ndarray], batch_size: int
     ) -> tuple[Tensor, list[int]]:
-        """Start one forward pass: codes (batch_size, window tokens), as embed_batch."""
+        """Start one forward pass: codes (batch_size, tokens), as embed_batch."""
         embedded, lengths = self.embed_batch(waveforms, batch_size)
         return self.quantize(embedded), lengths
 
@@ -181,19 +215,30 @@ class Quantizer(nn.Module):
 
     def encode(self, waveforms: list[np.ndarray], batch_size: int = 1) -> list[np.ndarray]:
         """Codes of each waveform, uint16, 25 a second (a last incomplete token is not made)."""
-        results = []
-        for start in range(0, len(waveforms), batch_size):
-            codes, lengths = self.encode_batch(waveforms[start : start + batch_size], batch_size)
-            rows = codes.cpu().numpy().astype(np.uint16)
-            results += [row[:length] for row, length in zip(rows, lengths, strict=False)]
-        return results
+        results: dict[int, np.ndarray] = {}
+        padded_frames = [self.padded_frames(len(each) // HOP_LENGTH) for each in waveforms]
+        for frames in dict.fromkeys(padded_frames):
+            places = [i for i, each in enumerate(padded_frames) if each == frames]
+            for start in range(0, len(places), batch_size):
+                batch = places[start : start + batch_size]
+                codes, lengths = self.encode_batch([waveforms[i] for i in batch], batch_size)
+                rows = codes.cpu().numpy().astype(np.uint16)
+                cut = (row[:length] for row, length in zip(rows, lengths, strict=False))
+                results |= zip(batch, cut, strict=False)
+        return [results[i] for i in range(len(waveforms))]
 
-    def save(self, folder: Path) -> None:
-        """Write config.json and model.safetensors."""
+    def save(self, folder: Path, int8: bool = False) -> None:
+        """Write config.json and model.safetensors; with `int8` the weights in 8 bits, each row with
+        its scale, a quarter of the size."""
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        for name, tensor in list(tensors.items()):
+            if int8 and name.endswith(".weight") and tensor.ndim > 1:
+                scale = tensor.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
+                scale = tensors[name + SCALE] = scale.view(-1, *[1] * (tensor.ndim - 1))
+                tensors[name] = (tensor / scale).round().to(torch.int8)
         with replacing(folder / "model.safetensors") as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
-        write_json(folder / "config.json", asdict(self.config))
+        write_json(folder / "config.json", self.config.described())
 
     @classmethod
     def load(
@@ -221,11 +266,11 @@ def log_mel(waveform: np.ndarray, n_mels: int, device: torch.device | str = "cpu
 
 
 def padded(
-    mels: list[Tensor], count: int, config: QuantizerConfig, device: torch.device | str = "cpu"
+    mels: list[Tensor], count: int, frames: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Log-mels (n_mels, frames) as a batch of `count` windows, float32 (count, n_mels, window
-    frames), padded behind each mel and, where they are fewer, with rows of padding."""
-    shape = (count, config.n_mels, 2 * config.n_audio_ctx)
+    """Log-mels (n_mels, any frames) as a batch, float32 (count, n_mels, frames), padded behind each
+    mel and, where they are fewer than `count`, with rows of padding."""
+    shape = (count, mels[0].shape[0], frames)
     window = torch.full(shape, PADDING, dtype=torch.float32, device=device)
     for row, mel in zip(window, mels, strict=False):
         row[:, : mel.shape[1]] = mel
@@ -250,6 +295,9 @@ def read_ours(
     try:
         config = QuantizerConfig(**json.loads((folder / "config.json").read_text()))
         tensors = load_file(folder / "model.safetensors")
+        for name in [name for name in tensors if name.endswith(SCALE)]:
+            scale, weight = tensors.pop(name), name.removesuffix(SCALE)
+            tensors[weight] = tensors[weight].float() * scale
     except (TypeError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{folder} is not a quantizer of ours: {error}") from None
     if window not in (None, own := config.n_audio_ctx / POSITION_RATE):

@@ -8,7 +8,7 @@ threads and however far ahead they work.
 
 import hashlib
 import json
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from whisper.audio import HOP_LENGTH
 
 from speechfuse import config, workers
 from speechfuse.artifact import sha256_of
@@ -120,20 +121,18 @@ def tokenize(
     """Rows, rejects and counts of one shard's clips. `quantizer`: a Quantizer, or an encoder of
     frames with the same methods; `reserved`: ids that pieces may not have."""
     shard, shortest = Shard([], [], Counter()), 1 / quantizer.token_rate
-    pending: list[np.ndarray] = []  # waveforms of the last rows, not yet given to the encoder
-    # batches on the device: first row, codes or frames
-    running: deque[tuple[int, Any, list[int]]] = deque()
+    pending = defaultdict[int, list[tuple[dict[str, Any], np.ndarray]]](list)  # by padded length
+    running: deque[tuple[list[dict[str, Any]], Any, list[int]]] = deque()  # on the device
 
     def collect() -> None:
-        first, codes, lengths = running.popleft()
-        windows = codes.cpu().numpy()
-        for row, window, length in zip(shard.rows[first:], windows, lengths, strict=False):
+        rows, codes, lengths = running.popleft()
+        for row, window, length in zip(rows, codes.cpu().numpy(), lengths, strict=False):
             row |= quantizer.columns(window[:length])
 
-    def encode() -> None:
-        first = len(shard.rows) - len(pending)
-        running.append((first, *quantizer.encode_batch(pending, batch_size)))
-        pending.clear()
+    def encode(batch: list[tuple[dict[str, Any], np.ndarray]]) -> None:
+        rows, waveforms = map(list, zip(*batch, strict=True))
+        running.append((rows, *quantizer.encode_batch(waveforms, batch_size)))
+        batch.clear()
         if len(running) > 1:  # fetched one batch late, so that the device always has work
             collect()
 
@@ -160,11 +159,12 @@ def tokenize(
                 shard.rejects.append({"id": row["id"], "reason": reason})
                 continue
             shard.rows.append(row)
-            pending.append(piece)
-            if len(pending) == batch_size:
-                encode()
-    if pending:
-        encode()
+            batch = pending[quantizer.padded_frames(len(piece) // HOP_LENGTH)]
+            batch.append((row, piece))
+            if len(batch) == batch_size:
+                encode(batch)
+    for batch in filter(None, pending.values()):
+        encode(batch)
     while running:
         collect()
     return shard

@@ -240,7 +240,9 @@ class Whisper:
             kept = np.stack([each.taught for each in examples])
             return torch.from_numpy(kept).to(self.device).float()
         mels = [each.mel for each in examples]
-        return self.teacher.encoder(padded(mels, len(mels), self.config).to(self.device))
+        return self.teacher.encoder(
+            padded(mels, len(mels), 2 * self.config.n_audio_ctx).to(self.device)
+        )
 
 
 def _batches(examples: list[Example]) -> list[list[Example]]:

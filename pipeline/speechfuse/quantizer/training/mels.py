@@ -149,7 +149,8 @@ def _teach(path: Path, window: Window) -> None:
     taught: list[np.ndarray] = []
     for start in range(0, len(examples), BATCH):
         part = examples[start : start + BATCH]
-        mels = padded([each.mel for each in part], len(part), teacher.config, workers.device())
+        frames = 2 * teacher.config.n_audio_ctx
+        mels = padded([each.mel for each in part], len(part), frames, workers.device())
         with torch.inference_mode():
             embedded = teacher.embed(mels).half().cpu().numpy()
         per_row = 2 * teacher.config.downsample

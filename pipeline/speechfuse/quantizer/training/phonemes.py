@@ -236,8 +236,10 @@ def _disturb(mel: Tensor, rng: random.Random) -> Tensor:
 
 @torch.inference_mode()
 def codes_of(quantizer: Quantizer, examples: Sequence[Example]) -> np.ndarray:
-    """Codes of a batch of clips, int64 (clips, window tokens), those of the padding included."""
-    window = padded([each.mel for each in examples], len(examples), quantizer.config)
+    """Codes of a batch of clips that are padded to the same length, int64 (clips, tokens), those of
+    the padding included."""
+    frames = quantizer.padded_frames(max(each.frames for each in examples))
+    window = padded([each.mel for each in examples], len(examples), frames)
     embedded = quantizer.embed(window.to(quantizer.codebook.device))
     return quantizer.quantize(embedded).cpu().numpy()
 
