@@ -47,6 +47,9 @@ PHONEMES = {
 }
 
 
+WIDE = PHONEMES["model"] | {"n_audio_state": 32}
+
+
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are made in this process: a worker would spend seconds on its imports."""
@@ -319,7 +322,7 @@ def test_a_distillation_begins_with_the_codes_of_start_and_with_the_losses_of_th
 
 @pytest.mark.usefixtures("inline")
 def test_several_corpora_train_one_quantizer(corpus: dict, tmp_path: Path) -> None:
-    more = [{**corpus, "splits": ["train"], "seed": seed} for seed in (7, 8)]
+    more = [{**corpus, "splits": ["train"], "seed": seed, "times": seed} for seed in (2, 3)]
     sizes = []
     with pytest.MonkeyPatch.context() as patch:
         begin = phonemes.Phonemes.begin
@@ -330,8 +333,13 @@ def test_several_corpora_train_one_quantizer(corpus: dict, tmp_path: Path) -> No
         )
         train_quantizer.main(job(tmp_path / "q", corpus, PHONEMES, more=more))
     manifest = json.loads((tmp_path / "q" / "manifest.json").read_text())
-    assert sizes == [18] and {"corpus", "more.0", "more.1", "validation"} <= {*manifest["inputs"]}
+    assert sizes == [6 + 2 * 6 + 3 * 6] and {"corpus", "more.0", "more.1", "validation"} <= {
+        *manifest["inputs"]
+    }
     assert [manifest["totals"]["speech"][n]["clips"] for n in ("corpus", "more.1")] == [6, 6]
+    more[1]["times"] = 0
+    with pytest.raises(ValueError, match=r"more\.1\.times=0: give a whole number"):
+        train_quantizer.main(job(tmp_path / "q", corpus, PHONEMES, more=more))
 
 
 @pytest.mark.usefixtures("inline")
@@ -356,6 +364,10 @@ def test_a_small_ear_learns_from_what_a_whisper_hears_in_clips_without_text(
     assert found["phonemes"] == totals(heard)["phonemes"] and found["pnmi"] > 0
     assert found["speech"]["corpus"]["rejected"] == {}
     assert Quantizer.load(tmp_path / "whole").config.n_audio_state == 16
+    shorter = {**PHONEMES["model"], "n_audio_ctx": 60}
+    begun = config.instantiate(method | {"start": True, "model": shorter}).quantizer.encoder
+    for name, tensor in Quantizer.load(heard).encoder.state_dict().items():
+        assert torch.equal(begun.state_dict()[name], tensor[:60] if "position" in name else tensor)
     kept = config.instantiate(method)
     plan = {"mels": config.instantiate(spec).plan(250)}
     mels.make({"mels": spec}, plan, tmp_path, kept.window, 1)
@@ -370,6 +382,9 @@ def test_a_small_ear_learns_from_what_a_whisper_hears_in_clips_without_text(
     known = targets.float().sum(-1)
     assert targets.shape == (4, 100, found["phonemes"]) and 0 < (known > 0).float().mean() < 1
     assert known[known > 0].numpy() == pytest.approx(1, abs=0.01)
+    first = kept.losses(0, 40, 4, 0)["loss"].item()
+    last = train_quantizer.train(job(tmp_path / "q", spec, {}, steps=40), kept, kept.trainee)
+    assert last["loss"] < first - 0.1
 
 
 def test_speech_is_disturbed_as_rooms_and_telephones_do() -> None:
@@ -393,14 +408,19 @@ def test_speech_is_disturbed_as_rooms_and_telephones_do() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"window": 1.0}, "window belongs to whisper"),
+        ({"window": 1.0}, "window belongs to whisper, start to labels_from"),
+        ({"start": True}, "window belongs to whisper, start to labels_from"),
+        (
+            {"labels_from": {"checkpoint": "HEARD"}, "start": True, "model": WIDE},
+            "n_audio_state=32.* is no beginning of .*n_audio_state=16",
+        ),
         ({"whisper": "TEACHER", "window": 1.6}, "n_audio_ctx is that of .*tiny.pt: leave it out"),
         ({"labels_from": {"checkpoint": "DISTILLED"}}, "has no phonemes.safetensors: make it by"),
         ({"labels_from": {"folder": "x"}}, "Guess: unknown argument 'folder'"),
     ],
 )
-def test_phonemes_refuse_what_does_not_fit(teacher, distilled, changes, message):
-    places = {"TEACHER": str(teacher), "DISTILLED": str(distilled)}
+def test_phonemes_refuse_what_does_not_fit(teacher, distilled, heard, changes, message):
+    places = {"TEACHER": str(teacher), "DISTILLED": str(distilled), "HEARD": str(heard)}
     text = json.dumps(PHONEMES | changes)
     for name, place in places.items():
         text = text.replace(name, place)

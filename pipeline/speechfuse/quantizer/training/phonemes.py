@@ -145,6 +145,18 @@ class Trainee(nn.Module):
         return self.quantizer.eval()
 
 
+def begin_with(small: Quantizer, large: Quantizer) -> None:
+    """Give `small` the convolutions, positions and first layers of the encoder of `large`. Raises
+    ValueError where their shapes differ."""
+    own, theirs = small.encoder.state_dict(), large.encoder.state_dict()
+    positions = "positional_embedding"
+    theirs[positions] = theirs[positions][: small.config.n_audio_ctx]
+    alike = small.config.n_audio_head == large.config.n_audio_head
+    if not alike or any(x.shape != theirs.get(name, x[..., :0]).shape for name, x in own.items()):
+        raise ValueError(f"method.start: {small.config} is no beginning of {large.config}")
+    small.encoder.load_state_dict({name: theirs[name] for name in own})
+
+
 def batch(
     examples: Sequence[Labelled], frames: int, size: int, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
@@ -265,6 +277,7 @@ class Phonemes:
                    stays as it is; what it makes of the clips is computed once
     labels_from    {checkpoint: folder that this method made with `whisper`}: its guess of the
                    phonemes, of the undisturbed clips, is the target; they need have none themselves
+    start          begin with the first layers of that one's Whisper, of the same width
     """
 
     def __init__(
@@ -275,12 +288,15 @@ class Phonemes:
         whisper: str | None = None,
         window: float | None = None,
         labels_from: dict[str, Any] | None = None,
+        start: bool = False,
     ) -> None:
         self.inputs, self.encoder, self.guess = dict[str, str](), None, None
         needs: str | None = "phonemes"
         teacher: dict[str, Any] = {}
-        if (whisper and labels_from) or (window and not whisper):
-            raise ValueError("method: window belongs to whisper, and labels_from to no whisper")
+        if (whisper and labels_from) or (window and not whisper) or (start and not labels_from):
+            raise ValueError(
+                "method: window belongs to whisper, start to labels_from, and these are two ways"
+            )
         if whisper:
             teacher = {"_component_": "speechfuse.quantizer.of_whisper", "checkpoint": whisper}
             teacher |= {"window": window}
@@ -301,6 +317,8 @@ class Phonemes:
             if self.guess.config.n_mels != n_mels:
                 raise ValueError(f"method.model.n_mels={n_mels}: labels_from has another")
             self.inputs["labels_from"] = artifact.fingerprint_of(Path(labels_from["checkpoint"]))
+            if start:
+                begin_with(self.quantizer, self.guess.quantizer)
         self.quantize_from, self.decay = quantize_from, decay
         self.window = Window(n_mels, seconds, needs, teacher)
 
