@@ -24,7 +24,7 @@ from speechfuse.audio import espeak_ng
 from speechfuse.quantizer.decoder import CodeTranscriber
 from speechfuse.quantizer.frames import of_whisper
 from speechfuse.quantizer.model import Quantizer, padded
-from speechfuse.quantizer.training import distillation, mels, phonemes
+from speechfuse.quantizer.training import batches, distillation, mels, phonemes
 from speechfuse.scores.word_errors import word_error_rate
 from stages import train_quantizer
 
@@ -228,7 +228,7 @@ def test_phonemes_on_a_whisper_are_its_encoder_and_a_codebook(heard: Path, teach
     assert manifest["inputs"]["whisper"] == hashlib.sha256(teacher.read_bytes()).hexdigest()
     assert "phonemes.safetensors" in manifest["outputs"]
     guess = phonemes.Guess(str(heard))
-    assert len(guess.phonemes) == totals(heard)["phonemes"] and phonemes.SILENCE in guess.phonemes
+    assert len(guess.phonemes) == totals(heard)["phonemes"] and batches.SILENCE in guess.phonemes
     with espeak_ng.EspeakLibrary() as engine:
         said = engine.speak("red cat", espeak_ng.EspeakVoice("en-us+Annie")).waveform
     mel = torch.nn.functional.pad(ours.mel(said), (0, 160), value=-1.5)[None, :, :160]
@@ -378,7 +378,7 @@ def test_a_small_ear_learns_from_what_a_whisper_hears_in_clips_without_text(
         assert each.taught.shape[0] == each.frames // 4
         assert np.allclose(each.taught, likely[: len(each.taught)].detach(), atol=1e-3)
     kept.begin(clips, clips, "cpu")
-    _, targets = phonemes.batch(kept.training, 200, 4, 0, 0)
+    _, targets = batches.batch(kept.training, 200, 4, 0, 0)
     known = targets.float().sum(-1)
     assert targets.shape == (4, 100, found["phonemes"]) and 0 < (known > 0).float().mean() < 1
     assert known[known > 0].numpy() == pytest.approx(1, abs=0.01)
@@ -391,8 +391,8 @@ def test_speech_is_disturbed_as_rooms_and_telephones_do() -> None:
     """Here by its loud first half; the second is 36 dB below it."""
     speech = torch.zeros(80, 60)
     speech[:, 30:] = -0.9
-    drawn = [phonemes._disturb(speech, random.Random(i)) for i in range(200)]
-    again = [phonemes._disturb(speech, random.Random(i)) for i in range(200)]
+    drawn = [batches._disturb(speech, random.Random(i)) for i in range(200)]
+    again = [batches._disturb(speech, random.Random(i)) for i in range(200)]
     assert all(map(torch.equal, drawn, again)) and all(each.isfinite().all() for each in drawn)
     loud = torch.stack([each[20:50, 5:30].median() for each in drawn])
     quiet = torch.stack([each[20:50, 40:].median() for each in drawn])

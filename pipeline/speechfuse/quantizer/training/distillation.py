@@ -95,7 +95,7 @@ class Whisper:
         validation_clips: Count = 500,
         max_teacher_wer: Positive = 0.5,
         dtype: str = "float32",
-        window: float | None = None,
+        window: Positive | None = None,
         start: str | None = None,
         cache: bool = False,
     ) -> None:
