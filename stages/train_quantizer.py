@@ -46,7 +46,7 @@ class TrainQuantizer:
     validation: dict[str, Any] = key("speech of other voices, to measure")
     method: dict[str, Any] = key("what is trained, and towards what")
     steps: int = key("optimizer steps", least=1)
-    more: list[dict[str, Any]] = key("further corpora to train on", [])
+    more: list[dict[str, Any]] = key("further corpora, each `times` in an epoch, by default 1", [])
     batch_size: int = key("windows a step", 16, least=1, most=4096)
     lr: float = key("peak learning rate, cosine to 0", 2e-3, above=0)
     warmup_steps: int = key("linear warm-up", 50, least=0)
@@ -113,8 +113,12 @@ def train(job: TrainQuantizer, method: Any, trainee: "nn.Module") -> dict[str, f
 
 def main(job: TrainQuantizer) -> None:
     out, runtime = Path(job.out), job.runtime
-    specs = {"corpus": job.corpus} | {f"more.{i}": spec for i, spec in enumerate(job.more)}
-    specs["validation"] = job.validation
+    specs, times = {"corpus": job.corpus, "validation": job.validation}, {"corpus": 1}
+    for i, spec in enumerate(job.more):
+        specs[name := f"more.{i}"] = {key: v for key, v in spec.items() if key != "times"}
+        times[name] = spec.get("times", 1)
+        if not isinstance(times[name], int) or times[name] < 1:
+            raise ValueError(f"{name}.times={times[name]!r}: give a whole number, at least 1")
     corpora = {name: config.instantiate(spec) for name, spec in specs.items()}
     import torch  # now that what can be refused has been
 
@@ -140,7 +144,7 @@ def main(job: TrainQuantizer) -> None:
     mels = out / "mels"
     make(specs, work.plan, mels, method.window, runtime.workers, runtime.device)
     loaded = {name: load(mels / name, method.window, runtime.max_reject_rate) for name in specs}
-    training = [each for name in specs for each in loaded[name][0] if name != "validation"]
+    training = [each for name, count in times.items() for each in loaded[name][0] * count]
     trainee = method.begin(training, loaded["validation"][0], device)
     losses = train(job, method, trainee)
     totals, outputs = method.finish(out)

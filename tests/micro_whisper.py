@@ -23,8 +23,8 @@ from whisper.model import ModelDimensions
 from speechfuse import config, yaml_values
 from speechfuse.quantizer.model import PADDING
 from speechfuse.quantizer.training import mels as examples
+from speechfuse.quantizer.training.batches import SILENCE, labelled, phoneme_name
 from speechfuse.quantizer.training.mels import Example, Window, make
-from speechfuse.quantizer.training.phonemes import SILENCE, labelled, phoneme_name
 
 WORDS = (
     "red green blue yellow black white brown purple cat dog horse bird fish mouse sheep lion tiger "

@@ -24,7 +24,7 @@ from speechfuse.audio import espeak_ng
 from speechfuse.quantizer.decoder import CodeTranscriber
 from speechfuse.quantizer.frames import of_whisper
 from speechfuse.quantizer.model import Quantizer, padded
-from speechfuse.quantizer.training import distillation, mels, phonemes
+from speechfuse.quantizer.training import batches, distillation, mels, phonemes
 from speechfuse.scores.word_errors import word_error_rate
 from stages import train_quantizer
 
@@ -45,6 +45,9 @@ PHONEMES = {
         "n_audio_layer": 1,
     },
 }
+
+
+WIDE = PHONEMES["model"] | {"n_audio_state": 32}
 
 
 @pytest.fixture
@@ -225,7 +228,7 @@ def test_phonemes_on_a_whisper_are_its_encoder_and_a_codebook(heard: Path, teach
     assert manifest["inputs"]["whisper"] == hashlib.sha256(teacher.read_bytes()).hexdigest()
     assert "phonemes.safetensors" in manifest["outputs"]
     guess = phonemes.Guess(str(heard))
-    assert len(guess.phonemes) == totals(heard)["phonemes"] and phonemes.SILENCE in guess.phonemes
+    assert len(guess.phonemes) == totals(heard)["phonemes"] and batches.SILENCE in guess.phonemes
     with espeak_ng.EspeakLibrary() as engine:
         said = engine.speak("red cat", espeak_ng.EspeakVoice("en-us+Annie")).waveform
     mel = torch.nn.functional.pad(ours.mel(said), (0, 160), value=-1.5)[None, :, :160]
@@ -319,7 +322,7 @@ def test_a_distillation_begins_with_the_codes_of_start_and_with_the_losses_of_th
 
 @pytest.mark.usefixtures("inline")
 def test_several_corpora_train_one_quantizer(corpus: dict, tmp_path: Path) -> None:
-    more = [{**corpus, "splits": ["train"], "seed": seed} for seed in (7, 8)]
+    more = [{**corpus, "splits": ["train"], "seed": seed, "times": seed} for seed in (2, 3)]
     sizes = []
     with pytest.MonkeyPatch.context() as patch:
         begin = phonemes.Phonemes.begin
@@ -330,8 +333,13 @@ def test_several_corpora_train_one_quantizer(corpus: dict, tmp_path: Path) -> No
         )
         train_quantizer.main(job(tmp_path / "q", corpus, PHONEMES, more=more))
     manifest = json.loads((tmp_path / "q" / "manifest.json").read_text())
-    assert sizes == [18] and {"corpus", "more.0", "more.1", "validation"} <= {*manifest["inputs"]}
+    assert sizes == [6 + 2 * 6 + 3 * 6] and {"corpus", "more.0", "more.1", "validation"} <= {
+        *manifest["inputs"]
+    }
     assert [manifest["totals"]["speech"][n]["clips"] for n in ("corpus", "more.1")] == [6, 6]
+    more[1]["times"] = 0
+    with pytest.raises(ValueError, match=r"more\.1\.times=0: give a whole number"):
+        train_quantizer.main(job(tmp_path / "q", corpus, PHONEMES, more=more))
 
 
 @pytest.mark.usefixtures("inline")
@@ -356,6 +364,10 @@ def test_a_small_ear_learns_from_what_a_whisper_hears_in_clips_without_text(
     assert found["phonemes"] == totals(heard)["phonemes"] and found["pnmi"] > 0
     assert found["speech"]["corpus"]["rejected"] == {}
     assert Quantizer.load(tmp_path / "whole").config.n_audio_state == 16
+    shorter = {**PHONEMES["model"], "n_audio_ctx": 60}
+    begun = config.instantiate(method | {"start": True, "model": shorter}).quantizer.encoder
+    for name, tensor in Quantizer.load(heard).encoder.state_dict().items():
+        assert torch.equal(begun.state_dict()[name], tensor[:60] if "position" in name else tensor)
     kept = config.instantiate(method)
     plan = {"mels": config.instantiate(spec).plan(250)}
     mels.make({"mels": spec}, plan, tmp_path, kept.window, 1)
@@ -366,18 +378,21 @@ def test_a_small_ear_learns_from_what_a_whisper_hears_in_clips_without_text(
         assert each.taught.shape[0] == each.frames // 4
         assert np.allclose(each.taught, likely[: len(each.taught)].detach(), atol=1e-3)
     kept.begin(clips, clips, "cpu")
-    _, targets = phonemes.batch(kept.training, 200, 4, 0, 0)
+    _, targets = batches.batch(kept.training, 200, 4, 0, 0)
     known = targets.float().sum(-1)
     assert targets.shape == (4, 100, found["phonemes"]) and 0 < (known > 0).float().mean() < 1
     assert known[known > 0].numpy() == pytest.approx(1, abs=0.01)
+    first = kept.losses(0, 40, 4, 0)["loss"].item()
+    last = train_quantizer.train(job(tmp_path / "q", spec, {}, steps=40), kept, kept.trainee)
+    assert last["loss"] < first - 0.1
 
 
 def test_speech_is_disturbed_as_rooms_and_telephones_do() -> None:
     """Here by its loud first half; the second is 36 dB below it."""
     speech = torch.zeros(80, 60)
     speech[:, 30:] = -0.9
-    drawn = [phonemes._disturb(speech, random.Random(i)) for i in range(200)]
-    again = [phonemes._disturb(speech, random.Random(i)) for i in range(200)]
+    drawn = [batches._disturb(speech, random.Random(i)) for i in range(200)]
+    again = [batches._disturb(speech, random.Random(i)) for i in range(200)]
     assert all(map(torch.equal, drawn, again)) and all(each.isfinite().all() for each in drawn)
     loud = torch.stack([each[20:50, 5:30].median() for each in drawn])
     quiet = torch.stack([each[20:50, 40:].median() for each in drawn])
@@ -393,14 +408,19 @@ def test_speech_is_disturbed_as_rooms_and_telephones_do() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"window": 1.0}, "window belongs to whisper"),
+        ({"window": 1.0}, "window belongs to whisper, start to labels_from"),
+        ({"start": True}, "window belongs to whisper, start to labels_from"),
+        (
+            {"labels_from": {"checkpoint": "HEARD"}, "start": True, "model": WIDE},
+            "n_audio_state=32.* is no beginning of .*n_audio_state=16",
+        ),
         ({"whisper": "TEACHER", "window": 1.6}, "n_audio_ctx is that of .*tiny.pt: leave it out"),
         ({"labels_from": {"checkpoint": "DISTILLED"}}, "has no phonemes.safetensors: make it by"),
         ({"labels_from": {"folder": "x"}}, "Guess: unknown argument 'folder'"),
     ],
 )
-def test_phonemes_refuse_what_does_not_fit(teacher, distilled, changes, message):
-    places = {"TEACHER": str(teacher), "DISTILLED": str(distilled)}
+def test_phonemes_refuse_what_does_not_fit(teacher, distilled, heard, changes, message):
+    places = {"TEACHER": str(teacher), "DISTILLED": str(distilled), "HEARD": str(heard)}
     text = json.dumps(PHONEMES | changes)
     for name, place in places.items():
         text = text.replace(name, place)

@@ -109,7 +109,7 @@ class Quantizer(nn.Module):
         self.dtype = torch.float32  # of the encoder's matrix products; bfloat16 is not exact
         self.config = config
         width = config.n_audio_state
-        self.encoder = Encoder(*(getattr(config, name) for name in ENCODER_DIMS))
+        self.encoder: nn.Module = Encoder(*(getattr(config, name) for name in ENCODER_DIMS))
         wide = width * FFN_MULT
         self.mlp = nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
         self.mlp_ln = nn.LayerNorm(width)

@@ -24,14 +24,7 @@ from tqdm import tqdm
 from speechfuse import artifact
 from speechfuse.components import Count, OpenShare, Positive
 from speechfuse.quantizer import decoder
-from speechfuse.quantizer.model import (
-    ENCODER_DIMS,
-    Codes,
-    Quantizer,
-    QuantizerConfig,
-    below,
-    padded,
-)
+from speechfuse.quantizer.model import ENCODER_DIMS, Codes, Quantizer, QuantizerConfig, padded
 from speechfuse.quantizer.training.mels import Example, Window
 from speechfuse.quantizer.training.phonemes import codes_of, trained_codebook
 from speechfuse.scores.word_errors import word_error_rate
@@ -56,10 +49,9 @@ class Student(nn.Module):
 
     def begin_with(self, start: Quantizer) -> None:
         """Take what `start` has behind its encoder."""
-        parts = below(start.state_dict(), "mlp", "project_in.", "codebook")
-        self.quantizer.load_state_dict(parts)
-        codes = start.codebook[: start.config.codes]
-        trained = self.vq._codebook
+        tensors = start.state_dict().items()
+        self.quantizer.load_state_dict({n: x for n, x in tensors if not n.startswith("encoder.")})
+        codes, trained = start.codebook[: start.config.codes], self.vq._codebook
         trained.embed.copy_(codes)
         trained.embed_avg.copy_(codes * COUNT)
         trained.cluster_size.fill_(COUNT)
@@ -103,7 +95,7 @@ class Whisper:
         validation_clips: Count = 500,
         max_teacher_wer: Positive = 0.5,
         dtype: str = "float32",
-        window: float | None = None,
+        window: Positive | None = None,
         start: str | None = None,
         cache: bool = False,
     ) -> None:

@@ -2,14 +2,14 @@
 
 In: a corpus and its plan. Out: for each shard <folder>/00007.npy (float16, 58 MB an hour of speech
 with 80 mels) and 00007.json, which is written last. What a frozen model makes of each mel, where a
-method learns from one, lies beside it: <folder>/taught/00007.npy (float16) and 00007.json, so that
-no training step runs that model. Made in worker processes; a shard that exists is not made again.
-Arrays are memory-mapped; texts and phonemes are in memory.
+method learns from one, lies beside it in 00007.taught.npy, so that no training step runs that
+model. Made in worker processes; a shard that exists is not made again. Arrays are memory-mapped;
+texts and phonemes are in memory.
 """
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from speechfuse.rows.rejects import Reject
 MEL_RATE = 100  # frames a second
 SHORTEST = 0.04  # seconds: one code
 BATCH = 16  # clips that a frozen model reads at once
+TAUGHT = ".taught.npy"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Example:
     n_mels: int
     text: str | None
     phonemes: list[tuple[float, str]]
-    taught: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float16))
+    taught: np.ndarray
 
     @property
     def frames(self) -> int:
@@ -86,15 +87,9 @@ def make(
     ]
     missing = [task for task in tasks if not task[2].exists()]
     done = len(tasks) - len(missing)
-    stored = workers.processes(_store, missing, processes, "cpu")
+    stored = workers.processes(_store, missing, processes, device if window.teacher else "cpu")
     for _ in tqdm(stored, "mels", len(tasks), initial=done, unit="shard"):
         pass
-    if window.teacher:
-        untaught = [(path, window) for *_, path, _ in tasks if not _taught(path).exists()]
-        taught = workers.processes(_teach, untaught, processes, device)
-        done = len(tasks) - len(untaught)
-        for _ in tqdm(taught, "teacher", len(tasks), initial=done, unit="shard"):
-            pass
 
 
 def load(
@@ -108,8 +103,16 @@ def load(
     for path in sorted(folder.glob("*.json")):
         shard = json.loads(path.read_text("utf-8"))
         rejects += shard["rejects"]
-        examples += _examples(path, window, shard["rows"])
-        frames += sum(row["frames"] for row in shard["rows"])
+        stored = np.load(path.with_suffix(".npy"), mmap_mode="r")
+        taught = np.load(path.with_suffix(TAUGHT), mmap_mode="r")
+        start = at = 0
+        for row in shard["rows"]:
+            end = start + row["frames"] * window.n_mels
+            phonemes = [(second, name) for second, name in row["phonemes"]]
+            rows = taught[at : at + row["taught"]]
+            mel = stored[start:end]
+            examples.append(Example(mel, window.n_mels, row["text"], phonemes, rows))
+            start, at, frames = end, at + row["taught"], frames + row["frames"]
     clips = len(examples) + len(rejects)
     if not examples or len(rejects) > max_reject_rate * clips:
         first = f"; first: {rejects[0]['id']}: {rejects[0]['reason']}" if rejects else ""
@@ -122,62 +125,40 @@ def load(
     return examples, {"hours": hours, "clips": clips, "rejected": dict(sorted(kinds.items()))}
 
 
-def _examples(path: Path, window: Window, rows: list[dict[str, Any]]) -> list[Example]:
-    """The examples of one shard, with what they were taught where that has been made."""
-    stored = np.load(path.with_suffix(".npy"), mmap_mode="r")
-    parts = np.split(stored, np.cumsum([row["frames"] * window.n_mels for row in rows]))
-    examples = [
-        Example(part, window.n_mels, row["text"], [(s, n) for s, n in row["phonemes"]])
-        for part, row in zip(parts, rows, strict=False)
-    ]
-    if not window.teacher or not (counts := _taught(path)).exists():
-        return examples
-    taught = np.load(counts.with_suffix(".npy"), mmap_mode="r")
-    parts = np.split(taught, np.cumsum(json.loads(counts.read_text("utf-8"))))
-    return [replace(each, taught=part) for each, part in zip(examples, parts, strict=False)]
-
-
-def _taught(path: Path) -> Path:
-    return path.parent / "taught" / path.name
-
-
-def _teach(path: Path, window: Window) -> None:
-    """Embed the clips of one shard by the teacher, in a worker process."""
-    torch.set_num_threads(1)
-    teacher = component(window.teacher).to(workers.device())
-    examples = _examples(path, window, json.loads(path.read_text("utf-8"))["rows"])
-    taught: list[np.ndarray] = []
-    for start in range(0, len(examples), BATCH):
-        part = examples[start : start + BATCH]
-        frames = 2 * teacher.config.n_audio_ctx
-        mels = padded([each.mel for each in part], len(part), frames, workers.device())
-        with torch.inference_mode():
-            embedded = teacher.embed(mels).half().cpu().numpy()
-        per_row = 2 * teacher.config.downsample
-        counts = [None if window.whole else each.frames // per_row for each in part]
-        taught += [rows[:count] for rows, count in zip(embedded, counts, strict=True)]
-    _save(_taught(path), taught or [np.zeros((0, 1), np.float16)])
-    artifact.write_json(_taught(path), [len(rows) for rows in taught])
-
-
-def _save(path: Path, parts: list[np.ndarray]) -> None:
-    with artifact.replacing(path.with_suffix(".npy")) as temporary, open(temporary, "wb") as file:
-        np.save(file, np.concatenate(parts))
-
-
 def _store(corpus: dict[str, Any], shard: dict[str, Any], path: Path, window: Window) -> None:
     """One shard, in a worker process."""
     torch.set_num_threads(1)
-    rows, rejects, mels = [], [], [np.zeros(0, np.float16)]
+    rows, rejects, mels = list[dict[str, Any]](), [], []
     for clip in component(corpus).clips(shard):
         mel = _mel_of(clip, window)
         if isinstance(mel, Reject):
             rejects.append({"id": mel.id, "reason": mel.reason})
         else:
             rows.append({"frames": mel.shape[1], "text": clip.text, "phonemes": clip.phonemes})
-            mels.append(mel.ravel())
-    _save(path, mels)
+            mels.append(mel)
+    empty = np.zeros((0, 1), np.float16)
+    taught = _taught(mels, window) if window.teacher else [empty] * len(mels)
+    for row, own in zip(rows, taught, strict=True):
+        row["taught"] = len(own)
+    for suffix, arrays in ((".npy", [mel.ravel() for mel in mels]), (TAUGHT, taught)):
+        with artifact.replacing(path.with_suffix(suffix)) as temporary:
+            with open(temporary, "wb") as file:
+                np.save(file, np.concatenate(arrays or [empty]))
     artifact.write_json(path, {"rows": rows, "rejects": rejects})
+
+
+def _taught(mels: list[np.ndarray], window: Window) -> list[np.ndarray]:
+    """What the teacher makes of clips, float16 (rows, width) of each."""
+    teacher, taught = component(window.teacher).to(workers.device()), list[np.ndarray]()
+    for start in range(0, len(mels), BATCH):
+        part = [torch.from_numpy(mel) for mel in mels[start : start + BATCH]]
+        windows = padded(part, len(part), 2 * teacher.config.n_audio_ctx, workers.device())
+        with torch.inference_mode():
+            embedded = teacher.embed(windows).half().cpu().numpy()
+        for rows, mel in zip(embedded, part, strict=True):
+            own = mel.shape[1] // (2 * teacher.config.downsample)
+            taught.append(rows if window.whole else rows[:own])
+    return taught
 
 
 def _mel_of(clip: Clip | Reject, window: Window) -> np.ndarray | Reject:

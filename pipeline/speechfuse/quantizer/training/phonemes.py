@@ -20,7 +20,6 @@ A method of `stages.train_quantizer` is a class with
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,43 +30,27 @@ from annotated_types import Ge, Lt
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 from vector_quantize_pytorch import VectorQuantize
 
 from speechfuse import artifact, config
-from speechfuse.components import OpenShare
-from speechfuse.quantizer.model import ENCODER_DIMS, PADDING, Quantizer, QuantizerConfig, padded
+from speechfuse.audio import espeak_ng
+from speechfuse.components import OpenShare, Positive
+from speechfuse.quantizer.model import ENCODER_DIMS, Quantizer, QuantizerConfig, padded
+from speechfuse.quantizer.training.alignment import aligned, spelled
+from speechfuse.quantizer.training.batches import (
+    FRAMES_PER_LABEL,
+    SILENCE,
+    UNKNOWN,
+    Labelled,
+    batch,
+    labelled,
+    packed,
+    phoneme_name,
+)
 from speechfuse.quantizer.training.mels import Example, Window
 
 HEAD = "phonemes.safetensors"  # beside a quantizer on a Whisper: what names its phonemes
-SILENCE = "_"
-UNKNOWN = -1  # label of a phoneme that is no class, and of padding; it has no loss
-FRAMES_PER_LABEL = 2  # mel frames (10 ms) per phoneme label (20 ms)
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """`labels`: int64 (frames // 2,), indices into the phoneme list, or their probabilities,
-    float16 (tokens * downsample, phonemes)."""
-
-    example: Example
-    labels: Tensor
-
-
-def phoneme_name(name: str) -> str:
-    """espeak-ng's phoneme without stress and pause marks, so that one sound is one class."""
-    return name.strip("',%=|!;-_:^\"") or SILENCE
-
-
-def labelled(example: Example, phonemes: list[str]) -> Labelled:
-    """The example with a label for each 20 ms; a phoneme that `phonemes` lacks is UNKNOWN."""
-    count = example.frames // FRAMES_PER_LABEL
-    starts = np.array([second for second, _ in example.phonemes])
-    classes = {name: i for i, name in enumerate(phonemes)}
-    names = [classes.get(phoneme_name(name), UNKNOWN) for _, name in example.phonemes]
-    middles = (np.arange(count) + 0.5) * FRAMES_PER_LABEL / 100
-    current = np.searchsorted(starts, middles, side="right") - 1
-    labels = np.where(current >= 0, np.array(names)[current], classes[SILENCE])
-    return Labelled(example, torch.from_numpy(labels.astype(np.int64)))
 
 
 def trained_codebook(dim: int, config: QuantizerConfig, decay: float) -> VectorQuantize:
@@ -145,50 +128,16 @@ class Trainee(nn.Module):
         return self.quantizer.eval()
 
 
-def batch(
-    examples: Sequence[Labelled], frames: int, size: int, seed: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """The windows of one step, a pure function of (seed, step): mels (size, n_mels, frames), labels
-    (size, frames // 2) or (size, frames // 2, phonemes).
-
-    Most windows are filled with several utterances one after the other, since a window of silence
-    teaches nothing; three in ten hold one utterance and padding, as at inference. Each utterance is
-    disturbed, to imitate other vocal tracts, rooms and microphones.
-    """
-    rng = random.Random(f"{seed}/{step}")
-    mels = torch.full((size, examples[0].example.n_mels, frames), PADDING)
-    shape, dtype = examples[0].labels.shape[1:], examples[0].labels.dtype
-    unknown = 0 if shape else UNKNOWN  # no phoneme is probable
-    labels = torch.full((size, frames // FRAMES_PER_LABEL, *shape), unknown, dtype=dtype)
-    for row in range(size):
-        start, single = 0, rng.random() < 0.3
-        while True:
-            item = rng.choice(examples)
-            length = len(item.labels) * FRAMES_PER_LABEL
-            if start + length > frames:
-                break
-            mel = item.example.mel[:, :length].float()
-            mels[row, :, start : start + length] = _disturb(mel, rng)
-            half = start // FRAMES_PER_LABEL
-            labels[row, half : half + len(item.labels)] = item.labels
-            start += length
-            if single:
-                break
-    return mels, labels
-
-
-def packed(
-    examples: Sequence[Labelled], downsample: int, size: int, seed: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """The clips of one step, a pure function of (seed, step), one behind the other, since nothing
-    behind the encoder sees its neighbours: its kept features (1, positions, width), and labels
-    (1, positions)."""
-    chosen = random.Random(f"{seed}/{step}").choices(examples, k=size)
-    kept = [len(each.labels) // downsample * downsample for each in chosen]
-    both = list(zip(chosen, kept, strict=True))
-    features = np.concatenate([each.example.taught[:count] for each, count in both])
-    labels = torch.cat([each.labels[:count] for each, count in both])
-    return torch.from_numpy(features).float()[None], labels[None]
+def begin_with(small: Quantizer, large: Quantizer) -> None:
+    """Give `small` the convolutions, positions and first layers of the encoder of `large`. Raises
+    ValueError where their shapes differ."""
+    own, theirs = small.encoder.state_dict(), large.encoder.state_dict()
+    positions = "positional_embedding"
+    theirs[positions] = theirs[positions][: small.config.n_audio_ctx]
+    alike = small.config.n_audio_head == large.config.n_audio_head
+    if not alike or any(x.shape != theirs.get(name, x[..., :0]).shape for name, x in own.items()):
+        raise ValueError(f"method.start: {small.config} is no beginning of {large.config}")
+    small.encoder.load_state_dict({name: theirs[name] for name in own})
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -199,39 +148,6 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels.flatten(), ignore_index=UNKNOWN)
     targets = labels.float().flatten(0, 1)
     return F.cross_entropy(logits, targets, reduction="sum") / targets.sum()
-
-
-def _disturb(mel: Tensor, rng: random.Random) -> Tensor:
-    """A log-mel (n_mels, frames) warped in frequency (VTLP, Jaitly and Hinton 2013), then, each by
-    its own odds: smeared by a room's echo, in noise of 5 to 40 dB, its lowest and highest bands cut
-    off (300 to 3,400 Hz at the worst, a telephone's); tilted, louder or softer, a few bands masked.
-    """
-    count, frames = mel.shape
-    warped = (torch.arange(count) * rng.uniform(0.85, 1.18)).clamp(max=count - 1)
-    low = warped.floor().long()
-    share = (warped - low)[:, None]
-    mel = mel[low] * (1 - share) + mel[(low + 1).clamp(max=count - 1)] * share
-    power = 10 ** (4 * mel - 4)  # what whisper.log_mel_spectrogram took the logarithm of
-    if rng.random() < 0.3:
-        decay = 10 ** (-0.06 / rng.uniform(0.1, 0.5))  # of a frame: 60 dB in 0.1 to 0.5 s
-        echo = rng.uniform(0.1, 0.6) * decay ** torch.arange(30)
-        echo[0] = 1.0  # the direct sound
-        power = F.conv1d(F.pad(power[:, None], (29, 0)), echo.flip(0)[None, None])[:, 0]
-    if rng.random() < 0.5:
-        generator = torch.Generator().manual_seed(rng.getrandbits(63))
-        noise = torch.empty(count, frames).exponential_(generator=generator)
-        noise *= 10 ** (torch.linspace(-1, 1, count)[:, None] * rng.uniform(-1.0, 0.5))
-        power = power + noise * power.mean() / noise.mean() * 10 ** rng.uniform(-4.0, -0.5)
-    if rng.random() < 0.4:
-        power[: round(rng.uniform(0, 0.09) * count)] = 0.0
-        power[round(rng.uniform(0.72, 1) * count) :] = 0.0
-    mel = power.clamp(min=1e-10).log10()
-    mel = (mel.clamp(min=mel.max() - 8) + 4) / 4
-    tilt = torch.linspace(-1, 1, count)[:, None] * rng.uniform(-0.15, 0.15)
-    mel = mel + tilt + rng.uniform(-0.15, 0.15)
-    width, begin = rng.randint(0, 10), rng.randint(0, count - 10)
-    mel[begin : begin + width] = mel.mean()
-    return mel
 
 
 @torch.inference_mode()
@@ -267,6 +183,10 @@ class Phonemes:
                    stays as it is; what it makes of the clips is computed once
     labels_from    {checkpoint: folder that this method made with `whisper`}: its guess of the
                    phonemes, of the undisturbed clips, is the target; they need have none themselves
+    voice          of espeak-ng, as en-us: the targets are that voice's phonemes of a clip's text,
+                   each where labels_from hears it; of a clip without text, what it hears
+    start          begin with the first layers of that one's Whisper, of the same width
+    int8           write the weights in 8 bits
     """
 
     def __init__(
@@ -275,14 +195,21 @@ class Phonemes:
         quantize_from: Annotated[float, Ge(0), Lt(1)] = 0.4,
         decay: OpenShare = 0.95,
         whisper: str | None = None,
-        window: float | None = None,
+        window: Positive | None = None,
         labels_from: dict[str, Any] | None = None,
+        voice: str | None = None,
+        start: bool = False,
+        int8: bool = False,
     ) -> None:
         self.inputs, self.encoder, self.guess = dict[str, str](), None, None
         needs: str | None = "phonemes"
         teacher: dict[str, Any] = {}
-        if (whisper and labels_from) or (window and not whisper):
-            raise ValueError("method: window belongs to whisper, and labels_from to no whisper")
+        alone = (window and not whisper) or ((start or voice) and not labels_from)
+        if alone or (whisper and labels_from):
+            raise ValueError(
+                "method: window belongs to whisper, voice and start to labels_from, and these are "
+                "two ways"
+            )
         if whisper:
             teacher = {"_component_": "speechfuse.quantizer.of_whisper", "checkpoint": whisper}
             teacher |= {"window": window}
@@ -303,22 +230,29 @@ class Phonemes:
             if self.guess.config.n_mels != n_mels:
                 raise ValueError(f"method.model.n_mels={n_mels}: labels_from has another")
             self.inputs["labels_from"] = artifact.fingerprint_of(Path(labels_from["checkpoint"]))
-        self.quantize_from, self.decay = quantize_from, decay
+            if start:
+                begin_with(self.quantizer, self.guess.quantizer)
+        self.quantize_from, self.decay, self.voice, self.int8 = quantize_from, decay, voice, int8
         self.window = Window(n_mels, seconds, needs, teacher)
 
     def begin(self, training: list[Example], validation: list[Example], device: str) -> nn.Module:
         names = {phoneme_name(name) for each in training for _, name in each.phonemes}
         self.phonemes = self.guess.phonemes if self.guess else sorted(names | {SILENCE})
-        self.training = [self._labelled(each) for each in training]
-        self.validation = [self._labelled(each) for each in validation]
+        with espeak_ng.EspeakLibrary() as engine:
+            self.training = [self._labelled(each, engine) for each in tqdm(training, "labels")]
+            self.validation = [self._labelled(each, engine) for each in validation]
         self.trainee = Trainee(self.quantizer, len(self.phonemes), self.decay).to(device)
         return self.trainee
 
-    def _labelled(self, example: Example) -> Labelled:
+    def _labelled(self, example: Example, engine: espeak_ng.EspeakLibrary) -> Labelled:
         if self.guess is None:
             return labelled(example, self.phonemes)
-        guessed = torch.from_numpy(np.array(example.taught))
-        return Labelled(example, guessed.view(-1, len(self.phonemes)))
+        guessed = np.array(example.taught).reshape(-1, len(self.phonemes))
+        if self.voice:
+            classes = {name: i for i, name in enumerate(self.phonemes)}
+            spoken = spelled(engine, example.text, self.voice, classes) if example.text else []
+            guessed = aligned(guessed, spoken, classes[SILENCE])
+        return Labelled(example, torch.from_numpy(guessed))
 
     def losses(self, step: int, steps: int, size: int, seed: int) -> dict[str, Tensor]:
         device = self.quantizer.codebook.device
@@ -326,7 +260,12 @@ class Phonemes:
             downsample = self.quantizer.config.downsample
             inputs, labels = packed(self.training, downsample, size, seed, step)
         else:
-            inputs, labels = batch(self.training, self.quantizer.frames, size, seed, step)
+            longest = frames = self.quantizer.frames
+            if self.quantizer.config.pad_to:  # one of the lengths that a clip may be padded to
+                least = self.quantizer.padded_frames(1)
+                frames = least * random.Random(f"{seed}/{step}").randint(1, longest // least)
+            size = size * longest // frames
+            inputs, labels = batch(self.training, frames, size, seed, step)
         quantize = step >= self.quantize_from * steps
         before, behind, commitment = self.trainee(inputs.to(device), quantize)
         found = {"loss": cross_entropy(behind, labels.to(device)), "commitment": commitment}
@@ -346,11 +285,13 @@ class Phonemes:
             files.append(out / HEAD)
             with artifact.replacing(out / HEAD) as temporary:
                 save_file(self.trainee.head.state_dict(), temporary, metadata)
+        model.save(out, self.int8)
+        model = Quantizer.load(out)
         codes, labels = [], []
         for item in self.validation:
             code_of_label = codes_of(model, [item.example])[0].repeat(FRAMES_PER_LABEL)
             codes.append(code_of_label[: len(item.labels)])
-            likeliest = item.labels.argmax(-1) if self.guess else item.labels
+            likeliest = item.labels.argmax(-1) if item.labels.ndim > 1 else item.labels
             labels.append(likeliest.numpy())
         every_code, every_label = np.concatenate(codes), np.concatenate(labels)
         has_label = every_label != UNKNOWN
@@ -360,7 +301,6 @@ class Phonemes:
             "pnmi": round(phoneme_information(every_code[has_label], every_label[has_label]), 4),
             "codes_used": len(np.unique(every_code)),
         }
-        model.save(out)
         return totals, files
 
 
