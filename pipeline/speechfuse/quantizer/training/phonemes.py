@@ -34,16 +34,8 @@ from vector_quantize_pytorch import VectorQuantize
 from speechfuse import artifact, config
 from speechfuse.components import OpenShare, Positive
 from speechfuse.quantizer.model import ENCODER_DIMS, Quantizer, QuantizerConfig, padded
-from speechfuse.quantizer.training.batches import (
-    FRAMES_PER_LABEL,
-    SILENCE,
-    UNKNOWN,
-    Labelled,
-    batch,
-    labelled,
-    packed,
-    phoneme_name,
-)
+from speechfuse.quantizer.training import batches
+from speechfuse.quantizer.training.batches import SILENCE, UNKNOWN, Labelled, labelled
 from speechfuse.quantizer.training.mels import Example, Window
 
 HEAD = "phonemes.safetensors"  # beside a quantizer on a Whisper: what names its phonemes
@@ -223,7 +215,7 @@ class Phonemes:
         self.window = Window(n_mels, seconds, needs, teacher)
 
     def begin(self, training: list[Example], validation: list[Example], device: str) -> nn.Module:
-        names = {phoneme_name(name) for each in training for _, name in each.phonemes}
+        names = {batches.phoneme_name(name) for each in training for _, name in each.phonemes}
         self.phonemes = self.guess.phonemes if self.guess else sorted(names | {SILENCE})
         self.training = [self._labelled(each) for each in training]
         self.validation = [self._labelled(each) for each in validation]
@@ -240,9 +232,9 @@ class Phonemes:
         device = self.quantizer.codebook.device
         if self.encoder:
             downsample = self.quantizer.config.downsample
-            inputs, labels = packed(self.training, downsample, size, seed, step)
+            inputs, labels = batches.packed(self.training, downsample, size, seed, step)
         else:
-            inputs, labels = batch(self.training, self.quantizer.frames, size, seed, step)
+            inputs, labels = batches.batch(self.training, self.quantizer.frames, size, seed, step)
         quantize = step >= self.quantize_from * steps
         before, behind, commitment = self.trainee(inputs.to(device), quantize)
         found = {"loss": cross_entropy(behind, labels.to(device)), "commitment": commitment}
@@ -264,7 +256,7 @@ class Phonemes:
                 save_file(self.trainee.head.state_dict(), temporary, metadata)
         codes, labels = [], []
         for item in self.validation:
-            code_of_label = codes_of(model, [item.example])[0].repeat(FRAMES_PER_LABEL)
+            code_of_label = codes_of(model, [item.example])[0].repeat(batches.FRAMES_PER_LABEL)
             codes.append(code_of_label[: len(item.labels)])
             likeliest = item.labels.argmax(-1) if self.guess else item.labels
             labels.append(likeliest.numpy())
