@@ -4,9 +4,10 @@
 
 In: a corpus, another to measure on, and a method: `speechfuse.quantizer.whisper` (any
 speech with transcripts, and a Whisper) or `speechfuse.quantizer.phonemes` (speech whose
-phonemes are known). Out: a quantizer (config.json, model.safetensors, and what the method adds)
-and, in its manifest, how good its codes are on the validation corpus. Resumes from its last state
-after a stop and ends with the same bits on a CPU.
+phonemes are known, or any speech and a quantizer that guesses them). Out: a quantizer
+(config.json, model.safetensors, and what the method adds) and, in its manifest, how good its codes
+are on the validation corpus. Resumes from its last state after a stop and ends with the same bits
+on a CPU.
 """
 
 import math

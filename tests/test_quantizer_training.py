@@ -17,13 +17,13 @@ import pytest
 import soundfile
 import torch
 from torch.distributed import checkpoint as dcp
-from whisper.model import AudioEncoder, ModelDimensions, Whisper
+from whisper.model import ModelDimensions, Whisper
 
 from speechfuse import config, workers
 from speechfuse.audio import espeak_ng
 from speechfuse.quantizer.decoder import CodeTranscriber
 from speechfuse.quantizer.frames import of_whisper
-from speechfuse.quantizer.model import Quantizer, padded
+from speechfuse.quantizer.model import Encoder, Quantizer, padded
 from speechfuse.quantizer.training import batches, distillation, mels, phonemes
 from speechfuse.scores.word_errors import word_error_rate
 from stages import train_quantizer
@@ -240,13 +240,13 @@ def test_phonemes_on_a_whisper_are_its_encoder_and_a_codebook(heard: Path, teach
 @pytest.fixture
 def clips_heard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The clips of each call of a Whisper's encoder, or of one of its class."""
-    clips, forward = [], AudioEncoder.forward
+    clips, forward = [], Encoder.forward
 
-    def counted(self: AudioEncoder, mel: torch.Tensor) -> torch.Tensor:
+    def counted(self: Encoder, mel: torch.Tensor) -> torch.Tensor:
         clips.append(len(mel))
         return forward(self, mel)
 
-    monkeypatch.setattr(AudioEncoder, "forward", counted)
+    monkeypatch.setattr(Encoder, "forward", counted)
     return clips
 
 

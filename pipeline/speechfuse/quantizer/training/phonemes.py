@@ -37,17 +37,9 @@ from speechfuse import artifact, config
 from speechfuse.audio import espeak_ng
 from speechfuse.components import OpenShare, Positive
 from speechfuse.quantizer.model import ENCODER_DIMS, Quantizer, QuantizerConfig, padded
+from speechfuse.quantizer.training import batches
 from speechfuse.quantizer.training.alignment import aligned, spelled
-from speechfuse.quantizer.training.batches import (
-    FRAMES_PER_LABEL,
-    SILENCE,
-    UNKNOWN,
-    Labelled,
-    batch,
-    labelled,
-    packed,
-    phoneme_name,
-)
+from speechfuse.quantizer.training.batches import SILENCE, UNKNOWN, Labelled, labelled
 from speechfuse.quantizer.training.mels import Example, Window
 
 HEAD = "phonemes.safetensors"  # beside a quantizer on a Whisper: what names its phonemes
@@ -236,7 +228,7 @@ class Phonemes:
         self.window = Window(n_mels, seconds, needs, teacher)
 
     def begin(self, training: list[Example], validation: list[Example], device: str) -> nn.Module:
-        names = {phoneme_name(name) for each in training for _, name in each.phonemes}
+        names = {batches.phoneme_name(name) for each in training for _, name in each.phonemes}
         self.phonemes = self.guess.phonemes if self.guess else sorted(names | {SILENCE})
         with espeak_ng.EspeakLibrary() as engine:
             self.training = [self._labelled(each, engine) for each in tqdm(training, "labels")]
@@ -258,14 +250,14 @@ class Phonemes:
         device = self.quantizer.codebook.device
         if self.encoder:
             downsample = self.quantizer.config.downsample
-            inputs, labels = packed(self.training, downsample, size, seed, step)
+            inputs, labels = batches.packed(self.training, downsample, size, seed, step)
         else:
             longest = frames = self.quantizer.frames
             if self.quantizer.config.pad_to:  # one of the lengths that a clip may be padded to
                 least = self.quantizer.padded_frames(1)
                 frames = least * random.Random(f"{seed}/{step}").randint(1, longest // least)
             size = size * longest // frames
-            inputs, labels = batch(self.training, frames, size, seed, step)
+            inputs, labels = batches.batch(self.training, frames, size, seed, step)
         quantize = step >= self.quantize_from * steps
         before, behind, commitment = self.trainee(inputs.to(device), quantize)
         found = {"loss": cross_entropy(behind, labels.to(device)), "commitment": commitment}
@@ -289,7 +281,7 @@ class Phonemes:
         model = Quantizer.load(out)
         codes, labels = [], []
         for item in self.validation:
-            code_of_label = codes_of(model, [item.example])[0].repeat(FRAMES_PER_LABEL)
+            code_of_label = codes_of(model, [item.example])[0].repeat(batches.FRAMES_PER_LABEL)
             codes.append(code_of_label[: len(item.labels)])
             likeliest = item.labels.argmax(-1) if item.labels.ndim > 1 else item.labels
             labels.append(likeliest.numpy())
