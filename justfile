@@ -81,6 +81,10 @@ inspect *args: setup
 push *args: setup
     {{py}} -m stages.push_to_hub "$@"
 
+# one of OpenAI's Whisper checkpoints, to models/NAME.pt: just fetch-whisper tiny.en [out=models]
+fetch-whisper *args: setup
+    {{py}} -m stages.fetch_whisper "$@"
+
 # give the base model its sound tokens
 expand *args: setup
     {{py}} -m stages.expand_vocab {{r}}/expand_vocab.yaml "$@"
