@@ -129,6 +129,10 @@ score-wer *args: setup
 ask *args: setup
     {{py}} -m stages.ask {{r}}/ask.yaml "$@"
 
+# what a Whisper hears, offline: just transcribe FILE... [whisper=models/tiny.en.pt quantizer=FOLDER]
+transcribe *args: setup
+    {{py}} -m stages.transcribe "$@"
+
 # make a wav to ask with: just say "what is three plus four" [out.wav]
 say *args: setup
     {{py}} recipes/demo/say.py {{r}}/say.yaml "$@"
