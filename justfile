@@ -81,6 +81,10 @@ inspect *args: setup
 push *args: setup
     {{py}} -m stages.push_to_hub "$@"
 
+# one of OpenAI's Whisper checkpoints, to models/NAME.pt: just fetch-whisper tiny.en [out=models]
+fetch-whisper *args: setup
+    {{py}} -m stages.fetch_whisper "$@"
+
 # give the base model its sound tokens
 expand *args: setup
     {{py}} -m stages.expand_vocab {{r}}/expand_vocab.yaml "$@"
@@ -124,6 +128,10 @@ score-wer *args: setup
 # answer a spoken question with the best epoch: just ask FILE.wav
 ask *args: setup
     {{py}} -m stages.ask {{r}}/ask.yaml "$@"
+
+# what a Whisper hears, offline: just transcribe FILE... [whisper=models/tiny.en.pt quantizer=FOLDER]
+transcribe *args: setup
+    {{py}} -m stages.transcribe "$@"
 
 # make a wav to ask with: just say "what is three plus four" [out.wav]
 say *args: setup

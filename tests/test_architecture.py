@@ -62,6 +62,7 @@ DOORS = {  # third party: the files that may import it, tests apart
         "pipeline/speechfuse/quantizer/model.py",
         "pipeline/speechfuse/quantizer/decoder.py",
         "pipeline/speechfuse/quantizer/frames.py",
+        "pipeline/speechfuse/quantizer/ctranslate2.py",
     ],
     "whisper.normalizers": ["pipeline/speechfuse/scores/word_errors.py"],
     "lm_eval": ["pipeline/speechfuse/evals/*"],

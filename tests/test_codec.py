@@ -13,6 +13,7 @@ import torch
 
 from speechfuse.quantizer.decoder import CodeTranscriber, save_published
 from speechfuse.quantizer.model import Quantizer
+from speechfuse.quantizer.spec import QuantizerSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 WHISPER = GOLDEN / "whisper-decoding.pt"
@@ -75,6 +76,8 @@ def test_a_shorter_window_is_that_of_a_whisper_that_was_cut(tmp_path: Path) -> N
     assert quantizer.window == 2 and quantizer.frames == 200
     assert quantizer.identity == Quantizer.load(NEWEST, tmp_path / "cut.pt").identity
     assert quantizer.identity != Quantizer.load(NEWEST, WHISPER).identity
+    spec = QuantizerSpec(str(NEWEST), str(WHISPER), window=2.0)
+    assert spec.load("cpu").identity == quantizer.identity
     codes = codes_of("decoding")[:3]
     cut = CodeTranscriber.load(NEWEST, WHISPER, window=2)
     assert cut.features(codes).shape == (3, 100, 32)

@@ -271,6 +271,21 @@ def test_what_has_no_key_is_the_value_of_a_positional_key(run):
     assert run("--config", "run.yaml", "part.size=4").stdout == "ran here 4\n"
 
 
+def test_a_positional_key_that_is_a_list_takes_all_that_is_left():
+    @dataclass
+    class Job:
+        name: str
+        files: list[str]
+        seed: int = 0
+
+    arguments = ["x", "a.wav", "seed=3", "b, [c] é \U0001f600.wav", "yes"]
+    overrides = config._as_overrides(Job, arguments, ("name", "files"))
+    job = config.load(Job, None, overrides)
+    assert job == Job("x", ["a.wav", "b, [c] é \U0001f600.wav", "yes"], 3)
+    with pytest.raises(ValueError, match="no value for required files"):
+        config.load(Job, None, config._as_overrides(Job, ["x"], ("name", "files")))
+
+
 def test_help_shows_the_doc_and_every_key(run):
     done = run("--help")
     assert done.returncode == 0 and "Count things." in done.stdout and "ran" not in done.stdout

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from speechfuse import artifact, config
+from speechfuse.quantizer.decoder import CodeTranscriber
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.rows import shards, statistics
 from speechfuse.rows.rejects import write_rejects
@@ -287,6 +288,16 @@ def test_what_the_codec_heard_stands_beside_the_text(tmp_path, capsys):
     job.path = str(dataset(tmp_path / "other", [rows], stream=stream | {"quantizer": "ab" * 32}))
     with pytest.raises(ValueError, match=r"but .* was made by abababababab"):
         inspect_dataset.main(job)
+    stream = Quantizer.load(model, whisper, 20.0).stream
+    job.path = str(dataset(tmp_path / "cut", [rows[:2]], stream=stream))
+    with pytest.raises(ValueError, match=r"but .* was made by"):
+        inspect_dataset.main(job)
+    job.window = 20.0
+    heard = CodeTranscriber.load(model, whisper, window=20.0).transcribe(
+        [np.array(row["codes"]) for row in rows[:2]]
+    )
+    lines, _ = shown(job, capsys)
+    assert all(any(line.strip() == f"heard  {text}".strip() for line in lines) for text in heard)
     job.whisper = None
     with pytest.raises(ValueError, match="whisper"):
         inspect_dataset.main(job)

@@ -1,6 +1,7 @@
 """Our WhisperVQ inference against codes made by the genuine whisperspeech: equal token for token.
 
-The golden files and how they were made: golden/make_whisperspeech_golden.py.
+The golden files and how they were made: golden/make_whisperspeech_golden.py, and for codes on the
+genuine tiny.en golden/make_tiny_en_golden.py.
 """
 
 import json
@@ -108,3 +109,30 @@ def test_clip_over_the_window_is_refused(quantizer: Quantizer, samples: int) -> 
     assert quantizer.window == 30.0
     with pytest.raises(ValueError, match="30 s"):
         quantizer.encode([CLIPS["0.5"], np.zeros(samples, np.float32)])
+
+
+ON_TINY_EN = json.loads((GOLDEN / "tiny_en_codes.json").read_text())
+
+
+@pytest.mark.parametrize("window", ON_TINY_EN["codes"])
+def test_codes_on_the_genuine_tiny_en(tiny_en: Path, window: str, tmp_path: Path) -> None:
+    maker = runpy.run_path(str(GOLDEN / "make_tiny_en_golden.py"))
+    content = {"config": maker["CONFIG"], "tunables": maker["TUNABLES"]}
+    content["state_dict"] = maker["bottleneck"](ON_TINY_EN["bias"])
+    torch.save(content, tmp_path / "golden.model")
+    quantizer = Quantizer.load(tmp_path / "golden.model", tiny_en, float(window))
+    assert quantizer.window == float(window)
+    expected, waveforms = ON_TINY_EN["codes"][window], maker["clips"]()
+    encoded = quantizer.encode([waveforms[name] for name in expected])
+    for (name, codes), found in zip(expected.items(), encoded, strict=True):
+        np.testing.assert_array_equal(found, codes, err_msg=f"clip of {name} s")
+
+
+def test_golden_codes_on_tiny_en_can_fail_a_wrong_quantizer() -> None:
+    whole, cut = ON_TINY_EN["codes"]["30.0"], ON_TINY_EN["codes"]["5.0"]
+    assert len(whole) == 8 and len(cut) == 6 and set(cut) < set(whole)
+    assert all(len(codes) == int(25 * float(name) + 1e-6) for name, codes in whole.items())
+    assert all(cut[name] != whole[name] for name in cut), "the window must matter"
+    heard = np.concatenate([*whole.values(), *cut.values()])
+    assert len(np.unique(heard)) >= 60 and np.bincount(heard).max() < 0.2 * len(heard)
+    assert ON_TINY_EN["margin"] >= 1e-4 and ON_TINY_EN["made_with"]["whisperspeech"] == "0.8.9"

@@ -96,6 +96,11 @@ def test_a_decoder_of_another_codec_is_refused():
     decoder.check(own)
     with pytest.raises(ValueError, match=f"another codec .{own[:12]}.*0000"):
         decoder.check("0" * 64)
+    cut = QuantizerDecoder(MODEL, WHISPER, window=2.0)
+    cut.check(Quantizer.load(Path(MODEL), Path(WHISPER), 2.0).identity)
+    assert cut.decoder.whisper.dims.n_audio_ctx == 100
+    with pytest.raises(ValueError, match=f"is another codec .*{own[:12]}"):
+        cut.check(own)
 
 
 @pytest.fixture(scope="module")

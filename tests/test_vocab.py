@@ -277,6 +277,16 @@ def test_the_job_records_the_layout_of_the_quantizer_it_is_given(base, tmp_path)
     assert not [name for name in manifest["outputs"] if name.startswith(".")]  # its lock is gone
 
 
+def test_the_identity_is_that_of_the_quantizer_cut_to_its_window(base, tmp_path):
+    golden = ROOT / "tests/golden"
+    codec, whisper = golden / "whispervq-decoding.model", golden / "whisper-decoding.pt"
+    out = tmp_path / "out"
+    expand_vocab.main(
+        expand_vocab.ExpandVocab(str(out), str(base), str(codec), str(whisper), window=2.0)
+    )
+    assert Vocabulary.load(out).layout.quantizer == Quantizer.load(codec, whisper, 2.0).identity
+
+
 def given(rows: torch.Tensor, seed: int = 0, **changes) -> initialization.NewRowContext:
     """For 512 codes, on a codebook of 16 dimensions."""
     chance = torch.Generator().manual_seed(7)

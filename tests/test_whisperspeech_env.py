@@ -21,6 +21,8 @@ import torch
 from torch.nn.functional import normalize
 
 from speechfuse.openai_server import Unavailable
+from speechfuse.quantizer import decoder
+from speechfuse.quantizer.checkpoints import ENCODER_DIMS
 from speechfuse.quantizer.model import Quantizer, QuantizerConfig
 from speechfuse.synthesis.engines import sentences, whisperspeech
 from speechfuse.synthesis.engines.espeak import Espeak
@@ -265,3 +267,43 @@ def test_other_model_files_are_another_identity(models, tmp_path):
     (tmp_path / "t2s.model").write_bytes((models / "t2s.model").read_bytes() + b"x")
     assert to_codes(models).identity() == first
     assert to_codes(models, t2s=str(tmp_path / "t2s.model")).identity() != first
+
+
+DECODE = """
+import json, sys, torch, whisper
+from whisperspeech.vq_stoks import RQBottleneckTransformer
+torch.set_float32_matmul_precision("highest")  # the package lowers it
+path, teacher, codes = sys.argv[1:]
+model = RQBottleneckTransformer.load_model(path)
+model.whmodel = [whisper.load_model(teacher, device="cpu")]
+codes = torch.tensor(json.loads(codes))
+options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
+with torch.inference_mode():
+    features, heard = model.dequantize(codes), model.decode_text(codes, options)
+print(json.dumps([features[0, :40].tolist(), heard[0].text]))
+"""
+
+
+@needs_environment
+@pytest.mark.parametrize("window", [30.0, 5.0])
+def test_a_codec_of_ours_on_tiny_en_is_read_and_decoded_by_whisperspeech(tiny_en, window, tmp_path):
+    torch.manual_seed(0)
+    teacher = decoder.load_whisper(tiny_en, window)
+    dims = {name: getattr(teacher.dims, name) for name in ENCODER_DIMS}
+    own = Quantizer(QuantizerConfig(CODES, WIDTH, 2, True, **dims)).eval()
+    own.encoder = teacher.encoder
+    own.codebook.copy_(normalize(torch.randn(CODES + 1, WIDTH), dim=-1))
+    half = decoder.WhisperTextDecoder(own.config, decoder.Shape(teacher.dims.n_audio_head)).eval()
+    decoder.save_published(tmp_path / "whisper-vq.model", own, half, "tiny.en")
+    codes = torch.randint(0, CODES, (100,)).numpy()
+    arguments = [str(tmp_path / "whisper-vq.model"), str(tiny_en), json.dumps(codes.tolist())]
+    command = [INTERPRETER, "-P", "-c", DECODE, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    features, heard = json.loads(done.stdout.splitlines()[-1])
+    assert len(features) == 40 and heard.strip()
+    if window == 30.0:  # the package knows no other, and takes the rest of it for silence
+        ours = decoder.CodeTranscriber(half, own.codebook, teacher)
+        torch.testing.assert_close(
+            torch.tensor(features), ours.features([codes])[0, :40], atol=1e-4, rtol=1e-4
+        )
+        assert ours.transcribe([codes]) == [heard]

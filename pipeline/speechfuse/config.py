@@ -12,6 +12,7 @@ dotted.path` plus keyword arguments) are free-form in the schema and are checked
 
 import dataclasses
 import inspect
+import json
 import os
 import re
 import sys
@@ -226,15 +227,18 @@ def guarded(run: Callable[[], T], interrupted: str = INTERRUPTED) -> T:
 def _as_overrides(schema: type, arguments: list[str], positional: tuple[str, ...]) -> list[str]:
     """Return the arguments of a command line as ["key=value", ...]. Raises ValueError for an
     argument that has no key. Where a positional key has no value yet, "x=3 and y" is one if it has
-    white space and the schema has no key x."""
-    keys, overrides = iter(positional), []
+    white space and the schema has no key x. The last positional key takes all that are left if it
+    is a list."""
+    hints, last = typing.get_type_hints(schema), "".join(positional[-1:])
+    many = last if hints.get(last) == list[str] else None
+    keys, overrides, listed = iter(positional), list[str](), list[str]()
     known = {field.name for field in dataclasses.fields(schema)}
     rest = len(positional)
     for argument in arguments:
         match = _OVERRIDE.match(argument)
         if match and (match[1] in known or len(argument.split()) == 1 or not rest):
             overrides.append(argument)
-        elif argument.startswith("--") or (key := next(keys, None)) is None:
+        elif argument.startswith("--") or (key := next(keys, many)) is None:
             if Path(argument).is_dir():
                 own = f": name it after one, as corpus.path={argument}" * ("corpus" in known)
                 raise ValueError(
@@ -242,10 +246,12 @@ def _as_overrides(schema: type, arguments: list[str], positional: tuple[str, ...
                 )
             takes = " ".join(["[config.yaml]", *map(str.upper, positional), "key=value ..."])
             raise ValueError(f"{argument!r} is no key=value; the job takes {takes}; see --help")
+        elif key == many:
+            listed.append(argument)
         else:
             overrides.append(f"{key}={argument}")
             rest -= 1
-    return overrides
+    return overrides + [f"{many}={json.dumps(listed, ensure_ascii=False)}"] * bool(listed)
 
 
 def _sentence(schema: type, source: str, error: Exception) -> str:

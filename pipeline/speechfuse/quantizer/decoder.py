@@ -222,6 +222,14 @@ def transcribe(model: Whisper, features: Tensor, language: str) -> list[str]:
     return [result.text for result in whisper.decode(model, features.float(), options)]
 
 
+def transcribe_audio(model: Whisper, waveform: np.ndarray, language: str) -> str:
+    """Return the text of a waveform of any length, in openai-whisper's own way: by windows of 30 s,
+    and where a text looks wrong by another try with sampling, which has a seed here."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return model.transcribe(waveform, language=language, fp16=False)["text"].strip()
+
+
 def _state_of_ours(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
     if not (folder / FILE).is_file():
         raise ValueError(

@@ -14,5 +14,6 @@ COMPONENTS = {  # name in YAML, below speechfuse.synthesis: where it stands
     "TextToWaveform": "engines.whisperspeech.TextToWaveform",
     "Transcription": "kinds.Transcription",
     "TranscriptionEndpoint": "round_trip.TranscriptionEndpoint",
+    "Whisper": "round_trip.Whisper",
     "silence": "kinds.silence",
 }

@@ -6,9 +6,11 @@ error rate, and the reason of a reject. Transcribers, by dotted path:
     round_trip:
       max_wer: 0.3
       listener: {_component_: speechfuse.synthesis.QuantizerDecoder, quantizer: ..., whisper: ...}
+      listener: {_component_: speechfuse.synthesis.Whisper, whisper: models/tiny.en.pt}
       listener: {_component_: speechfuse.synthesis.TranscriptionEndpoint, url: ..., model: ...}
 
-QuantizerDecoder reads the codes, as the model will; its rate has the codec's own errors in it.
+QuantizerDecoder reads the codes, as the model will; its rate has the codec's own errors in it. The
+others hear the waveform.
 """
 
 import json
@@ -21,11 +23,11 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from speechfuse import config, workers
+from speechfuse import artifact, config, workers
 from speechfuse.audio import decoding
 from speechfuse.components import Batch
 from speechfuse.openai_server import Server, Unavailable
-from speechfuse.quantizer.decoder import CodeTranscriber
+from speechfuse.quantizer.decoder import CodeTranscriber, load_whisper, transcribe_audio
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.rows.rejects import FILTERED
 from speechfuse.scores.word_errors import errors, normalised, whisper_english
@@ -63,18 +65,23 @@ class Transcriber(Protocol):
 
 class QuantizerDecoder(Transcriber):
     """The quantizer's own decoder: `quantizer` with its decoding half, and the `whisper` (.pt) that
-    it was trained on."""
+    it was trained on, cut to `window` seconds as that of the quantizer."""
 
     def __init__(
-        self, quantizer: str, whisper: str, language: str = "en", batch_size: Batch = 16
+        self,
+        quantizer: str,
+        whisper: str,
+        language: str = "en",
+        batch_size: Batch = 16,
+        window: float | None = None,
     ) -> None:
-        self.paths = Path(quantizer), Path(whisper)
-        self.decoder = CodeTranscriber.load(*self.paths, language).to(workers.device())
+        self.paths, self.window = (Path(quantizer), Path(whisper)), window
+        self.decoder = CodeTranscriber.load(*self.paths, language, window).to(workers.device())
         self.batch_size = batch_size
 
     def check(self, codec: str) -> None:
         """Raises ValueError unless it decodes the codes of `codec`, a quantizer's identity."""
-        own = Quantizer.load(*self.paths).identity
+        own = Quantizer.load(*self.paths, self.window).identity
         if own != codec:
             raise ValueError(
                 f"round_trip: {self.paths[0]} is another codec ({own[:12]}) than the one that "
@@ -86,6 +93,24 @@ class QuantizerDecoder(Transcriber):
 
     def transcribe(self, clips: list[SynthesizedClip]) -> list[str]:
         return self.decoder.transcribe([clip.codes for clip in clips], self.batch_size)
+
+
+class Whisper(Transcriber):
+    """An openai-whisper checkpoint, the `.pt` of just fetch-whisper, which hears the waveforms."""
+
+    def __init__(self, whisper: str, language: str = "en") -> None:
+        self.model = load_whisper(Path(whisper)).to(workers.device())
+        self.language, self.sha256 = language, artifact.sha256_of(Path(whisper))
+
+    def check(self, codec: str) -> None:
+        """It hears waveforms, of any codec."""
+
+    def identity(self) -> dict[str, Any]:
+        return {"listener": "whisper", "sha256": self.sha256, "language": self.language}
+
+    def transcribe(self, clips: list[SynthesizedClip]) -> list[str]:
+        """Raises Unavailable for codes without a waveform."""
+        return [transcribe_audio(self.model, _audio(clip), self.language) for clip in clips]
 
 
 class TranscriptionEndpoint(Server, Transcriber):
@@ -109,13 +134,8 @@ class TranscriptionEndpoint(Server, Transcriber):
         """Raises Unavailable for codes without a waveform, and without a server."""
         results: list[str | ValueError] = []
         for clip in clips:
-            if clip.waveform is None:
-                raise Unavailable(
-                    "round_trip: an engine that makes codes leaves no audio for a transcriber to "
-                    "hear: use speechfuse.synthesis.QuantizerDecoder"
-                )
             try:
-                results.append(self._transcribe(clip.waveform))
+                results.append(self._transcribe(_audio(clip)))
             except Unavailable:
                 raise
             except ValueError as error:
@@ -127,6 +147,15 @@ class TranscriptionEndpoint(Server, Transcriber):
         fields = {"file": ("speech.wav", wav, "audio/wav"), "model": self.model}
         key = [self.form, wav.hex()]
         return self.post("/audio/transcriptions", fields, self.form, key, _transcription_text)
+
+
+def _audio(clip: SynthesizedClip) -> np.ndarray:
+    if clip.waveform is None:
+        raise Unavailable(
+            "round_trip: an engine that makes codes leaves no audio for a transcriber to hear: use "
+            "speechfuse.synthesis.QuantizerDecoder"
+        )
+    return clip.waveform
 
 
 def _transcription_text(content: bytes) -> str:
