@@ -161,6 +161,12 @@ setup-whisperspeech:
       python3 -m venv .venv-whisperspeech && .venv-whisperspeech/bin/python -m pip install --disable-pip-version-check -r requirements-whisperspeech.txt && \
       cp requirements-whisperspeech.txt .venv-whisperspeech/requirements.txt )
 
+# piper and its voice joe in an environment of its own, .venv-piper (a no-op when it is up to date): a voice to measure with
+setup-piper:
+    @cmp -s requirements-piper.txt .venv-piper/requirements.txt || ( \
+      python3 -m venv .venv-piper && .venv-piper/bin/python -m pip install --disable-pip-version-check --only-binary :all: -r requirements-piper.txt && \
+      cp requirements-piper.txt .venv-piper/requirements.txt )
+
 # WhisperSpeech's two routes, on its genuine classes with small random weights (skipped by `just test` without its environment)
 test-whisperspeech *args: setup setup-whisperspeech
     OMP_NUM_THREADS=1 {{py}} -m pytest tests/test_whisperspeech_env.py "$@"

@@ -101,6 +101,7 @@ SCRIPTS = {  # of recipes/demo, not of stages/
     "world.yaml": "World",
     "dialogues.yaml": "Dialogues",
     "init_base.yaml": "InitBase",
+    "neural.yaml": "Neural",
     "say.yaml": "Say",
     "seed_variance.yaml": "SeedVariance",
 }
