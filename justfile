@@ -61,6 +61,10 @@ tokenize *args: setup
 encode *args: setup
     {{python}} -m stages.encode_speech "$@"
 
+# what a Whisper hears, for a cascade to read: just recognize recipes/NAME/recognize_test.yaml key=value ...
+recognize *args: setup
+    {{py}} -m stages.recognize_speech "$@"
+
 # instruction text to spoken training data: choose and clean the text, then speak it
 synthesize *args: setup
     @{{verb}} synthesize {{r}} "$@"

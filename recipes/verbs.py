@@ -26,6 +26,7 @@ Job = tuple[str, ...]  # a module of stages/, or a script beside its YAML; then 
 Jobs = Iterator[Job]
 ROOT = Path(__file__).parent.parent
 SAY = "say"  # instead of a job: what a verb has to say
+WHISPER = Path("models/tiny.en.pt")  # the recognizer of a cascade
 OTHERS = {  # further recordings to be tested with: what must be there for it
     "slt": "recipes/demo/slt",
     "people": "recipes/demo/people",
@@ -71,6 +72,20 @@ def data(recipe: Path, arguments: list[str]) -> Jobs:
         yield from script(recipe / name)
     for name in ("train", "test", *others(recipe, "tokenize")):
         yield "tokenize_speech", f"{recipe}/tokenize_{name}.yaml", *arguments
+    yield from recognize(
+        recipe, [a for a in arguments if a.startswith(("--", "fresh=", "runtime."))]
+    )
+
+
+def recognize(recipe: Path, arguments: list[str]) -> Jobs:
+    """Yield what a cascade hears in the recordings to be tested with, where its Whisper is."""
+    if not (recipe / "recognize_test.yaml").exists():
+        return
+    if not WHISPER.exists():
+        yield SAY, f"no cascade, as {WHISPER} is not there: `just fetch-whisper tiny.en` gets it"
+        return
+    for name in ("test", *others(recipe, "recognize")):
+        yield "recognize_speech", f"{recipe}/recognize_{name}.yaml", *arguments
 
 
 def sweep(recipe: Path, arguments: list[str]) -> Jobs:

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from speechfuse import config, yaml_values
-from speechfuse.evals.sweep import Evaluate
+from speechfuse import yaml_values
 
 ROOT = Path(__file__).parent.parent
 VERBS = ROOT / "recipes/verbs.py"
@@ -122,14 +121,12 @@ def test_the_gate_has_what_it_reads_evaluated_and_nothing_else(started, monkeypa
 
 def test_each_seed_is_scored_by_its_own_runs(started, monkeypatch):
     assert verb("demo-seeds", monkeypatch) == 0
-    of_seed = [
-        arguments for name, path, *arguments in started.jobs if "out=out/demo_1/evals" in arguments
-    ]
-    path = Path("recipes/demo/evaluate.yaml")
-    job = config.load(Evaluate, path, of_seed[0])
-    paths = {entry["name"]: entry["path"] for entry in job.checkpoints}
-    assert (paths["stage1"], paths["stage2"]) == ("out/demo_1/stage1", "out/demo_1/stage2")
-    assert paths["expanded"] == "out/models/expanded"
+    (scored,) = (
+        each for each in started.jobs if "out=out/demo_1/evals" in each and each[0] != "report"
+    )
+    names = [each["name"] for each in yaml_values.settings(Path(scored[1]))["checkpoints"]]
+    for name in ("stage1", "stage2"):
+        assert f"checkpoints.{names.index(name)}.path=out/demo_1/{name}" in scored
 
 
 def test_a_neural_voice_is_tokenized_where_it_was_made(started, monkeypatch):
@@ -139,6 +136,18 @@ def test_a_neural_voice_is_tokenized_where_it_was_made(started, monkeypatch):
     assert verb("data", monkeypatch, "runtime.workers=1") == 0
     neural = ["tokenize_speech", "recipes/demo/tokenize_neural.yaml", "runtime.workers=1"]
     assert started.jobs[-1] == neural
+
+
+def test_a_cascade_hears_where_its_whisper_is(started, monkeypatch, capsys):
+    assert verb("data", monkeypatch, "runtime.workers=1", "quantizer.checkpoint=x") == 0
+    assert "no cascade, as models/tiny.en.pt is not there: `just fetch-" in capsys.readouterr().out
+    assert [name for name, *_ in started.jobs] == DATA
+    Path("models").mkdir()
+    Path("models/tiny.en.pt").touch()
+    assert verb("data", monkeypatch, "runtime.workers=1", "quantizer.checkpoint=x") == 0
+    names = "test", "slt", "people"
+    heard = [[f"recipes/demo/recognize_{name}.yaml", "runtime.workers=1"] for name in names]
+    assert [arguments for name, *arguments in started.jobs if name == "recognize_speech"] == heard
 
 
 def test_a_complete_stage_2_is_not_judged_again(started, monkeypatch):

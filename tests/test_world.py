@@ -253,7 +253,7 @@ MEASURED = re.compile(
     r"\b(slt|joe|theo|yweweler|people/test|(speech|frames)_(slt|people|neural))\b"
 )
 MEASURES = re.compile(
-    r"(tokenize|encode|heard)_(slt|people|neural)|neural|evaluate.*|report.*|compare"
+    r"(tokenize|encode|recognize)_(slt|people|neural)|neural|evaluate.*|report.*|compare"
 )
 
 
