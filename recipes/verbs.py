@@ -229,6 +229,9 @@ def compare(recipe: Path, arguments: list[str]) -> Jobs:
     for name in ("train", "test", *others(recipe, "encode")):
         yield "encode_speech", f"{recipe}/encode_{name}.yaml"
     yield "encode_speech", f"{recipe}/encode_test.yaml", "out=out/data/frames_test_10_db", *noise
+    if WHISPER.exists():
+        heard = "out=out/data/heard_test_10_db"
+        yield "recognize_speech", f"{recipe}/recognize_test.yaml", heard, *noise
     for name in ("token_lora", "splice_adapter", "splice_lora", "splice_lora_replay"):
         yield train(f"{recipe}/{name}.yaml", arguments)
     scores, table = f"{recipe}/evaluate_compare.yaml", f"{recipe}/compare.yaml"

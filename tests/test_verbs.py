@@ -148,6 +148,10 @@ def test_a_cascade_hears_where_its_whisper_is(started, monkeypatch, capsys):
     names = "test", "slt", "people"
     heard = [[f"recipes/demo/recognize_{name}.yaml", "runtime.workers=1"] for name in names]
     assert [arguments for name, *arguments in started.jobs if name == "recognize_speech"] == heard
+    assert verb("compare", monkeypatch) == 0
+    (noisy,) = (each for each in started.jobs if "out=out/data/heard_test_10_db" in each)
+    assert noisy[:2] == ["recognize_speech", "recipes/demo/recognize_test.yaml"]
+    assert "corpus.snr=[10,10]" in noisy
 
 
 def test_a_complete_stage_2_is_not_judged_again(started, monkeypatch):
