@@ -61,6 +61,10 @@ tokenize *args: setup
 encode *args: setup
     {{python}} -m stages.encode_speech "$@"
 
+# what a Whisper hears, for a cascade to read: just recognize recipes/NAME/recognize_test.yaml key=value ...
+recognize *args: setup
+    {{py}} -m stages.recognize_speech "$@"
+
 # instruction text to spoken training data: choose and clean the text, then speak it
 synthesize *args: setup
     @{{verb}} synthesize {{r}} "$@"
@@ -168,6 +172,12 @@ setup-whisperspeech:
     @cmp -s requirements-whisperspeech.txt .venv-whisperspeech/requirements.txt || ( \
       python3 -m venv .venv-whisperspeech && .venv-whisperspeech/bin/python -m pip install --disable-pip-version-check -r requirements-whisperspeech.txt && \
       cp requirements-whisperspeech.txt .venv-whisperspeech/requirements.txt )
+
+# piper and its voice joe in an environment of its own, .venv-piper (a no-op when it is up to date): a voice to measure with
+setup-piper:
+    @cmp -s requirements-piper.txt .venv-piper/requirements.txt || ( \
+      python3 -m venv .venv-piper && .venv-piper/bin/python -m pip install --disable-pip-version-check --only-binary :all: -r requirements-piper.txt && \
+      cp requirements-piper.txt .venv-piper/requirements.txt )
 
 # WhisperSpeech's two routes, on its genuine classes with small random weights (skipped by `just test` without its environment)
 test-whisperspeech *args: setup setup-whisperspeech

@@ -26,6 +26,12 @@ Job = tuple[str, ...]  # a module of stages/, or a script beside its YAML; then 
 Jobs = Iterator[Job]
 ROOT = Path(__file__).parent.parent
 SAY = "say"  # instead of a job: what a verb has to say
+WHISPER = Path("models/tiny.en.pt")  # the recognizer of a cascade
+OTHERS = {  # further recordings to be tested with: what must be there for it
+    "slt": "recipes/demo/slt",
+    "people": "recipes/demo/people",
+    "neural": "out/data/neural/manifest.json",
+}
 
 
 def value_of(arguments: list[str], key: str) -> Any:
@@ -53,10 +59,33 @@ def train(path: str, arguments: list[str]) -> Job:
     return "train", path, *(a for a in arguments if not a.startswith("gate="))
 
 
+def others(recipe: Path, kind: str) -> Iterator[str]:
+    """Yield the names of the OTHERS that the recipe has a `kind`_NAME.yaml of, and that are there
+    when it is their turn."""
+    for name, needed in OTHERS.items():
+        if (recipe / f"{kind}_{name}.yaml").exists() and Path(needed).exists():
+            yield name
+
+
 def data(recipe: Path, arguments: list[str]) -> Jobs:
-    yield from script(recipe / "world")
-    for name in ("train", "test"):
+    for name in ("world", "neural"):
+        yield from script(recipe / name)
+    for name in ("train", "test", *others(recipe, "tokenize")):
         yield "tokenize_speech", f"{recipe}/tokenize_{name}.yaml", *arguments
+    yield from recognize(
+        recipe, [a for a in arguments if a.startswith(("--", "fresh=", "runtime."))]
+    )
+
+
+def recognize(recipe: Path, arguments: list[str]) -> Jobs:
+    """Yield what a cascade hears in the recordings to be tested with, where its Whisper is."""
+    if not (recipe / "recognize_test.yaml").exists():
+        return
+    if not WHISPER.exists():
+        yield SAY, f"no cascade, as {WHISPER} is not there: `just fetch-whisper tiny.en` gets it"
+        return
+    for name in ("test", *others(recipe, "recognize")):
+        yield "recognize_speech", f"{recipe}/recognize_{name}.yaml", *arguments
 
 
 def sweep(recipe: Path, arguments: list[str]) -> Jobs:
@@ -153,11 +182,15 @@ def demo_plain(recipe: Path, arguments: list[str]) -> Jobs:
 
 def demo_seeds(recipe: Path, arguments: list[str]) -> Jobs:
     yield from demo(recipe, arguments)
+    names = [each["name"] for each in yaml_values.settings(recipe / "evaluate.yaml")["checkpoints"]]
     for seed in (1, 2):
         out, start = f"out/demo_{seed}", f"seed={seed}"
         one, two = f"{out}/stage1", f"{out}/stage2"
         begin = f"checkpoint={one}/epoch_0"
-        scored = [f"checkpoints.2.path={one}", f"checkpoints.3.path={two}"]
+        scored = [
+            f"checkpoints.{names.index(name)}.path={path}"
+            for name, path in (("stage1", one), ("stage2", two))
+        ]
         runs = [f"runs.0.path={one}", f"runs.1.path={two}"]
         yield train(f"{recipe}/stage1.yaml", [*arguments, start, f"out={one}"])
         yield train(f"{recipe}/stage2.yaml", [*arguments, start, f"out={two}", begin])
@@ -193,9 +226,12 @@ def compare(recipe: Path, arguments: list[str]) -> Jobs:
     noise = ["corpus.snr=[10,10]", "corpus.splits=[unseen_facts]"]
     other = "out=out/data/speech_test_10_db"
     yield "tokenize_speech", f"{recipe}/tokenize_test.yaml", other, *noise
-    for name in ("train", "test"):
+    for name in ("train", "test", *others(recipe, "encode")):
         yield "encode_speech", f"{recipe}/encode_{name}.yaml"
     yield "encode_speech", f"{recipe}/encode_test.yaml", "out=out/data/frames_test_10_db", *noise
+    if WHISPER.exists():
+        heard = "out=out/data/heard_test_10_db"
+        yield "recognize_speech", f"{recipe}/recognize_test.yaml", heard, *noise
     for name in ("token_lora", "splice_adapter", "splice_lora", "splice_lora_replay"):
         yield train(f"{recipe}/{name}.yaml", arguments)
     scores, table = f"{recipe}/evaluate_compare.yaml", f"{recipe}/compare.yaml"

@@ -1,6 +1,7 @@
 """Ask the trained model a spoken question.
 
     python -m stages.ask recipes/demo/ask.yaml file=question.wav
+    python -m stages.ask recipes/demo/ask.yaml file=words.wav request="repeat:"
 
 In: an audio file. Out, on the screen: what the model heard and what it answers. It uses the epoch
 that the report chose, or `checkpoint`; where that has an encoder of its own, in place of
@@ -27,7 +28,8 @@ class Ask:
     whisper: str | None = key("openai-whisper .pt beside a .model", None)
     checkpoint: str | None = key("this one instead of the chosen", None)
     repeat_first: bool = key("it was trained to repeat the question on the first line", False)
-    prompt: str = key("the words that it was trained with; {speech} is the audio", "{speech}")
+    request: str = key("words before the audio, as it was trained with them: repeat:", "")
+    prompt: str = key("the same where words stand behind it too: {speech} is the audio", "{speech}")
     max_new_tokens: int = key("longest reply", 64, least=1)
 
 
@@ -51,8 +53,11 @@ def chosen_checkpoint(report: Path) -> Path:
 
 
 def main(job: Ask) -> None:
-    if job.prompt.count("{speech}") != 1:
-        raise ValueError(f"prompt={job.prompt!r} must hold {{speech}} once")
+    prompt = job.request + job.prompt
+    if prompt.count("{speech}") != 1:
+        raise ValueError(
+            f"prompt={prompt!r} must hold {{speech}} once, and request={{speech}} never"
+        )
     waveform = decoding.load(Path(job.file))
     checkpoint = Path(job.checkpoint) if job.checkpoint else chosen_checkpoint(Path(job.report))
     check_files(job.quantizer, job.whisper)
@@ -68,13 +73,14 @@ def main(job: Ask) -> None:
     pieces = decoding.split(waveform, quantizer.window)
     if len(pieces) > 1:
         print(f"{len(waveform) / decoding.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")
-    before, after = ([{"text": t}] if t else [] for t in job.prompt.split("{speech}"))
+    before, after = ([{"text": t}] if t else [] for t in prompt.split("{speech}"))
     segments = [*before, *generator.speech(quantizer, pieces), *after]
     turns = [{"role": "user", "segments": segments}]
     (answer,) = generator.reply([turns], job.max_new_tokens)
     if job.repeat_first:
         heard, answer = prompts.read_spoken_answer(answer)
-        print(f"heard:  {heard}")
+        if heard:  # it was asked for an answer, and not to repeat alone
+            print(f"heard:  {heard}")
     print(f"answer: {answer}")
 
 

@@ -64,8 +64,10 @@ class Compare:
 
 
 def chosen_of(job: Compare, every: dict[str, Checkpoint], row: Row) -> str | None:
-    """Return the checkpoint that stands for a row; None where none of its results is there."""
-    if not results.of_run(every, row.name):
+    """Return the checkpoint that stands for a row; None where none of its results is there, or of
+    one that no training made the score it would be chosen by."""
+    names, of = results.of_run(every, row.name), results.key(job.rule)
+    if not names or (row.checkpoint and all(of not in every[name].scores for name in names)):
         return None
     rule = choice.Rule(row.name, **asdict(job.rule), paired=False)
     return choice.choose(every, rule, None, []).checkpoint

@@ -20,8 +20,10 @@ from speechfuse.evals import sweep
 
 
 def main(job: sweep.Evaluate) -> None:
+    lacking = {} if job.only else sweep.left_out(job)
+    left = [f"left out: {task}, as {path} is not there" for task, path in lacking.items()]
     if job.runtime.dry_run:
-        print(*sweep.survey(job), sep="\n")
+        print(*sweep.survey(job), *left, sep="\n")
         return
     every = sweep.prepare(job, sweep.cells_of(job))
     todo = [work for work in every if not sweep.is_done(work)]
@@ -40,7 +42,8 @@ def main(job: sweep.Evaluate) -> None:
                 except Exception as failure:
                     result["error"] = error = sweep.error_line(work, failure)
             if work.result.exists():
-                sweep.move_aside(work.result)
+                aside = artifact.move_aside(work.result).name
+                tqdm.write(f"{work.result} was made from something else: moved aside to {aside}")
             if error is not None:
                 failed.append(f"{work.name} {work.task}: {error}")
                 artifact.write_json(failure_file, result)
@@ -51,7 +54,9 @@ def main(job: sweep.Evaluate) -> None:
             tqdm.write(f"{work.name} {work.task}: {', '.join(lines[:6])}")  # 57 subjects are many
     print(
         f"{job.out}: {len(todo) - len(failed)} results made, {len(every) - len(todo)} were "
-        f"there; {computed:,} items computed"
+        f"there; {computed:,} items computed",
+        *left,
+        sep="\n",
     )
     for line in failed:
         print("error:", line, file=sys.stderr)

@@ -144,9 +144,10 @@ def main(job: Report) -> None:
         return
     protocols = results.read(Path(job.evals), job.base, job.runs)
     checkpoints, out, rule = protocols.of(job.rule.protocol), Path(job.out), job.rule
-    if sections.partial(checkpoints, job.partial):  # a few items need not be of every split
-        scored = {of for checkpoint in checkpoints.values() for of in checkpoint.scores}
-        job = replace(job, table=[column for column in job.table if key(column) in scored])
+    scored = {of for checkpoint in checkpoints.values() for of in checkpoint.scores}
+    partial = bool(sections.partial(checkpoints, job.partial))  # a few items are not of every split
+    columns = [of for of in job.table if key(of) in scored or not (partial or of.may_be_absent)]
+    job = replace(job, table=columns)
     if job.base and job.base not in checkpoints:
         names = ", ".join(sorted(checkpoints))
         raise ValueError(f"base={job.base} has no results; there are: {names}")

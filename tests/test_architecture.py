@@ -32,6 +32,7 @@ from stages.encode_speech import EncodeSpeech
 from stages.expand_vocab import ExpandVocab
 from stages.gate import Gate
 from stages.push_to_hub import PushToHub
+from stages.recognize_speech import RecognizeSpeech
 from stages.report import Report
 from stages.synthesize_instructions import SynthesizeInstructions
 from stages.tokenize_speech import TokenizeSpeech
@@ -80,6 +81,7 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "tokenize.yaml": TokenizeSpeech,
     "tokenize_*.yaml": TokenizeSpeech,
     "encode_*.yaml": EncodeSpeech,
+    "recognize_*.yaml": RecognizeSpeech,
     "splice_*.yaml": Finetune,
     "token_lora.yaml": Finetune,
     "compare.yaml": Compare,
@@ -102,6 +104,7 @@ SCRIPTS = {  # of recipes/demo, not of stages/
     "world.yaml": "World",
     "dialogues.yaml": "Dialogues",
     "init_base.yaml": "InitBase",
+    "neural.yaml": "Neural",
     "say.yaml": "Say",
     "seed_variance.yaml": "SeedVariance",
 }

@@ -172,5 +172,8 @@ def test_a_prompt_stands_around_the_audio(expanded, tmp_path, monkeypatch, capsy
     assert called(monkeypatch, capsys, ask, *ask_with, "prompt=repeat:{speech}")[0] == 0
     assert called(monkeypatch, capsys, ask, *ask_with)[0] == 0
     assert asked == [["repeat:", "speech"], ["speech"]]
-    status, _, err = called(monkeypatch, capsys, ask, *ask_with, "prompt=repeat:")
-    assert status == 2 and "prompt='repeat:' must hold {speech} once" in err
+    assert called(monkeypatch, capsys, ask, *ask_with, "request=repeat:")[1] == "answer: x\n"
+    assert asked[2] == ["repeat:", "speech"]
+    for wrong in ("prompt=repeat:", "request=repeat:{speech}"):
+        status, _, err = called(monkeypatch, capsys, ask, *ask_with, wrong)
+        assert status == 2 and "must hold {speech} once, and request={speech} never" in err

@@ -157,6 +157,13 @@ def test_a_row_that_was_not_evaluated_is_named(rows, capsys):
         rows.compare(base="Later")
 
 
+def test_a_cascade_without_its_recognizer_is_named(rows):
+    answers(rows.evals, "tiny", "on", "text", "all_speech_on", ["yes"] * QUESTIONS)
+    rows.rows.append({"name": "tiny", "about": "x", "checkpoint": "c"})
+    _, page = rows.compare()
+    assert "Not evaluated yet: tiny." in page
+
+
 def test_a_cascade_reads_what_a_row_heard(rows):
     rows.add("cascade", heard=30, minutes=0, recognizer="replay")
     write(rows.evals, "replay/epoch_1", "words", [score("transcription", "all", 0.1, "wer")])

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import whisper
 from whisper.model import ModelDimensions, Whisper
 
 from speechfuse import artifact, config
+from speechfuse.evals import items
 from speechfuse.quantizer import frames
 from speechfuse.quantizer.model import Quantizer, log_mel, padded
-from speechfuse.rows import shards
-from stages import encode_speech, tokenize_speech
+from speechfuse.rows import shards, verification
+from speechfuse.texts.curation.normalization import spoken_words
+from stages import encode_speech, recognize_speech, tokenize_speech
 
 QUANTIZER = "recipes/demo/models/quantizer"
 DIMS = ModelDimensions(80, 50, 32, 2, 1, 51_864, 16, 32, 2, 1)
@@ -40,6 +43,47 @@ def encoded(lines: Path, out: Path, encoder: dict[str, str], **more: Any) -> lis
     settings = keys(lines, out, encoder=encoder, **more)
     encode_speech.main(config.load(encode_speech.EncodeSpeech, None, settings))
     return list(shards.read_rows(out))
+
+
+def test_a_recognizer_writes_what_whisper_hears_in_its_whole_window(lines, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = Whisper(DIMS).eval()
+    path, out = tmp_path / "tiny.pt", tmp_path / "heard"
+    torch.save({"dims": vars(DIMS), "model_state_dict": model.state_dict()}, path)
+    component = {"_component_": "speechfuse.quantizer.recognizer", "checkpoint": str(path)}
+    voices = {"v": {"variants": ["en-us+Annie"], "rate": [450, 450]}}  # within a second
+    settings = [*keys(lines, out, recognizer=component), f"corpus.voices={json.dumps(voices)}"]
+    recognize_speech.main(config.load(recognize_speech.RecognizeSpeech, None, settings))
+    said = capsys.readouterr().out
+    options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
+    corpus = config.instantiate(
+        config.load(recognize_speech.RecognizeSpeech, None, settings).corpus
+    )
+    clips = [clip for shard in corpus.plan(9) for clip in corpus.clips(shard)]
+    genuine = {}
+    for clip in clips:
+        mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(clip.audio, 16_000))
+        genuine[clip.id] = spoken_words(whisper.decode(model, mel, options).text)
+    texts = {row["id"]: row["text"] for row in shards.read_rows(out)}
+    assert texts == genuine and "3 transcripts" in said
+    assert items.transcripts_of({id: {} for id in texts}, "", str(out)) == texts
+    assert all(not faults for _, _, faults in verification.checks(out))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("What\u2019s 3 + 4?", "what is three plus four"),
+        (" How much is 12 - 5.", "how much is twelve minus five"),
+        ("Name the capital of Spain!", "name the capital of spain"),
+        ("Twenty-one.", "twenty one"),
+        ("[BLANK_AUDIO]", "blank audio"),
+        ("0" * 20, "zero zero zero"),
+        ("", ""),
+    ],
+)
+def test_a_transcript_is_written_as_it_is_said(text, said):
+    assert spoken_words(text) == said
 
 
 def test_frames_are_what_the_codes_are_made_of(lines, tmp_path, capsys):

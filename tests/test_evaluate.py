@@ -471,6 +471,24 @@ def test_a_dry_run_without_files_names_what_is_missing_and_its_verb(
         sweep.run()
 
 
+def test_a_task_that_may_be_absent_is_left_out_and_named(sweep, capsys):
+    sweep.config["tasks"]["far"] = sweep.config["tasks"]["wer"] | {"data": "data/far"}
+    sweep.config["checkpoints"][0]["tasks"].append("far")
+    with pytest.raises(ValueError, match="data/far"):
+        sweep.run("only=[base]")
+    sweep.config["may_be_absent"] = ["far", "same"]
+    said = "left out: far, as data/far is not there\n"
+    sweep.run("runtime.dry_run=true")
+    assert capsys.readouterr().out.endswith(
+        f"5 of 5 cells to do, 160 items; nothing was run\n{said}"
+    )
+    sweep.run()
+    assert capsys.readouterr().out.endswith(said) and sweep.results().keys() == NAMES
+    sweep.config["may_be_absent"] = ["fra"]
+    with pytest.raises(ValueError, match="may_be_absent: tasks does not describe fra"):
+        sweep.run()
+
+
 def test_tasks_with_points_in_their_names_have_results_of_their_own(sweep):
     sweep.config["tasks"] |= {
         "a.1": sweep.config["tasks"]["wer"],

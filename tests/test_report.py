@@ -208,6 +208,20 @@ def test_of_equal_epochs_the_earliest_is_chosen(demo):
     assert order[-3:] == ["stage2/epoch_9", "stage2/epoch_10", "stage2/epoch_11"]
 
 
+def test_a_column_that_may_be_absent_stands_where_it_is_scored(demo):
+    column = {"task": QA, "split": "neural", "metric": "acc", "may_be_absent": True}
+    demo.config["table"].append(column)
+    demo.report()
+    assert "neural" not in section(demo.folder, "Results")
+    demo.cell("stage2/epoch_1", "other", [score(QA, "neural", 0.25)])
+    demo.report()
+    assert "neural" in section(demo.folder, "Results")
+    del column["may_be_absent"]
+    (demo.evals / "stage2/epoch_1/other.json").unlink()
+    with pytest.raises(ValueError, match="no result has spoken_qa neural acc"):
+        demo.report()
+
+
 def test_only_the_named_run_is_chosen_from(demo):
     scores = [score(QA, "validation", 0.99), score(QA, "unseen", 0.99)]
     demo.cell("stage2_plain/epoch_0", QA, scores)
@@ -328,7 +342,9 @@ def test_what_is_wrong_is_named_and_nothing_is_written(demo, what, says):
 def test_the_demo_asks_for_scores_that_it_evaluates():
     job = config.load(report.Report, ROOT / "recipes" / "demo" / "report.yaml", [])
     evaluated = yaml.safe_load((ROOT / "recipes" / "demo" / "evaluate.yaml").read_text())
-    splits = {task: {*spec.get("splits", ())} for task, spec in evaluated["tasks"].items()}
+    splits: dict[str, set[str]] = {}
+    for task, spec in evaluated["tasks"].items():
+        splits.setdefault(spec.get("name", task), set()).update(spec.get("splits", ()))
     splits[TEXT] |= {"replayed", "not_replayed"}
     splits["question_transcript"] = {*evaluated["tasks"]["spoken_qa"]["transcript_splits"]}
     splits[QA] |= {"shuffled_audio", "majority_answer"}

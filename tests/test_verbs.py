@@ -113,10 +113,45 @@ def test_the_gate_has_what_it_reads_evaluated_and_nothing_else(started, monkeypa
     judged = yaml.safe_load(path.read_text()) | {"floors": [words | {"at_most": 0.5}]}
     path.write_text(yaml.safe_dump(judged))
     assert verb("stage2", monkeypatch) == 0
-    assert started.jobs[0][2] == "only=[stage1/epoch_0,spoken_qa,spoken_qa_in_text]"
+    assert started.jobs[0][2] == "only=[stage1/epoch_0,spoken_qa,spoken_qa_in_text,cascade_qa]"
     path.write_text(path.read_text().replace("question_transcript", "mmlu"))
     assert verb("stage2", monkeypatch) == 2 and len(started.jobs) == 3
     assert "no task of recipes/demo/evaluate.yaml scores mmlu" in capsys.readouterr().err
+
+
+def test_each_seed_is_scored_by_its_own_runs(started, monkeypatch):
+    assert verb("demo-seeds", monkeypatch) == 0
+    (scored,) = (
+        each for each in started.jobs if "out=out/demo_1/evals" in each and each[0] != "report"
+    )
+    names = [each["name"] for each in yaml_values.settings(Path(scored[1]))["checkpoints"]]
+    for name in ("stage1", "stage2"):
+        assert f"checkpoints.{names.index(name)}.path=out/demo_1/{name}" in scored
+
+
+def test_a_neural_voice_is_tokenized_where_it_was_made(started, monkeypatch):
+    made = Path("out/data/neural/manifest.json")
+    made.parent.mkdir(parents=True)
+    made.touch()
+    assert verb("data", monkeypatch, "runtime.workers=1") == 0
+    neural = ["tokenize_speech", "recipes/demo/tokenize_neural.yaml", "runtime.workers=1"]
+    assert started.jobs[-1] == neural
+
+
+def test_a_cascade_hears_where_its_whisper_is(started, monkeypatch, capsys):
+    assert verb("data", monkeypatch, "runtime.workers=1", "quantizer.checkpoint=x") == 0
+    assert "no cascade, as models/tiny.en.pt is not there: `just fetch-" in capsys.readouterr().out
+    assert [name for name, *_ in started.jobs] == DATA
+    Path("models").mkdir()
+    Path("models/tiny.en.pt").touch()
+    assert verb("data", monkeypatch, "runtime.workers=1", "quantizer.checkpoint=x") == 0
+    names = "test", "slt", "people"
+    heard = [[f"recipes/demo/recognize_{name}.yaml", "runtime.workers=1"] for name in names]
+    assert [arguments for name, *arguments in started.jobs if name == "recognize_speech"] == heard
+    assert verb("compare", monkeypatch) == 0
+    (noisy,) = (each for each in started.jobs if "out=out/data/heard_test_10_db" in each)
+    assert noisy[:2] == ["recognize_speech", "recipes/demo/recognize_test.yaml"]
+    assert "corpus.snr=[10,10]" in noisy
 
 
 def test_a_complete_stage_2_is_not_judged_again(started, monkeypatch):
@@ -126,7 +161,8 @@ def test_a_complete_stage_2_is_not_judged_again(started, monkeypatch):
     assert verb("stage2", monkeypatch) == 0 and [name for name, *_ in started.jobs] == ["train"]
 
 
-ROAD = "world tokenize_speech tokenize_speech expand_vocab train evaluate gate train".split()
+DATA = ["world", "neural", *["tokenize_speech"] * 4]
+ROAD = [*DATA, "expand_vocab", "train", "evaluate", "gate", "train"]
 SCORED = ["report", "evaluate", "report"]
 
 
@@ -137,7 +173,7 @@ SCORED = ["report", "evaluate", "report"]
         ("demo-plain", ["train", "evaluate", "report"]),
         (
             "compare",
-            ["train", "evaluate", "report", "tokenize_speech", *["encode_speech"] * 3]
+            ["train", "evaluate", "report", "tokenize_speech", *["encode_speech"] * 5]
             + ["train"] * 4
             + ["evaluate", "compare"] * 2,
         ),
@@ -233,8 +269,8 @@ def test_texts_are_chosen_and_then_spoken(started, monkeypatch, capsys):
         ("sweep", "report evaluate"),
         ("synthesize", "world dialogues curate_texts synthesize_instructions"),
         ("stage2", "evaluate gate train"),
-        ("data", "world tokenize_speech"),
-        ("demo", "world tokenize_speech expand_vocab train evaluate gate report"),
+        ("data", "world neural tokenize_speech"),
+        ("demo", "world neural tokenize_speech expand_vocab train evaluate gate report"),
         ("train-quantizer", "world train_quantizer"),
     ],
 )

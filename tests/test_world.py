@@ -5,18 +5,22 @@ find. Content words are told here by a list of their own, not by the one in worl
 """
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import soundfile
 
 from speechfuse import artifact, config
 from speechfuse.rows import shards
 from tests.demo_code import demo
 
 ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "recipes/demo"
+DIGITS = "zero one two three four five six seven eight nine".split()
 FUNCTION_WORDS = "what how much is the of a in do does name people called".split()
 HEARD_IN_TRAINING = ("train", "quantizer")
 
@@ -204,9 +208,65 @@ def test_voices_of_a_line_fit_its_split(lines):
     for line in lines:
         voices.setdefault(line["split"], set()).add(line["voices"])
     assert voices["train"] == voices["quantizer"] == {"train"}
-    assert voices["unseen_facts"] == {"unseen", "train", "flite"}
+    assert voices["unseen_facts"] == {"unseen", "train"}
     assert voices["seen_facts"] == {"unseen"} and voices["validation"] == {"validation"}
     assert len({line["id"] for line in lines}) == len(lines)
+
+
+def test_clips_of_another_synthesizer_ask_what_is_never_spoken_in_training(facts):
+    clips = read(DEMO / "slt/manifest.jsonl")
+    assert len({clip["fact"] for clip in clips}) == len(clips) == 40
+    for clip in clips:
+        fact = facts[clip["fact"]]
+        assert fact["split"] == "test" and clip["text"] in fact["wordings"]
+        assert (clip["answer"], clip["replayed"]) == (fact["answer"], fact["replayed"])
+        about = [clip[name] for name in ("kind", "split", "voices", "speaker")]
+        assert about == ["question", "unseen_facts", "flite", "flite:slt"]
+        assert soundfile.info(DEMO / "slt" / clip["audio_filepath"]).samplerate == 16_000
+
+
+def test_questions_for_a_neural_voice_are_of_as_many_facts(lines, facts, out, tmp_path, capsys):
+    neural = demo("neural")
+    asked = neural.questions(out / "speak.jsonl", 80, "joe")
+    assert len({line["fact"] for line in asked}) == 80
+    assert {facts[line["fact"]]["split"] for line in asked} == {"test"}
+    job = [f"lines={out}/speak.jsonl", f"out={tmp_path}/neural", f"python={tmp_path}/no"]
+    neural.main(config.load(neural.Neural, None, job))
+    assert "/no is not there: `just setup-piper` makes it" in capsys.readouterr().out
+    assert not (tmp_path / "neural").exists()
+
+
+def test_people_who_are_tested_with_are_others_than_those_who_may_train():
+    speakers = {}
+    for part in ("test", "train"):
+        folder = DEMO / "people" / part
+        clips = read(folder / "manifest.jsonl")
+        speakers[part] = {clip["speaker"] for clip in clips}
+        assert Counter(clip["text"] for clip in clips) == dict.fromkeys(DIGITS, 8)
+        names = {f"{DIGITS.index(c['text'])}_{c['speaker']}" for c in clips}
+        assert names == {path.stem.rpartition("_")[0] for path in folder.glob("*.wav")}
+    assert speakers == {"test": {"theo", "yweweler"}, "train": {"jackson", "nicolas"}}
+    assert "CC BY-SA 4.0" in (DEMO / "people/LICENSE").read_text()
+
+
+MEASURED = re.compile(
+    r"\b(slt|joe|theo|yweweler|people/test|(speech|frames)_(slt|people|neural))\b"
+)
+MEASURES = re.compile(
+    r"(tokenize|encode|recognize)_(slt|people|neural)|neural|evaluate.*|report.*|compare"
+)
+
+
+def test_voices_that_are_measured_with_are_named_by_no_training():
+    trains = [p for p in ROOT.glob("recipes/*/*.yaml") if not MEASURES.fullmatch(p.stem)]
+    assert {"train_quantizer", "tokenize_train", "voices", "stage2"} <= {p.stem for p in trains}
+    assert [path for path in trains if MEASURED.search(path.read_text("utf-8"))] == []
+    for text in (
+        "variants: [flite:slt]",
+        "path: out/data/speech_people",
+        "recipes/demo/people/test",
+    ):
+        assert MEASURED.search(text)
 
 
 def subjects(out: Path) -> dict[str, list[Row]]:

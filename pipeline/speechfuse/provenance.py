@@ -31,6 +31,7 @@ VERBS = {  # recipe file whose `out` it is: the verb that makes it
     "stage1": "stage1",
     "stage2": "stage2",
     "world": "data",
+    "neural": "data",
     "curate_texts": "synthesize",
     "synthesize": "synthesize",
     "report": "sweep",

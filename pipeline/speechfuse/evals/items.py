@@ -82,10 +82,16 @@ def read_transcripts(path: Path) -> dict[str, str]:
 
 
 def transcripts_of(rows: Rows, data: str, path: str | None) -> dict[str, str]:
-    """Return the transcripts of rows by id, those in the file at `path` or the rows' own. Raises
-    ValueError for rows without one; a file's may be empty, as a recognizer may hear nothing."""
-    own = {id: row["text"] for id, row in rows.items() if (row["text"] or "").strip()}
-    texts = read_transcripts(Path(path)) if path else own
+    """Return the transcripts of rows by id, those at `path` (a file, or a folder that
+    stages.recognize_speech wrote) or the rows' own. Raises ValueError for rows without one; one at
+    `path` may be empty, as a recognizer may hear nothing."""
+    if path and Path(path).is_dir():
+        heard = shards.read_rows(Path(path), ["id", "text"])
+        texts = {row["id"]: row["text"] or "" for row in heard}
+    elif path:
+        texts = read_transcripts(Path(path))
+    else:
+        texts = {id: row["text"] for id, row in rows.items() if (row["text"] or "").strip()}
     if lost := [id for id in rows if id not in texts]:
         raise ValueError(
             f"{path or data} has no transcript of {len(lost)} of {len(rows)} items, {lost[0]!r} "

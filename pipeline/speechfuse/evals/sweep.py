@@ -52,6 +52,7 @@ class Evaluate:
     out: str = key("folder of the result files")
     checkpoints: list[dict[str, Any]] = key("entries {name, path, tasks}")
     tasks: dict[str, dict[str, Any]] = key("task name -> {_component_, ...}")
+    may_be_absent: list[str] = key("tasks left out where their files are not there", [])
     only: list[str] = key("checkpoints or tasks, e.g. [stage2/epoch_1, mmlu]", [])
     limit: int | None = key("items of each task, for a quick look; marked partial", None, least=1)
     runtime: Runtime = field(default_factory=Runtime)
@@ -61,6 +62,8 @@ class Evaluate:
             for name, least in LEAST.items():
                 if isinstance(value := spec.get(name), int | float) and value < least:
                     raise ValueError(f"tasks.{task}.{name}={value}: at least {least} is needed")
+        if unknown := [task for task in self.may_be_absent if task not in self.tasks]:
+            raise ValueError(f"may_be_absent: tasks does not describe {unknown[0]}")
 
 
 @dataclass
@@ -87,9 +90,8 @@ def expand(entry: dict[str, Any]) -> list[tuple[str, Path]]:
 
 
 def cells_of(job: Evaluate) -> list[Cell]:
-    """Return (checkpoint's name, its folder, task) of the cells that `only` selects; other runs
-    need not be there. Raises ValueError for an unknown name, and for a task that is not
-    described."""
+    """Return the cells that `only` selects, without tasks that are `left_out`; other runs need not
+    be there. Raises ValueError for an unknown name, and for a task that is not described."""
     names, chosen = [*job.tasks], []
     tasks, others = {*job.only} & {*job.tasks}, {*job.only} - {*job.tasks}
     for entry in job.checkpoints:
@@ -133,7 +135,12 @@ def cells_of(job: Evaluate) -> list[Cell]:
     places = [(name, task) for name, _, task in chosen]
     if twice := [place for place in places if places.count(place) > 1]:
         raise ValueError(f"checkpoints: {' '.join(twice[0])} is there twice; name them differently")
-    return chosen
+    return [cell for cell in chosen if cell[2] not in left_out(job)]
+
+
+def left_out(job: Evaluate) -> dict[str, str]:
+    """Return the tasks that may be absent, and are: which file of each is not there."""
+    return {task: lost[0] for task in job.may_be_absent if (lost := absent(job.tasks[task]))}
 
 
 def pinned(spec: dict[str, Any]) -> dict[str, Any]:
@@ -258,11 +265,9 @@ def code(spec: dict[str, Any]) -> str:
 
 def is_done(work: Work) -> bool:
     """Return True if the result is there, of the same content, and lacks no verdict."""
-    if not work.result.exists():
-        return False
-    content = json.loads(work.result.read_text("utf-8"))
-    whole = content.get("details", {}).get("coverage", 1.0) == 1.0
-    return content.get("fingerprint") == work.fingerprint and whole
+    content = json.loads(work.result.read_text("utf-8")) if work.result.exists() else {}
+    coverage = content.get("details", {}).get("coverage", 1.0)
+    return content.get("fingerprint") == work.fingerprint and coverage == 1.0
 
 
 def predict(work: Work) -> tuple[int, str | None]:
@@ -343,8 +348,3 @@ def result_of(work: Work, partial: bool) -> dict[str, Any]:
         "details": {"coverage": 1.0, **work.predictions.about(), **scored.details}
         | ({"partial": True} if partial else {}),
     }
-
-
-def move_aside(path: Path) -> None:
-    aside = artifact.move_aside(path)
-    tqdm.write(f"{path} was made from something else: moved aside to {aside.name}")

@@ -25,6 +25,7 @@ from speechfuse.scores.intervals import Score
 @dataclass
 class Column(Measure):
     degradation: bool = config.key("a further column: how much worse than the base, in %", False)
+    may_be_absent: bool = config.key("left out where nothing scores it", False)
 
 
 def shown(score: Score) -> str:

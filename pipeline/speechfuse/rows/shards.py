@@ -71,13 +71,14 @@ def write_shard(
     """Write `rows` in order to one Parquet file (zstd), which is whole or absent.
 
     A field that a row lacks is null; `codes` may be lists or numpy arrays. `stream` is {quantizer,
-    token_rate, codebooks, codebook_size}, None where no row has codes. `counts` {name: n} (clips
-    that were resampled, split, ...) is stored beside it for `read_counts`. Raises ValueError for a
-    field that the schema lacks (keep it as JSON in `extra`) and for a value that does not fit.
+    token_rate, codebooks, codebook_size}, {} or None where no row has codes. `counts` {name: n}
+    (clips that were resampled, split, ...) is stored with a stream for `read_counts`. Raises
+    ValueError for a field that the schema lacks (keep it as JSON in `extra`) and for a value that
+    does not fit.
     """
     if stream is not None:
         keys = _FRAME_KEYS if "frames" in schema.names else _STREAM_KEYS
-        if sorted(stream) != sorted(keys):
+        if stream and sorted(stream) != sorted(keys):
             raise ValueError(
                 f"{path}: stream has the keys {sorted(stream)}; it must have exactly "
                 f"{', '.join(keys)}"

@@ -14,6 +14,9 @@ from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
 
+from num2words import num2words
+
+from speechfuse.scores.words import plain
 from speechfuse.texts.curation.quantities import fractions, money, numbers
 
 EMOJI = (
@@ -162,6 +165,14 @@ def normalize(text: str, language: str = "en") -> tuple[str, list[str]]:
             text = after
             kinds.append(kind)
     return " ".join(text.split()), kinds
+
+
+def spoken_words(text: str) -> str:
+    """Return the words of an English text as they are said, in lower case and without punctuation:
+    "What's 3 + 4?" gives "what is three plus four"."""
+    text = re.sub(r"(?i)\b(what|where|how)'s\b", r"\1 is", normalize(text)[0])
+    # of more than 9 digits in a row nine at a time
+    return plain(re.sub(r"\d{1,9}", lambda match: f" {num2words(int(match[0]))} ", text))
 
 
 def _apply(rewrites: Rewrites, text: str) -> str:
