@@ -17,7 +17,7 @@ import pytest
 import soundfile
 import torch
 from torch.distributed import checkpoint as dcp
-from whisper.model import ModelDimensions, Whisper
+from whisper.model import AudioEncoder, ModelDimensions, Whisper
 
 from speechfuse import config, workers
 from speechfuse.audio import espeak_ng
@@ -240,13 +240,14 @@ def test_phonemes_on_a_whisper_are_its_encoder_and_a_codebook(heard: Path, teach
 @pytest.fixture
 def clips_heard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The clips of each call of a Whisper's encoder, or of one of its class."""
-    clips, forward = [], Encoder.forward
+    clips = list[int]()
+    for kind in (Encoder, AudioEncoder):
 
-    def counted(self: Encoder, mel: torch.Tensor) -> torch.Tensor:
-        clips.append(len(mel))
-        return forward(self, mel)
+        def counted(self: AudioEncoder, mel: torch.Tensor, forward: Any = kind.forward) -> Any:
+            clips.append(len(mel))
+            return forward(self, mel)
 
-    monkeypatch.setattr(Encoder, "forward", counted)
+        monkeypatch.setattr(kind, "forward", counted)
     return clips
 
 

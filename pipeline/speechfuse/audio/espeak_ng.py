@@ -49,8 +49,9 @@ _CALLBACK = ctypes.CFUNCTYPE(
 @dataclass(frozen=True)
 class EspeakVoice:
     """One way of speaking: espeak-ng `name` (language+variant, as `en-us+Annie`), `flite:slt` or
-    `festival:kal_diphone`;
-    `rate` in words per minute (80-450), `pitch` 0-99 (espeak-ng's own scale, 50 is neutral)."""
+    `festival:kal_diphone`; `rate` in words per minute (80-450, 170 is neutral), `pitch` 0-99
+    (espeak-ng's own scale, 50 is neutral; the recording of another program is played faster or
+    slower by up to 2 ** 0.5, which moves the voice as a whole)."""
 
     name: str
     rate: int = 170
@@ -158,8 +159,8 @@ def _flite_voices() -> list[str]:
 
 def speak(engine: EspeakLibrary, text: str, voice: EspeakVoice) -> Utterance:
     """`text` in `voice`. A voice named flite:slt (rms, awb, kal16) or festival:kal_diphone is
-    spoken by that program, which ignores rate and pitch and gives no phonemes. Raises ValueError
-    for a voice that is not installed, NoSound for a text without sound."""
+    spoken by that program, which gives no phonemes. Raises ValueError for a voice that is not
+    installed, NoSound for a text without sound."""
     if not (program := program_of(voice.name)):
         return engine.speak(text, voice)
     name = voice.name.partition(":")[2]
@@ -170,21 +171,24 @@ def speak(engine: EspeakLibrary, text: str, voice: EspeakVoice) -> Utterance:
         if program == "flite":
             if name not in _flite_voices():  # it would speak in its first voice, without a word
                 raise ValueError(f"flite has no voice {name!r}; it has {_flite_voices()}")
-            subprocess.run([program, "-voice", name, "-t", text, "-o", str(wav)], check=True)
+            longer = ["--setf", f"duration_stretch={170 / voice.rate}"]
+            subprocess.run([program, "-voice", name, *longer, "-t", text, "-o", wav], check=True)
         else:
-            _run_festival(text, name, wav)
+            _run_festival(text, name, 170 / voice.rate, wav)
         try:
-            return Utterance(decoding.load(wav), [])
+            played = round(decoding.SAMPLE_RATE * 2 ** ((voice.pitch - 50) / 100))
+            return Utterance(decoding.resample(decoding.load(wav), played), [])
         except (ValueError, FileNotFoundError) as error:
             raise NoSound(f"{program} made no sound for the text {text!r}: {error}") from None
 
 
-def _run_festival(text: str, name: str, wav: Path) -> None:
-    """Write `wav`, or nothing where the text has no sound. A process of its own for each text, as
+def _run_festival(text: str, name: str, longer: float, wav: Path) -> None:
+    """Write `wav`, `longer` times as long as the voice would speak, or nothing where the text has no sound. A process of its own for each text, as
     it starts in 0.2 s and ends by a segmentation fault at a text without words."""
     said = text.replace("\\", "\\\\").replace('"', '\\"')  # in a string of Scheme
     call = f'(utt.save.wave (utt.synth (Utterance Text "{said}")) "{wav}" \'riff)'
-    script = f"(if (symbol-bound? 'voice_{name}) (begin (voice_{name}) {call}) (exit 3))"
+    call = f"(voice_{name}) (Parameter.set 'Duration_Stretch {longer}) {call}"
+    script = f"(if (symbol-bound? 'voice_{name}) (begin {call}) (exit 3))"
     command = ["festival", "--pipe"]
     if not name.isidentifier() or (
         subprocess.run(command, input=script.encode(), capture_output=True).returncode == 3
