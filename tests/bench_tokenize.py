@@ -35,7 +35,8 @@ from speechfuse.audio import espeak_ng
 from speechfuse.corpora.clip import Clip
 from speechfuse.corpora.folder import Folder
 from speechfuse.quantizer import tokenize
-from speechfuse.quantizer.model import PADDING, Quantizer, QuantizerConfig
+from speechfuse.quantizer.encoder import PADDING
+from speechfuse.quantizer.model import Quantizer, QuantizerConfig
 from speechfuse.rows import shards
 
 SIZES = {"micro": (16, 1, 1), "tiny": (384, 6, 4), "medium": (1024, 16, 24)}  # width, heads, layers

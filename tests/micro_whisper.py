@@ -21,7 +21,7 @@ from tqdm import tqdm
 from whisper.model import ModelDimensions
 
 from speechfuse import config, yaml_values
-from speechfuse.quantizer.model import PADDING
+from speechfuse.quantizer.encoder import PADDING
 from speechfuse.quantizer.training import mels as examples
 from speechfuse.quantizer.training.batches import SILENCE, labelled, phoneme_name
 from speechfuse.quantizer.training.mels import Example, Window, make

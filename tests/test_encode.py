@@ -13,7 +13,8 @@ from whisper.model import ModelDimensions, Whisper
 from speechfuse import artifact, config
 from speechfuse.evals import items
 from speechfuse.quantizer import frames
-from speechfuse.quantizer.model import Quantizer, log_mel, padded
+from speechfuse.quantizer.encoder import log_mel, padded
+from speechfuse.quantizer.model import Quantizer
 from speechfuse.rows import shards, verification
 from speechfuse.texts.curation.normalization import spoken_words
 from stages import encode_speech, recognize_speech, tokenize_speech

@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from whisper.model import AudioEncoder, ModelDimensions, Whisper
 from speechfuse import config, workers
 from speechfuse.audio import espeak_ng
 from speechfuse.quantizer.decoder import CodeTranscriber
+from speechfuse.quantizer.encoder import Encoder, padded
 from speechfuse.quantizer.frames import of_whisper
-from speechfuse.quantizer.model import Encoder, Quantizer, padded
+from speechfuse.quantizer.model import Quantizer
 from speechfuse.quantizer.training import batches, distillation, mels, phonemes
+from speechfuse.quantizer.training.alignment import aligned
 from speechfuse.scores.word_errors import word_error_rate
 from stages import train_quantizer
 
@@ -369,6 +371,7 @@ def test_a_small_ear_learns_from_what_a_whisper_hears_in_clips_without_text(
     begun = config.instantiate(method | {"start": True, "model": shorter}).quantizer.encoder
     for name, tensor in Quantizer.load(heard).encoder.state_dict().items():
         assert torch.equal(begun.state_dict()[name], tensor[:60] if "position" in name else tensor)
+    torch.manual_seed(0)
     kept = config.instantiate(method)
     plan = {"mels": config.instantiate(spec).plan(250)}
     mels.make({"mels": spec}, plan, tmp_path, kept.window, 1)
@@ -386,6 +389,52 @@ def test_a_small_ear_learns_from_what_a_whisper_hears_in_clips_without_text(
     first = kept.losses(0, 40, 4, 0)["loss"].item()
     last = train_quantizer.train(job(tmp_path / "q", spec, {}, steps=40), kept, kept.trainee)
     assert last["loss"] < first - 0.1
+
+
+@pytest.mark.usefixtures("inline")
+def test_targets_are_the_phonemes_of_the_text_where_the_whisper_hears_them(
+    heard: Path, corpus: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {**PHONEMES["model"], "pad_to": 1.0}
+    method = PHONEMES | {"labels_from": {"checkpoint": str(heard)}, "voice": "en-us"}
+    train_quantizer.main(job(tmp_path / "q", corpus, method | {"model": shape, "int8": True}))
+    assert Quantizer.load(tmp_path / "q").config.pad_to == 1 and totals(tmp_path / "q")["pnmi"] > 0
+    kept = config.instantiate(method | {"model": shape})
+    plan = {"mels": config.instantiate(corpus).plan(250)}
+    mels.make({"mels": corpus}, plan, tmp_path, kept.window, 1)
+    clips, _ = mels.load(tmp_path / "mels", kept.window, 0.0)
+    kept.begin(clips, [replace(clips[0], text=None)], "cpu")
+    for each in kept.training:
+        spoken = [batches.phoneme_name(name) for _, name in each.example.phonemes]
+        found = [kept.phonemes[i] for i in each.labels]
+        runs = [name for i, name in enumerate(found) if not i or name != found[i - 1]]
+        wanted = [name for i, name in enumerate(spoken) if not i or name != spoken[i - 1]]
+        assert [r for r in runs if r != "_"] == [w for w in wanted if w != "_"]
+    heard_alone = clips[0].taught.reshape(-1, len(kept.phonemes)).argmax(-1)
+    assert kept.validation[0].labels.tolist() == heard_alone.tolist()
+    drawn: list[tuple[int, int]] = []
+    draw = batches.batch
+
+    def counted(clips: list, frames: int, size: int, *place: int) -> Any:
+        drawn.append((frames, size))
+        return draw(clips, frames, size, *place)
+
+    monkeypatch.setattr(batches, "batch", counted)
+    for step in range(12):
+        kept.losses(step, 40, 4, 0)
+    assert {*drawn} == {(100, 8), (200, 4)}  # every length that a clip may be padded to
+
+
+def test_a_text_is_aligned_by_what_is_most_probable() -> None:
+    a, b, silence = 0, 1, 2
+    likely = np.full((6, 3), 0.1)
+    for place, phoneme in enumerate((silence, a, a, silence, b, b)):
+        likely[place, phoneme] = 0.8
+    assert aligned(likely, [a, b], silence).tolist() == [2, 0, 0, 1, 1, 1]
+    assert aligned(likely, [a, silence, b], silence).tolist() == [2, 0, 0, 2, 1, 1]
+    assert aligned(likely[1:3], [a, silence, b], silence).tolist() == [0, 1]  # its silence left out
+    assert aligned(likely, [], silence).tolist() == [2, 0, 0, 2, 1, 1]  # as it is heard
+    assert aligned(likely[:1], [a, b], silence).tolist() == [2]  # no place for both
 
 
 def test_speech_is_disturbed_as_rooms_and_telephones_do() -> None:

@@ -1,5 +1,6 @@
 """One shard: order and codes whatever the threads, bounded look-ahead, reduced precision."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from speechfuse import workers
 from speechfuse.audio import espeak_ng
 from speechfuse.corpora.clip import Clip
 from speechfuse.quantizer import tokenize
-from speechfuse.quantizer.model import Quantizer
+from speechfuse.quantizer.model import Quantizer, QuantizerConfig
 from speechfuse.rows.rejects import Reject
 from tests.bad_audio import encoded, sound
 
@@ -57,6 +58,39 @@ def test_rows_are_the_same_whatever_the_threads_and_the_look_ahead(quantizer, cl
         for a, b in zip(other.rows, first.rows, strict=True):
             np.testing.assert_array_equal(a["codes"], b["codes"])
             assert {k: a[k] for k in a if k != "codes"} == {k: b[k] for k in b if k != "codes"}
+
+
+def test_a_clip_padded_to_the_next_second_has_its_codes_whatever_stands_beside_it(clips, tmp_path):
+    torch.manual_seed(0)
+    config = QuantizerConfig(64, 8, 2, True, 80, 250, 16, 2, 1, ffn_mult=1, pad_to=1.0)
+    quantizer = Quantizer(config).eval()
+    torch.nn.init.normal_(quantizer.codebook)
+    assert quantizer.mlp[0].out_features == 16
+    assert [quantizer.padded_frames(n) for n in (1, 100, 101, 499)] == [100, 100, 200, 500]
+    shard = tokenize.tokenize(clips, quantizer, 2, [], 1, 1)
+    assert [r["id"] for r in shard.rows[:4]] == [f"clip-{i}" for i in range(4)]
+    waves = [clip.audio for clip in clips if isinstance(clip, Clip) and clip.id[-1] in "0123"]
+    for row, alone, beside in zip(
+        shard.rows,
+        [quantizer.encode([wave], 2)[0] for wave in waves],
+        quantizer.encode(waves, 2),
+        strict=False,
+    ):
+        np.testing.assert_array_equal(row["codes"], alone)
+        np.testing.assert_array_equal(beside, alone)
+    with pytest.raises(ValueError, match=r"pad_to=0\.7: give a multiple of 0\.04 s that divides"):
+        replace(config, pad_to=0.7)
+    identities = set()
+    for int8 in (False, True):
+        quantizer.save(tmp_path / str(int8), int8)
+        read = Quantizer.load(tmp_path / str(int8))
+        for name, tensor in read.state_dict().items():
+            assert torch.allclose(tensor, quantizer.state_dict()[name], atol=0.02), name
+        identities.add(read.identity)
+    sizes = [(tmp_path / each / "model.safetensors").stat().st_size for each in ("False", "True")]
+    assert len(identities) == 2 and quantizer.identity in identities and sizes[1] < sizes[0]
+    read.save(tmp_path / "again", int8=True)
+    assert Quantizer.load(tmp_path / "again").identity == read.identity
 
 
 def test_no_piece_has_an_id_of_another_clip(quantizer, clips):

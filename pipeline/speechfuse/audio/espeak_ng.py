@@ -183,8 +183,9 @@ def speak(engine: EspeakLibrary, text: str, voice: EspeakVoice) -> Utterance:
 
 
 def _run_festival(text: str, name: str, longer: float, wav: Path) -> None:
-    """Write `wav`, `longer` times as long as the voice would speak, or nothing where the text has no sound. A process of its own for each text, as
-    it starts in 0.2 s and ends by a segmentation fault at a text without words."""
+    """Write `wav`, `longer` times as long as the voice would speak, or nothing for a text without
+    sound. A process of its own for each text, as it starts in 0.2 s and ends by a segmentation
+    fault at a text without words."""
     said = text.replace("\\", "\\\\").replace('"', '\\"')  # in a string of Scheme
     call = f'(utt.save.wave (utt.synth (Utterance Text "{said}")) "{wav}" \'riff)'
     call = f"(voice_{name}) (Parameter.set 'Duration_Stretch {longer}) {call}"

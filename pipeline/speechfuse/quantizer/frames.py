@@ -21,7 +21,8 @@ from whisper import log_mel_spectrogram
 
 from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.quantizer.checkpoints import ENCODER_DIMS, read_whisper
-from speechfuse.quantizer.model import Encoder, Quantizer, QuantizerConfig, below, padded, read_ours
+from speechfuse.quantizer.encoder import Encoder, padded
+from speechfuse.quantizer.model import Quantizer, QuantizerConfig, below, read_ours
 
 
 class FrameEncoder(Quantizer):

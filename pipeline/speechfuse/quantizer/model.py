@@ -10,20 +10,18 @@ mel space.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import whisper
 from annotated_types import Ge, Le
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from whisper.audio import HOP_LENGTH
-from whisper.model import AudioEncoder
 
 from speechfuse.artifact import replacing, write_json
 from speechfuse.audio.decoding import SAMPLE_RATE
@@ -34,8 +32,8 @@ from speechfuse.quantizer.checkpoints import (
     read_torch,
     read_whisper,
 )
+from speechfuse.quantizer.encoder import Encoder, log_mel, padded
 
-PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
 SCALE = ".scale"  # behind the name of a weight in 8 bits
 FFN_MULT = 4  # RQBottleneckTransformer's default, never changed in a published model
 Codes = Annotated[int, Ge(1), Le(65_535)]  # with the mask code they fit into uint16
@@ -46,7 +44,8 @@ class QuantizerConfig:
     """Shape of a quantizer. The codebook has `codes` + 1 rows, the last one for the mask code;
     ENCODER_DIMS are Whisper's. A clip is padded to the window, as WhisperSpeech does it, or with
     `pad_to` to the next multiple of so many seconds, which is faster for short clips and another
-    quantizer: it is to be trained so."""
+    quantizer: it is to be trained so. `ffn_mult`: width of the MLP behind the encoder, in widths of
+    the encoder."""
 
     codes: Codes
     codebook_dim: Count
@@ -57,6 +56,7 @@ class QuantizerConfig:
     n_audio_state: Count
     n_audio_head: Count
     n_audio_layer: Count
+    ffn_mult: Count = FFN_MULT
     pad_to: Positive | None = None
 
     def __post_init__(self) -> None:
@@ -82,20 +82,9 @@ class QuantizerConfig:
             )
 
     def described(self) -> dict[str, Any]:
-        """Return the keys that are set, as config.json and a quantizer's identity hold them."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-class Encoder(AudioEncoder):
-    """Whisper's encoder, that also takes less than its window."""
-
-    def forward(self, mels: Tensor) -> Tensor:
-        """(batch, n_mels, frames) -> (batch, positions, width)."""
-        x = F.gelu(self.conv2(F.gelu(self.conv1(mels)))).permute(0, 2, 1)
-        x = (x + self.positional_embedding[: x.shape[1]]).to(x.dtype)
-        for block in self.blocks:
-            x = block(x)
-        return self.ln_post(x)
+        """Return the keys that differ from their defaults, as config.json holds them."""
+        own = fields(self)
+        return {f.name: v for f in own if (v := getattr(self, f.name)) != f.default}
 
 
 class Quantizer(nn.Module):
@@ -110,7 +99,7 @@ class Quantizer(nn.Module):
         self.config = config
         width = config.n_audio_state
         self.encoder: nn.Module = Encoder(*(getattr(config, name) for name in ENCODER_DIMS))
-        wide = width * FFN_MULT
+        wide = width * config.ffn_mult
         self.mlp = nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
         self.mlp_ln = nn.LayerNorm(width)
         self.project_in = nn.Linear(width, config.codebook_dim)
@@ -256,25 +245,6 @@ class Quantizer(nn.Module):
             message = f"{path} does not hold the quantizer its config describes: {error}"
             raise ValueError(message) from None
         return model.eval()
-
-
-def log_mel(waveform: np.ndarray, n_mels: int, device: torch.device | str = "cpu") -> Tensor:
-    """Log-mel of one clip, (n_mels, frames) of 10 ms. Per clip, because Whisper's floor is the
-    maximum of what it is given: in a batch, a clip's tokens would depend on its neighbours."""
-    samples = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32)).to(device)
-    return whisper.log_mel_spectrogram(samples, n_mels)
-
-
-def padded(
-    mels: list[Tensor], count: int, frames: int, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Log-mels (n_mels, any frames) as a batch, float32 (count, n_mels, frames), padded behind each
-    mel and, where they are fewer than `count`, with rows of padding."""
-    shape = (count, mels[0].shape[0], frames)
-    window = torch.full(shape, PADDING, dtype=torch.float32, device=device)
-    for row, mel in zip(window, mels, strict=False):
-        row[:, : mel.shape[1]] = mel
-    return window
 
 
 def read_tensors(

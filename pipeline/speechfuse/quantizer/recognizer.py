@@ -16,7 +16,7 @@ from torch import Tensor
 from speechfuse.artifact import sha256_of
 from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.quantizer.decoder import load_whisper, transcribe
-from speechfuse.quantizer.model import log_mel
+from speechfuse.quantizer.encoder import log_mel
 from speechfuse.texts.curation.normalization import spoken_words
 
 

@@ -24,7 +24,10 @@ def spelled(engine: EspeakLibrary, text: str, voice: str, classes: dict[str, int
 def aligned(probabilities: np.ndarray, phonemes: list[int], silence: int) -> np.ndarray:
     """The phoneme of each stretch, int64 (stretches,). `probabilities` is (stretches, classes).
     Each of `phonemes` has a stretch at least, but silences, which may be left out and may stand at
-    both ends. Where there are fewer stretches than phonemes, the likeliest class of each."""
+    both ends. Without phonemes, or where these are more than the stretches, the likeliest class of
+    each."""
+    if not phonemes:
+        return probabilities.argmax(-1)
     path = [silence, *phonemes, silence]
     path = [each for i, each in enumerate(path) if not i or each != path[i - 1]]
     score = np.log(np.maximum(probabilities.astype(np.float32), 1e-7))[:, path]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from speechfuse.quantizer.model import PADDING
+from speechfuse.quantizer.encoder import PADDING
 from speechfuse.quantizer.training.mels import Example
 
 SILENCE = "_"

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from speechfuse import artifact
 from speechfuse.components import Count, OpenShare, Positive
 from speechfuse.quantizer import decoder
-from speechfuse.quantizer.model import ENCODER_DIMS, Codes, Quantizer, QuantizerConfig, padded
+from speechfuse.quantizer.encoder import padded
+from speechfuse.quantizer.model import ENCODER_DIMS, Codes, Quantizer, QuantizerConfig
 from speechfuse.quantizer.training.mels import Example, Window
 from speechfuse.quantizer.training.phonemes import codes_of, trained_codebook
 from speechfuse.scores.word_errors import word_error_rate

@@ -22,7 +22,7 @@ from speechfuse import artifact, workers
 from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.corpora.clip import Clip
 from speechfuse.quantizer import tokenize
-from speechfuse.quantizer.model import log_mel, padded
+from speechfuse.quantizer.encoder import log_mel, padded
 from speechfuse.rows.making import component
 from speechfuse.rows.rejects import Reject
 

@@ -36,7 +36,8 @@ from vector_quantize_pytorch import VectorQuantize
 from speechfuse import artifact, config
 from speechfuse.audio import espeak_ng
 from speechfuse.components import OpenShare, Positive
-from speechfuse.quantizer.model import ENCODER_DIMS, Quantizer, QuantizerConfig, padded
+from speechfuse.quantizer.encoder import padded
+from speechfuse.quantizer.model import ENCODER_DIMS, Quantizer, QuantizerConfig
 from speechfuse.quantizer.training import batches
 from speechfuse.quantizer.training.alignment import aligned, spelled
 from speechfuse.quantizer.training.batches import SILENCE, UNKNOWN, Labelled, labelled
