@@ -119,7 +119,7 @@ def tokenize(
 ) -> Shard:
     """Rows, rejects and counts of one shard's clips. `quantizer`: a Quantizer, or an encoder of
     frames with the same methods; `reserved`: ids that pieces may not have."""
-    shard, shortest = Shard([], [], Counter()), 1 / quantizer.token_rate
+    shard, shortest = Shard([], [], Counter()), quantizer.shortest
     pending: list[np.ndarray] = []  # waveforms of the last rows, not yet given to the encoder
     # batches on the device: first row, codes or frames
     running: deque[tuple[int, Any, list[int]]] = deque()
