@@ -5,7 +5,9 @@ shards.CONVERSATIONS. Out: token ids in Llama-3's chat format, with a mask of th
 targets. Codes become sound tokens here and nowhere earlier.
 """
 
+import random
 from collections.abc import Callable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # it brings transformers, and spoken_answer needs none
@@ -17,20 +19,23 @@ def render(
     turns: list[dict[str, Any]],
     add_generation_prompt: bool = False,
     speech_ids: Callable[[dict[str, Any]], list[int]] | None = None,
+    draw: str | None = None,
 ) -> tuple[list[int], list[bool]]:
     """Turns -> (token ids, target mask), both of one length. Targets are an assistant's text and
     its end-of-turn token.
 
     `speech_ids` makes the ids of a speech segment {codes, ...}; by default sound tokens, as
-    Vocabulary.sound. Text and speech keep their order inside a turn. With `add_generation_prompt`
+    Vocabulary.sound. Text and speech keep their order inside a turn. Of a turn with `either` (lists
+    of alternative segments) a list and one of its alternatives are drawn by the seed `draw`;
+    without one it is the longest, so that no draw has more ids. With `add_generation_prompt`
     the ids end with the header of an assistant's turn. The layout is Llama-3's without a system
     message, which no training sample has.
     """
     to_ids = speech_ids or (lambda speech: vocabulary.sound(speech["codes"]))
     ids, targets = [vocabulary.begin], [False]
     for turn in turns:
-        body = []
-        for segment in turn["segments"]:
+        body: list[int] = []
+        for segment in _segments(vocabulary, turn, draw):
             if segment.get("speech") is not None:
                 body += to_ids(segment["speech"])
             else:
@@ -44,6 +49,22 @@ def render(
         ids += header
         targets += [False] * len(header)
     return ids, targets
+
+
+def _segments(
+    vocabulary: "Vocabulary", turn: dict[str, Any], draw: str | None
+) -> list[dict[str, Any]]:
+    if not (either := turn.get("either")):
+        return turn["segments"]
+    if draw is not None:
+        chance = random.Random(draw)
+        return chance.choice(chance.choice(either))
+
+    def length(segments: list[dict[str, Any]]) -> int:
+        return sum(len(vocabulary.text(each["text"])) for each in segments if "text" in each)
+
+    every = [*chain.from_iterable(either)]
+    return max(every, key=length) if len(every) > 1 else every[0]
 
 
 def render_sound(vocabulary: "Vocabulary", codes: list[int]) -> tuple[list[int], list[bool]]:
