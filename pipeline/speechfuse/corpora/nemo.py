@@ -46,8 +46,9 @@ class Nemo:
     from the file that `text_filepath` or `context_filepath` names. All other keys are kept in
     `extra`, the `context` and `answer` of a spoken question among them. Lines with `_skipme` are
     filtered, as in NeMo. A clip's id is its path without the suffix, followed by @offset+duration
-    where an offset is given. `id_key` names a key that holds the id instead, for a manifest with several lines for
-    one recording. A manifest of conversations (multimodal_conversation, messages) is refused.
+    where an offset is given. `id_key` names a key that holds the id instead, for a manifest with
+    several lines for one recording. A manifest of conversations (multimodal_conversation, messages)
+    is refused.
     """
 
     def __init__(
