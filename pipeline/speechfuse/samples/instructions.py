@@ -59,17 +59,20 @@ def context(
     questions: str | list[str] | None = None,
     default: str = "what does the audio mean?",
     audio_locator: str = "<audio>",
+    system: str = "",
 ) -> list[dict[str, Any]]:
     """A row of NeMo's manifests: a prompt about the speech, and the reply, `extra.answer` or else
     the transcript. The prompt is `extra.context` or `extra.question`; in a row without, one of
     `questions` (files with one a line; a training draws a file and a line of it anew in every
     step), or `default`. The speech stands where the prompt has `audio_locator`, and before it where
-    it has none. Raises ValueError for an empty file and a prompt with more places than speech."""
+    it has none; `system`: the system prompt. Raises ValueError for an empty file and for a prompt
+    with more places than speech."""
     own = row["extra"].get("context") or row["extra"].get("question")
     files = [(own,)] if own else [*map(_questions, question_files(questions))] or [(default,)]
     reply = row["extra"].get("answer") or _row_text(row)
     either = [[_around(row, str(text), audio_locator) for text in file] for file in files]
-    return [{"role": "user", "either": either}, *_turns([], reply)[1:]]
+    first = [{"role": "system", "segments": [{"text": system}]}] if system else []
+    return [*first, {"role": "user", "either": either}, *_turns([], reply)[1:]]
 
 
 def _around(row: dict[str, Any], text: str, locator: str) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ def ungrouped(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
             flat.append(entry)
             continue
         inner = ungrouped(entry["datasets"])
-        shares = [each.get("share") for each in (entry, *inner)]
+        shares: list[Any] = [each.get("share") for each in (entry, *inner)]
         if entry.keys() > {"share", "datasets"} or not all(
             isinstance(share, int | float) and share > 0 for share in shares
         ):
