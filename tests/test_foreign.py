@@ -19,9 +19,11 @@ from transformers import HubertConfig, HubertModel, WavLMConfig, WavLMModel
 from speechfuse import config
 from speechfuse.artifact import write_json
 from speechfuse.fusion.adapters import count
+from speechfuse.fusion.door import adapter_of
 from speechfuse.quantizer import foreign
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests/golden"
 LENGTHS = [8_000, 15_999, 16_000, 16_001, 17_280, 32_000, 160_000]
 FRAMES = [7, 13, 13, 13, 14, 25, 125]  # as NeMo counts them
 SMALL = {
@@ -220,3 +222,28 @@ def test_a_file_that_is_no_nemo_file_is_refused(tmp_path, folders):
         foreign.of_wavlm(str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"waveform 0 has 41.00 s; .* takes 0.08 to 40 s"):
         made("plain", folders).encode_batch([np.zeros(41 * 16_000, np.float32)], 1)
+
+
+def test_parameters_of_the_modular_speechllm_at_its_size():
+    """Of the encoder, and of two conformer blocks with their projection to Llama-2's width."""
+    recipe = yaml.safe_load((ROOT / "recipes/modular_7b/stage1.yaml").read_text())
+    encoder = config.instantiate(recipe["encoder"])
+    assert all(parameter.is_meta for parameter in encoder.parameters())
+    assert round(parameters(encoder) / 1e6, 2) == 108.76
+    with torch.device("meta"):
+        adapter = adapter_of(recipe["adapter"], recipe["model"]["embed_dim"])
+    assert round(parameters(adapter.blocks, adapter.outer) / 1e6, 2) == 14.73
+    assert encoder.steps[1:] == [[3, 2, 1]] * 3 and encoder.token_rate == 12.5
+
+
+def parameters(*modules: Any) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def test_stated_sizes_are_compared_with_the_file():
+    path = str(GOLDEN / "fastconformer_plain.nemo")
+    assert foreign.of_fastconformer(path, sizes={"hidden_size": 16}).width == 16
+    with pytest.raises(ValueError, match="has other sizes than the recipe states: num_hidden_lay"):
+        foreign.of_fastconformer(path, sizes={"hidden_size": 16, "num_hidden_layers": 17})
+    with pytest.raises(FileNotFoundError):
+        foreign.of_fastconformer("no/such.nemo")

@@ -43,6 +43,7 @@ WAVE_SIZES = (  # of WavLM and HuBERT
     *("num_attention_heads", "conv_kernel", "conv_stride", "feat_extract_norm"),
     *("do_stable_layer_norm", "layer_norm_eps"),
 )
+MEL = {"n_fft": 512, "win_length": 400, "hop_length": 160, "preemphasis": 0.97}
 WAVES: dict[str, Any] = {"hubert": HubertModel, "wavlm": WavLMModel}  # by model_type of config.json
 
 
@@ -245,16 +246,24 @@ class Concatenated(Foreign):
             encoder.save(folder / str(number))
 
 
-def of_fastconformer(checkpoint: str, window: Positive = WINDOW) -> FastConformer:
+def of_fastconformer(
+    checkpoint: str, window: Positive = WINDOW, sizes: dict[str, Any] | None = None
+) -> FastConformer:
     """Return the FastConformer of a Hugging Face folder (Parakeet, Canary) or of a `.nemo` file.
-    `window`: seconds of the longest clip. Raises ValueError for another architecture."""
+    `window`: seconds of the longest clip; `sizes`: {hidden_size, ...} as config.json has them, with
+    which a dry run plans where the file is not here. Raises ValueError for another architecture."""
     path, marker = Path(checkpoint), "subsampling.linear.weight"
+    if sizes and not path.exists():
+        mel = MEL | {"feature_size": sizes["num_mel_bins"]}
+        return FastConformer(sizes, mel, window).eval()
     try:
-        sizes, mel, tensors = _of_folder(path) if path.is_dir() else nemo_file.read(path)
+        found, mel, tensors = _of_folder(path) if path.is_dir() else nemo_file.read(path)
         starts = [name.removesuffix(marker) for name in tensors if name.endswith(marker)]
         if len(starts) != 1:
             raise ValueError(f"{path} holds {len(starts)} FastConformers: one is needed")
-        encoder, start = FastConformer(sizes, mel, window), starts[0]
+        if differ := [name for name in sizes or {} if found.get(name) != (sizes or {})[name]]:
+            raise ValueError(f"{path} has other sizes than the recipe states: {', '.join(differ)}")
+        encoder, start = FastConformer(found, mel, window), starts[0]
         own = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
         for name in encoder.encoder.state_dict():
             if name.endswith("num_batches_tracked"):  # which nothing reads, and some files lack
@@ -273,9 +282,7 @@ def _of_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
         raise ValueError(
             f"{folder} holds no FastConformer: its config.json is of a {shape.get('model_type')}"
         )
-    mel = {"feature_size": sizes.get("num_mel_bins", 80), "n_fft": 512, "win_length": 400}
-    mel |= {"hop_length": 160, "preemphasis": 0.97}
-    stated = _preprocessor(folder)
+    mel, stated = MEL | {"feature_size": sizes.get("num_mel_bins", 80)}, _preprocessor(folder)
     mel |= {name: stated[name] for name in mel if name in stated}
     parts = [load_file(folder / name) for name in weights.files(folder)]
     return sizes, mel, {name: tensor for part in parts for name, tensor in part.items()}
