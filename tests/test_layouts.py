@@ -95,7 +95,7 @@ def test_a_question_with_speech_and_an_end_string():
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (None, "has no chat template: put chat_template.jinja there"),
+        (None, "no control tokens of Llama 3 and no chat template of its own: put"),
         ("{% for m in messages %}{{ m.content + '\n' }}{% endfor %}", "ends a reply with no token"),
         (
             "{% for m in messages %}{{ m.role + loop.index|string + m.content + '</s>' }}"

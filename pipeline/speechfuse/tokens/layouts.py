@@ -54,7 +54,8 @@ def of_template(tokenizer: "PreTrainedTokenizerBase") -> Layout:
 
     if not tokenizer.chat_template:
         raise ValueError(
-            f"{name}: the tokenizer has no chat template: put chat_template.jinja there"
+            f"{name}: the tokenizer has no control tokens of Llama 3 and no chat template of its "
+            "own: put chat_template.jinja beside it"
         )
     first, reply, between, again, end = parts("user", "assistant", "user", "assistant")
     asked = parts("user", generate=True)[1]
