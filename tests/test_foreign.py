@@ -130,6 +130,9 @@ def test_the_memory_of_a_window_is_planned_without_any(kind, folders):
     encoder = made(kind, folders)
     with FakeTensorMode(allow_non_fake_inputs=True):
         frames = encoder.silence(3)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # a second plan, and then a real batch
+        encoder.silence(1)
+    assert encoder.encode_batch([waveform(8_000)], 1)[0].isfinite().all()
     assert (frames.shape[0], frames.shape[2]) == (3, encoder.width)
     assert frames.shape[1] >= count(round(encoder.window * 16_000), encoder.steps)
 

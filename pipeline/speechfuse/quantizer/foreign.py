@@ -162,7 +162,7 @@ class FastConformer(Foreign):
         )
         lengths = torch.tensor([each // hop for each in samples], device=device)
         power = torch.view_as_real(spectra).pow(2).sum(-1)[..., : max(samples) // hop]
-        bands = _filters(mel["feature_size"], n_fft).to(device)
+        bands = torch.from_numpy(_filters(mel["feature_size"], n_fft)).to(device)
         x = torch.log(bands @ power + 2**-24).transpose(1, 2)
         own, many = _own(lengths, x), lengths[:, None, None]
         x = x - (x * own[..., None]).sum(1, keepdim=True) / many
@@ -175,9 +175,9 @@ class FastConformer(Foreign):
 
 
 @cache
-def _filters(bands: int, n_fft: int) -> Tensor:
+def _filters(bands: int, n_fft: int) -> np.ndarray:
     shape = n_fft // 2 + 1, bands, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE
-    return torch.from_numpy(mel_filter_bank(*shape, "slaney", "slaney").T).float()
+    return mel_filter_bank(*shape, "slaney", "slaney").T.astype(np.float32)
 
 
 class Waves(Foreign):
