@@ -176,7 +176,7 @@ BAD_LINES = {
     b'{"text": "x"}': "audio_filepath is None, not a name",
     b'{"audio_filepath": ""}': "audio_filepath is '', not a name",
     b'{"audio_filepath": 7}': "audio_filepath is 7, not a name",
-    b'{"audio_filepath": ["a.wav", "b.wav"]}': "not a name",
+    b'{"audio_filepath": ["a.wav", "b.wav"]}': "several recordings in a line are not read",
     b'{"audio_filepath": "a\\u0000.wav"}': "not a name",
     b'{"audio_filepath": "\\ud800.wav"}': "half a character",
     b'{"audio_filepath": "wavs/a.wav", "duration": -1}': "duration is -1, not a number of seconds",

@@ -189,6 +189,8 @@ class Nemo:
             for key in ("text", "context"):  # which may stand in a file of their own
                 if (file := entry.pop(f"{key}_filepath", None)) and not entry.get(key):
                     entry[key] = self._text_of(manifest, str(file))
+            if isinstance(entry.get("audio_filepath"), list):
+                raise ValueError("several recordings in a line are not read: one a line is needed")
             path = name_of(entry, "audio_filepath")
             del entry["audio_filepath"]
             offset, seconds = _seconds(entry, "offset"), _seconds(entry, "duration")
