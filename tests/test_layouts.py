@@ -31,6 +31,19 @@ TEMPLATES = {
         "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '</s>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
     ),
+    "llama2_chat": (  # of Llama-2-7b-chat-hf itself
+        "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}"
+        "{% set system = messages[0]['content'] %}{% else %}{% set rest = messages %}"
+        "{% set system = false %}{% endif %}{% for m in rest %}"
+        "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "{% if loop.index0 == 0 and system != false %}"
+        "{% set content = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + m['content'] %}"
+        "{% else %}{% set content = m['content'] %}{% endif %}{% if m['role'] == 'user' %}"
+        "{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+        "{% elif m['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}"
+        "{% endif %}{% endfor %}"
+    ),
     "silent": (  # on what it does not know
         "{% for m in messages %}{% if m.role == 'user' %}{{ m.content + '\n' }}"
         "{% elif m.role == 'assistant' %}{{ m.content + '</s>' }}{% endif %}{% endfor %}"
@@ -67,7 +80,9 @@ def test_ids_are_those_of_nemos_formatters(family):
         )
 
 
-@pytest.mark.parametrize(("family", "template"), [("llama2", "zephyr"), ("qwen", "qwen")])
+@pytest.mark.parametrize(
+    ("family", "template"), [("llama2", "zephyr"), ("llama2", "llama2_chat"), ("qwen", "qwen")]
+)
 def test_ids_are_those_of_transformers_template(family, template):
     ours = vocabulary(family, template)
     for dialog in FOUND["dialogs"]:
