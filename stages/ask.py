@@ -62,11 +62,11 @@ def main(job: Ask) -> None:
     checkpoint = Path(job.checkpoint) if job.checkpoint else chosen_checkpoint(Path(job.report))
     check_files(job.quantizer, job.whisper)
     from speechfuse.evals import generation  # torch with it: what can be refused has been
-    from speechfuse.quantizer import frames
+    from speechfuse.quantizer import foreign
     from speechfuse.quantizer.model import Quantizer
 
     if (own := checkpoint / "encoder").is_dir():  # it trained with the rest
-        quantizer: Quantizer = frames.trained(own)
+        quantizer: Quantizer = foreign.trained(own)
     else:
         quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
     generator = generation.generator(checkpoint, quantizer.identity, job.file)

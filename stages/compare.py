@@ -114,7 +114,7 @@ def first_tokens(job: Compare, rows: list[Row], folders: dict[str, Path]) -> dic
     from speechfuse import workers
     from speechfuse.audio import espeak_ng
     from speechfuse.evals import generation, latency  # torch with it
-    from speechfuse.quantizer import frames
+    from speechfuse.quantizer import foreign
     from speechfuse.quantizer.model import Quantizer
 
     device = next(iter(workers.gpus(job.runtime.device)), "cpu")
@@ -126,7 +126,7 @@ def first_tokens(job: Compare, rows: list[Row], folders: dict[str, Path]) -> dic
     asked = {}
     for row in rows:  # an encoder that trained with the rest lies beside it
         own = folders[row.name] / "encoder"
-        encoder = frames.trained(own).to(device) if own.is_dir() else quantizer
+        encoder = foreign.trained(own).to(device) if own.is_dir() else quantizer
         asked[row.name] = latency.Asked(encoder, row.prompt, waveform)
     scores = {}
     for row in rows:

@@ -35,6 +35,7 @@ TEXT = "text_mmlu"
 SCORED_AS = {  # metric of a task: as its scores are called, where that differs
     "wer": ("wer", "wer_capped"),
     "wer_whisper": ("wer",),
+    "wer_written": ("wer",),
     "cer": ("cer", "cer_capped"),
     "rouge": ("rougeL", "rouge1", "rouge2"),
 }

@@ -135,6 +135,39 @@ def test_offset_and_duration_are_exactly_these_samples(speech):
         assert same(clip, samples[start:end])
 
 
+def test_texts_that_stand_in_files_of_their_own_are_read(speech):
+    folder, _ = speech
+    (folder / "wavs/a.txt").write_text(" what it says\n")
+    (folder / "ask.txt").write_text("Which?")
+    files = {"text_filepath": "wavs/a.txt", "context_filepath": str(folder / "ask.txt")}
+    line = {"audio_filepath": "wavs/a.wav"}
+    manifest = listed(
+        folder / "files.jsonl",
+        line | files,
+        line | files | {"text": "own", "offset": 1},
+        line | {"text_filepath": "gone.txt"},
+    )
+    first, second, third = everything(Nemo(str(manifest)))
+    assert (first.text, first.extra) == ("what it says", {"context": "Which?"})
+    assert second.text == "own"
+    assert third.reason.endswith("line 3: gone.txt cannot be read: No such file or directory")
+    confined = everything(Nemo(str(manifest), audio_dir=str(folder)))
+    assert "ask.txt leads out of the manifest's folder" in confined[0].reason
+
+
+def test_what_is_wrong_with_the_recording_of_a_line_is_one_sentence(speech):
+    folder, _ = speech
+    manifest = listed(
+        folder / "gone.jsonl",
+        {"audio_filepath": "wavs/gone.wav"},
+        {"audio_filepath": "wavs/a.wav", "duration": 3.5},
+    )
+    for clip, why in zip(everything(Nemo(str(manifest))), ("not found: ", "3.5"), strict=True):
+        with pytest.raises(ValueError, match=why) as caught:
+            decoding.decode(clip.audio, clip.offset, clip.seconds)
+        assert "\n" not in str(caught.value)
+
+
 BAD_LINES = {
     b"{": "not JSON: ",
     b"not json": "not JSON: Expecting value",
@@ -143,7 +176,7 @@ BAD_LINES = {
     b'{"text": "x"}': "audio_filepath is None, not a name",
     b'{"audio_filepath": ""}': "audio_filepath is '', not a name",
     b'{"audio_filepath": 7}': "audio_filepath is 7, not a name",
-    b'{"audio_filepath": ["a.wav", "b.wav"]}': "not a name",
+    b'{"audio_filepath": ["a.wav", "b.wav"]}': "several recordings in a line are not read",
     b'{"audio_filepath": "a\\u0000.wav"}': "not a name",
     b'{"audio_filepath": "\\ud800.wav"}': "half a character",
     b'{"audio_filepath": "wavs/a.wav", "duration": -1}': "duration is -1, not a number of seconds",

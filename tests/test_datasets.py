@@ -1,7 +1,9 @@
 """Samples and batches: documents stay apart, rows are found by number, what is wrong is said."""
 
 import json
+import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torchtune.models.llama3_1 import llama3_1
 
 from speechfuse import artifact
 from speechfuse.rows import shards
-from speechfuse.samples import datasets, index, packing
+from speechfuse.samples import datasets, index, instructions, packing
 from speechfuse.samples.datasets import Batches, Mixture
 from speechfuse.samples.view import IGNORE, PADDING, Sample, View, collate
 from speechfuse.tokens.expansion import add_sound_tokens
@@ -214,9 +216,9 @@ def test_samples_with_nothing_to_learn_are_left_out_counted_and_no_data(parts, t
 def test_a_rank_renders_its_own_rows_alone(parts, monkeypatch):
     mixture = load(parts, speech(parts), shape=packing.Shape(64, 4))
     every, rendered = mixture.samples(0), []
-    render = index.Index.__getitem__
+    render = index.Index.at
     monkeypatch.setattr(
-        index.Index, "__getitem__", lambda self, n: rendered.append(n) or render(self, n)
+        index.Index, "at", lambda self, n, step: rendered.append(n) or render(self, n, step)
     )
     for rank in range(2):
         rendered.clear()
@@ -361,6 +363,58 @@ def test_a_batch_is_rendered_alike_by_any_number_of_ranks_and_workers(parts):
                 for rank, own in enumerate(parts_of):
                     found = torch.cat([part[name] for part in own])
                     assert torch.equal(found, expected[name][rank::ranks])
+
+
+def test_questions_are_drawn_anew_in_every_epoch_alike_for_any_number_of_ranks(parts, tmp_path):
+    """A file first, of two, and then a line: three lines of .5, .25, .25."""
+    texts = {"a.txt": "what?\n\n", "b.txt": "a longer question?\nwho <audio> is it?\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    turns: dict[str, Any] = {"_component_": "speechfuse.samples.context"}
+    turns["questions"] = [str(tmp_path / name) for name in texts]
+    spec = speech(parts, turns=turns)
+    shape = packing.Shape(64, 2)
+    mixture = load(parts, spec, shape=shape, epochs=40, cache=tmp_path / "cache")
+    drawn: dict[str, list[str]] = {}
+    for step in range(mixture.plan.counts.steps):
+        whole = mixture.samples(step)
+        assert [sum(len(each.tokens) for each in row) <= 64 for row in whole] == [True, True]
+        ranks = [mixture.samples(step, rank, 2) for rank in range(2)]
+        for row, (own,) in zip(whole, ranks, strict=True):
+            for one, other in zip(row, own, strict=True):
+                assert np.array_equal(one.tokens, other.tokens)
+                said = mixture.vocabulary.tokenizer.decode(one.tokens)
+                drawn.setdefault(one.name, []).append(re.sub("<.*?>|\n", "", said))
+    assert len(drawn) == 10 and {len(of) for of in drawn.values()} == {40}
+    counts = Counter(text for of in drawn.values() for text in of)
+    asked = ["what?", "a longer question?", "who  is it?"]
+    found = [counts[f"user{text}assistantfour"] for text in asked]
+    assert sum(found) == 400 and min(len({*of}) for of in drawn.values()) == 3
+    expected = (200, 100, 100)
+    assert sum((f - e) ** 2 / e for f, e in zip(found, expected, strict=True)) < 9.21  # p > .01
+    (tmp_path / "a.txt").write_text("why?")  # other content is another index
+    assert load(parts, spec, shape=shape, cache=tmp_path / "cache").indexes[0].key != (
+        mixture.indexes[0].key
+    )
+    (tmp_path / "a.txt").write_text(" \n")
+    instructions._questions.cache_clear()
+    with pytest.raises(ValueError, match=r"a\.txt has no question: write one a line"):
+        mixture.samples(0)
+
+
+def test_an_answer_is_enough_but_not_for_a_piece_of_a_recording(parts, tmp_path):
+    """As in NeMo's manifests of questions, whose recordings have no transcript."""
+    rows = [{"id": f"r{i}", "codes": [1], "text": None, "seconds": 0.1} for i in range(3)]
+    extras: list[dict[str, str]] = [{"answer": "four", "context": "hm?"}, {}, {"answer": "four"}]
+    for row, extra in zip(rows, extras, strict=True):
+        row["extra"] = json.dumps(extra)
+    rows[2]["part"] = 0
+    stream = {"quantizer": QUANTIZER, "token_rate": 25.0, "codebooks": 1, "codebook_size": CODES}
+    path = str(write(tmp_path / "rows", shards.SPEECH, rows, stream))
+    turns = {"_component_": "speechfuse.samples.context"}
+    spec = speech(parts, path=path, turns=turns, select={})
+    (found,) = load(parts, spec, cache=tmp_path / "cache").indexes
+    assert [found[i].name for i in range(len(found))] == ["r0"] and found.left_out == 2
 
 
 def test_unpacked_rows_are_padded_to_the_longest_of_their_micro_batch(parts):

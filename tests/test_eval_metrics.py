@@ -2,6 +2,7 @@
 
 import math
 
+import jiwer
 import numpy as np
 import pytest
 import sacrebleu
@@ -27,7 +28,7 @@ PREDICTIONS = [
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_perfect_on_the_truth_and_has_numbers_an_item(name):
     best = METRICS[name](REFERENCES, REFERENCES, None)
-    zero, hundred = ("wer", "cer", "wer_whisper"), ("bleu", "bleu_zh")
+    zero, hundred = ("wer", "cer", "wer_whisper", "wer_written"), ("bleu", "bleu_zh")
     perfect = 0 if name in zero else 100 if name in hundred else 1
     for _, value, low, high in best.scores:
         assert value == low == high == pytest.approx(perfect)
@@ -84,12 +85,24 @@ def test_the_interval_of_bleu_is_that_of_resampled_corpora():
 
 def test_rouge_is_rouge_score():
     result = METRICS["rouge"](REFERENCES, PREDICTIONS, None)
-    scorer = rouge_scorer.RougeScorer(["rougeL", "rouge2"])
+    scorer = rouge_scorer.RougeScorer(["rougeL", "rouge1", "rouge2"])
     each = [scorer.score(r, p) for r, p in zip(REFERENCES, PREDICTIONS, strict=True)]
     found = {name: value for name, value, _, _ in result.scores}
     assert result.scores[0][0] == "rougeL" and found.keys() == {"rougeL", "rouge1", "rouge2"}
-    for name in ("rougeL", "rouge2"):
-        assert found[name] == pytest.approx(np.mean([e[name].fmeasure for e in each]))
+    for name in found:
+        expected = np.mean([e[name].fmeasure for e in each])
+        assert found[name] == pytest.approx(expected, abs=1e-9)
+
+
+def test_wer_as_written_is_jiwers_and_accuracy_is_a_count():
+    """Upper case and points are errors, as in NeMo without remove_text_pc."""
+    heard = [PREDICTIONS[0].upper(), *PREDICTIONS[1:3], "nothing "]
+    (_, value, _, _), *_ = METRICS["wer_written"](REFERENCES, heard, None).scores
+    assert value == pytest.approx(jiwer.wer(REFERENCES, heard), abs=1e-9)
+    assert value > METRICS["wer"](REFERENCES, heard, None).scores[0][1]
+    same = sum(a == b for a, b in zip(REFERENCES, PREDICTIONS, strict=True))
+    value = METRICS["accuracy"](REFERENCES, PREDICTIONS, None).scores[0][1]
+    assert value == pytest.approx(same / 4, abs=1e-9)
 
 
 @pytest.mark.parametrize(

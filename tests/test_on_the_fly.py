@@ -20,7 +20,7 @@ from speechfuse.audio import decoding
 from speechfuse.corpora.nemo import Nemo
 from speechfuse.evals import generation
 from speechfuse.fusion import folder, recordings, views
-from speechfuse.quantizer import frames, tokenize
+from speechfuse.quantizer import foreign, frames, tokenize
 from speechfuse.quantizer.model import Quantizer, QuantizerConfig
 from speechfuse.rows import shards
 from speechfuse.train import loop, plan, trainer
@@ -146,16 +146,43 @@ def test_a_training_on_waveforms_is_that_on_the_cache(parts, tmp_path):
     assert speeches[0] == speeches[1]
 
 
+def codes(parts: Path) -> Path:
+    """The rows of `frames` with codes instead, which no encoder of frames made."""
+    if not (parts / "codes").exists():
+        rows = [dict(row) for row in shards.read_rows(parts / "frames")]
+        for row in rows:
+            del row["frames"]
+            row["codes"] = [1, 2]
+        dataset(parts / "codes", shards.SPEECH, rows, STREAM)
+    return parts / "codes"
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_an_encoder_of_nemo_is_asked_for_or_trains(trains, parts, tmp_path):
+    """Frozen, it is in no epoch, which names it; if it trains, it lies beside the adapter."""
+    nemo = {"_component_": "speechfuse.quantizer.of_fastconformer"}
+    nemo["checkpoint"] = str(ROOT / "tests/golden/fastconformer_plain.nemo")
+    made = foreign.of_fastconformer(nemo["checkpoint"])
+    keep = [r"^tok_embeddings[.]encoder[.].*self_attn"] if trains else []
+    path = fly(parts, tmp_path / "run", encoder=nemo, keep=keep, epochs=1, path=codes(parts))
+    made_job = job(path)
+    planned = replace(made_job, model=models.decoder_of(made_job).spec)
+    assert memory.of(planned, 4, 64, 1, 1, False).step["activations"] > 0
+    loop.run(made_job)
+    epoch = tmp_path / "run/epoch_0"
+    own, said = epoch / "encoder", json.loads((epoch / "speech.json").read_text())["encoder"]
+    if not trains:
+        assert said == made.identity and not own.exists()
+        return
+    tuned = foreign.trained(own)
+    assert said == tuned.identity != made.identity
+    changed = {n for n, t in tuned.state_dict().items() if not torch.equal(t, made.state_dict()[n])}
+    assert changed and all("self_attn" in name for name in changed)
+
+
 def test_rows_of_codes_are_heard_too(parts, tmp_path):
     """A model of text knows no quantizer, and takes only the recordings of a tokenized dataset."""
-    rows = [dict(row) for row in shards.read_rows(parts / "frames")]
-    for row in rows:
-        del row["frames"]
-        row["codes"] = [1, 2]
-    dataset(tmp_path / "codes", shards.SPEECH, rows, STREAM)
-    mixture, cached = (
-        load(fly(parts, tmp_path / "a", path=path)) for path in (tmp_path / "codes", None)
-    )
+    mixture, cached = (load(fly(parts, tmp_path / "a", path=path)) for path in (codes(parts), None))
     assert np.array_equal(mixture.indexes[0].lengths, cached.indexes[0].lengths)
 
 

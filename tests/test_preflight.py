@@ -383,6 +383,24 @@ def test_a_dry_run_without_data_says_steps_hours_and_dollars_of_the_recipe(capsy
         assert (small.seq_len, small.batch_size) == (fast.seq_len, fast.batch_size)
 
 
+def test_a_dry_run_of_a_spliced_model_needs_no_files(capsys):
+    """The 32,000 hours of the Modular SpeechLLM: 10 s a clip."""
+    keys = ["runtime.gpu=H100", "runtime.gpus=8", "runtime.dry_run=true"]
+    path = ROOT / "recipes/modular_7b/stage1.yaml"
+    assert plan.plan_run(config.load(Finetune, path, keys), 0, 1) is None
+    said = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "fastconformer_ctc_large.nemo is not there",
+        "speech encoder 108,762,112",
+        "steps 90,432 of 128 rows",
+        "fits",
+        "price $",
+    ):
+        assert part in said
+    with pytest.raises(ValueError, match=r"fastconformer_ctc_large\.nemo is not there"):
+        plan.plan_run(config.load(Finetune, path, []), 0, 1)
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_data_that_a_recipe_expects_is_planned_as_the_planner_would(packed, tmp_path):
     keys = {"packed": packed, "seq_len": 512, "batch_size": 8, "epochs": 3, "steps": None}

@@ -294,6 +294,20 @@ def test_a_context_of_the_row_is_its_prompt_where_asked_for():
         instructions.answer(row(HEARD, answer="two"), prompt="{context} ")
 
 
+def test_a_row_of_nemo_has_its_question_and_its_answer_where_they_stand():
+    def shown(**extra: str) -> list[Any]:
+        user, reply = instructions.context(row(HEARD, **extra), default="mean?")
+        ((segments,),) = user["either"]
+        return [each.get("text", "*") for each in segments] + [reply["segments"][0]["text"]]
+
+    assert shown(question="Which?", answer="two") == ["*", "Which?", "two"]
+    assert shown(question="Which?", context="Why <audio>?") == ["Why ", "*", "?", "what is 1"]
+    assert shown(context="<audio> Why?") == ["*", " Why?", "what is 1"]
+    assert shown(context="") == ["*", "mean?", "what is 1"]
+    with pytest.raises(ValueError, match="q7: 'a <audio> b <audio>' has 2 places <audio>, and one"):
+        shown(context="a <audio> b <audio>")
+
+
 def test_a_row_without_text_is_no_target():
     """A piece of a long recording has no transcript: the word None must not be taught."""
     silent = {**row(HEARD, answer="four"), "text": None}

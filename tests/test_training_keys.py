@@ -12,7 +12,7 @@ import pytest
 from speechfuse.config import load
 from speechfuse.samples import packing
 from speechfuse.train import loop
-from speechfuse.train.config import Finetune
+from speechfuse.train.config import Finetune, ungrouped
 from tests.small_training import job, make_parts, recipe
 from tests.test_train import run_until_it_dies
 
@@ -34,6 +34,23 @@ def parts(tmp_path_factory) -> Path:
 def test_a_value_out_of_bounds_is_refused_by_its_key_at_once(parts, tmp_path, override):
     with pytest.raises(ValueError, match=rf"^{override.split('=')[0]}="):
         load(Finetune, recipe(parts, tmp_path / "bad"), [override])
+
+
+def test_a_group_of_datasets_divides_its_share():
+    """As nested weights of NeMo's input_cfg."""
+    a, b, c = ({"path": name, "share": share} for name, share in (("a", 3), ("b", 1), ("c", 0.5)))
+    group = {"share": 0.5, "datasets": [a, {"share": 1, "datasets": [b, b]}]}
+    found = [(each["path"], each["share"]) for each in ungrouped([c, group])]
+    assert found == [("c", 0.5), ("a", 0.375), ("b", 0.0625), ("b", 0.0625)]
+    for wrong in (
+        {"datasets": [a]},
+        {"share": 1, "datasets": [{"path": "a"}]},
+        group | {"path": 1},
+    ):
+        with pytest.raises(
+            ValueError, match="a group of datasets and each of its entries need a sh"
+        ):
+            ungrouped([wrong])
 
 
 def schemas_of(module: str) -> set[type]:

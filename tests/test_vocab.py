@@ -171,8 +171,15 @@ def test_a_tokenizer_without_llama_3s_tokens_is_refused(tmp_path):
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?")), unk_token="?"
     )
-    with pytest.raises(ValueError, match=r"no <\|begin_of_text\|>"):
+    with pytest.raises(ValueError, match="no control tokens of Llama 3 and no chat template"):
         Vocabulary.load(checkpoint(tmp_path, tokenizer))
+    tokenizer.add_special_tokens({"eos_token": "!"})
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content + '!' }}{% endfor %}"
+    with pytest.raises(ValueError, match="added beside Llama 3's control tokens alone"):
+        expansion.has_sound_tokens(tmp_path, tokenizer, CODES)
+    tokenizer.add_tokens("<|start_header_id|>")
+    with pytest.raises(ValueError, match=r"no <\|begin_of_text\|>"):
+        Vocabulary.load(checkpoint(tmp_path / "half", tokenizer))
     with pytest.raises(FileNotFoundError, match=r"no Hugging Face checkpoint at .*absent"):
         Vocabulary.load(tmp_path / "absent")
 

@@ -114,10 +114,11 @@ def maker(path: str, recipes: Path = Path("recipes")) -> str:
     """Return a clause for messages: with which verb a missing folder is made."""
     commands: dict[str, str] = {}  # by the folder that they write; the innermost is the one
     for file in sorted(recipes.glob("*/*.yaml")):
-        tokenizes, verb = file.stem.startswith("tokenize"), VERBS.get(file.stem)
+        kind, verb = file.stem.split("_")[0], VERBS.get(file.stem)
+        reads = kind in ("encode", "tokenize")
         out = (yaml.safe_load(file.read_text("utf-8")) or {}).get("out")
-        if (tokenizes or verb) and out and Path(path).is_relative_to(out):
-            command = f"tokenize {file}" if tokenizes else f"recipe={file.parent.name} {verb}"
+        if (reads or verb) and out and Path(path).is_relative_to(out):
+            command = f"{kind} {file}" if reads else f"recipe={file.parent.name} {verb}"
             commands.setdefault(out, command)
     if commands:
         return f"`just {commands[max(commands, key=len)]}` makes it"

@@ -42,11 +42,13 @@ class Nemo:
 
     A clip's text is the line's `text`; `text_key` names another key instead, as answer where that
     is the transcript. `lang` and `speaker` are read. `offset` and `duration` (seconds; null: to the
-    end) say which part of the recording is the clip. All other keys are kept in `extra`, the
-    `context` and `answer` of a spoken question among them. Lines with `_skipme` are filtered, as in
-    NeMo. A clip's id is its path without the suffix, followed by @offset+duration where an offset
-    is given. `id_key` names a key that holds the id instead, for a manifest with several lines for
-    one recording. A manifest of conversations (multimodal_conversation, messages) is refused.
+    end) say which part of the recording is the clip. A `text` or `context` that is absent is read
+    from the file that `text_filepath` or `context_filepath` names. All other keys are kept in
+    `extra`, the `context` and `answer` of a spoken question among them. Lines with `_skipme` are
+    filtered, as in NeMo. A clip's id is its path without the suffix, followed by @offset+duration
+    where an offset is given. `id_key` names a key that holds the id instead, for a manifest with
+    several lines for one recording. A manifest of conversations (multimodal_conversation, messages)
+    is refused.
     """
 
     def __init__(
@@ -184,6 +186,11 @@ class Nemo:
             entry = json_lines.parse(line)
             if "audio_filepath" not in entry and not entry.keys().isdisjoint(_CONVERSATIONS):
                 raise ValueError(_CONVERSATION)
+            for key in ("text", "context"):  # which may stand in a file of their own
+                if (file := entry.pop(f"{key}_filepath", None)) and not entry.get(key):
+                    entry[key] = self._text_of(manifest, str(file))
+            if isinstance(entry.get("audio_filepath"), list):
+                raise ValueError("several recordings in a line are not read: one a line is needed")
             path = name_of(entry, "audio_filepath")
             del entry["audio_filepath"]
             offset, seconds = _seconds(entry, "offset"), _seconds(entry, "duration")
@@ -206,6 +213,14 @@ class Nemo:
             fields["extra"]["answer"] = answer  # kept there even where it is also the text
         fields["language"] = fields["language"] or self.language
         return Clip(id, audio, uri, offset or 0.0, seconds, **fields)
+
+    def _text_of(self, manifest: str, name: str) -> str:
+        if self.audio_dir and planning.leads_out(name):
+            raise ValueError(f"{name:.80} leads out of the manifest's folder")
+        try:
+            return (self.folder / manifest).parent.joinpath(name).read_text("utf-8").strip()
+        except OSError as error:
+            raise ValueError(f"{name:.80} cannot be read: {error.strerror}") from None
 
     def _place(self, manifest: str, name: str, shard_id: Any, base: str) -> tuple[Path, str, str]:
         """Return (file, uri, id) for the audio_filepath `name`; in a tarred set the file is the

@@ -85,6 +85,21 @@ class _ScaleAndShift(nn.BatchNorm1d):
         return x * scale[:, None].to(x.dtype) + shift[:, None].to(x.dtype)
 
 
+class Positions(nn.Module):
+    """Sinusoids of relative places for conformer blocks of a `shape`, made anew each time: a table
+    of them would be lost with the memory of an empty model."""
+
+    def __init__(self, shape: Any) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        from transformers.models.parakeet import modeling_parakeet as parakeet
+
+        table = parakeet.ParakeetEncoderRelPositionalEncoding(self.shape)
+        return table.to(vectors.device)(vectors)
+
+
 class Conformer(Adapter):
     """`layers` conformer blocks, `hidden` wide, between two matrices; transformers' own blocks.
     Their batch norms never take the statistics of a batch: they scale and shift each channel, so
@@ -112,7 +127,7 @@ class Conformer(Adapter):
         rates = dict.fromkeys("dropout activation_dropout attention_dropout".split(), dropout)
         self.shape: Any = ParakeetEncoderConfig.from_dict(shape | rates)
         self.shape._attn_implementation = "eager"
-        self._positions = parakeet.ParakeetEncoderRelPositionalEncoding
+        self.positions = Positions(self.shape)
         self.inner, self.outer = nn.Linear(width * stack, hidden), nn.Linear(hidden, out)
         blocks = [parakeet.ParakeetEncoderBlock(self.shape, i) for i in range(layers)]
         self.blocks = nn.ModuleList(blocks)
@@ -121,8 +136,7 @@ class Conformer(Adapter):
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         vectors = self.inner(self.stacked(frames))
-        # made here, as a table of positions would be lost with the memory of an empty model
-        positions = self._positions(self.shape).to(vectors.device)(vectors)
+        positions = self.positions(vectors)
         # a clip of length 0 has one place all the same: nothing to attend to would be no number
         many = counts(lengths, self.stack).clamp(min=1)
         own = torch.arange(vectors.shape[1], device=vectors.device) < many
@@ -145,3 +159,11 @@ def counts(lengths: Tensor, stack: int) -> Tensor:
 def positions(frames: int, stack: int) -> int:
     """Return the number of vectors that so many frames of one clip become."""
     return ceil(frames / stack)
+
+
+def count(samples: int, steps: list[list[int]]) -> int:
+    """Return the number of frames that an encoder makes of so many samples; `steps`: [kernel,
+    stride, padding] of each of its convolutions over time."""
+    for kernel, stride, padding in steps:
+        samples = max(0, (samples + 2 * padding - kernel) // stride + 1)
+    return samples

@@ -21,7 +21,7 @@ from speechfuse import artifact
 from speechfuse.audio import augmentation as augmenting
 from speechfuse.audio import decoding
 from speechfuse.fusion import views
-from speechfuse.fusion.adapters import positions
+from speechfuse.fusion.adapters import count, positions
 from speechfuse.fusion.door import FRAME
 from speechfuse.samples.view import Sample, View
 from speechfuse.tokens.vocabulary import Vocabulary
@@ -110,9 +110,9 @@ def recordings(
 ) -> View:
     """Rows of speech made into conversations by `turns`, as fusion.speech, whose frames the
     recipe's encoder makes. `augmentation`: steps of speechfuse.audio, drawn anew for each step of
-    the training by row; none may change the length. The training itself gives `encoder` (its stream
-    and window) and `root` (of runtime.roots; by default the corpus that the manifest names). Raises
-    as `file_of` for a row whose recording is not there or another."""
+    the training by row; none may change the length. The training itself gives `encoder` (its
+    stream, window and steps) and `root` (of runtime.roots; by default the corpus that the manifest
+    names). Raises as `file_of` for a row whose recording is not there or another."""
     if encoder is None:
         raise ValueError(f"{path}: the recipe has no encoder, which is to make its frames: set it")
     corpus = artifact.manifest_of(Path(path)).get("config", {}).get("corpus", {})
@@ -160,7 +160,7 @@ def _places(
             f"row {speech['id']} has {speech['source']['seconds']:.2f} s, and the encoder takes "
             f"{encoder['window']:g} s at most: make the dataset with that encoder"
         )
-    frames = samples_of(speech) // round(decoding.SAMPLE_RATE / encoder["frame_rate"])
+    frames = count(samples_of(speech), encoder["steps"])
     cached = len(speech.get("frames") or b"") / 2 / encoder["width"]  # float16
     if cached and cached != frames:
         raise ValueError(

@@ -112,11 +112,13 @@ def conversations_of(
     turns_of = config.bind(turns, "row")
 
     def render(row: dict[str, Any]) -> Sample | None:
-        if row["text"] is None:
+        if not datasets.answered(row):
             return None
         clips: list[Any] = []
         of_segment = partial(ids_of, clips=clips)
-        ids, targets = prompts.render(vocabulary, turns_of(row=row), speech_ids=of_segment)
+        ids, targets = prompts.render(
+            vocabulary, turns_of(row=row), speech_ids=of_segment, draw=row.get("draw")
+        )
         tokens = np.array(ids, np.int32)
         learned = np.array(targets) if train_on == "answers" else tokens != FRAME
         learned[0] = False

@@ -38,6 +38,17 @@ class FrameEncoder(Quantizer):
         """The description that every dataset made with this encoder carries."""
         return {"encoder": self.identity, "frame_rate": self.token_rate, "width": self.width}
 
+    @property
+    def steps(self) -> list[list[int]]:
+        """[kernel, stride, padding] of the convolutions over time that give a frame, from samples
+        on: by them alone the number of a clip's frames is known before they are made."""
+        hop = round(SAMPLE_RATE / self.token_rate)
+        return [[hop, hop, 0]]
+
+    def silence(self, clips: int) -> Tensor:
+        """Return the frames of so many windows without sound, for their memory."""
+        return self.embed(torch.zeros(clips, self.config.n_mels, self.frames))
+
     def encode_batch(
         self, waveforms: list[np.ndarray], batch_size: int
     ) -> tuple[Tensor, list[int]]:
@@ -93,8 +104,8 @@ def of_quantizer(
 
 
 def trained(folder: Path, window: float | None = None) -> FrameEncoder:
-    """Return the encoder that a training wrote to `folder`, of either kind. Raises ValueError for
-    another folder."""
+    """Return the encoder that a training wrote to `folder`, a quantizer's or a Whisper's. Raises
+    ValueError for another folder."""
     kind = FrameEncoder if read_ours(folder)[0].codes else _Whisper
     return kind.load(folder, window=window)  # type: ignore[return-value]
 

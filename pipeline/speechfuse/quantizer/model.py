@@ -126,6 +126,11 @@ class Quantizer(nn.Module):
         return min(-(-frames // step) * step, self.frames)
 
     @property
+    def shortest(self) -> float:
+        """Shortest waveform in seconds: that of one code."""
+        return 1 / self.token_rate
+
+    @property
     def token_rate(self) -> float:
         """Codes a second."""
         return SAMPLE_RATE / HOP_LENGTH / 2 / self.config.downsample
@@ -168,6 +173,17 @@ class Quantizer(nn.Module):
         are kept at unit length in training, so the product is the cosine."""
         return (F.normalize(self.project_in(x), dim=-1) @ self.codebook.T).argmax(-1)
 
+    def check(self, waveforms: list[np.ndarray]) -> None:
+        """Raise ValueError for a waveform longer than the window or too short for one token."""
+        shortest, longest = (round(s * SAMPLE_RATE) for s in (self.shortest, self.window))
+        for i, waveform in enumerate(waveforms):
+            if not shortest <= len(waveform) <= longest:
+                raise ValueError(
+                    f"waveform {i} has {len(waveform) / SAMPLE_RATE:.2f} s; this quantizer takes "
+                    f"{self.shortest:.2f} to {self.window:g} s: split it first "
+                    "(speechfuse.audio.decoding.split)"
+                )
+
     @torch.inference_mode()
     def embed_batch(self, waveforms: list[np.ndarray], batch_size: int) -> tuple[Tensor, list[int]]:
         """Start one forward pass: float32 (batch_size, tokens, width) on the device, and how many
@@ -175,14 +191,7 @@ class Quantizer(nn.Module):
         rest of the batch is silence, so that the arithmetic does not depend on how many there are.
         Raises ValueError for a waveform longer than the window or too short for one token.
         """
-        longest, shortest = self.frames * HOP_LENGTH, 2 * self.config.downsample * HOP_LENGTH
-        for i, waveform in enumerate(waveforms):
-            if not shortest <= len(waveform) <= longest:
-                raise ValueError(
-                    f"waveform {i} has {len(waveform) / SAMPLE_RATE:.2f} s; this quantizer takes "
-                    f"{shortest / SAMPLE_RATE:.2f} to {self.window:g} s: split it first "
-                    "(speechfuse.audio.decoding.split)"
-                )
+        self.check(waveforms)
         mels = [self.mel(waveform) for waveform in waveforms]
         (frames,) = {self.padded_frames(mel.shape[1]) for mel in mels}
         window = padded(mels, batch_size, frames, self.codebook.device)

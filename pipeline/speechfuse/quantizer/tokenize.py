@@ -120,7 +120,7 @@ def tokenize(
 ) -> Shard:
     """Rows, rejects and counts of one shard's clips. `quantizer`: a Quantizer, or an encoder of
     frames with the same methods; `reserved`: ids that pieces may not have."""
-    shard, shortest = Shard([], [], Counter()), 1 / quantizer.token_rate
+    shard, shortest = Shard([], [], Counter()), quantizer.shortest
     pending = defaultdict[int, list[tuple[dict[str, Any], np.ndarray]]](list)  # by padded length
     running: deque[tuple[list[dict[str, Any]], Any, list[int]]] = deque()  # on the device
 

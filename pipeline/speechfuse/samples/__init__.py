@@ -2,6 +2,7 @@
 
 COMPONENTS = {  # name in YAML, below speechfuse.samples: where it stands
     "answer": "instructions.answer",
+    "context": "instructions.context",
     "conversations": "datasets.conversations",
     "sound": "datasets.sound",
     "speech": "datasets.speech",

@@ -54,6 +54,12 @@ def _view(
     return View(Path(path), select or {}, sample)
 
 
+def answered(row: dict[str, Any]) -> bool:
+    """Return whether a speech row has a transcript or an answer of its own: a piece of a split
+    recording has neither."""
+    return row["text"] is not None or bool(row["extra"].get("answer") and row.get("part") is None)
+
+
 def check_train_on(value: str) -> None:
     """Raise ValueError unless `value` is answers or all."""
     if value not in ("answers", "all"):
@@ -75,11 +81,13 @@ def speech(
     train_on: str = "answers",
 ) -> View:
     """Speech rows made into conversations by `turns` (a function of samples.instructions). Rows
-    without a transcript (pieces of a split recording) have no sample; the index counts them."""
+    that `answered` leaves out have no sample; the index counts them."""
     turns_of = config.bind(turns, "row")
 
     def render(row: dict[str, Any]) -> tuple[list[int], list[bool]] | None:
-        return None if row["text"] is None else prompts.render(vocabulary, turns_of(row=row))
+        if not answered(row):
+            return None
+        return prompts.render(vocabulary, turns_of(row=row), draw=row.get("draw"))
 
     return _view(path, select, train_on, "codes", render)
 
@@ -123,9 +131,7 @@ class Mixture:
 
     def sample(self, step: int, dataset: int, number: int) -> Sample:
         """A sample of `dataset` as it is in a step."""
-        index = self.indexes[dataset]
-        at_step = index.view.at_step
-        return at_step(index[number], step) if at_step else index[number]
+        return self.indexes[dataset].at(number, step)
 
 
 def load(

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from speechfuse import artifact, components, config, workers
 from speechfuse.locks import exclusive_lock
 from speechfuse.rows import selection, shards
+from speechfuse.samples.instructions import question_files
 from speechfuse.samples.view import Sample, View
 from speechfuse.tokens import prompts, vocabulary
 from speechfuse.tokens.vocabulary import Vocabulary
@@ -59,6 +60,14 @@ class Index:
         sample = self.view.render(row) if self.view.selects(row) else None
         assert sample is not None and len(sample.tokens) == self.lengths[number]
         return sample
+
+    def at(self, number: int, step: int) -> Sample:
+        """The sample as it is in a step (from 0), of which alone and its id all draws are made."""
+        row = self.row(number)
+        row["draw"] = f"{step}/{row['id']}"
+        sample = self.view.render(row) if self.view.selects(row) else None
+        assert sample is not None and len(sample.tokens) <= self.lengths[number]
+        return self.view.at_step(sample, step) if self.view.at_step else sample
 
     def said(self) -> list[str]:
         """Return what became of selected rows that are no samples, in words."""
@@ -98,7 +107,9 @@ def build(spec: dict[str, Any], checkpoint: Path, folder: Path) -> Index:
     # by content, not by what made it
     source = {path.name: listed.get(path.name) or artifact.sha256_of(path) for path in paths}
     settings = {key: value for key, value in spec.items() if key != "path"}
-    key = key_of(source, settings, _tokens_of(checkpoint), _code(spec), VERSION)
+    files = question_files((spec.get("turns") or {}).get("questions"))
+    asked = [artifact.sha256_of(Path(file)) for file in files]
+    key = key_of(source, settings, *asked, _tokens_of(checkpoint), _code(spec), VERSION)
     rows, samples = folder / f"rows-{key_of(source, VERSION)}", folder / f"view-{key}"
     with exclusive_lock(folder):
         if not (samples / "index.json").exists():

@@ -6,6 +6,9 @@ each function are the keys beside `_component_`.
 """
 
 import random
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from speechfuse.tokens.prompts import spoken_answer
@@ -49,3 +52,47 @@ def transcribe(row: dict[str, Any], requests: list[str]) -> list[dict[str, Any]]
     speech; the reply is the transcript. Raises ValueError for a row without one."""
     request = random.Random(row["id"]).choice(requests)
     return _turns([{"text": request}, {"speech": row}], _row_text(row))
+
+
+def context(
+    row: dict[str, Any],
+    questions: str | list[str] | None = None,
+    default: str = "what does the audio mean?",
+    audio_locator: str = "<audio>",
+    system: str = "",
+) -> list[dict[str, Any]]:
+    """A row of NeMo's manifests: a prompt about the speech, and the reply, `extra.answer` or else
+    the transcript. The prompt is `extra.context` or `extra.question`; in a row without, one of
+    `questions` (files with one a line; a training draws a file and a line of it anew in every
+    step), or `default`. The speech stands where the prompt has `audio_locator`, and before it where
+    it has none; `system`: the system prompt. Raises ValueError for an empty file and for a prompt
+    with more places than speech."""
+    own = row["extra"].get("context") or row["extra"].get("question")
+    files = [(own,)] if own else [*map(_questions, question_files(questions))] or [(default,)]
+    reply = row["extra"].get("answer") or _row_text(row)
+    either = [[_around(row, str(text), audio_locator) for text in file] for file in files]
+    first = [{"role": "system", "segments": [{"text": system}]}] if system else []
+    return [*first, {"role": "user", "either": either}, *_turns([], reply)[1:]]
+
+
+def _around(row: dict[str, Any], text: str, locator: str) -> list[dict[str, Any]]:
+    before, *after = text.split(locator) if locator in text else ("", text)
+    if len(after) > 1:
+        raise ValueError(
+            f"row {row['id']}: {text!r:.80} has {len(after)} places {locator}, and one recording"
+        )
+    texts = [[{"text": text}] * bool(text.strip()) for text in (before, after[0])]
+    return [*texts[0], {"speech": row}, *texts[1]]
+
+
+def question_files(questions: str | Iterable[str] | None) -> list[str]:
+    """Return the files that `questions` of a `context` names."""
+    return [questions] if isinstance(questions, str) else [*(questions or ())]
+
+
+@lru_cache(maxsize=64)
+def _questions(file: str) -> tuple[str, ...]:
+    lines = [line.strip() for line in Path(file).read_text("utf-8").splitlines()]
+    if not any(lines):
+        raise ValueError(f"{file} has no question: write one a line, or leave questions out")
+    return tuple(filter(None, lines))

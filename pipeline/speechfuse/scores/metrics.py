@@ -67,6 +67,15 @@ def whisper_word_errors(references: Texts, predictions: Texts, clusters: Cluster
     return Metric([("wer", *rate)], items, _normaliser(others, references))
 
 
+def written_word_errors(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
+    """Return the WER ("wer") of the texts as they are written, as NeMo has it by default."""
+    each = errors(references, predictions)
+    total, words = ([float(getattr(e, name)) for e in each] for name in ("total", "words"))
+    rate = intervals.ratio(np.asarray(total), np.asarray(words), clusters)
+    items = [{"errors": e, "words": w} for e, w in zip(total, words, strict=True)]
+    return Metric([("wer", *rate)], items)
+
+
 def character_errors(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
     """Return the character error rate, by audiobench_wer.characters; for any script."""
     ways = audiobench_wer.characters, jiwer.process_characters  # to normalise and to align
@@ -186,4 +195,5 @@ METRICS: dict[str, Callable[[Texts, Texts, Clusters], Metric]] = {
     "accuracy": accuracy,
     "acc": partial(accuracy, name="acc", normalise=lower_case),
     "wer_whisper": whisper_word_errors,
+    "wer_written": written_word_errors,
 }

@@ -48,7 +48,8 @@ def has_sound_tokens(base: Path, tokenizer: PreTrainedTokenizerBase, codes: int)
             f"{base} already has sound tokens, of quantizer {recorded.quantizer[:12]}: train from "
             "it as it is, or expand the original base model"
         )
-    Vocabulary(tokenizer, None)
+    if Vocabulary(tokenizer, None).chat:
+        raise ValueError(f"{base}: sound tokens are added beside Llama 3's control tokens alone")
     vocab, names = tokenizer.get_vocab(), sound_tokens(codes)
     size, rows = max(vocab.values()) + 1, vocabulary.read_config(base)["vocab_size"]
     if rows not in (size, *(-(-size // multiple) * multiple for multiple in PADDING)):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from speechfuse.tokens import layouts
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -51,6 +53,15 @@ class Vocabulary:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", layout: SoundLayout | None) -> None:
         self.tokenizer, self.layout = tokenizer, layout
+        self.chat: layouts.Layout | None = None
+        if "<|start_header_id|>" not in tokenizer.get_vocab():
+            self.chat = layouts.of_template(tokenizer)
+            self.end_of_turn = next(each for each in self.chat.end if isinstance(each, int))
+            ends = tokenizer.eos_token_id
+            self.end = ends if isinstance(ends, int) else self.end_of_turn
+            begin = tokenizer.bos_token_id
+            self.begin = begin if isinstance(begin, int) else self.end
+            return
         self.begin = self._id("<|begin_of_text|>")
         self.end = self._id("<|end_of_text|>")
         self.end_of_turn = self._id("<|eot_id|>")
@@ -59,8 +70,8 @@ class Vocabulary:
 
     @classmethod
     def load(cls, checkpoint: Path) -> "Vocabulary":
-        """Return the vocabulary of a Hugging Face folder. Raises ValueError when it has no Llama-3
-        control tokens."""
+        """Return the vocabulary of a Hugging Face folder. Raises ValueError when it has neither
+        Llama 3's control tokens nor a chat template that can be read."""
         return cls(tokenizer_of(checkpoint), layout_of(checkpoint))
 
     def _id(self, token: str) -> int:

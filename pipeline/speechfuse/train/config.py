@@ -130,7 +130,27 @@ class Finetune:
     runtime: Runtime = field(default_factory=Runtime)
 
     def __post_init__(self) -> None:
+        self.datasets = ungrouped(self.datasets)
         check_warmup(self.warmup_steps, self.steps or 0)
+
+
+def ungrouped(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the entries of `datasets` without groups {share, datasets: [...]}: a group's share is
+    divided among its own entries by theirs. Raises ValueError for shares that are not above 0."""
+    flat = []
+    for entry in entries:
+        if "datasets" not in entry:
+            flat.append(entry)
+            continue
+        inner = ungrouped(entry["datasets"])
+        shares: list[Any] = [each.get("share") for each in (entry, *inner)]
+        if entry.keys() > {"share", "datasets"} or not all(
+            isinstance(share, int | float) and share > 0 for share in shares
+        ):
+            raise ValueError(f"a group of datasets and each of its entries need a share: {entry}")
+        part = entry["share"] / sum(shares[1:])
+        flat += [each | {"share": each["share"] * part} for each in inner]
+    return flat
 
 
 def check_warmup(warmup_steps: int, steps: int) -> None:

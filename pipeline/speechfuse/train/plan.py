@@ -151,7 +151,7 @@ def _given(job: Finetune, spec: dict[str, Any]) -> dict[str, Any]:
     if config.resolve(str(spec.get("_component_", "builtins.dict"))) is not recordings:
         return {}
     encoder = backbone.encoder_of(job.encoder) if job.encoder else None
-    stream = encoder and encoder.stream | {"window": encoder.window}
+    stream = encoder and encoder.stream | {"window": encoder.window, "steps": encoder.steps}
     return {"encoder": stream, "root": job.runtime.roots.get(spec.get("path", ""))}
 
 

@@ -14,8 +14,13 @@ from speechfuse.train.config import Finetune
 
 
 def missing(job: Finetune, pins: dict[str, str | None]) -> list[str]:
-    """Return a sentence for the checkpoint and each folder of data that is not there."""
-    paths = [job.checkpoint, *(path for path, pin in pins.items() if pin is None)]
+    """Return a sentence for checkpoint, encoder and each folder of data that is not there."""
+    encoder = (job.encoder or {}).get("checkpoint")
+    paths = [
+        job.checkpoint,
+        *([encoder] if encoder else []),
+        *(path for path, pin in pins.items() if pin is None),
+    ]
     return [f"{path} is not there; {maker(path)}" for path in paths if not Path(path).exists()]
 
 

@@ -173,7 +173,7 @@ class Rehearsal:
         frames = torch.zeros(rows, length * door.adapter.stack, door.adapter.width)
         if encoder := door.encoder:
             clips = ceil(frames.shape[:2].numel() / encoder.window / encoder.token_rate)
-            made = encoder.embed(torch.zeros(clips, encoder.config.n_mels, encoder.frames))
+            made = encoder.silence(clips)
             frames += made.flatten(0, 1)[: frames.shape[:2].numel()].reshape(frames.shape)
         vectors = door.adapter(frames.to(self.dtype), torch.full((rows,), frames.shape[1]))
         return vectors + F.embedding(tokens, door.weight)
