@@ -43,7 +43,7 @@ ROOMS = ("pipeline", "stages", "recipes", "tests")
 LIBRARY = "pipeline/speechfuse/"
 FLOORS = (  # from the ground up; a room imports rooms of lower floors alone
     ("failures", "json_lines", "locks", "patterns", "provenance", "scores", "yaml_values"),
-    ("components", "workers"),
+    ("components", "rwkv", "workers"),
     ("config",),
     ("artifact", "ray_cluster"),
     ("audio", "openai_server", "report", "rows", "tokens"),

@@ -1,0 +1,114 @@
+"""RWKV as transformers knows it: AutoConfig and AutoModelForCausalLM of this process.
+
+In: a folder with config.json of model_type `speechfuse_rwkv` and weights under BlinkDL's names.
+Out: a model that generates with a state of constant size. Whoever has transformers open such a
+folder imports this file first; no code is read from the folder.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import ModelOutput
+
+from speechfuse.rwkv.model import Rwkv, Shape, State
+
+MODEL_TYPE = "speechfuse_rwkv"
+
+
+class Rwkv67Config(PreTrainedConfig):
+    """The keys are those of model.Shape; nothing bounds the length but what was trained."""
+
+    model_type = MODEL_TYPE
+    version: int = 7
+    vocab_size: int = 2
+    hidden_size: int = 1
+    num_hidden_layers: int = 1
+    num_attention_heads: int = 1
+    intermediate_size: int = 1
+    ranks: dict[str, int] | None = None
+    max_position_embeddings: int = 2**20
+    tie_word_embeddings: bool = False
+
+    def shape(self) -> Shape:
+        return Shape(**{field.name: getattr(self, field.name) for field in fields(Shape)})
+
+
+@dataclass
+class RwkvOutput(ModelOutput):
+    """`state`: under the name that transformers' generate passes on to the next step."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    state: Any = None
+
+
+class Rwkv67ForCausalLM(Rwkv, PreTrainedModel, GenerationMixin):
+    config_class = Rwkv67Config
+    _is_stateful = True  # no token can be taken back
+
+    def __init__(self, config: Rwkv67Config) -> None:
+        PreTrainedModel.__init__(self, config)
+        self.build(config.shape())
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Do nothing: `build` has."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.emb
+
+    def set_input_embeddings(self, value: Any) -> None:
+        self.emb = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Return the hidden states that the head reads, of tokens padded behind."""
+        return self.read(self.emb(tokens))[0]
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        state: State | None = None,
+        logits_to_keep: int = 0,
+        **_: Any,
+    ) -> RwkvOutput:
+        """`state`: that of the call before. Without it the prompts begin here; what
+        `attention_mask` has as padding before them is a document of its own."""
+        vectors = self.emb(input_ids) if inputs_embeds is None else inputs_embeds
+        fresh = None
+        if state is None and attention_mask is not None:
+            fresh = attention_mask.cumsum(1) <= 1
+        hidden, state = self.read(vectors, fresh, state)
+        return RwkvOutput(logits=self.head(hidden[:, -logits_to_keep:]), state=state)
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        state: State | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Return all of the prompt, or with a state the last token alone."""
+        inputs: dict[str, Any] = {"state": state, "logits_to_keep": 1}
+        if state is not None:
+            return inputs | {"input_ids": input_ids[:, -1:]}
+        if inputs_embeds is not None:
+            return inputs | {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        return inputs | {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+AutoConfig.register(MODEL_TYPE, Rwkv67Config)
+AutoModelForCausalLM.register(Rwkv67Config, Rwkv67ForCausalLM)
