@@ -1,8 +1,8 @@
 """RWKV as transformers knows it: AutoConfig and AutoModelForCausalLM of this process.
 
 In: a folder with config.json of model_type `speechfuse_rwkv` and weights under BlinkDL's names.
-Out: a model that generates with a state of constant size. Whoever has transformers open such a
-folder imports this file first; no code is read from the folder.
+Out: a model that generates with a state of constant size, once `register` was called; no code is
+read from the folder.
 """
 
 from dataclasses import dataclass, fields
@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from speechfuse.rwkv.model import Rwkv, Shape, State
+from speechfuse.rwkv.model import Rwkv, Shape
 
 MODEL_TYPE = "speechfuse_rwkv"
 
@@ -45,7 +45,6 @@ class Rwkv67Config(PreTrainedConfig):
 class RwkvOutput(ModelOutput):
     """`state`: under the name that transformers' generate passes on to the next step."""
 
-    loss: Tensor | None = None
     logits: Tensor | None = None
     state: Any = None
 
@@ -77,38 +76,31 @@ class Rwkv67ForCausalLM(Rwkv, PreTrainedModel, GenerationMixin):
 
     def forward(  # type: ignore[override]
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        state: State | None = None,
-        logits_to_keep: int = 0,
-        **_: Any,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        inputs_embeds: Any = None,
+        **more: Any,
     ) -> RwkvOutput:
-        """`state`: that of the call before. Without it the prompts begin here; what
+        """`state` in `more`: that of the call before. Without it the prompts begin here; what
         `attention_mask` has as padding before them is a document of its own."""
         vectors = self.emb(input_ids) if inputs_embeds is None else inputs_embeds
-        fresh = None
+        state, fresh = more.get("state"), None
         if state is None and attention_mask is not None:
             fresh = attention_mask.cumsum(1) <= 1
         hidden, state = self.read(vectors, fresh, state)
-        return RwkvOutput(logits=self.head(hidden[:, -logits_to_keep:]), state=state)
+        return RwkvOutput(self.head(hidden[:, -more.get("logits_to_keep", 0) :]), state)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
-        self,
-        input_ids: Tensor,
-        state: State | None = None,
-        inputs_embeds: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **_: Any,
+        self, input_ids: Tensor, state: Any = None, inputs_embeds: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Return all of the prompt, or with a state the last token alone."""
-        inputs: dict[str, Any] = {"state": state, "logits_to_keep": 1}
         if state is not None:
-            return inputs | {"input_ids": input_ids[:, -1:]}
-        if inputs_embeds is not None:
-            return inputs | {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
-        return inputs | {"input_ids": input_ids, "attention_mask": attention_mask}
+            return {"input_ids": input_ids[:, -1:], "state": state}
+        mask = {"attention_mask": kwargs.get("attention_mask"), "logits_to_keep": 1}
+        return mask | {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
 
 
-AutoConfig.register(MODEL_TYPE, Rwkv67Config)
-AutoModelForCausalLM.register(Rwkv67Config, Rwkv67ForCausalLM)
+def register() -> None:
+    """Make transformers open such folders, in this process."""
+    AutoConfig.register(MODEL_TYPE, Rwkv67Config, exist_ok=True)
+    AutoModelForCausalLM.register(Rwkv67Config, Rwkv67ForCausalLM, exist_ok=True)

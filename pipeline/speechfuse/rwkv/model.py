@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from speechfuse.rwkv import recurrence
 
 State = list[tuple[Tensor, Tensor, Tensor]]
+Maybe = Tensor | None
+Read = tuple[Tensor, Maybe, Tensor]  # what att gives: output, values of the first layer, memory
 FASTEST = 0.606531  # exp(-0.5): decays of RWKV-7 are exp(-FASTEST) to 1
 
 
@@ -33,15 +35,13 @@ class Shape:
     ranks: dict[str, int]
 
     def __post_init__(self) -> None:
-        if self.version not in (6, 7):
-            raise ValueError(f"RWKV-{self.version}: only versions 6 and 7 can be used here")
-        needed = {6: {"mix", "decay"}, 7: {"decay", "rate", "value", "gate"}}[self.version]
-        if self.ranks.keys() != needed:
-            raise ValueError(f"ranks={self.ranks}: RWKV-{self.version} has {sorted(needed)}")
+        needed = {6: {"mix", "decay"}, 7: {"decay", "rate", "value", "gate"}}.get(self.version)
+        if needed != self.ranks.keys():
+            of = f"has the ranks {sorted(needed)}" if needed else "cannot be used here, 6 and 7 can"
+            raise ValueError(f"RWKV-{self.version} {of}, and ranks={self.ranks}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"a width of {self.hidden_size} does not divide among {self.num_attention_heads} "
-                "heads"
+                f"a width of {self.hidden_size} has no {self.num_attention_heads} equal heads"
             )
 
 
@@ -64,7 +64,7 @@ def _low_rank(width: int, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
     return nn.Parameter(torch.zeros(width, rank)), nn.Parameter(second)
 
 
-def _before(x: Tensor, last: Tensor | None, fresh: Tensor | None) -> Tensor:
+def _before(x: Tensor, last: Maybe, fresh: Maybe) -> Tensor:
     """Return what each token (rows, length, width) follows: zeros where a document begins."""
     last = torch.zeros_like(x[:, 0]) if last is None else last.to(x.dtype)
     before = torch.cat([last[:, None], x[:, :-1]], 1)
@@ -77,22 +77,20 @@ class _TimeMix(nn.Module):
     def __init__(self, shape: Shape, learned_state: bool) -> None:
         super().__init__()
         width, self.heads = shape.hidden_size, shape.num_attention_heads
-        size = width // self.heads
+        self.memory = (self.heads, *2 * [width // self.heads])
         self.receptance, self.value = _linear(width, width, 0.5), _linear(width, width, 0.5)
         self.key, self.output = _linear(width, width, 0.05), _linear(width, width, 0.0)
         self.ln_x = nn.GroupNorm(self.heads, width, eps=64e-5)
-        memory = torch.zeros(self.heads, size, size)
-        self.time_state = nn.Parameter(memory) if learned_state else None
+        self.time_state = nn.Parameter(torch.zeros(self.memory)) if learned_state else None
 
     def split(self, x: Tensor) -> Tensor:
         """(rows, length, width) -> (rows, heads, length, width of a head)"""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def remember(self, tokens: recurrence.Tokens, memory: Tensor | None) -> tuple[Tensor, Tensor]:
+    def remember(self, tokens: recurrence.Tokens, memory: Maybe) -> tuple[Tensor, Tensor]:
         """Return what the tokens read, normed by head, (rows, length, width), and the memory."""
-        initial: Tensor | None = self.time_state
-        if initial is None:
-            initial = tokens.r.new_zeros(self.heads, *2 * tokens.r.shape[-1:])
+        learned: Maybe = self.time_state
+        initial = tokens.r.new_zeros(self.memory) if learned is None else learned
         out, memory = recurrence.run(tokens, initial.mT, memory)
         out = out.transpose(1, 2).flatten(2)
         return self.ln_x(out.flatten(0, 1)).view_as(out), memory
@@ -118,14 +116,7 @@ class TimeMix6(_TimeMix):
         self.time_faaaa = nn.Parameter(torch.zeros(self.heads, width // self.heads))
         self.gate = _linear(width, width, 0.5)
 
-    def forward(
-        self,
-        x: Tensor,
-        first: Tensor | None,
-        fresh: Tensor | None,
-        last: Tensor | None,
-        memory: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    def forward(self, x: Tensor, first: Maybe, fresh: Maybe, last: Maybe, memory: Maybe) -> Read:
         """Return the output, `first` as it was, and the memory behind the last token."""
         change = _before(x, last, fresh) - x
         mixed = torch.tanh((x + change * self.time_maa_x) @ self.time_maa_w1)
@@ -135,15 +126,10 @@ class TimeMix6(_TimeMix):
             for name, more in zip("wkvrg", mixed, strict=True)
         )
         decay = self.time_decay + torch.tanh(w @ self.time_decay_w1) @ self.time_decay_w2
-        tokens = recurrence.Tokens(
-            self.split(self.receptance(r)),
-            self.split(self.key(k)),
-            self.split(self.value(v)),
-            # not clamped behind exp, whose infinity would have NaN for its gradient
-            -self.split(decay.float()).clamp(max=log(-recurrence.FADED)).exp(),
-            bonus=self.time_faaaa,
-            fresh=fresh,
-        )
+        r, k, v = map(self.split, (self.receptance(r), self.key(k), self.value(v)))
+        # not clamped behind exp, whose infinity would have NaN for its gradient
+        decay = -self.split(decay.float()).clamp(max=log(-recurrence.FADED)).exp()
+        tokens = recurrence.Tokens(r, k, v, decay, bonus=self.time_faaaa, fresh=fresh)
         out, memory = self.remember(tokens, memory)
         return self.output(out * F.silu(self.gate(g))), first, memory
 
@@ -170,14 +156,7 @@ class TimeMix7(_TimeMix):
         self.k_k, self.k_a = _row(0.71 - 0.1 * (ramp - 0.5), width), _row(1.02, width)
         self.r_k = nn.Parameter(torch.full((self.heads, width // self.heads), -0.04))
 
-    def forward(
-        self,
-        x: Tensor,
-        first: Tensor | None,
-        fresh: Tensor | None,
-        last: Tensor | None,
-        memory: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    def forward(self, x: Tensor, first: Maybe, fresh: Maybe, last: Maybe, memory: Maybe) -> Read:
         """Return the output, the values of the first layer, and the memory behind the last
         token."""
         change = _before(x, last, fresh) - x
@@ -192,16 +171,10 @@ class TimeMix7(_TimeMix):
             v = v + (first - v) * torch.sigmoid(self.v0 + (mix @ self.v1) @ self.v2)
         direction = F.normalize(self.split(k * self.k_k).float(), dim=-1).to(x.dtype)
         k = k * (1 + (rate - 1) * self.k_a)
-        r, k, v = self.split(r), self.split(k), self.split(v)
-        tokens = recurrence.Tokens(
-            r,
-            k,
-            v,
-            -FASTEST * torch.sigmoid(self.split(decay.float())),
-            -direction,
-            direction * self.split(rate),
-            fresh=fresh,
-        )
+        r, k, v = map(self.split, (r, k, v))
+        decay = -FASTEST * torch.sigmoid(self.split(decay.float()))
+        moves = -direction, direction * self.split(rate)
+        tokens = recurrence.Tokens(r, k, v, decay, *moves, fresh=fresh)
         out, memory = self.remember(tokens, memory)
         own = (r * k * self.r_k[:, None]).sum(-1, keepdim=True) * v
         out = out + own.transpose(1, 2).flatten(2)
@@ -224,7 +197,7 @@ class ChannelMix(nn.Module):
         else:
             self.x_k = _row(1 - _ramp(width) ** above**4, width)
 
-    def forward(self, x: Tensor, fresh: Tensor | None, last: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, fresh: Maybe, last: Maybe) -> Tensor:
         change = _before(x, last, fresh) - x
         key = x + change * (self.time_maa_k if self.gated else self.x_k)
         out = self.value(F.relu(self.key(key)) ** 2)
@@ -244,13 +217,7 @@ class Block(nn.Module):
         kind = TimeMix6 if shape.version == 6 else TimeMix7
         self.att, self.ffn = kind(shape, layer, learned_state), ChannelMix(shape, layer)
 
-    def forward(
-        self,
-        x: Tensor,
-        first: Tensor | None,
-        fresh: Tensor | None,
-        state: tuple[Tensor, Tensor, Tensor] | None,
-    ) -> tuple[Tensor, Tensor | None, Any]:
+    def forward(self, x: Tensor, first: Maybe, fresh: Maybe, state: Any) -> Any:
         """x (rows, length, width) -> the same behind this layer, `first` for the next layer, and
         the state."""
         last, memory, last_of_ffn = state or (None, None, None)
@@ -280,7 +247,7 @@ class Rwkv(nn.Module):
         self.head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
 
     def read(
-        self, vectors: Tensor, fresh: Tensor | None = None, state: State | None = None
+        self, vectors: Tensor, fresh: Maybe = None, state: State | None = None
     ) -> tuple[Tensor, State]:
         """Return the hidden states of `vectors` (rows, length, width) before the head, and the
         state behind them. `fresh` (rows, length): True where a document begins; `state`: that
@@ -292,9 +259,7 @@ class Rwkv(nn.Module):
             states.append(behind)
         return self.ln_out(vectors), states
 
-    def forward(
-        self, tokens: Tensor, *, mask: Any = None, input_pos: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, *, mask: Any = None, input_pos: Maybe = None) -> Tensor:
         """Compute logits (rows, length, vocabulary), float32, or what the head gives, from tokens
         and positions (rows, length), of which each document's begin at 0. `mask` is not needed."""
         fresh = None if input_pos is None else input_pos == 0

@@ -6,9 +6,10 @@ learned initial state is in it as `blocks.N.att.time_state` (heads, value, key).
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from speechfuse import failures
 from speechfuse.rwkv.model import Rwkv, Shape
@@ -49,9 +50,23 @@ def check(tensors: dict[str, Tensor], shape: Shape, what: str) -> None:
             few = ", ".join(sorted(odd)[:3])
             raise ValueError(f"{what} {word} {few}: {len(odd)} tensors of RWKV-{shape.version}")
     for name, tensor in tensors.items():
-        if tensor.shape != asked[name].shape:
-            have, want = tuple(tensor.shape), tuple(asked[name].shape)
+        if (have := tuple(tensor.shape)) != (want := tuple(asked[name].shape)):
             raise ValueError(f"{what}: {name} is {have}, and a model of its sizes has {want}")
+
+
+def set_state(model: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Give an Rwkv the learned `state`, zeros where that is empty. Raises ValueError for that of
+    another model."""
+    blocks: Any = model.blocks if isinstance(model, Rwkv) else ()
+    names = [f"blocks.{layer}.att.{STATE}" for layer in range(len(blocks))]
+    shapes = {name: block.att.memory for name, block in zip(names, blocks, strict=True)}
+    if state and {name: tuple(tensor.shape) for name, tensor in state.items()} != shapes:
+        raise ValueError(
+            f"{what} is the learned state of another model: its layers or sizes differ"
+        )
+    for name, block in zip(names, blocks, strict=True):
+        value = state[name].to(block.ln1.weight.device) if state else None
+        block.att.time_state = None if value is None else nn.Parameter(value)
 
 
 def write(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -61,28 +76,19 @@ def write(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _shape_of(tensors: dict[str, Tensor], path: Path) -> Shape:
-    layers = 1 + max(
-        (int(found[1]) for name in tensors if (found := re.match(r"blocks[.](\d+)[.]", name))),
-        default=-1,
-    )
-    att = f"blocks.{layers - 1}.att."
-    heads = {v: tensors.get(f"{att}{n}") for v, n in ((6, "time_faaaa"), (7, "r_k"))}
-    version = next((number for number, found in heads.items() if found is not None), None)
-    if version is None:
-        raise ValueError(
-            f"{path} is no RWKV-6 or RWKV-7: it has neither {att}time_faaaa nor {att}r_k"
-        )
+    places = [re.match(r"blocks[.](\d+)[.]att[.](time_faaaa|r_k)$", name) for name in tensors]
+    found = {int(place[1]): place[0] for place in places if place}
+    if not found:
+        raise ValueError(f"{path} is no RWKV-6 or RWKV-7: it has neither time_faaaa nor r_k")
+    name = found[max(found)]
+    att, _, own = name.rpartition(".")
+    version = 7 if own == "r_k" else 6
     try:
-        vocabulary, width = tensors["emb.weight"].shape
-        return Shape(
-            version=version,
-            vocab_size=vocabulary,
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=len(tensors[f"{att}{'time_faaaa' if version == 6 else 'r_k'}"]),
-            intermediate_size=len(tensors["blocks.0.ffn.key.weight"]),
-            ranks={n: tensors[att + t].shape[1] for n, t in RANKS[version].items()}
-            | ({"mix": tensors[f"{att}time_maa_w1"].shape[1] // 5} if version == 6 else {}),
-        )
+        ranks = {n: tensors[f"{att}.{t}"].shape[1] for n, t in RANKS[version].items()}
+        if version == 6:
+            ranks["mix"] //= 5
+        (vocabulary, width), ffn = tensors["emb.weight"].shape, tensors["blocks.0.ffn.key.weight"]
+        layers, heads = 1 + max(found), len(tensors[name])
+        return Shape(version, vocabulary, width, layers, heads, len(ffn), ranks)
     except KeyError as error:
         raise ValueError(f"{path} lacks {error.args[0]} of RWKV-{version}") from None

@@ -69,12 +69,17 @@ class Flops:
         heads = shape["num_attention_heads"]
         width = heads * shape.get("head_dim", shape["hidden_size"] // heads)
         products = float(sum(kind * count for kind, count in weights.items()))
+        seen = backbone.of(model).seen(shape)
         counted = " + ".join(f"{kind} x {n:,}" for kind, n in sorted(weights.items(), reverse=True))
         formula = (
             f"FLOP a token = {counted} weights of matrix products (the head's are, the input "
-            f"embedding's are not) + {times:,} x {width:,} for each token of its document that it "
-            "may see"
+            f"embedding's are not) + {times:,} x {width:,} for each "
         )
+        if seen:
+            return cls(
+                products + times * width * seen, 0.0, f"{formula}of {seen} columns of memory"
+            )
+        formula += "token of its document that it may see"
         return cls(products, float(times * width), formula)
 
     def of_tokens(self, tokens: int, pairs: int) -> float:
