@@ -21,11 +21,14 @@ from speechfuse.evals.harness_model import harness_model
 from speechfuse.fusion import folder, views
 from speechfuse.rows import shards
 from speechfuse.rwkv import pth
+from speechfuse.rwkv.model import Rwkv
 from speechfuse.samples import datasets
 from speechfuse.tokens.vocabulary import Vocabulary
 from speechfuse.train import loop, metrics, trainer
 from speechfuse.train import model as models
 from speechfuse.train.preflight import memory
+from stages.convert_rwkv import ConvertRwkv
+from stages.convert_rwkv import main as convert
 from tests.small_training import (
     ROOT,
     command,
@@ -278,3 +281,35 @@ def test_a_state_can_be_zeroed_for_a_task_and_comes_back(parts, trained, tmp_pat
     save_file({"blocks.0.att.time_state": own}, tmp_path / "epoch" / folder.STATE)
     with pytest.raises(ValueError, match=r"is not the file that speech[.]json beside it was"):
         generation.generator(tmp_path / "epoch", ENCODER, "", "cpu")
+
+
+@VERSIONS
+@torch.no_grad()
+def test_a_pth_becomes_a_folder_and_an_epoch_a_pth(parts, trained, tmp_path, version):
+    """The file of an epoch has the learned state, and gives the logits of the epoch in text."""
+    base, epoch = parts / f"rwkv{version}", trained[version] / "epoch_1"
+    convert(ConvertRwkv(str(base), str(tmp_path / "base.pth")))
+    again = ConvertRwkv(str(tmp_path / "base.pth"), str(tmp_path / "folder"), str(base))
+    convert(again)
+    ours, theirs = (load_file(f / "model.safetensors") for f in (tmp_path / "folder", base))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    ask = [[{"role": "user", "segments": [{"text": "say one"}]}]]
+    one, other = (generation.Generator(f, None, "", "cpu") for f in (tmp_path / "folder", base))
+    assert one.reply(ask, 4) == other.reply(ask, 4)
+    convert(ConvertRwkv(str(epoch), str(tmp_path / "epoch.pth")))
+    shape, tensors = pth.read(tmp_path / "epoch.pth")
+    assert {n: t for n, t in tensors.items() if pth.is_state(n)}.keys() == folder.state_of(
+        epoch
+    ).keys()
+    model = Rwkv(shape, learned_state=True)
+    model.load_state_dict(tensors)
+    ids = torch.arange(5, 60)[None]
+    heard = generation.load(epoch, "cpu", lora=True)(ids).logits
+    torch.testing.assert_close(model(ids), heard)
+    with pytest.raises(ValueError, match="has a learned state"):
+        convert(ConvertRwkv(str(tmp_path / "epoch.pth"), str(tmp_path / "x"), str(base)))
+    demo = str(ROOT / "recipes/demo/models/base")
+    with pytest.raises(ValueError, match=r"base[.]pth has \d+ tokens, and .*models/base 943"):
+        convert(ConvertRwkv(str(tmp_path / "base.pth"), str(tmp_path / "x"), demo))
+    with pytest.raises(ValueError, match="models/base is no RWKV"):
+        convert(ConvertRwkv(demo, str(tmp_path / "x.pth")))

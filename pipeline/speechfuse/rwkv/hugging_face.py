@@ -19,8 +19,7 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from speechfuse.rwkv.model import Rwkv, Shape
-
-MODEL_TYPE = "speechfuse_rwkv"
+from speechfuse.rwkv.pth import MODEL_TYPE
 
 
 class Rwkv67Config(PreTrainedConfig):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from speechfuse import failures
 from speechfuse.rwkv.model import Rwkv, Shape
 
+MODEL_TYPE = "speechfuse_rwkv"  # in config.json of a folder
 STATE = "time_state"  # how its names end
 RANKS = {  # the tensors, of `att` of the last layer, whose second size is that rank
     6: {"mix": "time_maa_w1", "decay": "time_decay_w1"},

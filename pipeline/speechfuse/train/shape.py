@@ -8,6 +8,7 @@ import inspect
 from typing import Any
 
 from speechfuse import config
+from speechfuse.rwkv.pth import MODEL_TYPE
 
 BUILDER_KEYS = {  # argument of torchtune's Llama builders, and of ours -> key of config.json
     "vocab_size": "vocab_size",
@@ -48,7 +49,7 @@ def complete(spec: dict[str, Any], shape: dict[str, Any], checkpoint: str) -> di
     # transformers 5 writes rope_parameters, those before rope_scaling and rope_theta; of both it
     # takes the older
     rope = shape.get("rope_scaling") or shape.get("rope_parameters") or {}
-    recurrent = shape.get("model_type") == "speechfuse_rwkv"
+    recurrent = shape.get("model_type") == MODEL_TYPE
     theta = {} if recurrent else {"rope_theta": 10_000.0}
     values = {"tie_word_embeddings": False} | theta | shape | rope
     kind = rope.get("rope_type", rope.get("type", "default"))
