@@ -27,10 +27,13 @@ def main(job: ConvertRwkv) -> None:
     path, out = Path(job.path), Path(job.out)
     if not path.exists():
         raise FileNotFoundError(f"path={path} is not there")
+    from safetensors.torch import save_file
+
     from speechfuse.fusion import folder
     from speechfuse.rwkv import pth
+    from speechfuse.rwkv.hugging_face import Rwkv67Config
     from speechfuse.tokens import weights
-    from speechfuse.tokens.vocabulary import read_config
+    from speechfuse.tokens.vocabulary import Vocabulary, read_config
 
     if path.is_dir():
         if read_config(path).get("model_type") != pth.MODEL_TYPE:
@@ -40,39 +43,26 @@ def main(job: ConvertRwkv) -> None:
         return
     if job.tokenizer is None:
         raise ValueError("tokenizer: name a folder whose tokenizer the model has")
-    inputs = {"path": artifact.sha256_of(path)}
-    work = artifact.Artifact(out, "convert_rwkv", 1, asdict(job), inputs)
-    to_folder(path, Path(job.tokenizer), work, job.fresh)
-
-
-def to_folder(path: Path, tokenizer: Path, work: artifact.Artifact, fresh: bool) -> None:
-    """Fill the folder of `work` with the model of a `.pth`. Raises ValueError where they do not
-    fit."""
-    from safetensors.torch import save_file
-
-    from speechfuse.rwkv import pth
-    from speechfuse.rwkv.hugging_face import Rwkv67Config
-    from speechfuse.tokens.vocabulary import Vocabulary
-
     shape, tensors = pth.read(path)
-    words = Vocabulary.load(tokenizer).tokenizer
+    words = Vocabulary.load(Path(job.tokenizer)).tokenizer
     if len(words) > shape.vocab_size:
-        raise ValueError(f"{path} has {shape.vocab_size} tokens, and {tokenizer} {len(words)}")
+        raise ValueError(f"{path} has {shape.vocab_size} tokens, and {job.tokenizer} {len(words)}")
     if any(map(pth.is_state, tensors)):
         raise ValueError(f"{path} has a learned state: take the file that it was trained from")
-    if not work.begin(fresh=fresh):
+    inputs = {"path": artifact.sha256_of(path)}
+    work = artifact.Artifact(out, "convert_rwkv", 1, asdict(job), inputs)
+    if not work.begin(fresh=job.fresh):
         return
-    names = "bos_token_id", "eos_token_id", "pad_token_id"
-    ids = {name: getattr(words, name) for name in names}
-    with failures.writing(work.out):
+    ids = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    with failures.writing(out):
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(tensors, work.out / "model.safetensors", {"format": "pt"})
-        words.save_pretrained(work.out)
+        save_file(tensors, out / "model.safetensors", {"format": "pt"})
+        words.save_pretrained(out)
         dtype = str(tensors["emb.weight"].dtype).removeprefix("torch.")
-        Rwkv67Config(**asdict(shape), **ids, dtype=dtype).save_pretrained(work.out)
-    outputs = sorted(p for p in work.out.iterdir() if p.name[0] != "." and p.name != "plan.json")
+        Rwkv67Config(**asdict(shape), **ids, dtype=dtype).save_pretrained(out)
+    outputs = sorted(p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
     work.finish({"parameters": sum(t.numel() for t in tensors.values())}, outputs)
-    print(f"{work.out}: RWKV-{shape.version}, {len(words)} tokens")
+    print(f"{out}: RWKV-{shape.version}, {len(words)} tokens")
 
 
 if __name__ == "__main__":

@@ -313,3 +313,13 @@ def test_a_pth_becomes_a_folder_and_an_epoch_a_pth(parts, trained, tmp_path, ver
         convert(ConvertRwkv(str(tmp_path / "base.pth"), str(tmp_path / "x"), demo))
     with pytest.raises(ValueError, match="models/base is no RWKV"):
         convert(ConvertRwkv(demo, str(tmp_path / "x.pth")))
+
+
+def test_another_task_is_another_state_over_the_same_adapter(parts, trained, tmp_path):
+    epoch = trained[6] / "epoch_1"
+    alone = {"checkpoint": str(epoch), "freeze": [*FROZEN, "[.]adapter[.]"], "rates": {}}
+    loop.run(job(speech(parts, tmp_path / "run", 6, steps=3, **alone)))
+    other = tmp_path / "run/epoch_0"
+    assert (other / folder.SPEECH).read_bytes() == (epoch / folder.SPEECH).read_bytes()
+    ours, before = folder.state_of(other), folder.state_of(epoch)
+    assert not any(torch.equal(ours[name], before[name]) for name in before)

@@ -37,22 +37,14 @@ def read(path: Path) -> tuple[Shape, dict[str, Tensor]]:
     except Exception as error:  # of many classes
         raise ValueError(f"{path} is no file of tensors ({error}); copy it again") from error
     shape = _shape_of(tensors, path)
-    check(tensors, shape, str(path))
-    return shape, tensors
-
-
-def check(tensors: dict[str, Tensor], shape: Shape, what: str) -> None:
-    """Raise ValueError unless `tensors` are those of a model of this `shape`, with a learned state
-    or without."""
     with torch.device("meta"):
-        asked = Rwkv(shape, learned_state=any(map(is_state, tensors))).state_dict()
-    for word, odd in (("lacks", asked.keys() - tensors), ("also has", tensors.keys() - asked)):
-        if odd:
-            few = ", ".join(sorted(odd)[:3])
-            raise ValueError(f"{what} {word} {few}: {len(odd)} tensors of RWKV-{shape.version}")
-    for name, tensor in tensors.items():
-        if (have := tuple(tensor.shape)) != (want := tuple(asked[name].shape)):
-            raise ValueError(f"{what}: {name} is {have}, and a model of its sizes has {want}")
+        model = Rwkv(shape, learned_state=any(map(is_state, tensors)))
+    try:
+        model.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        odd = " ".join(str(error).partition(":")[2].split())[:300]
+        raise ValueError(f"{path} is no whole RWKV-{shape.version}: {odd}") from None
+    return shape, tensors
 
 
 def set_state(model: nn.Module, state: dict[str, Tensor], what: str) -> None:
