@@ -26,7 +26,7 @@ from speechfuse.samples import datasets
 from speechfuse.tokens.vocabulary import Vocabulary
 from speechfuse.train import loop, metrics, trainer
 from speechfuse.train import model as models
-from speechfuse.train.preflight import memory
+from speechfuse.train.preflight import assumed, memory
 from stages.convert_rwkv import ConvertRwkv
 from stages.convert_rwkv import main as convert
 from tests.small_training import (
@@ -323,3 +323,16 @@ def test_another_task_is_another_state_over_the_same_adapter(parts, trained, tmp
     assert (other / folder.SPEECH).read_bytes() == (epoch / folder.SPEECH).read_bytes()
     ours, before = folder.state_of(other), folder.state_of(epoch)
     assert not any(torch.equal(ours[name], before[name]) for name in before)
+
+
+def test_the_recipe_of_the_document_trains_21_million_weights():
+    """Adapter and state as published, and the norm of our adapter."""
+    settings = job(ROOT / "recipes/rwkv_asr_3b/rwkv_asr.yaml")
+    model = models.decoder_of(settings, assumed.shape(settings.model, [])).model
+    trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
+    state = sum(count for name, count in trained.items() if pth.is_state(name))
+    norm = sum(count for name, count in trained.items() if ".norm." in name)
+    assert state == 32 * 40 * 64 * 64
+    assert sum(trained.values()) - state - norm == 15_733_248
+    frozen = sum(p.numel() for p in model.parameters()) - sum(trained.values())
+    assert frozen == pytest.approx(3.1e9, rel=1e-3)

@@ -27,8 +27,7 @@ class Recurrent(Backbone):
     def read_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
         return weights
 
-    def write_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
-        return weights
+    write_hf = read_hf
 
 
 class Trained(Rwkv):
