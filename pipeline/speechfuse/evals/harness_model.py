@@ -73,9 +73,8 @@ class LastPosition(HFLM):
             states = model.model(tokens, use_cache=False).last_hidden_state
         rows = zip(states, inputs, read, strict=True)
         last = [row[len(ids) - count : len(ids)] for row, ids, count in rows]
-        head = (
-            model.get_output_embeddings()
-        )  # in float32: bf16 rounds logits of 16 to 32 to steps of 0.125
+        head = model.get_output_embeddings()
+        # in float32: bf16 rounds logits of 16 to 32 to steps of 0.125
         weights = {name: weight.float() for name, weight in head.named_parameters()}
         logits = functional_call(head, weights, torch.cat(last).float())
         return list(torch.log_softmax(logits, -1).cpu().split(read))
