@@ -149,6 +149,10 @@ train-quantizer *args: setup
 train-base *args: setup
     @{{verb}} train-base {{with_ranks}} "$@"
 
+# train the demo's RWKV base model again (about 6 minutes on one core)
+train-rwkv *args: setup
+    @{{verb}} train-rwkv {{with_ranks}} "$@"
+
 # show that a promise holds: just prove demo | tokenize | synthesize | quantizer | resume | losses | preflight | pythons | artifact | faults | interrupts | fuzz
 prove what: setup
     @test -f "tests/prove_$1.py" || (echo "error: there is no $1 to prove; choose" $(cd tests; ls prove_*.py | sed 's/prove_//; s/.py//') >&2; exit 2)

@@ -246,18 +246,22 @@ def train_quantizer(recipe: Path, arguments: list[str]) -> Jobs:
     yield "train_quantizer", f"{recipe}/train_quantizer.yaml", *arguments
 
 
-def train_base(recipe: Path, arguments: list[str]) -> Jobs:
-    for name in ("world", "init_base"):
-        yield from script(recipe / name)
-    yield train(f"{recipe}/train_base.yaml", arguments)
-    scored = ["only=[base]", "checkpoints.0.path=out/models/base_training/epoch_2"]
+def train_base(recipe: Path, arguments: list[str], kind: str = "base", epoch: int = 2) -> Jobs:
+    yield from script(recipe / "world")
+    yield f"{recipe}/init_base.py", f"{recipe}/init_{kind}.yaml"
+    yield train(f"{recipe}/train_{kind}.yaml", arguments)
+    scored = ["only=[base]", f"checkpoints.0.path=out/models/{kind}_training/epoch_{epoch}"]
     yield "evaluate", f"{recipe}/evaluate.yaml", *scored, "out=out/models/evals"
+
+
+def train_rwkv(recipe: Path, arguments: list[str]) -> Jobs:
+    yield from train_base(recipe, arguments, "rwkv", 1)
 
 
 WHOLE = demo, demo_plain, demo_seeds, demo_robust, compare  # take of_machine alone
 VERBS: dict[str, Callable[[Path, list[str]], Jobs]] = {
     verb.__name__.replace("_", "-"): verb
-    for verb in (data, synthesize, stage2, sweep, train_quantizer, train_base, *WHOLE)
+    for verb in (data, synthesize, stage2, sweep, train_quantizer, train_base, train_rwkv, *WHOLE)
 }
 
 

@@ -55,8 +55,9 @@ class Compare:
         for row in self.rows:
             if not (row.checkpoint or row.trainings):
                 raise ValueError(f"rows: {row.name} needs trainings or a checkpoint")
-            if row.recognizer and row.recognizer not in names:
-                raise ValueError(f"rows: {row.name}: no row is its recognizer, {row.recognizer}")
+            for what, other in (("recognizer", row.recognizer), ("base", row.base)):
+                if other and other not in names:
+                    raise ValueError(f"rows: {row.name}: no row is its {what}, {other}")
             if names.count(row.name) > 1:
                 raise ValueError(f"rows: the name {row.name} comes twice")
         if not self.text:
@@ -158,9 +159,10 @@ def main(job: Compare) -> None:
             raise ValueError(f"transcripts_of={job.transcripts_of}: {job.evals} has no such row")
         write_transcripts(job, every[chosen[job.transcripts_of]])
         return
-    if job.base not in chosen:
-        raise ValueError(f"base={job.base} has no results in {job.evals}: evaluate it first")
     rows = [row for row in job.rows if row.name in chosen]
+    for base in (job.base, *(row.base for row in rows if row.base)):
+        if base not in chosen:
+            raise ValueError(f"base={base} has no results in {job.evals}: evaluate it first")
     folders = {row.name: folder_of(row, chosen[row.name]) for row in rows}
     separable = {row.name for row in rows if row.checkpoint or is_separable(folders[row.name])}
     of = {name: every[checkpoint] for name, checkpoint in chosen.items()}

@@ -44,7 +44,7 @@ ROOMS = ("pipeline", "stages", "recipes", "tests")
 LIBRARY = "pipeline/speechfuse/"
 FLOORS = (  # from the ground up; a room imports rooms of lower floors alone
     ("failures", "json_lines", "locks", "patterns", "provenance", "scores", "yaml_values"),
-    ("components", "workers"),
+    ("components", "rwkv", "workers"),
     ("config",),
     ("artifact", "ray_cluster"),
     ("audio", "openai_server", "report", "rows", "tokens"),
@@ -91,6 +91,9 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "stage[12].yaml": Finetune,
     "stage[12]_*.yaml": Finetune,
     "train_base.yaml": Finetune,
+    "train_rwkv.yaml": Finetune,
+    "rwkv_*.yaml": Finetune,
+    "init_rwkv.yaml": demo("init_base").InitBase,
     "train_quantizer.yaml": TrainQuantizer,
     "expand_vocab.yaml": ExpandVocab,
     "evaluate.yaml": Evaluate,

@@ -126,6 +126,18 @@ def test_a_row_whose_text_nothing_restores_leaves_none_untouched(tmp_path):
     assert "none" in line, "it has no speech part that could be off"
 
 
+def test_a_row_of_another_language_model_is_measured_by_its_own(tmp_path):
+    rows = Rows(tmp_path)
+    rows.add("other", heard=30, kept=20, base="own")
+    rows.add("own", heard=40, minutes=0, listens=False)
+    rows.add("base", heard=40, minutes=0, listens=False)
+    half = ["yes", "no"] * (QUESTIONS // 2)
+    answers(rows.evals, "base", "off", "text", "all", half)
+    assert "| other | 0.500" in rows.compare()[1].partition("## Text")[2]
+    rows.rows[0]["base"] = None
+    assert "| other | 1.000" in rows.compare()[1].partition("## Text")[2]
+
+
 def test_lines_are_those_of_the_demos_report_and_the_epoch_is_named(rows):
     lines, _ = rows.compare()
     of = {(each["checkpoint"], each["task"], each["split"]): each for each in lines}
@@ -217,6 +229,10 @@ def test_a_cascades_first_token_comes_after_all_that_was_heard():
         (
             {"rows": [{"name": "a", "about": "x", "checkpoint": "c", "recognizer": "b"}]},
             "a: no row is its recognizer, b",
+        ),
+        (
+            {"rows": [{"name": "a", "about": "x", "checkpoint": "c", "base": "b"}]},
+            "a: no row is its base, b",
         ),
         ({"rows": [{"name": "a", "about": "x", "checkpoint": "c"}] * 2}, "the name a comes twice"),
     ],

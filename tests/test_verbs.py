@@ -350,13 +350,15 @@ def test_just_calls_them(tmp_path):
     lines = '#!/bin/sh\nfor each; do echo "<$each>"; done\n'
     (tmp_path / "python").write_text(lines)
     (tmp_path / "python").chmod(0o755)
-    for name in ("data", "synthesize", "stage2", "sweep", "train-base", "train-quantizer", "demo"):
+    names = "data synthesize stage2 sweep train-base train-rwkv train-quantizer demo"
+    for name in names.split():
         command = [str(shutil.which("just")), "--no-deps", f"python={tmp_path}/python", name, "a=b"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         script, verb, recipe, *rest = [line[1:-1] for line in done.stdout.splitlines()]
         assert (script, verb, recipe) == ("recipes/verbs.py", name, "recipes/demo")
         ranks, gates = ["ranks=1"], ["gate=true"]
-        more = {"stage2": ranks + gates, "demo": ranks + gates, "train-base": ranks}.get(name, [])
+        more = {"stage2": ranks + gates, "demo": ranks + gates, "train-base": ranks}
+        more = (more | {"train-rwkv": ranks}).get(name, [])
         assert rest == [*more, "a=b"]
 
 

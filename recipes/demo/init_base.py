@@ -1,5 +1,5 @@
-"""Make an untrained Llama-3 checkpoint with a tokenizer of its own, for a base model trained from
-nothing.
+"""Make an untrained Llama-3 or RWKV checkpoint with a tokenizer of its own, for a base model that
+is trained from nothing.
 
     python recipes/demo/init_base.py recipes/demo/init_base.yaml
 
@@ -9,6 +9,7 @@ tokenizer trained on those texts, with Llama 3's control tokens and chat templat
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,6 +18,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from speechfuse import artifact, config, failures
 from speechfuse.config import key
 from speechfuse.rows import shards
+from speechfuse.rwkv.hugging_face import Rwkv67Config, Rwkv67ForCausalLM
 from speechfuse.tokens.vocabulary import CHAT_TEMPLATE
 
 CONTROL = [  # the names, and the order, of Llama 3
@@ -45,6 +47,7 @@ class InitBase:
     intermediate_size: int = key("width of the gated MLP", least=1)
     max_seq_len: int = key("longest sequence in tokens", 2048, least=1)
     extra_texts: list[str] = key("more tokenizer text", [])
+    rwkv: dict[str, Any] | None = key("RWKV instead of Llama: {version, ranks}", None)
     seed: int = key("of the weights", 0, least=0)
     fresh: bool = key("move an artifact that differs aside", False)
 
@@ -78,7 +81,8 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 def main(job: InitBase) -> None:
     out, texts = Path(job.out), Path(job.texts)
     inputs = {"texts": artifact.fingerprint_of(texts)}
-    work = artifact.Artifact(out, "init_base", 1, asdict(job), inputs)
+    settings = {key: value for key, value in asdict(job).items() if key != "rwkv" or value}
+    work = artifact.Artifact(out, "init_base", 1, settings, inputs)
     if not work.begin(fresh=job.fresh):
         return
     lines = [
@@ -92,13 +96,29 @@ def main(job: InitBase) -> None:
     names = "bos_token_id", "eos_token_id", "pad_token_id"
     ids = {name: getattr(tokenizer, name) for name in names}
     torch.manual_seed(job.seed)
+    sizes = ids | {
+        "vocab_size": len(tokenizer),
+        "hidden_size": job.hidden_size,
+        "num_hidden_layers": job.num_layers,
+        "num_attention_heads": job.num_heads,
+        "intermediate_size": job.intermediate_size,
+    }
+    model = Rwkv67ForCausalLM(Rwkv67Config(**sizes, **job.rwkv)) if job.rwkv else llama(job, sizes)
+    model.generation_config = GenerationConfig(**ids)
+    with failures.writing(out):
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    parameters = sum(p.numel() for p in model.parameters())
+    outputs = sorted(p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
+    work.finish({"parameters": parameters, "vocabulary": len(tokenizer)}, outputs)
+    print(f"{out}: {parameters:,} parameters, {len(tokenizer)} tokens")
+
+
+def llama(job: InitBase, sizes: dict[str, Any]) -> LlamaForCausalLM:
+    """Return an untrained Llama of these sizes."""
     shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=job.hidden_size,
-        num_hidden_layers=job.num_layers,
-        num_attention_heads=job.num_heads,
+        **sizes,
         num_key_value_heads=job.num_heads,
-        intermediate_size=job.intermediate_size,
         # stock transformers warns where it is not above original_max_position_embeddings
         max_position_embeddings=max(job.max_seq_len, 9216),
         rms_norm_eps=1e-5,
@@ -111,17 +131,8 @@ def main(job: InitBase) -> None:
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         },
-        **ids,
     )
-    model = LlamaForCausalLM(shape)
-    model.generation_config = GenerationConfig(**ids)
-    with failures.writing(out):
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-    parameters = sum(p.numel() for p in model.parameters())
-    outputs = sorted(p for p in out.iterdir() if p.name[0] != "." and p.name != "plan.json")
-    work.finish({"parameters": parameters, "vocabulary": len(tokenizer)}, outputs)
-    print(f"{out}: {parameters:,} parameters, {len(tokenizer)} tokens")
+    return LlamaForCausalLM(shape)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ _loaded: dict[Any, Any] = {}  # only the last model: a checkpoint's tasks follow
 
 def load(checkpoint: Path, device: str | None = None, lora: bool = False) -> Any:
     """Return the model of a Hugging Face folder, in the dtype that its config.json states, with the
-    LoRA beside it added if `lora`. With `device` None it is on a GPU if there is one. The last
-    model is kept until another is asked for, or its files change. Raises as weights.headers, and
-    ValueError for weights that are not finite."""
+    LoRA or learned state beside it added if `lora`. With `device` None it is on a GPU if there is
+    one. The last model is kept until another is asked for, or its files change. Raises as
+    weights.headers, and ValueError for weights that are not finite."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     files = sorted(path for path in Path(checkpoint).absolute().rglob("*") if path.is_file())
     stamp = (
@@ -52,6 +52,8 @@ def load(checkpoint: Path, device: str | None = None, lora: bool = False) -> Any
         if lora and (checkpoint / folder.LORA).is_file():
             folder.add_lora(model, checkpoint)
         _loaded[stamp] = model.to(device).eval()
+    if lora:
+        folder.set_state(_loaded[stamp], checkpoint)
     return _loaded[stamp]
 
 

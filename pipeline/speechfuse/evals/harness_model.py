@@ -28,7 +28,7 @@ from speechfuse.tokens.vocabulary import Vocabulary
 
 
 class LastPosition(HFLM):
-    """An HFLM of a transformers Llama."""
+    """An HFLM of a transformers Llama, or of our RWKV."""
 
     @cached_property
     def _encode(self) -> Callable[..., list[int]]:
@@ -66,10 +66,15 @@ class LastPosition(HFLM):
         """Return log-probabilities (read, vocabulary) of what follows the last `read` ids of
         each."""
         tokens = pad_sequence([torch.tensor(ids) for ids in inputs], batch_first=True)
-        states = self.model.model(tokens.to(self.device), use_cache=False).last_hidden_state
+        model, tokens = self.model, tokens.to(self.device)
+        if hasattr(model, "hidden"):  # ours
+            states = model.hidden(tokens)
+        else:
+            states = model.model(tokens, use_cache=False).last_hidden_state
         rows = zip(states, inputs, read, strict=True)
         last = [row[len(ids) - count : len(ids)] for row, ids, count in rows]
-        head = self.model.lm_head  # in float32: bf16 rounds logits of 16 to 32 to steps of 0.125
+        head = model.get_output_embeddings()
+        # in float32: bf16 rounds logits of 16 to 32 to steps of 0.125
         weights = {name: weight.float() for name, weight in head.named_parameters()}
         logits = functional_call(head, weights, torch.cat(last).float())
         return list(torch.log_softmax(logits, -1).cpu().split(read))

@@ -58,9 +58,8 @@ class Speech:
     "all". A split without rows is an error, unless `may_be_empty` names it. With `input`
     "transcript" the text is asked instead of the audio: the dataset's own (an upper bound) or that
     in the file `transcripts` (lines {id, text} by any recognizer; a cascade). With "shuffled" each
-    item gets the audio of another one (a floor). `contamination` lists
-    training datasets that are searched for the items. `name` names the task in the scores, instead
-    of the recipe's name.
+    item gets the audio of another one (a floor). `contamination` lists training datasets that are
+    searched for the items. `name` names the task in the scores, instead of the recipe's name.
 
     `reply` is a component that splits a reply into (what was heard, the answer); without it the
     whole reply is the answer. What was heard, or the reply to the prompt `transcribe`, is scored by
@@ -69,8 +68,8 @@ class Speech:
     `controls_of` names a split that is also scored with each item's answer replaced by that to
     another item's audio ("shuffled_audio"), with every answer replaced by the commonest reference
     of the dataset `train` ("majority_answer"), and on those items alone that were heard without an
-    error ("_heard_exactly" behind the split's name). Without `speech_on` a checkpoint that has a
-    speech part beside its language model is asked with that part off, in text alone.
+    error ("_heard_exactly" behind the split's name). Without `speech_on` a checkpoint is asked in
+    text, its speech part off; without `state` its learned initial state is zero.
     """
 
     data: str
@@ -98,6 +97,7 @@ class Speech:
     train: str | None = None
     may_be_empty: list[str] = field(default_factory=list)
     speech_on: bool = True
+    state: bool = True
 
     @cached_property
     def rows(self) -> Rows:
@@ -151,7 +151,7 @@ class Speech:
             **{name: getattr(self, name) for name in OF_PREDICTIONS},
             **{name: value for name in ADDED if (value := getattr(self, name))},
             **({"reference": self.reference} if self.input == "shuffled" else {}),  # pairs items
-            **({} if self.speech_on else {"speech_on": False}),
+            **{name: False for name in ("speech_on", "state") if not getattr(self, name)},
         }
 
     def scoring(self) -> dict[str, Any]:
@@ -246,8 +246,10 @@ class Speech:
         """Yield batches of {"id", "reply", "tokens", "capped"}, with "transcript" where it is asked
         for."""
         blog = self.protocol == "blog"
-        generator_of = generation.generator if self.speech_on else generation.Generator
+        generator_of: Any = generation.generator if self.speech_on else generation.Generator
         generator = generator_of(checkpoint, self.identity, self.data, workers.device(), blog)
+        if not self.state:
+            generator.zero_state()
         rows = list(self.rows.values())
         audio = list(range(len(rows)))
         if self.input == "shuffled":
@@ -278,9 +280,7 @@ class Speech:
             details |= {"coverage": self.rater.usage.coverage, "judging": asdict(self.rater.usage)}
         ids_of = ids_by_split(self.rows, self.splits)
         by_split = {split: [items[id] for id in ids] for split, ids in ids_of.items()}
-        scores: list[Score] = []
-        for split, of_split in by_split.items():
-            scores += self._scores(split, of_split, details)
+        scores = [s for split, of in by_split.items() for s in self._scores(split, of, details)]
         if self.refusals:
             scores += [controls.refusals(*pair) for pair in by_split.items()]
         control = self.controls_of or ""

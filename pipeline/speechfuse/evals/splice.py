@@ -15,6 +15,7 @@ from speechfuse.evals import generation
 from speechfuse.fusion import folder
 from speechfuse.fusion.door import Door
 from speechfuse.fusion.views import padded, places
+from speechfuse.rwkv import pth
 from speechfuse.tokens import prompts
 
 
@@ -28,9 +29,16 @@ class SpliceGenerator(generation.Generator):
     """A checkpoint that answers conversations whose speech is frames."""
 
     def _load(self, checkpoint: Path, device: str | None) -> None:
+        self.checkpoint = checkpoint
         self.model = generation.load(checkpoint, device, lora=True)
         words = self.model.get_input_embeddings()
         self.door = words if isinstance(words, Door) else folder.add_speech(self.model, checkpoint)
+
+    def zero_state(self) -> None:
+        """Begin with zeros in place of the learned state. Raises ValueError where there is none."""
+        if not folder.state_of(self.checkpoint):
+            raise ValueError(f"{self.checkpoint} has no learned state that state=false could zero")
+        pth.set_state(self.model, {}, "")
 
     def speech(self, quantizer: Any, waveforms: list[np.ndarray]) -> list[dict[str, Any]]:
         segments = []

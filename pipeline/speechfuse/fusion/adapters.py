@@ -62,15 +62,17 @@ class Linear(Adapter):
 
 
 class Stack(Adapter):
-    """A norm over the stacked frames, and two matrices with a GELU between, `hidden` wide."""
+    """A norm over the stacked frames, and two matrices with a GELU between, `hidden` wide. `plain`:
+    without the norm and with a ReLU, as RWKV-ASR and SLAM-ASR have it."""
 
-    def __init__(self, width: int, out: int, stack: int, hidden: Count) -> None:
+    def __init__(self, width: int, out: int, stack: int, hidden: Count, plain: bool = False):
         super().__init__(width, stack, out)
-        self.norm = nn.LayerNorm(width * stack)
+        self.norm = nn.Identity() if plain else nn.LayerNorm(width * stack)
+        self.between = F.relu if plain else F.gelu
         self.inner, self.outer = nn.Linear(width * stack, hidden), nn.Linear(hidden, out)
 
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        return self.outer(F.gelu(self.inner(self.norm(self.stacked(frames)))))
+        return self.outer(self.between(self.inner(self.norm(self.stacked(frames)))))
 
 
 class _ScaleAndShift(nn.BatchNorm1d):

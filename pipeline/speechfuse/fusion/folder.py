@@ -7,6 +7,7 @@ of the language model, untouched, so that any library loads it as a model of tex
     speech.json                         {generator, adapter, encoder, base, sha256 of weights}
     lora/adapter_model.safetensors      LoRA, where it was trained, as peft reads it
     lora/adapter_config.json
+    speech.state.safetensors            RWKV's learned initial state, by BlinkDL's names
 """
 
 import json
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 
 from speechfuse import artifact
 from speechfuse.fusion.door import Door, adapter_of
+from speechfuse.rwkv import pth
 from speechfuse.tokens import weights
 from speechfuse.tokens.vocabulary import read_speech
 
 SPEECH, LORA = "speech.safetensors", "lora/adapter_model.safetensors"
-OWN = {SPEECH, "speech.json", "manifest.json", "plan.json"}  # of a folder, not the language model's
+STATE = "speech.state.safetensors"
+OWN = {SPEECH, STATE, "speech.json", "manifest.json", "plan.json"}  # not the language model's
 
 
 def write(
@@ -33,6 +36,7 @@ def write(
     speech: dict[str, Any],
     adapter: dict[str, Tensor],
     lora: tuple[dict[str, Tensor], dict[str, Any]] | None,
+    state: dict[str, Tensor],
 ) -> None:
     """Fill the empty `folder` with the files of `base` and the speech part. A file on the same disk
     is linked, not copied. `lora`: (weights, config) in peft's layout."""
@@ -42,11 +46,13 @@ def write(
         except OSError:
             shutil.copyfile(path, folder / path.name)
     save_file({name: tensor.contiguous() for name, tensor in adapter.items()}, folder / SPEECH)
+    if state:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / STATE)
     if lora:
         (folder / "lora").mkdir()
         save_file({name: t.contiguous() for name, t in lora[0].items()}, folder / LORA)
         artifact.write_json(folder / "lora/adapter_config.json", lora[1])
-    names = [*weights.files(folder), SPEECH, *([LORA] if lora else [])]
+    names = [*weights.files(folder), SPEECH, *[LORA] * bool(lora), *[STATE] * bool(state)]
     hashes = {name: artifact.sha256_of(folder / name) for name in names}
     artifact.write_json(folder / "speech.json", speech | {"sha256": hashes})
 
@@ -84,6 +90,19 @@ def add_speech(model: nn.Module, folder: Path) -> Door:
     door = Door(words, adapter.to(words.weight.device))
     model.set_input_embeddings(door)  # type: ignore[operator]
     return door.eval()
+
+
+def state_of(folder: Path) -> dict[str, Tensor]:
+    """Return the learned state of a folder; {} where there is none."""
+    return load_file(folder / STATE) if (folder / STATE).is_file() else {}
+
+
+def set_state(model: nn.Module, folder: Path) -> None:
+    """Give an RWKV the learned state of `folder`, or zeros where that has none. Raises ValueError
+    for that of another model."""
+    if state := state_of(folder):
+        _check(folder, {STATE})
+    pth.set_state(model, state, str(folder / STATE))
 
 
 def add_lora(model: nn.Module, folder: Path) -> None:

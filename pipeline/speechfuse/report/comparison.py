@@ -50,6 +50,7 @@ class Row:
     prompt: str = key("how it is asked; {speech} stands for the audio", "{speech}")
     recognizer: str | None = key("the row whose words it reads", None)
     listens: bool = key("false: it reads what was said", True)
+    base: str | None = key("the row of its language model, where that is another", None)
 
 
 @dataclass
@@ -79,13 +80,17 @@ class Table:
         score = self.score(name, of)
         return None if score is None else score.value
 
+    def base_of(self, name: str) -> str:
+        """Return the row of the language model that a row was trained from."""
+        return next(row.base for row in self.rows if row.name == name) or self.base
+
     def kept(self, name: str) -> float | None:
         """Return the mean share of the base's text scores that a row has while it listens; None
         where it lacks one."""
-        shares = []
+        shares, of = [], self.base_of(name)
         for measure in self.text:
             own = self.value(name, (measure.task, measure.split + ON, measure.metric))
-            base = self.value(self.base, key_of(measure))
+            base = self.value(of, key_of(measure))
             if own is None or not base:
                 return None
             shares.append(own / base)
@@ -93,7 +98,7 @@ class Table:
 
     def equal_replies(self, name: str, on: bool) -> tuple[int, int]:
         """Return how many replies in writing are the base's, and how many there are."""
-        own, base = (self._replies(each, on) for each in (name, self.base))
+        own, base = (self._replies(each, on) for each in (name, self.base_of(name)))
         return sum(base.get(place) == reply for place, reply in own.items()), len(own)
 
     def _replies(self, name: str, on: bool) -> dict[Any, Any]:

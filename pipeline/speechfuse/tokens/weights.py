@@ -154,6 +154,9 @@ def _asked(folder: Path) -> dict[str, tuple[int, ...]]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from speechfuse.rwkv import hugging_face
+
+    hugging_face.register()
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))

@@ -3,4 +3,5 @@
 COMPONENTS = {  # name in YAML, below speechfuse.train: where it stands
     "llama": "transformers_llama.llama",
     "next_token": "losses.next_token",
+    "rwkv": "rwkv.rwkv",
 }

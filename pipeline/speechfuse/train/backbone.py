@@ -41,6 +41,10 @@ class Backbone:
             inner = layer.attn  # the only door that torchtune has to its attention function
             inner._attention_call = partial(attention.by_document, inner._attention_call)
 
+    def seen(self, shape: dict[str, Any]) -> int | None:
+        """Return how many tokens each token sees, in operations; None: those of its document."""
+        return None
+
     def read_hf(self, weights: Weights, shape: dict[str, Any]) -> Weights:
         """Return the weights of a Hugging Face folder under the names of the model."""
         return convert_weights.hf_to_tune(weights, **_sizes(shape))

@@ -21,6 +21,7 @@ from torchtune.modules.peft import DoRALinear, LoRALinear, get_merged_lora_ckpt
 from speechfuse import artifact, failures
 from speechfuse.fusion import folder as folders
 from speechfuse.fusion.door import initial_values
+from speechfuse.rwkv.pth import is_state
 from speechfuse.tokens import weights
 from speechfuse.tokens.vocabulary import read_speech
 from speechfuse.train import backbone, state
@@ -81,9 +82,30 @@ def read_lora(decoder: Decoder) -> dict[str, Tensor]:
         ) from None
 
 
+def read_state(decoder: Decoder) -> dict[str, Tensor]:
+    """Return the learned state of the model, by name: that of the checkpoint, else zeros; none
+    where the model has none. Raises ValueError for that of another model."""
+    names = {n: p.shape for n, p in decoder.model.named_parameters() if is_state(n)}
+    values = {name: torch.zeros(shape) for name, shape in names.items()}
+    if "adapter" in read_speech(decoder.folder):
+        found = folders.state_of(decoder.folder)
+        if {n: tuple(t.shape) for n, t in found.items()} != {n: tuple(s) for n, s in names.items()}:
+            raise ValueError(
+                f"{decoder.folder} has a learned state of {len(found)} layers, and the model has "
+                f"{len(names)}, or other sizes: set model.learned_state as it was trained"
+            )
+        values |= found
+    return values
+
+
 def is_lora(name: str) -> bool:
     """Return whether a parameter of this name is LoRA's."""
     return name.endswith(("lora_a.weight", "lora_b.weight"))
+
+
+def beside(name: str) -> bool:
+    """Return whether a parameter of this name lies beside the language model in an epoch."""
+    return is_lora(name) or is_state(name)
 
 
 def _write_speech(
@@ -95,6 +117,7 @@ def _write_speech(
     names = [name for name in values if name.startswith(prefix)]
     adapter = {name.removeprefix(prefix): values[name] for name in names}
     low = {name: tensor for name, tensor in values.items() if is_lora(name)}
+    learned = {name: tensor for name, tensor in values.items() if is_state(name)}
     lora = backbone.of(model).write_lora(low, decoder) if low else None
     prefix = backbone.encoder_prefix(model)
     trained = {n for n, p in model.named_parameters() if p.requires_grad and n.startswith(prefix)}
@@ -105,7 +128,7 @@ def _write_speech(
         (hidden / "encoder").mkdir()
         encoder.save(hidden / "encoder")
         speech = speech | {"encoder": encoder.identity}
-    folders.write(hidden, decoder.folder, speech, adapter, lora)
+    folders.write(hidden, decoder.folder, speech, adapter, lora, learned)
 
 
 def _write_weights(

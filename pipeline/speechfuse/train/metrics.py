@@ -69,13 +69,14 @@ class Flops:
         heads = shape["num_attention_heads"]
         width = heads * shape.get("head_dim", shape["hidden_size"] // heads)
         products = float(sum(kind * count for kind, count in weights.items()))
+        seen, work = backbone.of(model).seen(shape), float(times * width)
+        each = f"of {seen} columns of memory" if seen else "token of its document that it may see"
         counted = " + ".join(f"{kind} x {n:,}" for kind, n in sorted(weights.items(), reverse=True))
         formula = (
             f"FLOP a token = {counted} weights of matrix products (the head's are, the input "
-            f"embedding's are not) + {times:,} x {width:,} for each token of its document that it "
-            "may see"
+            f"embedding's are not) + {times:,} x {width:,} for each {each}"
         )
-        return cls(products, float(times * width), formula)
+        return cls(products + work * (seen or 0), 0.0 if seen else work, formula)
 
     def of_tokens(self, tokens: int, pairs: int) -> float:
         """Return the FLOP of so many tokens, of which `pairs` may see one another: see pairs_of."""

@@ -38,6 +38,8 @@ def decoder_of(job: Finetune, shape: dict[str, Any] | None = None) -> Decoder:
     freeze(model, job.freeze, job.keep)
     if job.adapter:
         _check_untouched(model)
+    elif spec.get("learned_state"):
+        raise ValueError("model.learned_state is a part of what hears: it needs an adapter")
     return Decoder(folder, shape, spec, model, job.adapter, job.encoder)
 
 
@@ -47,13 +49,13 @@ def _check_untouched(model: nn.Module) -> None:
     others = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not name.startswith(speech) and not checkpoint.is_lora(name)
+        if parameter.requires_grad and not name.startswith(speech) and not checkpoint.beside(name)
     ]
     if others:
         raise ValueError(
             f"{others[0]} and {len(others) - 1} others of the language model train beside the "
-            "adapter; a speech part is adapter, encoder and LoRA alone: name the others in freeze, "
-            "as recipes/demo/splice_lora.yaml does"
+            "adapter; a speech part is adapter, encoder, LoRA and learned state alone: name the "
+            "others in freeze, as recipes/demo/splice_lora.yaml does"
         )
 
 
@@ -70,6 +72,7 @@ def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
     if state.rank() == 0:
         weights = checkpoint.read(decoder)
         weights |= _adapters(model, weights, job.seed) | checkpoint.read_lora(decoder)
+        weights |= checkpoint.read_state(decoder)
         if job.adapter or "adapter" in read_speech(decoder.folder):
             weights |= checkpoint.read_adapter(decoder, job.seed)
         weights = {name: tensor.to(DTYPES[job.dtype]) for name, tensor in weights.items()}

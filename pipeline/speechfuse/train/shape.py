@@ -8,8 +8,9 @@ import inspect
 from typing import Any
 
 from speechfuse import config
+from speechfuse.rwkv.pth import MODEL_TYPE
 
-BUILDER_KEYS = {  # argument of torchtune's Llama builders -> key of config.json
+BUILDER_KEYS = {  # argument of torchtune's Llama builders, and of ours -> key of config.json
     "vocab_size": "vocab_size",
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
@@ -20,6 +21,8 @@ BUILDER_KEYS = {  # argument of torchtune's Llama builders -> key of config.json
     "tie_word_embeddings": "tie_word_embeddings",
     "rope_base": "rope_theta",
     "scale_factor": "rope factor",
+    "version": "version",
+    "ranks": "ranks",
 }
 WITHOUT = {"tie_word_embeddings": False, "scale_factor": 1}  # of builders without the argument
 FIXED = {  # what every builder has; stands in config.json or may be absent there
@@ -46,7 +49,9 @@ def complete(spec: dict[str, Any], shape: dict[str, Any], checkpoint: str) -> di
     # transformers 5 writes rope_parameters, those before rope_scaling and rope_theta; of both it
     # takes the older
     rope = shape.get("rope_scaling") or shape.get("rope_parameters") or {}
-    values = {"tie_word_embeddings": False, "rope_theta": 10_000.0} | shape | rope
+    recurrent = shape.get("model_type") == MODEL_TYPE
+    theta = {} if recurrent else {"rope_theta": 10_000.0}
+    values = {"tie_word_embeddings": False} | theta | shape | rope
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise ValueError(f"{checkpoint}/config.json has rope_type={kind}: only llama3 and default")
@@ -55,23 +60,29 @@ def complete(spec: dict[str, Any], shape: dict[str, Any], checkpoint: str) -> di
     values["rope factor"] = rope["factor"] if kind == "llama3" else 1
     takes = inspect.signature(config.resolve(spec["_component_"])).parameters
     filled = {}
-    if "max_position_embeddings" in shape:  # a recipe may ask for shorter tables of positions
+    if recurrent != ("ranks" in takes):
+        raise ValueError(
+            f"{checkpoint}/config.json has model_type={shape.get('model_type')}, and model is "
+            f"{spec['_component_']}: for RWKV choose speechfuse.train.rwkv, for Llama another"
+        )
+    # a recipe may ask for shorter tables of positions
+    if "max_position_embeddings" in shape and not recurrent:
         filled["max_seq_len"] = shape["max_position_embeddings"]
     for argument, key in BUILDER_KEYS.items():
         if argument in takes and argument not in spec:
-            if takes[argument].default != values[key]:
+            if takes[argument].default != values.get(key):
                 filled[argument] = values[key]
             continue
         value = spec[argument] if argument in takes else WITHOUT.get(argument)
-        if value != values[key]:
+        if value != values.get(key):
             builder = "set" if argument in takes else "choose a builder that takes it, and set"
             raise ValueError(
                 f"model.{argument}={value} in the recipe, but {checkpoint}/config.json has "
-                f"{key}={values[key]}: {builder} model.{argument}={values[key]}, or give a "
+                f"{key}={values.get(key)}: {builder} model.{argument}={values.get(key)}, or give a "
                 "checkpoint that fits"
             )
     head_dim = shape["hidden_size"] // shape["num_attention_heads"]
-    for key, value in (FIXED | {"head_dim": head_dim}).items():
+    for key, value in ({} if recurrent else FIXED | {"head_dim": head_dim}).items():
         if values.get(key) not in (None, value):
             raise ValueError(
                 f"{checkpoint}/config.json has {key}={values[key]}: Llama 3 has {value}, and no "

@@ -35,8 +35,9 @@ ASSUMED_MFU = 0.4  # share of a GPU's peak, with padding and recomputation as wo
 PROCESS = 3 * gpus.GIB  # of the machine, for each rank: libraries and the driver; assumed
 EXPORTED = 1.1  # of its weights, what an epoch takes while it is gathered and written
 RESERVE, FRAGMENTS = 2 * gpus.GIB, 0.04  # of the driver and NCCL, and of what is in use
-GROUPS = {"adapters": r"lora_|magnitude", "speech encoder": r"embed\w*\.encoder\."}
-GROUPS |= {"speech adapter": r"embed\w*\.adapter\.", "embeddings": r"embed", "head": r"^output\."}
+GROUPS = {"adapters": r"lora_|magnitude", "speech encoder": r"emb\w*\.encoder\."}
+GROUPS |= {"initial state": r"time_state$", "speech adapter": r"emb\w*\.adapter\."}
+GROUPS |= {"embeddings": r"embed|^emb\.", "head": r"^(output|head)\."}
 
 
 def micro_batch(job: Finetune, ranks: int) -> int:
