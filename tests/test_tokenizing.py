@@ -82,14 +82,16 @@ def test_a_clip_padded_to_the_next_second_has_its_codes_whatever_stands_beside_i
         replace(config, pad_to=0.7)
     identities = set()
     for int8 in (False, True):
-        quantizer.save(tmp_path / str(int8), int8)
+        quantizer.int8 = int8
+        quantizer.save(tmp_path / str(int8))
         read = Quantizer.load(tmp_path / str(int8))
         for name, tensor in read.state_dict().items():
             assert torch.allclose(tensor, quantizer.state_dict()[name], atol=0.02), name
         identities.add(read.identity)
     sizes = [(tmp_path / each / "model.safetensors").stat().st_size for each in ("False", "True")]
     assert len(identities) == 2 and quantizer.identity in identities and sizes[1] < sizes[0]
-    read.save(tmp_path / "again", int8=True)
+    read.int8 = True
+    read.save(tmp_path / "again")
     assert Quantizer.load(tmp_path / "again").identity == read.identity
 
 

@@ -91,6 +91,7 @@ class Quantizer(nn.Module):
     """The encoding half of a WhisperVQ: Whisper encoder, downsampling, MLP, cosine codebook."""
 
     codebook: Tensor
+    int8 = False  # save the weights in 8 bits, each row with its scale: a quarter of the size
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
@@ -225,12 +226,11 @@ class Quantizer(nn.Module):
                 results |= zip(batch, cut, strict=False)
         return [results[i] for i in range(len(waveforms))]
 
-    def save(self, folder: Path, int8: bool = False) -> None:
-        """Write config.json and model.safetensors; with `int8` the weights in 8 bits, each row with
-        its scale, a quarter of the size."""
+    def save(self, folder: Path) -> None:
+        """Write config.json and model.safetensors."""
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         for name, tensor in list(tensors.items()):
-            if int8 and name.endswith(".weight") and tensor.ndim > 1:
+            if self.int8 and name.endswith(".weight") and tensor.ndim > 1:
                 scale = tensor.flatten(1).abs().amax(1).clamp(min=1e-12) / 127
                 scale = tensors[name + SCALE] = scale.view(-1, *[1] * (tensor.ndim - 1))
                 tensors[name] = (tensor / scale).round().to(torch.int8)

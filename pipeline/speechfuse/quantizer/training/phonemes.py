@@ -278,7 +278,8 @@ class Phonemes:
             files.append(out / HEAD)
             with artifact.replacing(out / HEAD) as temporary:
                 save_file(self.trainee.head.state_dict(), temporary, metadata)
-        model.save(out, self.int8)
+        model.int8 = self.int8
+        model.save(out)
         model = Quantizer.load(out)
         codes, labels = [], []
         for item in self.validation:
