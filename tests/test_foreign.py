@@ -197,6 +197,12 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], None], **files: b
         ("preprocessor", {"normalize": "NA"}, r"another architecture: its preprocessor.normalize"),
         ("encoder", {"n_layers": 3}, "does not hold the encoder that its configuration describes"),
         ("encoder", {"d_model": "wide"}, "a size in model_config.yaml is wrong"),
+        ("encoder", {"n_layers": 10**9}, "that its configuration describes: it has .* tensors"),
+        ("encoder", {"subsampling_factor": 0}, "that its configuration describes"),
+        ("encoder", {"n_heads": 0}, "that its configuration describes"),
+        ("encoder", {"n_heads": 3}, "that its configuration describes"),
+        ("preprocessor", {"window_size": "long"}, "a size in model_config.yaml is wrong"),
+        ("preprocessor", {"features": 64}, "that its configuration describes"),
     ],
 )
 def test_a_nemo_file_of_another_architecture_is_refused(part, values, message, tmp_path):
@@ -212,6 +218,11 @@ def test_a_file_that_is_no_nemo_file_is_refused(tmp_path, folders):
     with pytest.raises(ValueError, match=r"changed.nemo is no .nemo file with an encoder"):
         foreign.of_fastconformer(path)
     assert not (tmp_path / "run").exists()
+    for content in ([torch.zeros(1)], {"encoder.pre_encode.out.weight": 1}):
+        torch.save(content, file := io.BytesIO())
+        files = {"model_weights.ckpt": file.getvalue()}
+        with pytest.raises(ValueError, match=r"changed\.nemo is no .nemo file with an encoder"):
+            foreign.of_fastconformer(rewritten(tmp_path, lambda stated: None, **files))
     path = rewritten(tmp_path, lambda stated: stated.pop("encoder"))
     with pytest.raises(ValueError, match=r"no .nemo file with an encoder \('encoder'\)"):
         foreign.of_fastconformer(path)

@@ -41,9 +41,11 @@ from tests.small_training import (
     recipe,
     train,
 )
+from tests.test_layouts import TEMPLATES
 from tests.test_splice import FROZEN, LORA, sha256s
 
 STACK, RATE = 3, 16_000
+ASKED = "what word is it? "
 ADAPTER = {"_component_": "speechfuse.fusion.Stack", "width": 16, "stack": STACK, "hidden": 24}
 CONFORMER = {"_component_": "speechfuse.fusion.Conformer", "width": 16, "stack": STACK}
 CONFORMER |= {"hidden": 16, "heads": 2, "layers": 1, "dropout": 0.0}
@@ -184,6 +186,48 @@ def test_rows_of_codes_are_heard_too(parts, tmp_path):
     """A model of text knows no quantizer, and takes only the recordings of a tokenized dataset."""
     mixture, cached = (load(fly(parts, tmp_path / "a", path=path)) for path in (codes(parts), None))
     assert np.array_equal(mixture.indexes[0].lengths, cached.indexes[0].lengths)
+
+
+def test_a_manifest_of_nemo_trains_a_model_of_another_family(parts, tmp_path):
+    """Frames of a FastConformer, questions of a file, Llama-2's tokenizer and a zephyr template."""
+    lines = [
+        {"audio_filepath": f"{i % 2}/{i:02d}.wav", "answer": WORDS[i % 8]}
+        for i in range(40)
+        if i != 5
+    ]
+    (tmp_path / "data.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "asked.txt").write_text("which?\nwhat word is it? <audio>\n")
+    corpus = {"_component_": "speechfuse.corpora.nemo", "manifest": str(tmp_path / "data.json")}
+    nemo = {"_component_": "speechfuse.quantizer.of_fastconformer"}
+    nemo["checkpoint"] = str(ROOT / "tests/golden/fastconformer_plain.nemo")
+    out = str(tmp_path / "frames")
+    corpus["audio_dir"] = str(parts / "corpus")
+    encode_speech.main(encode_speech.EncodeSpeech(out=out, corpus=corpus, encoder=nemo))
+    base = shutil.copytree(parts / "init", tmp_path / "base")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "tests/golden/chat/llama2" / file, base / file)
+    (base / "chat_template.jinja").write_text(TEMPLATES["zephyr"])
+    turns = {"_component_": "speechfuse.samples.context", "questions": str(tmp_path / "asked.txt")}
+    data = {"_component_": "speechfuse.fusion.speech", "path": out, "stack": STACK, "turns": turns}
+    keys: dict[str, Any] = {"checkpoint": str(base), "model": LORA, "freeze": FROZEN, "epochs": 6}
+    keys |= {"adapter": ADAPTER, "datasets": [data | {"share": 1.0}]}
+    path = recipe(parts, tmp_path / "run", **keys)
+    mixture = load(path)
+    assert len(mixture.indexes[0]) == 39 and not mixture.indexes[0].rejected
+    said = {
+        mixture.vocabulary.tokenizer.decode([i for i in each.tokens if i >= 0])
+        for step in range(mixture.plan.counts.steps)
+        for row in mixture.samples(step)
+        for each in row
+        if each.name == "0/00"
+    }
+    either = [f"<|user|>\n{asked}</s>\n<|assistant|>\none</s>\n" for asked in ("which?", ASKED)]
+    assert said == set(either)
+    loop.run(job(path))
+    found = losses(tmp_path / "run")
+    assert len(found) > 10 and found[-1] < found[0]
+    asked = generation.Generator(tmp_path / "run/epoch_5", None, "")
+    assert asked.vocabulary.end_of_turn == asked.vocabulary.end == 301
 
 
 def test_parts_of_a_recording_are_found_too(parts):

@@ -135,6 +135,8 @@ class FastConformer(Foreign):
 
     def __init__(self, sizes: dict[str, Any], mel: dict[str, Any], window: float) -> None:
         shape = ParakeetEncoderConfig.from_dict(sizes)
+        if mel["feature_size"] != shape.num_mel_bins:
+            raise ValueError(f"{shape.num_mel_bins} bands are read, {mel['feature_size']} made")
         kernel, stride = shape.subsampling_conv_kernel_size, shape.subsampling_conv_stride
         convolution = [kernel, stride, (kernel - 1) // 2]
         steps = [[mel["hop_length"]] * 2 + [0]]
@@ -259,20 +261,23 @@ def of_fastconformer(
     if sizes and not path.exists():
         mel = MEL | {"feature_size": sizes["num_mel_bins"]}
         return FastConformer(sizes, mel, window).eval()
+    found, mel, tensors = _of_folder(path) if path.is_dir() else nemo_file.read(path)
+    starts = [name.removesuffix(marker) for name in tensors if name.endswith(marker)]
+    if len(starts) != 1:
+        raise ValueError(f"{path} holds {len(starts)} FastConformers: one is needed")
+    if differ := [name for name in sizes or {} if found.get(name) != (sizes or {})[name]]:
+        raise ValueError(f"{path} has other sizes than the recipe states: {', '.join(differ)}")
+    start = starts[0]
+    own = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
     try:
-        found, mel, tensors = _of_folder(path) if path.is_dir() else nemo_file.read(path)
-        starts = [name.removesuffix(marker) for name in tensors if name.endswith(marker)]
-        if len(starts) != 1:
-            raise ValueError(f"{path} holds {len(starts)} FastConformers: one is needed")
-        if differ := [name for name in sizes or {} if found.get(name) != (sizes or {})[name]]:
-            raise ValueError(f"{path} has other sizes than the recipe states: {', '.join(differ)}")
-        encoder, start = FastConformer(found, mel, window), starts[0]
-        own = {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+        if found.get("num_hidden_layers", 1) > len(own):  # such a model would take hours to build
+            raise ValueError(f"it has {len(own)} tensors")
+        encoder = FastConformer(found, mel, window)
         for name in encoder.encoder.state_dict():
             if name.endswith("num_batches_tracked"):  # which nothing reads, and some files lack
                 own.setdefault(name, torch.tensor(0))
         encoder.encoder.load_state_dict(own, assign=True)
-    except (RuntimeError, SafetensorError, TypeError) as error:
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         message = f"{path} does not hold the encoder that its configuration describes: {error}"
         raise ValueError(message) from None
     return encoder.float().eval().requires_grad_()
@@ -287,7 +292,10 @@ def _of_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
         )
     mel, stated = MEL | {"feature_size": sizes.get("num_mel_bins", 80)}, _preprocessor(folder)
     mel |= {name: stated[name] for name in mel if name in stated}
-    parts = [load_file(folder / name) for name in weights.files(folder)]
+    try:
+        parts = [load_file(folder / name) for name in weights.files(folder)]
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: its weights are damaged ({error}): copy them again") from None
     return sizes, mel, {name: tensor for part in parts for name, tensor in part.items()}
 
 

@@ -59,6 +59,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]
             )
             stated = yaml.safe_load(settings)  # type: ignore[arg-type]
             tensors = torch.load(stored, "cpu", weights_only=True)  # type: ignore[arg-type]
+        if not all(isinstance(each, Tensor) for each in tensors.values()):
+            raise TypeError("its weights are no tensors")
         perception = stated.get("perception", stated)  # of a model that hears; else a recognizer
         parts = {name: DEFAULTS[name] | perception[name] for name in ONLY}
     except (
