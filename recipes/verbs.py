@@ -196,7 +196,8 @@ def compare(recipe: Path, arguments: list[str]) -> Jobs:
     for name in ("train", "test"):
         yield "encode_speech", f"{recipe}/encode_{name}.yaml"
     yield "encode_speech", f"{recipe}/encode_test.yaml", "out=out/data/frames_test_10_db", *noise
-    for name in ("token_lora", "splice_adapter", "splice_lora", "splice_lora_replay"):
+    splices = ("splice_adapter", "splice_lora", "splice_lora_replay")
+    for name in ("token_lora", *splices, "rwkv_adapter", "rwkv_prompt", "rwkv_state"):
         yield train(f"{recipe}/{name}.yaml", arguments)
     scores, table = f"{recipe}/evaluate_compare.yaml", f"{recipe}/compare.yaml"
     yield "evaluate", scores, "only=[token]", *of_machine(arguments)
