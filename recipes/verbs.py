@@ -232,7 +232,8 @@ def compare(recipe: Path, arguments: list[str]) -> Jobs:
     if WHISPER.exists():
         heard = "out=out/data/heard_test_10_db"
         yield "recognize_speech", f"{recipe}/recognize_test.yaml", heard, *noise
-    for name in ("token_lora", "splice_adapter", "splice_lora", "splice_lora_replay"):
+    splices = ("splice_adapter", "splice_lora", "splice_lora_replay")
+    for name in ("token_lora", *splices, "rwkv_adapter", "rwkv_prompt", "rwkv_state"):
         yield train(f"{recipe}/{name}.yaml", arguments)
     scores, table = f"{recipe}/evaluate_compare.yaml", f"{recipe}/compare.yaml"
     yield "evaluate", scores, "only=[token]", *of_machine(arguments)

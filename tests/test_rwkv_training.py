@@ -335,3 +335,15 @@ def test_the_recipe_of_the_document_trains_21_million_weights():
     assert sum(trained.values()) - state == 15_733_248
     frozen = sum(p.numel() for p in model.parameters()) - sum(trained.values())
     assert frozen == pytest.approx(3.1e9, rel=1e-3)
+
+
+def test_the_shipped_base_is_small_and_knows_its_world():
+    """In the tokens of the Llama base."""
+    base = ROOT / "recipes/demo/models/rwkv"
+    assert sum(path.stat().st_size for path in base.iterdir()) < 8e6
+    own, other = ((f / "tokenizer.json").read_bytes() for f in (base, base.parent / "base"))
+    assert own == other
+    generator = generation.Generator(base, None, "", "cpu")
+    asked = ("what is three plus four", "repeat: where is a bee")
+    prompts = [[{"role": "user", "segments": [{"text": text}]}] for text in asked]
+    assert generator.reply(prompts, 16) == ["seven", "where is a bee"]

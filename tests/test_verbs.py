@@ -174,7 +174,7 @@ SCORED = ["report", "evaluate", "report"]
         (
             "compare",
             ["train", "evaluate", "report", "tokenize_speech", *["encode_speech"] * 5]
-            + ["train"] * 4
+            + ["train"] * 7
             + ["evaluate", "compare"] * 2,
         ),
         ("demo-seeds", ["train", "train", "evaluate", "report"] * 2 + ["seed_variance"]),
