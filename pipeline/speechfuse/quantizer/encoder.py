@@ -7,6 +7,7 @@ import whisper
 from torch import Tensor
 from whisper.model import AudioEncoder
 
+HOP_LENGTH = whisper.audio.HOP_LENGTH  # samples of a mel frame
 PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
 
 

@@ -21,7 +21,6 @@ from annotated_types import Ge, Le
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from whisper.audio import HOP_LENGTH
 
 from speechfuse.artifact import replacing, write_json
 from speechfuse.audio.decoding import SAMPLE_RATE
@@ -32,7 +31,7 @@ from speechfuse.quantizer.checkpoints import (
     read_torch,
     read_whisper,
 )
-from speechfuse.quantizer.encoder import Encoder, log_mel, padded
+from speechfuse.quantizer.encoder import HOP_LENGTH, Encoder, log_mel, padded
 
 SCALE = ".scale"  # behind the name of a weight in 8 bits
 FFN_MULT = 4  # RQBottleneckTransformer's default, never changed in a published model

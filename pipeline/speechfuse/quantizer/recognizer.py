@@ -40,6 +40,10 @@ class Recognizer:
         """sha256 of the checkpoint's file."""
         return sha256_of(self.checkpoint)
 
+    def padded_frames(self, frames: int) -> int:
+        """Mel frames that a clip of so many is padded to: the whole window."""
+        return 2 * self.whisper.dims.n_audio_ctx
+
     @torch.inference_mode()
     def encode_batch(
         self, waveforms: list[np.ndarray], batch_size: int
