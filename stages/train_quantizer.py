@@ -131,9 +131,7 @@ def main(job: TrainQuantizer) -> None:
     method = config.instantiate(job.method)
     started = None if job.fresh else out
     inputs = {
-        name: hub_data.pinned_commit(
-            corpus.fingerprint, name, started, getattr(corpus, "alike", ())
-        )
+        name: hub_data.pinned_commit(corpus.fingerprint, name, started)
         for name, corpus in corpora.items()
     }
     inputs |= method.inputs

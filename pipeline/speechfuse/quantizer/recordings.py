@@ -100,8 +100,7 @@ def make(
         )
         return
     started = None if job.fresh else out
-    alike = getattr(corpus, "alike", ())
-    fingerprint = hub_data.pinned_commit(corpus.fingerprint, "corpus", started, alike)
+    fingerprint = hub_data.pinned_commit(corpus.fingerprint, "corpus", started)
     what = next(iter(encoder.stream), "recognizer")  # or quantizer or encoder
     inputs = {"corpus": fingerprint, what: encoder.identity}
     work = artifact.Artifact(out, name, version, asdict(job), inputs)
