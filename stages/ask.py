@@ -68,7 +68,7 @@ def main(job: Ask) -> None:
     if (own := checkpoint / "encoder").is_dir():  # it trained with the rest
         quantizer: Quantizer = frames.trained(own)
     else:
-        quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
+        quantizer = Quantizer.load(job.quantizer, job.whisper)
     generator = generation.generator(checkpoint, quantizer.identity, job.file)
     pieces = decoding.split(waveform, quantizer.window)
     if len(pieces) > 1:

@@ -144,11 +144,6 @@ def first_tokens(job: Compare, rows: list[Row], folders: dict[str, Path]) -> dic
     return scores
 
 
-def is_separable(folder: Path) -> bool:
-    """Return True for a checkpoint whose speech part lies beside its language model."""
-    return (folder / "speech.json").exists()
-
-
 def main(job: Compare) -> None:
     found = results.read(Path(job.evals), None, [])
     every = found.of("clean")
@@ -162,7 +157,9 @@ def main(job: Compare) -> None:
         raise ValueError(f"base={job.base} has no results in {job.evals}: evaluate it first")
     rows = [row for row in job.rows if row.name in chosen]
     folders = {row.name: folder_of(row, chosen[row.name]) for row in rows}
-    separable = {row.name for row in rows if row.checkpoint or is_separable(folders[row.name])}
+    # a trained speech part that can be off lies beside its language model
+    parts = {name for name, folder in folders.items() if (folder / "speech.json").exists()}
+    separable = parts | {row.name for row in rows if row.checkpoint}
     of = {name: every[checkpoint] for name, checkpoint in chosen.items()}
     table = comparison.Table(rows, of, job.base, job.listening, job.text, separable)
     first = first_tokens(job, rows, folders) if job.quantizer else {}

@@ -149,9 +149,9 @@ def decoder_of(job: InspectDataset, stream: dict[str, Any]) -> Any:
     from speechfuse.quantizer.decoder import CodeTranscriber
     from speechfuse.quantizer.model import Quantizer
 
-    path, whisper = Path(job.decoder or ""), Path(job.whisper) if job.whisper else None
-    decoder = CodeTranscriber.load(path, whisper, job.language, job.window)
-    identity = Quantizer.load(path, whisper, job.window).identity
+    path = job.decoder or ""
+    decoder = CodeTranscriber.load(path, job.whisper, job.language, job.window)
+    identity = Quantizer.load(path, job.whisper, job.window).identity
     if identity != stream.get("quantizer"):
         raise ValueError(
             f"decoder={path} is the quantizer {identity[:12]}, but {job.path} was made by "

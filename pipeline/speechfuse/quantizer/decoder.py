@@ -26,7 +26,7 @@ from whisper.tokenizer import Tokenizer
 
 from speechfuse.artifact import replacing
 from speechfuse.quantizer import model
-from speechfuse.quantizer.checkpoints import POSITION_RATE, read_torch, read_whisper
+from speechfuse.quantizer.checkpoints import POSITION_RATE, Seconds, read_torch, read_whisper
 from speechfuse.quantizer.model import FFN_MULT, Quantizer, QuantizerConfig
 
 FILE = "decoder.safetensors"
@@ -124,7 +124,11 @@ class CodeTranscriber:
 
     @classmethod
     def load(
-        cls, path: Path, whisper: Path | None, language: str = "en", window: float | None = None
+        cls,
+        path: Path | str,
+        whisper: Path | str | None,
+        language: str = "en",
+        window: Seconds = None,
     ) -> "CodeTranscriber":
         """Return the transcriber of the quantizer at `path`: a folder of ours or a published
         `.model` file cut to `window`, as Quantizer.load takes it. `whisper` is the openai-whisper
@@ -191,7 +195,7 @@ class CodeTranscriber:
         return texts
 
 
-def load_whisper(path: Path, window: float | None = None, downsample: int = 1) -> Whisper:
+def load_whisper(path: Path, window: Seconds = None, downsample: int = 1) -> Whisper:
     """Return a frozen openai-whisper model in float32, its encoder cut to `window` seconds. Raises
     ValueError as read_whisper, and for a model whose vocabulary is smaller than that of
     Whisper's tokenizers."""

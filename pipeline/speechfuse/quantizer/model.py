@@ -25,12 +25,8 @@ from torch import Tensor, nn
 from speechfuse.artifact import replacing, write_json
 from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.components import Count, Positive
-from speechfuse.quantizer.checkpoints import (
-    ENCODER_DIMS,
-    POSITION_RATE,
-    read_torch,
-    read_whisper,
-)
+from speechfuse.quantizer import checkpoints
+from speechfuse.quantizer.checkpoints import ENCODER_DIMS, POSITION_RATE, Seconds
 from speechfuse.quantizer.encoder import HOP_LENGTH, Encoder, log_mel, padded
 
 SCALE = ".scale"  # behind the name of a weight in 8 bits
@@ -84,6 +80,10 @@ class QuantizerConfig:
         """Return the keys that differ from their defaults, as config.json holds them."""
         own = fields(self)
         return {f.name: v for f in own if (v := getattr(self, f.name)) != f.default}
+
+
+Encoded = tuple[Tensor, list[int]]  # of a batch: codes, frames or the like; how many each clip has
+Parts = tuple[QuantizerConfig, dict[str, Tensor]]  # shape and tensors, under our names
 
 
 class Quantizer(nn.Module):
@@ -168,7 +168,7 @@ class Quantizer(nn.Module):
         return (F.normalize(self.project_in(x), dim=-1) @ self.codebook.T).argmax(-1)
 
     @torch.inference_mode()
-    def embed_batch(self, waveforms: list[np.ndarray], batch_size: int) -> tuple[Tensor, list[int]]:
+    def embed_batch(self, waveforms: list[np.ndarray], batch_size: int) -> Encoded:
         """Start one forward pass: float32 (batch_size, tokens, width) on the device, and how many
         tokens each waveform has. At most `batch_size` waveforms, all padded to the same length; the
         rest of the batch is silence, so that the arithmetic does not depend on how many there are.
@@ -190,9 +190,7 @@ class Quantizer(nn.Module):
         return embedded.float(), [mel.shape[1] // 2 // self.config.downsample for mel in mels]
 
     @torch.inference_mode()
-    def encode_batch(
-        self, waveforms: list[np.ndarray], batch_size: int
-    ) -> tuple[Tensor, list[int]]:
+    def encode_batch(self, waveforms: list[np.ndarray], batch_size: int) -> Encoded:
         """Start one forward pass: codes (batch_size, tokens), as embed_batch."""
         embedded, lengths = self.embed_batch(waveforms, batch_size)
         return self.quantize(embedded), lengths
@@ -230,7 +228,7 @@ class Quantizer(nn.Module):
 
     @classmethod
     def load(
-        cls, path: Path, whisper: Path | None = None, window: float | None = None
+        cls, path: Path | str, whisper: Path | str | None = None, window: Seconds = None
     ) -> "Quantizer":
         """Read ours (a folder) or a published WhisperVQ (a `.model` file, with `whisper` = the
         openai-whisper `.pt` that its config names, cut to `window`, see read_whisper). Raises
@@ -246,16 +244,12 @@ class Quantizer(nn.Module):
         return model.eval()
 
 
-def read_tensors(
-    path: Path, whisper: Path | None, window: float | None = None
-) -> tuple[QuantizerConfig, dict[str, Tensor]]:
+def read_tensors(path: Path, whisper: Path | str | None, window: Seconds = None) -> Parts:
     """Shape and tensors, under our names, of a quantizer as Quantizer.load reads it."""
     return read_ours(path, window) if path.is_dir() else read_published(path, whisper, window)
 
 
-def read_ours(
-    folder: Path, window: float | None = None
-) -> tuple[QuantizerConfig, dict[str, Tensor]]:
+def read_ours(folder: Path, window: Seconds = None) -> Parts:
     """Shape and tensors of a folder that Quantizer.save wrote. Raises ValueError for another, and
     for one with another window than `window` seconds."""
     for name in ("config.json", "model.safetensors"):
@@ -276,12 +270,10 @@ def read_ours(
     return config, tensors
 
 
-def read_published(
-    path: Path, whisper_path: Path | None, window: float | None = None
-) -> tuple[QuantizerConfig, dict[str, Tensor]]:
+def read_published(path: Path, whisper_path: Path | str | None, window: Seconds = None) -> Parts:
     """Shape and tensors, under our names, of a published WhisperVQ and its Whisper's encoder, cut
     to `window` seconds."""
-    published = read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
+    published = checkpoints.read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
     config, tunables = published["config"], published.get("tunables") or {}
     name = config.get("whisper_model_name", "tiny.en")
     if whisper_path is None:
@@ -298,7 +290,7 @@ def read_published(
                 f"{path}: unsupported {key}; WhisperVQ has q_depth 1, use_cosine_sim and no "
                 "downsample_conv"
             )
-    teacher = read_whisper(Path(whisper_path), window, config["downsample"])
+    teacher = checkpoints.read_whisper(Path(whisper_path), window, config["downsample"])
     dims, state = teacher["dims"], published["state_dict"]
     tensors = below(state, "mlp.", "mlp_ln.")
     try:

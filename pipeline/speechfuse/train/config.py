@@ -24,9 +24,7 @@ def set_allocator() -> None:
 @dataclass
 class Guards:
     policy: str = key(
-        "what a bad row or step does: stop, or quarantine",
-        "stop",
-        choices=("stop", "quarantine"),
+        "what a bad row or step does: stop, or quarantine", "stop", choices=("stop", "quarantine")
     )
     spike: float = key(
         "a loss or gradient norm so many times the median of 100 steps is bad", 10.0, above=1
