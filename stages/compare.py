@@ -83,9 +83,7 @@ def write_transcripts(job: Compare, checkpoint: Checkpoint) -> None:
         artifact.write_atomic(path, "".join(f"{line}\n" for line in lines))
         print(f"{path}: {len(file.items):,} transcripts of {file.checkpoint}")
     if not files:
-        raise ValueError(
-            f"transcripts_of={job.transcripts_of}: none of its tasks has what it heard"
-        )
+        raise ValueError(f"transcripts_of={job.transcripts_of}: no task has what it heard")
 
 
 def trained(row: Row) -> list[Score]:

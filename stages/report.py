@@ -48,9 +48,7 @@ class Report:
     base: str | None = config.key("checkpoint that the percentages refer to", None)
     runs: list[Run] = config.key("trainings in order, {name, path}", [])
     table: list[Column] = config.key("{task, split, metric, degradation} of the first table", [])
-    samples: str | None = config.key(
-        "split of the rule's task whose items are shown; null: all", None
-    )
+    samples: str | None = config.key("split of the rule's task to be shown; null: all", None)
     text: str | None = config.key("task of multiple choice that is plotted, if it is scored", TEXT)
     floors: list[Floor] = config.key(
         "{task, split, metric, at_least | at_most | of_base_at_least}", []
@@ -60,9 +58,7 @@ class Report:
     partial: str = config.key("what the sweep was limited to, e.g. limit=20; said on top", "")
     command: str = config.key("what makes the results, for the reader", "")
     check: bool = config.key("fail when a floor is missed", False)
-    plan: str | None = config.key(
-        "an evaluate.yaml: say what of this it will not score; stop", None
-    )
+    plan: str | None = config.key("an evaluate.yaml: say what it will not score; stop", None)
 
 
 def will_score(task: str, spec: dict[str, Any]) -> set[Key]:

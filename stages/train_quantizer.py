@@ -35,9 +35,7 @@ class Runtime:
     device: str = key("cpu, cuda, or auto: cuda where present", "auto")
     threads: int = key("CPU threads of the training itself", 1, least=1, most=4096)
     state_every: int = key("steps between saved states", 250, least=1)
-    max_reject_rate: float = key(
-        "more clips that cannot be trained on stop the job", 0.1, least=0, most=1
-    )
+    max_reject_rate: float = key("more unusable clips stop the job", 0.1, least=0, most=1)
 
 
 @dataclass

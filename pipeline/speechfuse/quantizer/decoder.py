@@ -145,9 +145,7 @@ class CodeTranscriber:
         teacher = load_whisper(Path(whisper), config.n_audio_ctx / POSITION_RATE)
         first = "encoder.conv1.weight"
         if not torch.equal(tensors[first], teacher.get_parameter(first)):
-            raise ValueError(
-                f"{path} has another encoder than {whisper}: give the Whisper it was trained on"
-            )
+            raise ValueError(f"{path} has another encoder than {whisper}: give its own Whisper")
         codebook = tensors["codebook"].clone()
         if path.is_dir():
             shape, state = _state_of_ours(path)
@@ -236,9 +234,7 @@ def transcribe_audio(model: Whisper, waveform: np.ndarray, language: str) -> str
 
 def _state_of_ours(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
     if not (folder / FILE).is_file():
-        raise ValueError(
-            f"{folder} has no {FILE}: its quantizer was trained without a Whisper to decode with"
-        )
+        raise ValueError(f"{folder} has no {FILE}: it was trained without a Whisper to decode with")
     with safe_open(folder / FILE, "pt") as file:
         shape = Shape(**json.loads(file.metadata()["shape"]))
     return shape, load_file(folder / FILE)
@@ -259,9 +255,7 @@ def _state_of_published(
         tensors |= model.projection(state, "project_out")
         tensors[_POSITIONS] = state[_POSITIONS][: config.n_audio_ctx]
     except KeyError:
-        raise ValueError(
-            f"{path} holds no decoding half: it has no project_out or no positions"
-        ) from None
+        raise ValueError(f"{path} has no decoding half: no project_out or positions") from None
     return shape, {key: value.float() for key, value in tensors.items()}
 
 

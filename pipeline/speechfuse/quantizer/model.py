@@ -264,9 +264,7 @@ def read_ours(folder: Path, window: Seconds = None) -> Parts:
     except (TypeError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{folder} is not a quantizer of ours: {error}") from None
     if window not in (None, own := config.n_audio_ctx / POSITION_RATE):
-        raise ValueError(
-            f"window={window:g}: {folder} was trained with a window of {own:g} s and has no other"
-        )
+        raise ValueError(f"window={window:g}: {folder} was trained with a window of {own:g} s")
     return config, tensors
 
 
@@ -277,9 +275,7 @@ def read_published(path: Path, whisper_path: Path | str | None, window: Seconds 
     config, tunables = published["config"], published.get("tunables") or {}
     name = config.get("whisper_model_name", "tiny.en")
     if whisper_path is None:
-        raise ValueError(
-            f"{path} needs its Whisper encoder: set whisper to openai-whisper's {name}.pt"
-        )
+        raise ValueError(f"{path} needs its Whisper encoder: set whisper to openai's {name}.pt")
     for key, fits in {
         "q_depth": config.get("q_depth") == 1,
         "use_cosine_sim": bool(config.get("use_cosine_sim")),

@@ -39,9 +39,7 @@ class Curve:
 
     title: str
     x: str = config.key("what changes from point to point, with its unit")
-    points: dict[str, dict[str, str]] = config.key(
-        "label of a point: {task, split, metric}, in order"
-    )
+    points: dict[str, dict[str, str]] = config.key("label of a point: {task, split, metric}")
 
     def __post_init__(self) -> None:
         lacks = [label for label, of in self.points.items() if {*of} != {"task", "split", "metric"}]
@@ -141,9 +139,7 @@ def read(evals: Path, base: str | None, runs: list[Run]) -> Results:
     if not results.protocols:
         failures = "; ".join(f"{f.checkpoint} {f.task}: {f.error}" for f in results.failures)
         failed = f" (failed: {failures})" if failures else ""
-        raise ValueError(
-            f"evals={evals} holds no <checkpoint>/<task>.json: run stages.evaluate{failed}"
-        )
+        raise ValueError(f"evals={evals} holds no <checkpoint>/<task>.json: evaluate first{failed}")
     results.protocols = {
         protocol: {name: checkpoints[name] for name in ordered(checkpoints, base, runs)}
         for protocol, checkpoints in sorted(results.protocols.items())

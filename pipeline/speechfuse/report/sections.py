@@ -69,9 +69,7 @@ def excerpts(items: Items, split: str | None, media: Media) -> str | None:
     of_split = [item for item in items if split is None or item.get("split") == split]
     if not of_split and split is not None:
         splits = ", ".join(sorted({str(item.get("split")) for item in items}))
-        raise ValueError(
-            f"samples={split}: the chosen epoch has no such items; there are: {splits}"
-        )
+        raise ValueError(f"samples={split}: the epoch has no such items; there are: {splits}")
     picked = artifact.take_evenly(of_split, EXCERPTS)
     fields = [f for f in FIELDS if any(isinstance(item.get(f), str) for item in picked)]
     if len(fields) < 2:
