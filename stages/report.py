@@ -20,7 +20,7 @@ from speechfuse.evals.sweep import Evaluate
 from speechfuse.report import choice, differences, page, plots, results, sections, tables
 from speechfuse.report.choice import Choice, Floor, Rule
 from speechfuse.report.media import Media
-from speechfuse.report.results import Curve, Key, Results, ResultsByCheckpoint, Run, key
+from speechfuse.report.results import Checkpoints, Curve, Key, Results, Run, key
 from speechfuse.report.sections import section
 from speechfuse.report.tables import Column
 
@@ -178,7 +178,7 @@ def main(job: Report) -> None:
         raise ValueError(f"{chosen.checkpoint} misses {count}: {'; '.join(missed)}")
 
 
-def rows(checkpoints: ResultsByCheckpoint, chosen: str) -> list[dict[str, Any]]:
+def rows(checkpoints: Checkpoints, chosen: str) -> list[dict[str, Any]]:
     return [
         {"checkpoint": name, "chosen": name == chosen}
         | {field: value for field, value in asdict(score).items() if field != "paired"}

@@ -134,9 +134,7 @@ def main(job: TrainQuantizer) -> None:
     }
     inputs |= method.inputs
     work = artifact.Artifact(out, "train_quantizer", 4, asdict(job), inputs)
-    if not work.begin(
-        lambda: {name: corpus.plan(SHARD) for name, corpus in corpora.items()}, fresh=job.fresh
-    ):
+    if not work.begin(lambda: {n: of.plan(SHARD) for n, of in corpora.items()}, fresh=job.fresh):
         return
     mels = out / "mels"
     make(specs, work.plan, mels, method.window, runtime.workers, runtime.device)

@@ -56,12 +56,11 @@ class QuantizerConfig:
 
     def __post_init__(self) -> None:
         rate = POSITION_RATE / max(1, self.downsample)  # tokens a second
-        if self.pad_to and (
-            self.pad_to * rate % 1 or self.n_audio_ctx / POSITION_RATE % self.pad_to
-        ):
+        window = self.n_audio_ctx / POSITION_RATE
+        if self.pad_to and (self.pad_to * rate % 1 or window % self.pad_to):
             raise ValueError(
                 f"pad_to={self.pad_to:g}: give a multiple of {1 / rate:g} s that divides the "
-                f"window, {self.n_audio_ctx / POSITION_RATE:g} s"
+                f"window, {window:g} s"
             )
         if self.n_mels not in (80, 128):
             raise ValueError(f"n_mels={self.n_mels}: Whisper's log-mel has 80 or 128 bands")

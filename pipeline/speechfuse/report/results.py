@@ -82,7 +82,7 @@ class Checkpoint:
         return next(file for file in self.files.values() if key in file.scores)
 
 
-ResultsByCheckpoint = dict[str, Checkpoint]
+Checkpoints = dict[str, Checkpoint]
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class Failure:
 class Results:
     """The checkpoints of each protocol in order of training, and the tasks that failed."""
 
-    protocols: dict[str, ResultsByCheckpoint]
+    protocols: dict[str, Checkpoints]
     failures: list[Failure]
 
-    def of(self, protocol: str) -> ResultsByCheckpoint:
+    def of(self, protocol: str) -> Checkpoints:
         if protocol not in self.protocols:
             protocols = ", ".join(self.protocols) or "none"
             raise ValueError(f"no results of protocol={protocol}; there are: {protocols}")
@@ -187,6 +187,6 @@ def ordered(names: Iterable[str], base: str | None, runs: list[Run]) -> list[str
     return sorted(names, key=place)
 
 
-def of_run(results: ResultsByCheckpoint, run: str) -> list[str]:
+def of_run(results: Checkpoints, run: str) -> list[str]:
     """Return the epochs of a run, or the checkpoint of this name."""
     return [name for name in results if f"{name}/".startswith(f"{run}/")]

@@ -200,8 +200,7 @@ class Phonemes:
         alone = (window and not whisper) or ((start or voice) and not labels_from)
         if alone or (whisper and labels_from):
             raise ValueError(
-                "method: window belongs to whisper, voice and start to labels_from, and these are "
-                "two ways"
+                "method: window belongs to whisper, voice and start to labels_from: two ways"
             )
         if whisper:
             teacher = {"_component_": "speechfuse.quantizer.of_whisper", "checkpoint": whisper}
