@@ -177,14 +177,15 @@ def demo_plain(recipe: Path, arguments: list[str]) -> Jobs:
 
 def demo_seeds(recipe: Path, arguments: list[str]) -> Jobs:
     yield from demo(recipe, arguments)
-    names = [each["name"] for each in yaml_values.settings(recipe / "evaluate.yaml")["checkpoints"]]
+    checkpoints = yaml_values.settings(recipe / "evaluate.yaml")["checkpoints"]
+    at = {each["name"]: number for number, each in enumerate(checkpoints)}
     for seed in (1, 2):
         out, start = f"out/demo_{seed}", f"seed={seed}"
         one, two = f"{out}/stage1", f"{out}/stage2"
         begin = f"checkpoint={one}/epoch_0"
         scored = [
-            f"checkpoints.{names.index(name)}.path={path}"
-            for name, path in (("stage1", one), ("stage2", two))
+            f"checkpoints.{at['stage1']}.path={one}",
+            f"checkpoints.{at['stage2']}.path={two}",
         ]
         runs = [f"runs.0.path={one}", f"runs.1.path={two}"]
         yield train(f"{recipe}/stage1.yaml", [*arguments, start, f"out={one}"])

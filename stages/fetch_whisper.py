@@ -59,10 +59,6 @@ def addresses() -> dict[str, str]:
     return dict(re.findall(r'"([\w.-]+)": "(https://\S+\.pt)"', source))
 
 
-def sha256_in(address: str) -> str:
-    return address.split("/")[-2]
-
-
 def download(address: str, path: Path) -> str:
     """Download OpenAI's file. Returns why that cannot be reached, or "". Raises ValueError for
     another file."""
@@ -73,7 +69,7 @@ def download(address: str, path: Path) -> str:
                 shutil.copyfileobj(body, file)
     except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
         return f"{address} cannot be reached: {getattr(error, 'reason', error)}"
-    if (found := sha256_of(path)) != sha256_in(address):
+    if (found := sha256_of(path)) != address.split("/")[-2]:
         raise ValueError(f"what came from {address} is not the file, its sha256 is {found}")
     return ""
 
@@ -117,7 +113,7 @@ def origin(name: str, path: Path) -> str:
         digest.update(each.encode())
         digest.update(tensor.half().contiguous().numpy().tobytes())
     found = digest.hexdigest()
-    if sha256_of(path) == sha256_in(addresses()[name]):
+    if sha256_of(path) == addresses()[name].split("/")[-2]:
         same = "the same" if found == TENSORS_SHA256 else f"others, {TENSORS_SHA256}"
         beside = f"; the wheel's are {same}" if name == WHEEL_HOLDS else ""
         return f"OpenAI's own file; sha256 of its tensors: {found}{beside}"

@@ -166,9 +166,8 @@ def main(job: Report) -> None:
     if job.check:
         print(floors)
     scores = checkpoints[chosen.checkpoint].scores
-    headline = [
-        f"{' '.join(of)} {tables.shown(scores[of])}" for of in map(key, job.table) if of in scores
-    ]
+    there = [of for of in map(key, job.table) if of in scores]
+    headline = [f"{' '.join(of)} {tables.shown(scores[of])}" for of in there]
     print("\n".join(chosen.reasons))
     said = "; ".join(filter(None, [f"chosen {chosen.checkpoint}", ", ".join(headline)]))
     print(f"{out / 'report.md'}: {said}")

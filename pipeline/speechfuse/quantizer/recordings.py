@@ -167,9 +167,8 @@ def describe(out: Path, totals: dict[str, Any], made: str) -> str:
     phrases += making.describe_rejects(out, totals, ("ignored",))
     if "equal_to_float32" in totals:
         equal, codes = totals["equal_to_float32"]["equal"], totals["equal_to_float32"]["codes"]
-        phrases.append(
-            f"{totals['dtype']} gave float32's code for {equal / max(1, codes):.2%} of {codes:,}"
-        )
+        share = equal / max(1, codes)
+        phrases.append(f"{totals['dtype']} gave float32's code for {share:.2%} of {codes:,}")
     return (
         f"{out}: {totals['hours']:.2f} h of speech from {totals['clips']:,} clips"
         f"{made.format(**totals)}; "

@@ -92,9 +92,7 @@ def choose(results: Checkpoints, rule: Rule, base: str | None, failures: list[Fa
     for of in dict.fromkeys(map(key, [rule, *rule.under, *rule.then])):
         without = [name for name in epochs if of not in results[name].scores]
         if unevaluated := [name for name in without if name not in failed]:
-            raise ValueError(
-                f"rule: no {' '.join(of)} of {', '.join(unevaluated)}: run stages.evaluate on it"
-            )
+            raise ValueError(f"rule: no {' '.join(of)} of {', '.join(unevaluated)}: evaluate it")
         for name in without:
             reasons.append(f"{name} is left out: its {' '.join(of)} is missing, as a cell failed.")
             epochs.remove(name)

@@ -26,9 +26,7 @@ class Guards:
     policy: str = key(
         "what a bad row or step does: stop, or quarantine", "stop", choices=("stop", "quarantine")
     )
-    spike: float = key(
-        "a loss or gradient norm so many times the median of 100 steps is bad", 10.0, above=1
-    )
+    spike: float = key("so many times the median loss or norm of 100 steps is bad", 10.0, above=1)
     enough: int = key("steps before there is something to compare with", 20, least=1)
     most: int = key("steps or rows in quarantine after which a run stops", 10, least=0)
 
@@ -50,9 +48,7 @@ class Runtime:
     device: str = key("cpu, cuda, auto: cuda where there", "auto", choices=("auto", "cpu", "cuda"))
     threads: int = key("CPU threads a rank; 0 divides the cores among ranks", 0, least=0, most=4096)
     state_every: int = key("steps between saved states", 200, least=1)
-    loader_workers: int = key(
-        "processes a rank that render batches ahead; 0: none", 0, least=0, most=4096
-    )
+    loader_workers: int = key("processes a rank that render ahead; 0: none", 0, least=0, most=4096)
     tracker: str = key(
         "wandb or trackio, beside TensorBoard; or none",
         "none",
