@@ -72,9 +72,8 @@ def data(recipe: Path, arguments: list[str]) -> Jobs:
         yield from script(recipe / name)
     for name in ("train", "test", *others(recipe, "tokenize")):
         yield "tokenize_speech", f"{recipe}/tokenize_{name}.yaml", *arguments
-    yield from recognize(
-        recipe, [a for a in arguments if a.startswith(("--", "fresh=", "runtime."))]
-    )
+    of_job = [a for a in arguments if a.startswith(("--", "fresh=", "runtime."))]
+    yield from recognize(recipe, of_job)
 
 
 def recognize(recipe: Path, arguments: list[str]) -> Jobs:
@@ -118,10 +117,8 @@ def gate(recipe: Path, arguments: list[str]) -> Jobs:
     if is_dry(arguments):
         yield SAY, "gate: not asked in a dry run"
         return
-    judged, begins = (
-        yaml_values.settings(path),
-        value_of(arguments, "checkpoint") or stage2["checkpoint"],
-    )
+    judged = yaml_values.settings(path)
+    begins = value_of(arguments, "checkpoint") or stage2["checkpoint"]
     if begins != judged.get("path", begins):
         yield (
             SAY,
@@ -150,10 +147,8 @@ def synthesize(recipe: Path, arguments: list[str]) -> Jobs:
     for world in ("world", "dialogues"):  # seconds, in a dry run too
         yield from script(recipe / world)
     texts = recipe / "curate_texts.yaml"
-    dry = (
-        is_dry(arguments)
-        and not (Path(yaml_values.settings(texts)["out"]) / "manifest.json").exists()
-    )
+    made = Path(yaml_values.settings(texts)["out"]) / "manifest.json"
+    dry = is_dry(arguments) and not made.exists()
     fresh = [a for a in arguments if a.startswith("fresh=")]  # both move aside only what differs
     yield "curate_texts", str(texts), *["--dry-run"] * dry, *fresh
     yield "synthesize_instructions", f"{recipe}/synthesize.yaml", *arguments, *["--check"] * dry
@@ -182,14 +177,15 @@ def demo_plain(recipe: Path, arguments: list[str]) -> Jobs:
 
 def demo_seeds(recipe: Path, arguments: list[str]) -> Jobs:
     yield from demo(recipe, arguments)
-    names = [each["name"] for each in yaml_values.settings(recipe / "evaluate.yaml")["checkpoints"]]
+    checkpoints = yaml_values.settings(recipe / "evaluate.yaml")["checkpoints"]
+    at = {each["name"]: number for number, each in enumerate(checkpoints)}
     for seed in (1, 2):
         out, start = f"out/demo_{seed}", f"seed={seed}"
         one, two = f"{out}/stage1", f"{out}/stage2"
         begin = f"checkpoint={one}/epoch_0"
         scored = [
-            f"checkpoints.{names.index(name)}.path={path}"
-            for name, path in (("stage1", one), ("stage2", two))
+            f"checkpoints.{at['stage1']}.path={one}",
+            f"checkpoints.{at['stage2']}.path={two}",
         ]
         runs = [f"runs.0.path={one}", f"runs.1.path={two}"]
         yield train(f"{recipe}/stage1.yaml", [*arguments, start, f"out={one}"])

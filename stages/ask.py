@@ -55,9 +55,7 @@ def chosen_checkpoint(report: Path) -> Path:
 def main(job: Ask) -> None:
     prompt = job.request + job.prompt
     if prompt.count("{speech}") != 1:
-        raise ValueError(
-            f"prompt={prompt!r} must hold {{speech}} once, and request={{speech}} never"
-        )
+        raise ValueError(f"{prompt=} must hold {{speech}} once, and request={{speech}} never")
     waveform = decoding.load(Path(job.file))
     checkpoint = Path(job.checkpoint) if job.checkpoint else chosen_checkpoint(Path(job.report))
     check_files(job.quantizer, job.whisper)
@@ -68,7 +66,7 @@ def main(job: Ask) -> None:
     if (own := checkpoint / "encoder").is_dir():  # it trained with the rest
         quantizer: Quantizer = foreign.trained(own)
     else:
-        quantizer = Quantizer.load(Path(job.quantizer), Path(job.whisper) if job.whisper else None)
+        quantizer = Quantizer.load(job.quantizer, job.whisper)
     generator = generation.generator(checkpoint, quantizer.identity, job.file)
     pieces = decoding.split(waveform, quantizer.window)
     if len(pieces) > 1:

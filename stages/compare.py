@@ -84,9 +84,7 @@ def write_transcripts(job: Compare, checkpoint: Checkpoint) -> None:
         artifact.write_atomic(path, "".join(f"{line}\n" for line in lines))
         print(f"{path}: {len(file.items):,} transcripts of {file.checkpoint}")
     if not files:
-        raise ValueError(
-            f"transcripts_of={job.transcripts_of}: none of its tasks has what it heard"
-        )
+        raise ValueError(f"transcripts_of={job.transcripts_of}: no task has what it heard")
 
 
 def trained(row: Row) -> list[Score]:
@@ -145,11 +143,6 @@ def first_tokens(job: Compare, rows: list[Row], folders: dict[str, Path]) -> dic
     return scores
 
 
-def is_separable(folder: Path) -> bool:
-    """Return True for a checkpoint whose speech part lies beside its language model."""
-    return (folder / "speech.json").exists()
-
-
 def main(job: Compare) -> None:
     found = results.read(Path(job.evals), None, [])
     every = found.of("clean")
@@ -164,7 +157,9 @@ def main(job: Compare) -> None:
         if base not in chosen:
             raise ValueError(f"base={base} has no results in {job.evals}: evaluate it first")
     folders = {row.name: folder_of(row, chosen[row.name]) for row in rows}
-    separable = {row.name for row in rows if row.checkpoint or is_separable(folders[row.name])}
+    # a trained speech part that can be off lies beside its language model
+    parts = {name for name, folder in folders.items() if (folder / "speech.json").exists()}
+    separable = parts | {row.name for row in rows if row.checkpoint}
     of = {name: every[checkpoint] for name, checkpoint in chosen.items()}
     table = comparison.Table(rows, of, job.base, job.listening, job.text, separable)
     first = first_tokens(job, rows, folders) if job.quantizer else {}

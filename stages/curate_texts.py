@@ -123,9 +123,7 @@ def main(job: CurateTexts) -> None:
     named = {"texts": [s.source_name for s in sources], "steps": [s.name for s in steps]}
     for what, names in named.items():
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(
-                f"{what}: two are named {twice[0]!r}; give one of them another name=..."
-            )
+            raise ValueError(f"{what}: two are named {twice[0]!r}; give one another name=...")
     if job.runtime.dry_run:
         try:
             plan = plan_of(job, sources, steps)

@@ -9,7 +9,6 @@ made once. It is not published.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from speechfuse import config
@@ -26,13 +25,8 @@ class EncodeSpeech(recordings.Recordings):
 
 def main(job: EncodeSpeech) -> None:
     spec = EncoderSpec(job.encoder)
-    recordings.make(job, "encode_speech", 2, spec, shards.FRAMES, summary)
-
-
-def summary(out: Path, totals: dict[str, Any]) -> str:
-    """One line: hours, clips and rows, and the counts of what was changed or left out."""
-    rate = f"{totals['token_rate']:g} frames a second"
-    return recordings.describe(out, totals, f", {totals['rows']:,} rows of {rate}")
+    made = ", {rows:,} rows of {token_rate:g} frames a second"
+    recordings.make(job, "encode_speech", 2, spec, shards.FRAMES, made)
 
 
 if __name__ == "__main__":

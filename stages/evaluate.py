@@ -27,9 +27,7 @@ def main(job: sweep.Evaluate) -> None:
         return
     every = sweep.prepare(job, sweep.cells_of(job))
     todo = [work for work in every if not sweep.is_done(work)]
-    missing = [
-        len({*sweep.instance(work.spec).ids()} - work.predictions.read().keys()) for work in todo
-    ]
+    missing = [len({*sweep.instance(w.spec).ids()} - w.predictions.read().keys()) for w in todo]
     failed, computed = [], 0
     with tqdm(total=sum(missing), desc=f"{len(todo)} cells", unit="item") as bar:
         for work, count, error in sweep.predict_all(todo, job.runtime, bar):

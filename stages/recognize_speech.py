@@ -8,7 +8,6 @@ made as stages.tokenize_speech makes its own. An evaluation reads them as `trans
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from speechfuse import config
@@ -25,12 +24,7 @@ class RecognizeSpeech(recordings.Recordings):
 
 def main(job: RecognizeSpeech) -> None:
     spec = EncoderSpec(job.recognizer)
-    recordings.make(job, "recognize_speech", 1, spec, shards.SPEECH, summary)
-
-
-def summary(out: Path, totals: dict[str, Any]) -> str:
-    """One line: hours, clips and rows, and the counts of what was changed or left out."""
-    return recordings.describe(out, totals, f", {totals['rows']:,} transcripts")
+    recordings.make(job, "recognize_speech", 1, spec, shards.SPEECH, ", {rows:,} transcripts")
 
 
 if __name__ == "__main__":

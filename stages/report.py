@@ -20,7 +20,7 @@ from speechfuse.evals.sweep import Evaluate
 from speechfuse.report import choice, differences, page, plots, results, sections, tables
 from speechfuse.report.choice import Choice, Floor, Rule
 from speechfuse.report.media import Media
-from speechfuse.report.results import Curve, Key, Results, ResultsByCheckpoint, Run, key
+from speechfuse.report.results import Checkpoints, Curve, Key, Results, Run, key
 from speechfuse.report.sections import section
 from speechfuse.report.tables import Column
 
@@ -49,9 +49,7 @@ class Report:
     base: str | None = config.key("checkpoint that the percentages refer to", None)
     runs: list[Run] = config.key("trainings in order, {name, path}", [])
     table: list[Column] = config.key("{task, split, metric, degradation} of the first table", [])
-    samples: str | None = config.key(
-        "split of the rule's task whose items are shown; null: all", None
-    )
+    samples: str | None = config.key("split of the rule's task to be shown; null: all", None)
     text: str | None = config.key("task of multiple choice that is plotted, if it is scored", TEXT)
     floors: list[Floor] = config.key(
         "{task, split, metric, at_least | at_most | of_base_at_least}", []
@@ -61,9 +59,7 @@ class Report:
     partial: str = config.key("what the sweep was limited to, e.g. limit=20; said on top", "")
     command: str = config.key("what makes the results, for the reader", "")
     check: bool = config.key("fail when a floor is missed", False)
-    plan: str | None = config.key(
-        "an evaluate.yaml: say what of this it will not score; stop", None
-    )
+    plan: str | None = config.key("an evaluate.yaml: say what it will not score; stop", None)
 
 
 def will_score(task: str, spec: dict[str, Any]) -> set[Key]:
@@ -171,9 +167,8 @@ def main(job: Report) -> None:
     if job.check:
         print(floors)
     scores = checkpoints[chosen.checkpoint].scores
-    headline = [
-        f"{' '.join(of)} {tables.shown(scores[of])}" for of in map(key, job.table) if of in scores
-    ]
+    there = [of for of in map(key, job.table) if of in scores]
+    headline = [f"{' '.join(of)} {tables.shown(scores[of])}" for of in there]
     print("\n".join(chosen.reasons))
     said = "; ".join(filter(None, [f"chosen {chosen.checkpoint}", ", ".join(headline)]))
     print(f"{out / 'report.md'}: {said}")
@@ -183,7 +178,7 @@ def main(job: Report) -> None:
         raise ValueError(f"{chosen.checkpoint} misses {count}: {'; '.join(missed)}")
 
 
-def rows(checkpoints: ResultsByCheckpoint, chosen: str) -> list[dict[str, Any]]:
+def rows(checkpoints: Checkpoints, chosen: str) -> list[dict[str, Any]]:
     return [
         {"checkpoint": name, "chosen": name == chosen}
         | {field: value for field, value in asdict(score).items() if field != "paired"}

@@ -10,8 +10,6 @@ manifest and in the summary line.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from speechfuse import config
 from speechfuse.config import key
@@ -26,13 +24,8 @@ class TokenizeSpeech(recordings.Recordings):
 
 
 def main(job: TokenizeSpeech) -> None:
-    recordings.make(job, "tokenize_speech", 4, job.quantizer, shards.SPEECH, summary)
-
-
-def summary(out: Path, totals: dict[str, Any]) -> str:
-    """One line: hours, clips and codes, and the counts of what was changed or left out."""
-    codes = f", {totals['codes']:,} codes in {totals['rows']:,} rows"
-    return recordings.describe(out, totals, f"{codes}, {totals['bits_per_code']} bits a code")
+    made = ", {codes:,} codes in {rows:,} rows, {bits_per_code} bits a code"
+    recordings.make(job, "tokenize_speech", 4, job.quantizer, shards.SPEECH, made)
 
 
 if __name__ == "__main__":

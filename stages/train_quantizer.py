@@ -35,9 +35,7 @@ class Runtime:
     device: str = key("cpu, cuda, or auto: cuda where present", "auto")
     threads: int = key("CPU threads of the training itself", 1, least=1, most=4096)
     state_every: int = key("steps between saved states", 250, least=1)
-    max_reject_rate: float = key(
-        "more clips that cannot be trained on stop the job", 0.1, least=0, most=1
-    )
+    max_reject_rate: float = key("more unusable clips stop the job", 0.1, least=0, most=1)
 
 
 @dataclass
@@ -131,16 +129,12 @@ def main(job: TrainQuantizer) -> None:
     method = config.instantiate(job.method)
     started = None if job.fresh else out
     inputs = {
-        name: hub_data.pinned_commit(
-            corpus.fingerprint, name, started, getattr(corpus, "alike", ())
-        )
+        name: hub_data.pinned_commit(corpus.fingerprint, name, started)
         for name, corpus in corpora.items()
     }
     inputs |= method.inputs
     work = artifact.Artifact(out, "train_quantizer", 4, asdict(job), inputs)
-    if not work.begin(
-        lambda: {name: corpus.plan(SHARD) for name, corpus in corpora.items()}, fresh=job.fresh
-    ):
+    if not work.begin(lambda: {n: of.plan(SHARD) for n, of in corpora.items()}, fresh=job.fresh):
         return
     mels = out / "mels"
     make(specs, work.plan, mels, method.window, runtime.workers, runtime.device)

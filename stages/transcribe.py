@@ -39,7 +39,7 @@ def main(job: Transcribe) -> None:
 
     whisper = decoder.load_whisper(Path(job.whisper))
     if job.quantizer:
-        paths = Path(job.quantizer), Path(job.whisper)
+        paths = job.quantizer, job.whisper
         quantizer = Quantizer.load(*paths, job.window)
         of_codes = decoder.CodeTranscriber.load(*paths, job.language, job.window)
     unread = 0

@@ -60,7 +60,7 @@ LONGEST = 350  # lines of a file
 DOORS = {  # third party: the files that may import it, tests apart
     "torchtune": ["pipeline/speechfuse/train/*", "pipeline/speechfuse/samples/datasets.py"],
     "whisper": [
-        "pipeline/speechfuse/quantizer/model.py",
+        "pipeline/speechfuse/quantizer/encoder.py",
         "pipeline/speechfuse/quantizer/decoder.py",
         "pipeline/speechfuse/quantizer/frames.py",
         "pipeline/speechfuse/quantizer/ctranslate2.py",

@@ -458,8 +458,8 @@ def test_speech_is_disturbed_as_rooms_and_telephones_do() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"window": 1.0}, "window belongs to whisper, start to labels_from"),
-        ({"start": True}, "window belongs to whisper, start to labels_from"),
+        ({"window": 1.0}, "window belongs to whisper, voice and start to labels_from"),
+        ({"start": True}, "window belongs to whisper, voice and start to labels_from"),
         (
             {"labels_from": {"checkpoint": "HEARD"}, "start": True, "model": WIDE},
             "n_audio_state=32.* is no beginning of .*n_audio_state=16",

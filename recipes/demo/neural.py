@@ -54,10 +54,8 @@ def manifest(clips: list[dict[str, Any]], suffix: str, voices: str, speaker: str
     """Return a manifest of questions, each in a file that is named after its fact."""
     of_all = {"voices": voices, "speaker": speaker, "lang": "en"}
     lines = [{**clip, "audio_filepath": f"{clip['fact']}{suffix}", **of_all} for clip in clips]
-    return "".join(
-        json.dumps({k: v for k, v in line.items() if k != "id"}, sort_keys=True) + "\n"
-        for line in lines
-    )
+    lines = [{k: v for k, v in line.items() if k != "id"} for line in lines]
+    return "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
 
 
 def main(job: Neural) -> None:
@@ -73,9 +71,8 @@ def main(job: Neural) -> None:
     paths = [out / f"{clip['fact']}.wav" for clip in clips]
     asked = [[str(path), clip["text"]] for path, clip in zip(paths, clips, strict=True)]
     text = "".join(f"{json.dumps(each)}\n" for each in asked)
-    done = subprocess.run(
-        [job.python, "-c", SPEAK], input=text, capture_output=True, text=True, check=False
-    )
+    command = [job.python, "-c", SPEAK]
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode:
         why = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
         raise ValueError(f"{job.python} cannot speak: {why}; remove .venv-piper: just setup-piper")

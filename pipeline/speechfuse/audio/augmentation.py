@@ -64,9 +64,7 @@ def check(specs: list[dict[str, Any]]) -> str | None:
         step, rng = _step(json.dumps(spec)), np.random.default_rng(0)
         result, _ = step(0.1 * white(decoding.SAMPLE_RATE // 2, rng).astype(np.float32), rng)
         if not np.isfinite(result).all():
-            raise ValueError(
-                f"{spec['_component_']}: {vars(step)} makes samples that are no number"
-            )
+            raise ValueError(f"{spec['_component_']}: {vars(step)} makes NaN or infinity")
         if folder := getattr(step, "folder", None):
             folders.append(folder)
             for path in _files(folder):

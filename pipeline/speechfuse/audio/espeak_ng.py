@@ -138,19 +138,6 @@ class EspeakLibrary:
         return Utterance(decoding.resample(pcm, self.sample_rate), self._phonemes, language)
 
 
-PROGRAMS = ("flite", "festival")  # whose voices are named PROGRAM:VOICE
-
-
-def program_of(name: str) -> str:
-    """The program that speaks the voice `name`; "" for espeak-ng's own."""
-    program = name.partition(":")[0]
-    return program if program in PROGRAMS else ""
-
-
-def installed(program: str) -> bool:
-    return shutil.which(program) is not None
-
-
 @cache
 def _flite_voices() -> list[str]:
     listed = subprocess.run(["flite", "-lv"], capture_output=True, text=True, check=True)
@@ -161,10 +148,10 @@ def speak(engine: EspeakLibrary, text: str, voice: EspeakVoice) -> Utterance:
     """`text` in `voice`. A voice named flite:slt (rms, awb, kal16) or festival:kal_diphone is
     spoken by that program, which gives no phonemes. Raises ValueError for a voice that is not
     installed, NoSound for a text without sound."""
-    if not (program := program_of(voice.name)):
+    program, _, name = voice.name.partition(":")
+    if program not in ("flite", "festival"):
         return engine.speak(text, voice)
-    name = voice.name.partition(":")[2]
-    if not installed(program):
+    if not shutil.which(program):
         raise ValueError(f"the voice {voice.name} needs {program}, which is not installed here")
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
@@ -194,9 +181,7 @@ def _run_festival(text: str, name: str, longer: float, wav: Path) -> None:
     if not name.isidentifier() or (
         subprocess.run(command, input=script.encode(), capture_output=True).returncode == 3
     ):
-        raise ValueError(
-            f"festival has no voice {name!r}: install it, or write one as festival:kal_diphone"
-        )
+        raise ValueError(f"festival has no voice {name!r}; one is named as festival:kal_diphone")
 
 
 @dataclass(frozen=True)

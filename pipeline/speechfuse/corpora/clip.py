@@ -9,8 +9,6 @@ A corpus is any class with
                   artifact's plan.json
     clips(shard)  -> Clip or Reject for each, in order
     ignored       optional: Counter of files and members that are no clips, by kind
-    alike         optional: fingerprints of the same data on machines with other programs installed;
-                  a dataset that was begun with one of them stays as it was planned
 
 `clips` is a pure function of the configuration and the shard, so that a shard made again is the
 same shard; it opens and slices but does not decode, so it is cheap and holds one clip at a time.

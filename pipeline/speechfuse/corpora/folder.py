@@ -78,9 +78,7 @@ class Folder:
         for folder, folders, files in os.walk(self.path, onerror=unreadable.append):
             inside = Path(folder).relative_to(self.path)
             used = {texts[0] for texts in _transcripts(files).values()}
-            self.ignored.update(
-                kind for name in files if name not in used and (kind := _ignored(name))
-            )
+            self.ignored.update(kind for n in files if n not in used and (kind := _ignored(n)))
             for name in folders[:]:
                 if name.startswith("."):
                     self.ignored["hidden folder"] += 1

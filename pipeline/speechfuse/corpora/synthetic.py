@@ -23,9 +23,8 @@ class Synthetic:
     `lines`: a JSONL file {id, text, ...}; a line's `voices` names the group of `voices` that speaks
     it, other keys are kept in `extra`. A line that cannot be used is a reject. `splits`: those of
     the lines to speak; null for all. Voice, noise (`snr`) and `gain` in dB of a line depend only on
-    `seed` and its id. Groups named in `optional_voices` may have voices of flite or festival;
-    without that program their lines are left out, and a notice is printed. Raises ValueError for
-    ids that come twice, for a split that no line has and for a group that is not configured.
+    `seed` and its id. Raises ValueError for ids that come twice, for a split that no line has and
+    for a group that is not configured.
     """
 
     def __init__(
@@ -33,7 +32,6 @@ class Synthetic:
         lines: str,
         voices: dict[str, dict[str, Any]],
         splits: list[str] | None = None,
-        optional_voices: list[str] | None = None,
         snr: Decibels = (20.0, 40.0),
         gain: Decibels = (-10.0, 0.0),
         seed: int = 0,
@@ -44,23 +42,9 @@ class Synthetic:
             raise FileNotFoundError(f"no lines to speak at {lines}")
         self.voices = {name: VoiceGroup(**spec) for name, spec in voices.items()}
         self.snr, self.gain, self.seed = snr, gain, seed
-        if lost := [name for name in optional_voices or () if name not in voices]:
-            raise ValueError(f"optional_voices: {lost[0]} is none of the voices {sorted(voices)}")
-        self.needs = {
-            name: {*map(espeak_ng.program_of, self.voices[name].names)} - {""}
-            for name in optional_voices or ()
-        }
-        absent = {program for program in espeak_ng.PROGRAMS if not espeak_ng.installed(program)}
-        self.skipped = self._without(absent)
         self.rows = self._read()
-        digest = artifact.sha256_of(self.path)
-        self.fingerprint = artifact.json_digest([digest, self.skipped])
-        elsewhere = map(set, ((), *zip(espeak_ng.PROGRAMS, strict=True), espeak_ng.PROGRAMS))
-        self.alike = [artifact.json_digest([digest, self._without(each)]) for each in elsewhere]
-
-    def _without(self, absent: set[str]) -> list[str]:
-        """The optional groups with voices of the programs `absent`."""
-        return [group for group, programs in self.needs.items() if programs & absent]
+        # with the [] that it always had: data and trainings that were begun go on
+        self.fingerprint = artifact.json_digest([artifact.sha256_of(self.path), []])
 
     def _read(self) -> dict[str, dict[str, Any] | str]:
         """Return by id the lines to speak, or why a line cannot be spoken."""
@@ -83,7 +67,7 @@ class Synthetic:
             except ValueError as error:
                 id, row = f"{self.path.name}:{number}", {}
                 rows[id] = f"bad manifest line: line {number}: {error}"
-            if row and group not in [*self.voices, *self.skipped]:
+            if row and group not in self.voices:
                 raise ValueError(
                     f"{self.path}: line {id} wants the voices {group!r}; "
                     f"configured are {sorted(self.voices)}"
@@ -101,14 +85,7 @@ class Synthetic:
         return rows
 
     def plan(self, shard_size: int) -> list[dict[str, Any]]:
-        for group in self.skipped:
-            programs = " or ".join(sorted(self.needs[group]))
-            print(f"{programs} is not installed: lines for the voices {group} are left out")
-        ids = [
-            id
-            for id, row in self.rows.items()
-            if isinstance(row, str) or row["voices"] not in self.skipped
-        ]
+        ids = [*self.rows]
         parts = [ids[start : start + shard_size] for start in range(0, len(ids), shard_size)]
         plan = [{"count": len(part), "lines": part} for part in parts]
         planning.mark_ids(plan, ids)
@@ -122,12 +99,6 @@ class Synthetic:
                 if isinstance(row, str):
                     yield Reject(id, row)
                     continue
-                if row["voices"] in self.skipped:
-                    raise ValueError(
-                        f"line {id} was planned for the voices {row['voices']}, which need "
-                        f"{' and '.join(sorted(self.needs[row['voices']]))}: install what is "
-                        "missing, or start anew without it with fresh=true"
-                    )
                 rng = random.Random(f"{self.seed}/{id}")
                 voice = self.voices[row["voices"]].draw(rng)
                 try:

@@ -87,9 +87,7 @@ class WebDataset:
         if len(suffixes) == 1:
             return parts[suffixes[0]]
         if suffixes:
-            raise ValueError(
-                f"bad name: {', '.join(suffixes)} are all audio; choose one by audio_suffix"
-            )
+            raise ValueError(f"bad name: {', '.join(suffixes)} are all audio; set audio_suffix")
         raise ValueError(f"not found: no audio among the members {', '.join(parts)}")
 
     def _is_audio(self, suffix: str) -> bool:

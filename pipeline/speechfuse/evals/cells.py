@@ -98,9 +98,7 @@ class Predictions:
         try:
             entries = [json.loads(line) for line in lines if line]
         except ValueError:
-            raise ValueError(
-                f"{self.path} is damaged: move its folder aside and run it again"
-            ) from None
+            raise ValueError(f"{self.path} is damaged: move its folder aside, run again") from None
         by_id = {entry["id"]: entry for entry in entries}
         if len(by_id) < len(entries):
             [(id, _)] = Counter(entry["id"] for entry in entries).most_common(1)

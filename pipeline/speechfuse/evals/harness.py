@@ -98,9 +98,7 @@ class Harness:
         the Hub. Raises ValueError for more examples than the task has."""
         own = task.get_config("num_fewshot")
         if own == 0 and self.num_fewshot:
-            raise ValueError(
-                f"num_fewshot={self.num_fewshot}: {task.task_name} fixes it to 0; leave it out"
-            )
+            raise ValueError(f"num_fewshot={self.num_fewshot}: {task.task_name} fixes it to 0")
         shots = own or 0 if self.num_fewshot is None else self.num_fewshot
         task.set_config("num_fewshot", shots)
         task.set_fewshot_seed(seed=SEED)

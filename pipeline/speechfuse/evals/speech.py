@@ -170,9 +170,7 @@ class Speech:
         if self.rater:
             self.rater.check()
             if isinstance(self.rater, BlogJudge) != (self.protocol == "blog"):
-                raise ValueError(
-                    f"protocol={self.protocol} needs another judge: BlogJudge is for blog alone"
-                )
+                raise ValueError(f"protocol={self.protocol} needs another judge than BlogJudge")
         for name in ("prompt", "transcribe"):
             if (prompt := getattr(self, name)) is not None and prompt.count(SPEECH) != 1:
                 raise ValueError(f"{name}={prompt!r} must hold {SPEECH} once")
@@ -184,9 +182,7 @@ class Speech:
                 "`transcribe`, which asks for it"
             )
         if self.controls_of and (self.rater or self.controls_of not in self.splits):
-            raise ValueError(
-                f"controls_of={self.controls_of}: choose one of {[*self.splits]}, and no judge"
-            )
+            raise ValueError(f"controls_of={self.controls_of}: one of {[*self.splits]}, no judge")
         if self.identity and not self.speech_on:
             raise ValueError(f"{self.data} holds speech, and speech_on=false asks in text alone")
         if self.identity:

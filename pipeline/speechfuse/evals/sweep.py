@@ -41,9 +41,7 @@ SCORING = ("jiwer", "sacrebleu", "rouge_score", "openai-whisper")
 class Runtime:
     processes: int = key("cells at a time, one GPU each", 1, least=1, most=4096)
     device: str = key("cpu, cuda, or auto", "auto")
-    threads: int = key(
-        "CPU threads a process; 0: as torch has, of most cores", 0, least=0, most=4096
-    )
+    threads: int = key("CPU threads a process; 0: as torch has, most cores", 0, least=0, most=4096)
     dry_run: bool = key("say what would be done, and stop", False)
 
 

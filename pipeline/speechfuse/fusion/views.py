@@ -89,9 +89,7 @@ def speech(
     another dataset."""
     stream = shards.read_stream(Path(path))
     if "encoder" not in stream:
-        raise ValueError(
-            f"{path} holds no frames: make it with `just encode`, or take .speech of samples"
-        )
+        raise ValueError(f"{path} holds no frames: `just encode` it, or take .speech of samples")
     ids_of = partial(places, width=stream["width"], stack=stack)
     return conversations_of(vocabulary, Path(path), turns, select, train_on, ids_of, stream, stack)
 

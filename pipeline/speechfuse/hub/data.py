@@ -6,7 +6,7 @@ of them. The token is read from the environment (HF_TOKEN) and from nowhere else
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,16 +50,12 @@ def pinned(path: str, out: Path | None = None) -> str | None:
     return pinned_commit(f"{match[1]}@{resolve(match[1], match[2])}", path, out)
 
 
-def pinned_commit(now: str, name: str, out: Path | None, alike: Sequence[str] = ()) -> str:
+def pinned_commit(now: str, name: str, out: Path | None) -> str:
     """Return the owner/name@commit of the input `name`: the one in plan.json if the artifact `out`
     was started, else `now`. Prints a notice if the branch has moved since. An input of plan.json
-    that is not this repository gives `now` as well, unless it is `alike`: a fingerprint of the same
-    data on a machine with more or fewer voices."""
+    that is not this repository gives `now` as well."""
     record = artifact.record_of(out) if out else {}
     before = str(record.get("inputs", {}).get(name, now))
-    if before != now and before in alike:
-        print(f"{name}: {out} was planned with other voices installed, and stays as it was planned")
-        return before
     if before == now or not before.startswith(f"{now.partition('@')[0]}@"):
         return now
     print(f"{name} has moved: {out} was begun with {before} and stays with it; now it is {now}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+Seconds = float | None  # of a shorter window; None: the encoder's own
 POSITION_RATE = 50  # of Whisper's encoder, positions a second
 ENCODER_DIMS = ("n_mels", "n_audio_ctx", "n_audio_state", "n_audio_head", "n_audio_layer")
 
@@ -27,7 +28,7 @@ def read_torch(path: Path, keys: set[str], what: str) -> dict:
     return content
 
 
-def read_whisper(path: Path, window: float | None = None, downsample: int = 1) -> dict[str, Any]:
+def read_whisper(path: Path, window: Seconds = None, downsample: int = 1) -> dict[str, Any]:
     """{dims, model_state_dict} of an openai-whisper checkpoint. With `window` its encoder keeps the
     positions of the first `window` seconds alone, for shorter and faster passes. Raises ValueError
     for another file, and for a window that the encoder does not have or that is no whole number of

@@ -37,7 +37,7 @@ def read_whisper(content: bytes, dims: ModelDimensions) -> dict[str, np.ndarray]
     """Return the tensors of a model.bin, fp16, under openai-whisper's names; they are views of
     `content`. Raises ValueError unless it is a Whisper of `dims`."""
     made = {}
-    for name, values in _stored(_Reader(content)):
+    for name, values in _stored(content):
         if not (match := _NAME.fullmatch(name)):
             raise ValueError(f"it is another model: it has a tensor {name!r}")
         side, layer, place, part = match.groups()
@@ -48,44 +48,38 @@ def read_whisper(content: bytes, dims: ModelDimensions) -> dict[str, np.ndarray]
     for name in [n for n, values in made.items() if n.endswith("key.bias") and not values.any()]:
         del made[name]  # Whisper's keys have no bias
     expected = Whisper(dims).state_dict()
-    found, due = ({n: list(t.shape) for n, t in ts.items()} for ts in (made, expected))
-    for name in sorted(found.keys() | due.keys()):
-        if found.get(name) != due.get(name):
-            raise ValueError(
-                f"it is another model: {name} has the shape {found.get(name)}, not {due.get(name)}"
-            )
+    for name in sorted(made.keys() | expected.keys()):
+        found, due = (list(of[name].shape) if name in of else None for of in (made, expected))
+        if found != due:
+            raise ValueError(f"it is another model: {name} has the shape {found}, not {due}")
     return made
 
 
-class _Reader:
-    """Takes bytes from the front. Raises ValueError where a count asks for more than there are."""
+def _stored(content: bytes) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield name and values of every fp16 tensor; what is of another type are settings. Raises
+    ValueError where a count asks for more bytes than there are."""
+    left = memoryview(content)
 
-    def __init__(self, content: bytes) -> None:
-        self.left = memoryview(content)
-
-    def take(self, count: int) -> memoryview:
-        if count > len(self.left):
-            raise ValueError(f"it is cut short: {count:,} bytes are due, {len(self.left):,} left")
-        taken, self.left = self.left[:count], self.left[count:]
+    def take(count: int) -> memoryview:
+        nonlocal left
+        if count > len(left):
+            raise ValueError(f"it is cut short: {count:,} bytes are due, {len(left):,} left")
+        taken, left = left[:count], left[count:]
         return taken
 
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "little")
+    def number(size: int) -> int:
+        return int.from_bytes(take(size), "little")
 
-    def text(self) -> str:
-        return bytes(self.take(self.number(2))).rstrip(b"\0").decode()
+    def text() -> str:
+        return bytes(take(number(2))).rstrip(b"\0").decode()
 
-
-def _stored(file: _Reader) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield name and values of every fp16 tensor; what is of another type are settings."""
-    if (head := (file.number(4), file.text())) != (6, "WhisperSpec"):
+    if (head := (number(4), text())) != (6, "WhisperSpec"):
         raise ValueError(f"it is no Whisper in CTranslate2's format 6: it begins with {head}")
-    file.number(4)  # revision of WhisperSpec
-    for _ in range(file.number(4)):
-        name = file.text()
-        shape = [file.number(4) for _ in range(file.number(1))]
-        kind, content = file.number(1), file.take(file.number(4))
+    number(4)  # revision of WhisperSpec
+    for _ in range(number(4)):
+        name, shape = text(), [number(4) for _ in range(number(1))]
+        kind, values = number(1), take(number(4))
         if kind == FLOAT16:
-            if len(content) != 2 * math.prod(shape):
-                raise ValueError(f"{name} of the shape {shape} has {len(content):,} bytes")
-            yield name, np.frombuffer(content, "<f2").reshape(shape)
+            if len(values) != 2 * math.prod(shape):
+                raise ValueError(f"{name} of the shape {shape} has {len(values):,} bytes")
+            yield name, np.frombuffer(values, "<f2").reshape(shape)

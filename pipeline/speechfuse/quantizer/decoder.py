@@ -26,7 +26,7 @@ from whisper.tokenizer import Tokenizer
 
 from speechfuse.artifact import replacing
 from speechfuse.quantizer import model
-from speechfuse.quantizer.checkpoints import POSITION_RATE, read_torch, read_whisper
+from speechfuse.quantizer.checkpoints import POSITION_RATE, Seconds, read_torch, read_whisper
 from speechfuse.quantizer.model import FFN_MULT, Quantizer, QuantizerConfig
 
 FILE = "decoder.safetensors"
@@ -124,7 +124,11 @@ class CodeTranscriber:
 
     @classmethod
     def load(
-        cls, path: Path, whisper: Path | None, language: str = "en", window: float | None = None
+        cls,
+        path: Path | str,
+        whisper: Path | str | None,
+        language: str = "en",
+        window: Seconds = None,
     ) -> "CodeTranscriber":
         """Return the transcriber of the quantizer at `path`: a folder of ours or a published
         `.model` file cut to `window`, as Quantizer.load takes it. `whisper` is the openai-whisper
@@ -141,9 +145,7 @@ class CodeTranscriber:
         teacher = load_whisper(Path(whisper), config.n_audio_ctx / POSITION_RATE)
         first = "encoder.conv1.weight"
         if not torch.equal(tensors[first], teacher.get_parameter(first)):
-            raise ValueError(
-                f"{path} has another encoder than {whisper}: give the Whisper it was trained on"
-            )
+            raise ValueError(f"{path} has another encoder than {whisper}: give its own Whisper")
         codebook = tensors["codebook"].clone()
         if path.is_dir():
             shape, state = _state_of_ours(path)
@@ -191,7 +193,7 @@ class CodeTranscriber:
         return texts
 
 
-def load_whisper(path: Path, window: float | None = None, downsample: int = 1) -> Whisper:
+def load_whisper(path: Path, window: Seconds = None, downsample: int = 1) -> Whisper:
     """Return a frozen openai-whisper model in float32, its encoder cut to `window` seconds. Raises
     ValueError as read_whisper, and for a model whose vocabulary is smaller than that of
     Whisper's tokenizers."""
@@ -232,9 +234,7 @@ def transcribe_audio(model: Whisper, waveform: np.ndarray, language: str) -> str
 
 def _state_of_ours(folder: Path) -> tuple[Shape, dict[str, Tensor]]:
     if not (folder / FILE).is_file():
-        raise ValueError(
-            f"{folder} has no {FILE}: its quantizer was trained without a Whisper to decode with"
-        )
+        raise ValueError(f"{folder} has no {FILE}: it was trained without a Whisper to decode with")
     with safe_open(folder / FILE, "pt") as file:
         shape = Shape(**json.loads(file.metadata()["shape"]))
     return shape, load_file(folder / FILE)
@@ -255,9 +255,7 @@ def _state_of_published(
         tensors |= model.projection(state, "project_out")
         tensors[_POSITIONS] = state[_POSITIONS][: config.n_audio_ctx]
     except KeyError:
-        raise ValueError(
-            f"{path} holds no decoding half: it has no project_out or no positions"
-        ) from None
+        raise ValueError(f"{path} has no decoding half: no project_out or positions") from None
     return shape, {key: value.float() for key, value in tensors.items()}
 
 

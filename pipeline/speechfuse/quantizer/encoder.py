@@ -7,6 +7,7 @@ import whisper
 from torch import Tensor
 from whisper.model import AudioEncoder
 
+HOP_LENGTH = whisper.audio.HOP_LENGTH  # samples of a mel frame
 PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
 
 
@@ -30,11 +31,11 @@ def log_mel(waveform: np.ndarray, n_mels: int, device: torch.device | str = "cpu
 
 
 def padded(
-    mels: list[Tensor], count: int, frames: int, device: torch.device | str = "cpu"
+    mels: list[Tensor], rows: int, frames: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Log-mels (n_mels, any frames) as a batch, float32 (count, n_mels, frames), padded behind each
-    mel and, where they are fewer than `count`, with rows of padding."""
-    shape = (count, mels[0].shape[0], frames)
+    """Log-mels (n_mels, any frames) as a batch, float32 (rows, n_mels, frames), padded behind each
+    mel and, where they are fewer than `rows`, with rows of padding."""
+    shape = (rows, mels[0].shape[0], frames)
     window = torch.full(shape, PADDING, dtype=torch.float32, device=device)
     for row, mel in zip(window, mels, strict=False):
         row[:, : mel.shape[1]] = mel

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from whisper import log_mel_spectrogram
 
 from speechfuse.audio.decoding import SAMPLE_RATE
-from speechfuse.quantizer.checkpoints import ENCODER_DIMS, read_whisper
+from speechfuse.quantizer.checkpoints import ENCODER_DIMS, Seconds, read_whisper
 from speechfuse.quantizer.encoder import Encoder, padded
-from speechfuse.quantizer.model import Quantizer, QuantizerConfig, below, read_ours
+from speechfuse.quantizer.model import Encoded, Quantizer, QuantizerConfig, below, read_ours
 
 
 class FrameEncoder(Quantizer):
@@ -49,9 +49,7 @@ class FrameEncoder(Quantizer):
         """Return the frames of so many windows without sound, for their memory."""
         return self.embed(torch.zeros(clips, self.config.n_mels, self.frames))
 
-    def encode_batch(
-        self, waveforms: list[np.ndarray], batch_size: int
-    ) -> tuple[Tensor, list[int]]:
+    def encode_batch(self, waveforms: list[np.ndarray], batch_size: int) -> Encoded:
         """Start one forward pass: frames (batch_size, window frames, width), as embed_batch."""
         return self.embed_batch(waveforms, batch_size)
 
@@ -95,22 +93,21 @@ class _Whisper(FrameEncoder):
 
 
 def of_quantizer(
-    checkpoint: str, whisper: str | None = None, window: float | None = None
+    checkpoint: str, whisper: str | None = None, window: Seconds = None
 ) -> FrameEncoder:
     """Return the encoder of a quantizer, ours or a published WhisperVQ with its `whisper`. Raises
     ValueError for another file."""
-    path = Path(whisper) if whisper else None
-    return FrameEncoder.load(Path(checkpoint), path, window)  # type: ignore[return-value]
+    return FrameEncoder.load(checkpoint, whisper, window)  # type: ignore[return-value]
 
 
-def trained(folder: Path, window: float | None = None) -> FrameEncoder:
+def trained(folder: Path, window: Seconds = None) -> FrameEncoder:
     """Return the encoder that a training wrote to `folder`, a quantizer's or a Whisper's. Raises
     ValueError for another folder."""
     kind = FrameEncoder if read_ours(folder)[0].codes else _Whisper
     return kind.load(folder, window=window)  # type: ignore[return-value]
 
 
-def of_whisper(checkpoint: str, window: float | None = None) -> FrameEncoder:
+def of_whisper(checkpoint: str, window: Seconds = None) -> FrameEncoder:
     """Return the encoder of an openai-whisper `.pt` file, or of the folder of one that a training
     wrote. Raises ValueError for another file."""
     if Path(checkpoint).is_dir():

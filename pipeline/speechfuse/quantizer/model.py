@@ -21,18 +21,13 @@ from annotated_types import Ge, Le
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from whisper.audio import HOP_LENGTH
 
 from speechfuse.artifact import replacing, write_json
 from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.components import Count, Positive
-from speechfuse.quantizer.checkpoints import (
-    ENCODER_DIMS,
-    POSITION_RATE,
-    read_torch,
-    read_whisper,
-)
-from speechfuse.quantizer.encoder import Encoder, log_mel, padded
+from speechfuse.quantizer import checkpoints
+from speechfuse.quantizer.checkpoints import ENCODER_DIMS, POSITION_RATE, Seconds
+from speechfuse.quantizer.encoder import HOP_LENGTH, Encoder, log_mel, padded
 
 SCALE = ".scale"  # behind the name of a weight in 8 bits
 FFN_MULT = 4  # RQBottleneckTransformer's default, never changed in a published model
@@ -61,12 +56,11 @@ class QuantizerConfig:
 
     def __post_init__(self) -> None:
         rate = POSITION_RATE / max(1, self.downsample)  # tokens a second
-        if self.pad_to and (
-            self.pad_to * rate % 1 or self.n_audio_ctx / POSITION_RATE % self.pad_to
-        ):
+        window = self.n_audio_ctx / POSITION_RATE
+        if self.pad_to and (self.pad_to * rate % 1 or window % self.pad_to):
             raise ValueError(
                 f"pad_to={self.pad_to:g}: give a multiple of {1 / rate:g} s that divides the "
-                f"window, {self.n_audio_ctx / POSITION_RATE:g} s"
+                f"window, {window:g} s"
             )
         if self.n_mels not in (80, 128):
             raise ValueError(f"n_mels={self.n_mels}: Whisper's log-mel has 80 or 128 bands")
@@ -85,6 +79,10 @@ class QuantizerConfig:
         """Return the keys that differ from their defaults, as config.json holds them."""
         own = fields(self)
         return {f.name: v for f in own if (v := getattr(self, f.name)) != f.default}
+
+
+Encoded = tuple[Tensor, list[int]]  # of a batch: codes, frames or the like; how many each clip has
+Parts = tuple[QuantizerConfig, dict[str, Tensor]]  # shape and tensors, under our names
 
 
 class Quantizer(nn.Module):
@@ -186,7 +184,7 @@ class Quantizer(nn.Module):
                 )
 
     @torch.inference_mode()
-    def embed_batch(self, waveforms: list[np.ndarray], batch_size: int) -> tuple[Tensor, list[int]]:
+    def embed_batch(self, waveforms: list[np.ndarray], batch_size: int) -> Encoded:
         """Start one forward pass: float32 (batch_size, tokens, width) on the device, and how many
         tokens each waveform has. At most `batch_size` waveforms, all padded to the same length; the
         rest of the batch is silence, so that the arithmetic does not depend on how many there are.
@@ -201,9 +199,7 @@ class Quantizer(nn.Module):
         return embedded.float(), [mel.shape[1] // 2 // self.config.downsample for mel in mels]
 
     @torch.inference_mode()
-    def encode_batch(
-        self, waveforms: list[np.ndarray], batch_size: int
-    ) -> tuple[Tensor, list[int]]:
+    def encode_batch(self, waveforms: list[np.ndarray], batch_size: int) -> Encoded:
         """Start one forward pass: codes (batch_size, tokens), as embed_batch."""
         embedded, lengths = self.embed_batch(waveforms, batch_size)
         return self.quantize(embedded), lengths
@@ -240,7 +236,7 @@ class Quantizer(nn.Module):
 
     @classmethod
     def load(
-        cls, path: Path, whisper: Path | None = None, window: float | None = None
+        cls, path: Path | str, whisper: Path | str | None = None, window: Seconds = None
     ) -> "Quantizer":
         """Read ours (a folder) or a published WhisperVQ (a `.model` file, with `whisper` = the
         openai-whisper `.pt` that its config names, cut to `window`, see read_whisper). Raises
@@ -256,16 +252,12 @@ class Quantizer(nn.Module):
         return model.eval()
 
 
-def read_tensors(
-    path: Path, whisper: Path | None, window: float | None = None
-) -> tuple[QuantizerConfig, dict[str, Tensor]]:
+def read_tensors(path: Path, whisper: Path | str | None, window: Seconds = None) -> Parts:
     """Shape and tensors, under our names, of a quantizer as Quantizer.load reads it."""
     return read_ours(path, window) if path.is_dir() else read_published(path, whisper, window)
 
 
-def read_ours(
-    folder: Path, window: float | None = None
-) -> tuple[QuantizerConfig, dict[str, Tensor]]:
+def read_ours(folder: Path, window: Seconds = None) -> Parts:
     """Shape and tensors of a folder that Quantizer.save wrote. Raises ValueError for another, and
     for one with another window than `window` seconds."""
     for name in ("config.json", "model.safetensors"):
@@ -280,24 +272,18 @@ def read_ours(
     except (TypeError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{folder} is not a quantizer of ours: {error}") from None
     if window not in (None, own := config.n_audio_ctx / POSITION_RATE):
-        raise ValueError(
-            f"window={window:g}: {folder} was trained with a window of {own:g} s and has no other"
-        )
+        raise ValueError(f"window={window:g}: {folder} was trained with a window of {own:g} s")
     return config, tensors
 
 
-def read_published(
-    path: Path, whisper_path: Path | None, window: float | None = None
-) -> tuple[QuantizerConfig, dict[str, Tensor]]:
+def read_published(path: Path, whisper_path: Path | str | None, window: Seconds = None) -> Parts:
     """Shape and tensors, under our names, of a published WhisperVQ and its Whisper's encoder, cut
     to `window` seconds."""
-    published = read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
+    published = checkpoints.read_torch(path, {"config", "state_dict"}, "WhisperVQ checkpoint")
     config, tunables = published["config"], published.get("tunables") or {}
     name = config.get("whisper_model_name", "tiny.en")
     if whisper_path is None:
-        raise ValueError(
-            f"{path} needs its Whisper encoder: set whisper to openai-whisper's {name}.pt"
-        )
+        raise ValueError(f"{path} needs its Whisper encoder: set whisper to openai's {name}.pt")
     for key, fits in {
         "q_depth": config.get("q_depth") == 1,
         "use_cosine_sim": bool(config.get("use_cosine_sim")),
@@ -308,7 +294,7 @@ def read_published(
                 f"{path}: unsupported {key}; WhisperVQ has q_depth 1, use_cosine_sim and no "
                 "downsample_conv"
             )
-    teacher = read_whisper(Path(whisper_path), window, config["downsample"])
+    teacher = checkpoints.read_whisper(Path(whisper_path), window, config["downsample"])
     dims, state = teacher["dims"], published["state_dict"]
     tensors = below(state, "mlp.", "mlp_ln.")
     try:

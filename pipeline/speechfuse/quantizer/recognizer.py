@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from speechfuse.artifact import sha256_of
 from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.quantizer.decoder import load_whisper, transcribe
 from speechfuse.quantizer.encoder import log_mel
+from speechfuse.quantizer.model import Encoded
 from speechfuse.texts.curation.normalization import spoken_words
 
 
@@ -40,10 +40,12 @@ class Recognizer:
         """sha256 of the checkpoint's file."""
         return sha256_of(self.checkpoint)
 
+    def padded_frames(self, frames: int) -> int:
+        """Mel frames that a clip of so many is padded to: the whole window."""
+        return 2 * self.whisper.dims.n_audio_ctx
+
     @torch.inference_mode()
-    def encode_batch(
-        self, waveforms: list[np.ndarray], batch_size: int
-    ) -> tuple[Tensor, list[int]]:
+    def encode_batch(self, waveforms: list[np.ndarray], batch_size: int) -> Encoded:
         """Return the words of each waveform as UTF-8, spaces behind, and how many bytes count."""
         samples, bands = round(self.window * SAMPLE_RATE), self.whisper.dims.n_mels
         whole = [np.pad(waveform, (0, samples - len(waveform))) for waveform in waveforms]

@@ -4,7 +4,6 @@ In: a corpus and what makes codes or frames of each clip. Out: a complete artifa
 shard is made whole by one worker process or not at all; after a stop only missing shards are made.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -79,10 +78,11 @@ def make(
     version: int,
     spec: QuantizerSpec | EncoderSpec,
     schema: pa.Schema,
-    summary: Callable[[Path, dict[str, Any]], str],
+    made: str,
 ) -> None:
     """Make the artifact `name` of a corpus: rows in `schema`, with what `spec` makes of each clip.
-    Prints `summary` of its totals."""
+    Prints one line: hours and clips, `made`, which names totals in braces, and the counts of what
+    was changed or left out."""
     out = Path(job.out)
     for each in job.filters:
         config.instantiate(each)
@@ -100,8 +100,7 @@ def make(
         )
         return
     started = None if job.fresh else out
-    alike = getattr(corpus, "alike", ())
-    fingerprint = hub_data.pinned_commit(corpus.fingerprint, "corpus", started, alike)
+    fingerprint = hub_data.pinned_commit(corpus.fingerprint, "corpus", started)
     what = next(iter(encoder.stream), "recognizer")  # or quantizer or encoder
     inputs = {"corpus": fingerprint, what: encoder.identity}
     work = artifact.Artifact(out, name, version, asdict(job), inputs)
@@ -148,12 +147,12 @@ def make(
         schema,
         encoder.stream,
         totals,
-        summary,
+        partial(describe, made=made),
     )
 
 
 def describe(out: Path, totals: dict[str, Any], made: str) -> str:
-    """Return the summary line of recordings; `made`: what was made of them."""
+    """Return the summary line of recordings; `made`: what was made of them, see `make`."""
     phrases = [
         f"{totals[name]:,} {words}"
         for name, words in (
@@ -168,10 +167,10 @@ def describe(out: Path, totals: dict[str, Any], made: str) -> str:
     phrases += making.describe_rejects(out, totals, ("ignored",))
     if "equal_to_float32" in totals:
         equal, codes = totals["equal_to_float32"]["equal"], totals["equal_to_float32"]["codes"]
-        phrases.append(
-            f"{totals['dtype']} gave float32's code for {equal / max(1, codes):.2%} of {codes:,}"
-        )
+        share = equal / max(1, codes)
+        phrases.append(f"{totals['dtype']} gave float32's code for {share:.2%} of {codes:,}")
     return (
-        f"{out}: {totals['hours']:.2f} h of speech from {totals['clips']:,} clips{made}; "
+        f"{out}: {totals['hours']:.2f} h of speech from {totals['clips']:,} clips"
+        f"{made.format(**totals)}; "
         f"{'; '.join(phrases) or 'nothing split, changed or rejected'}"
     )

@@ -72,6 +72,6 @@ def _quantizer(
 
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
-    quantizer = Quantizer.load(Path(path), Path(whisper) if whisper else None, window)
+    quantizer = Quantizer.load(path, whisper, window)
     quantizer.dtype = getattr(torch, dtype)
     return quantizer.to(device)

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from whisper.audio import HOP_LENGTH
 
 from speechfuse import config, workers
 from speechfuse.artifact import sha256_of
 from speechfuse.audio import decoding
 from speechfuse.audio.filters import Filter
 from speechfuse.corpora.clip import Clip
+from speechfuse.quantizer.encoder import HOP_LENGTH
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.quantizer.spec import EncoderSpec, QuantizerSpec
 from speechfuse.rows.making import component

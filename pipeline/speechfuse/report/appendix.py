@@ -9,26 +9,26 @@ from typing import Any
 
 from speechfuse.report import page
 from speechfuse.report.media import Media
-from speechfuse.report.results import ResultFile, ResultsByCheckpoint
+from speechfuse.report.results import Checkpoints, ResultFile
 
 HITS, FOLDED = 3, 1000  # of each task in the report, and of all tasks folded on its page
 ERRORS = ("substitutions", "deletions", "insertions", "words")
 DIAGNOSTICS = ("empty", "loops", "refusals", "mean_words")
 
 
-def files(results: ResultsByCheckpoint) -> list[tuple[str, ResultFile]]:
+def files(results: Checkpoints) -> list[tuple[str, ResultFile]]:
     """Return every result file with the name of its row, in order."""
     return [(name, file) for name, of in results.items() for file in of.files.values()]
 
 
-def splits(results: ResultsByCheckpoint) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def splits(results: Checkpoints) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (checkpoint, task and split, details) of every split that has details of its own."""
     for name, file in files(results):
         for split, details in file.details.get("by_split", {}).items():
             yield name, f"{file.name} {split}", details
 
 
-def diagnostics(results: ResultsByCheckpoint) -> str | None:
+def diagnostics(results: Checkpoints) -> str | None:
     """Return counts of replies that are no answers, which move scores without any knowledge."""
     rows = []
     for name, file in files(results):
@@ -45,7 +45,7 @@ def diagnostics(results: ResultsByCheckpoint) -> str | None:
     return page.table(head, rows, caption=caption) if rows else None
 
 
-def word_errors(results: ResultsByCheckpoint) -> str | None:
+def word_errors(results: Checkpoints) -> str | None:
     """Return substitutions, deletions, insertions, and the share of utterances over 100 % WER."""
     rows = []
     for name, task, of in splits(results):
@@ -58,7 +58,7 @@ def word_errors(results: ResultsByCheckpoint) -> str | None:
     return page.table(head, rows, caption=caption) if rows else None
 
 
-def by_duration(results: ResultsByCheckpoint) -> str | None:
+def by_duration(results: Checkpoints) -> str | None:
     """Return the error rate by length of the audio: longer audio than in training fails first."""
     rows = [
         (name, task, {label: f"{rate:.3f}\nn = {n}" for label, rate, n in of["by_duration"]})
@@ -71,7 +71,7 @@ def by_duration(results: ResultsByCheckpoint) -> str | None:
     return page.table(["checkpoint", "task", *order], cells) if rows else None
 
 
-def contamination(results: ResultsByCheckpoint, media: Media) -> list[str]:
+def contamination(results: Checkpoints, media: Media) -> list[str]:
     """Return the items that are in the training data, each once, with all tasks that have it: the
     first few of each task in a table, the others folded."""
     tasks_of: dict[tuple[str, ...], dict[str, None]] = {}
@@ -97,7 +97,7 @@ def contamination(results: ResultsByCheckpoint, media: Media) -> list[str]:
     return tables + ([media.folded(head, more)] if more else [])
 
 
-def provenance(results: ResultsByCheckpoint) -> str:
+def provenance(results: Checkpoints) -> str:
     """Return, for each result file, its protocol, fingerprints, versions, minutes and verdicts."""
     kinds = dict.fromkeys(kind for _, file in files(results) for kind in file.fingerprints)
     rows = []

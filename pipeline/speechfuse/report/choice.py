@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from speechfuse import config
 from speechfuse.report.differences import difference
 from speechfuse.report.results import (
+    Checkpoints,
     Failure,
     Key,
     Measure,
-    ResultsByCheckpoint,
     key,
     lower_is_better,
     of_run,
@@ -77,9 +77,7 @@ class Choice:
     reasons: list[str]
 
 
-def choose(
-    results: ResultsByCheckpoint, rule: Rule, base: str | None, failures: list[Failure]
-) -> Choice:
+def choose(results: Checkpoints, rule: Rule, base: str | None, failures: list[Failure]) -> Choice:
     """Return the epoch that `rule` picks, and why.
 
     An epoch that lacks a score of the rule is left out if one of its tasks failed. Raises
@@ -94,9 +92,7 @@ def choose(
     for of in dict.fromkeys(map(key, [rule, *rule.under, *rule.then])):
         without = [name for name in epochs if of not in results[name].scores]
         if unevaluated := [name for name in without if name not in failed]:
-            raise ValueError(
-                f"rule: no {' '.join(of)} of {', '.join(unevaluated)}: run stages.evaluate on it"
-            )
+            raise ValueError(f"rule: no {' '.join(of)} of {', '.join(unevaluated)}: evaluate it")
         for name in without:
             reasons.append(f"{name} is left out: its {' '.join(of)} is missing, as a cell failed.")
             epochs.remove(name)
@@ -122,7 +118,7 @@ def choose(
 
 
 def best(
-    results: ResultsByCheckpoint, epochs: list[str], of: Key, test: bool
+    results: Checkpoints, epochs: list[str], of: Key, test: bool
 ) -> tuple[list[str], str, bool]:
     """Return the epochs that tie for the best value, in order, a sentence about them, and whether
     every epoch was tested against the best. Without `test` only equal values tie."""
@@ -154,22 +150,20 @@ def best(
     return ties, f"{reason}.", test and not untested
 
 
-def first(results: ResultsByCheckpoint, epochs: list[str], of: Key) -> str:
+def first(results: Checkpoints, epochs: list[str], of: Key) -> str:
     """Return the epoch of the best value; of equals the earliest."""
     sign = -1 if lower_is_better(of[2]) else 1
     return max(epochs, key=lambda name: sign * results[name].scores[of].value)
 
 
-def of_base(results: ResultsByCheckpoint, name: str, of: Key, base: str | None) -> float | None:
+def of_base(results: Checkpoints, name: str, of: Key, base: str | None) -> float | None:
     """Return the value divided by the base's; None where the base has no such score, or zero."""
     scores = results[base].scores if base in results else {}
     whole = scores[of].value if of in scores else 0.0
     return results[name].scores[of].value / whole if whole else None
 
 
-def judge(
-    floor: Floor, results: ResultsByCheckpoint, name: str, base: str | None
-) -> tuple[bool, str]:
+def judge(floor: Floor, results: Checkpoints, name: str, base: str | None) -> tuple[bool, str]:
     """Return whether checkpoint `name` keeps `floor`, and a line that says so. A checkpoint without
     the score does not keep it. Raises ValueError for a floor without exactly one bound."""
     of, bounds = key(floor), floor.bounds()

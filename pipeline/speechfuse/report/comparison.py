@@ -156,9 +156,7 @@ class Table:
     def _text_untouched(self, names: list[str]) -> str:
         on, off = ({n: self.equal_replies(n, state) for n in names} for state in (True, False))
         always = [name for name, (equal, count) in on.items() if equal == count > 0]
-        at_times = [
-            n for n, (equal, count) in off.items() if equal == count > 0 and n not in always
-        ]
+        at_times = [n for n, (equal, of) in off.items() if equal == of > 0 and n not in always]
         sentences = []
         if always:
             top, *_ = self.best(always)

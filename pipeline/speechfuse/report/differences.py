@@ -10,7 +10,7 @@ from math import erfc, sqrt
 from tqdm import tqdm
 
 from speechfuse.report import page
-from speechfuse.report.results import Items, Key, ResultFile, ResultsByCheckpoint
+from speechfuse.report.results import Checkpoints, Items, Key, ResultFile
 from speechfuse.scores import intervals
 
 Difference = tuple[float, float, float, float]  # value, low, high, p
@@ -50,9 +50,7 @@ def difference(first: ResultFile, second: ResultFile, of: Key) -> Difference | N
     return value, low, high, p
 
 
-def table(
-    results: ResultsByCheckpoint, epochs: list[str], keys: list[Key], chosen: str
-) -> str | None:
+def table(results: Checkpoints, epochs: list[str], keys: list[Key], chosen: str) -> str | None:
     """Return a row for each score and epoch; None where there are no two epochs to compare."""
     rows: list[list[str]] = []
     untested = []
@@ -76,7 +74,7 @@ def table(
     return page.table(head, rows, bold, CAPTION + without)
 
 
-def compared(results: ResultsByCheckpoint, pairs: dict[str, str], of: Key) -> dict[str, str]:
+def compared(results: Checkpoints, pairs: dict[str, str], of: Key) -> dict[str, str]:
     """Return, for each checkpoint that can be paired with its partner in `pairs`: difference,
     interval, adjusted p."""
     texts, ps = {}, {}

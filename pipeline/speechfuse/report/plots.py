@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from speechfuse.report.results import Curve, Key, ResultsByCheckpoint
+from speechfuse.report.results import Checkpoints, Curve, Key
 from speechfuse.scores.intervals import Score
 
 ACCURACIES = ("acc", "exact_match")  # how their names begin
@@ -40,7 +40,7 @@ def loss(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def text(results: ResultsByCheckpoint, task: str, columns: list[Key], base: str | None) -> Figure:
+def text(results: Checkpoints, task: str, columns: list[Key], base: str | None) -> Figure:
     """Draw the text score of every checkpoint that has one, a line for each split, and the base as
     a level. The splits are those of `columns`; if none is of this task, the first few.
 
@@ -71,7 +71,7 @@ def text(results: ResultsByCheckpoint, task: str, columns: list[Key], base: str 
 
 
 def speech(
-    results: ResultsByCheckpoint, names: list[str], columns: list[Key], text_task: str | None
+    results: Checkpoints, names: list[str], columns: list[Key], text_task: str | None
 ) -> Figure | None:
     """Draw a panel for each metric of each task other than `text_task`, over the epochs `names`,
     with the splits of `columns`, or where it has none, the first few. None without such tasks."""
@@ -94,7 +94,7 @@ def speech(
     return figure
 
 
-def curve(results: ResultsByCheckpoint, names: list[str], of: Curve) -> Figure:
+def curve(results: Checkpoints, names: list[str], of: Curve) -> Figure:
     """Draw a line for each checkpoint of `names` over the points of `of`."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     ax = figure.subplots()
@@ -121,12 +121,12 @@ def fusions(points: dict[str, tuple[float, Score]], listening: str) -> Figure:
     return figure
 
 
-def keys_of(results: ResultsByCheckpoint, names: list[str], task: str | None = None) -> list[Key]:
+def keys_of(results: Checkpoints, names: list[str], task: str | None = None) -> list[Key]:
     keys = dict.fromkeys(of for name in names for of in results[name].scores)
     return [of for of in keys if task in (None, of[0])]
 
 
-def lines(ax: Axes, results: ResultsByCheckpoint, names: list[str], keys: list[Key]) -> None:
+def lines(ax: Axes, results: Checkpoints, names: list[str], keys: list[Key]) -> None:
     """Draw a line of values over `names` for each of `keys`."""
     for i, of in enumerate(keys):
         places = [x for x, name in enumerate(names) if of in results[name].scores]

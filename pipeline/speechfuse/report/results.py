@@ -39,9 +39,7 @@ class Curve:
 
     title: str
     x: str = config.key("what changes from point to point, with its unit")
-    points: dict[str, dict[str, str]] = config.key(
-        "label of a point: {task, split, metric}, in order"
-    )
+    points: dict[str, dict[str, str]] = config.key("label of a point: {task, split, metric}")
 
     def __post_init__(self) -> None:
         lacks = [label for label, of in self.points.items() if {*of} != {"task", "split", "metric"}]
@@ -84,7 +82,7 @@ class Checkpoint:
         return next(file for file in self.files.values() if key in file.scores)
 
 
-ResultsByCheckpoint = dict[str, Checkpoint]
+Checkpoints = dict[str, Checkpoint]
 
 
 @dataclass(frozen=True)
@@ -98,10 +96,10 @@ class Failure:
 class Results:
     """The checkpoints of each protocol in order of training, and the tasks that failed."""
 
-    protocols: dict[str, ResultsByCheckpoint]
+    protocols: dict[str, Checkpoints]
     failures: list[Failure]
 
-    def of(self, protocol: str) -> ResultsByCheckpoint:
+    def of(self, protocol: str) -> Checkpoints:
         if protocol not in self.protocols:
             protocols = ", ".join(self.protocols) or "none"
             raise ValueError(f"no results of protocol={protocol}; there are: {protocols}")
@@ -141,9 +139,7 @@ def read(evals: Path, base: str | None, runs: list[Run]) -> Results:
     if not results.protocols:
         failures = "; ".join(f"{f.checkpoint} {f.task}: {f.error}" for f in results.failures)
         failed = f" (failed: {failures})" if failures else ""
-        raise ValueError(
-            f"evals={evals} holds no <checkpoint>/<task>.json: run stages.evaluate{failed}"
-        )
+        raise ValueError(f"evals={evals} holds no <checkpoint>/<task>.json: evaluate first{failed}")
     results.protocols = {
         protocol: {name: checkpoints[name] for name in ordered(checkpoints, base, runs)}
         for protocol, checkpoints in sorted(results.protocols.items())
@@ -191,6 +187,6 @@ def ordered(names: Iterable[str], base: str | None, runs: list[Run]) -> list[str
     return sorted(names, key=place)
 
 
-def of_run(results: ResultsByCheckpoint, run: str) -> list[str]:
+def of_run(results: Checkpoints, run: str) -> list[str]:
     """Return the epochs of a run, or the checkpoint of this name."""
     return [name for name in results if f"{name}/".startswith(f"{run}/")]

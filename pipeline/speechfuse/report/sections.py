@@ -8,7 +8,7 @@ from typing import Any
 from speechfuse import artifact
 from speechfuse.report import appendix, choice, page, plots, tables
 from speechfuse.report.media import Media
-from speechfuse.report.results import Checkpoint, Curve, Items, Key, ResultsByCheckpoint
+from speechfuse.report.results import Checkpoint, Checkpoints, Curve, Items, Key
 from speechfuse.report.tables import Column
 
 EXCERPTS = 10
@@ -20,7 +20,7 @@ def section(title: str, *blocks: str | None) -> list[str]:
     return [f"## {page.escape(title)}", *filter(None, blocks)] if any(blocks) else []
 
 
-def partial(results: ResultsByCheckpoint, swept: str) -> str:
+def partial(results: Checkpoints, swept: str) -> str:
     """Return a sentence where numbers are of parts of tasks; `swept`: what a sweep was limited to.
     Empty where they are of whole tasks."""
     files = appendix.files(results)
@@ -35,7 +35,7 @@ def partial(results: ResultsByCheckpoint, swept: str) -> str:
 
 
 def tie_labels(
-    results: ResultsByCheckpoint, epochs: list[str], keys: list[Key]
+    results: Checkpoints, epochs: list[str], keys: list[Key]
 ) -> dict[tuple[str, Key], str]:
     """Return words beside the best epoch of each score and those that are not significantly worse,
     where there are items to test."""
@@ -69,9 +69,7 @@ def excerpts(items: Items, split: str | None, media: Media) -> str | None:
     of_split = [item for item in items if split is None or item.get("split") == split]
     if not of_split and split is not None:
         splits = ", ".join(sorted({str(item.get("split")) for item in items}))
-        raise ValueError(
-            f"samples={split}: the chosen epoch has no such items; there are: {splits}"
-        )
+        raise ValueError(f"samples={split}: the epoch has no such items; there are: {splits}")
     picked = artifact.take_evenly(of_split, EXCERPTS)
     fields = [f for f in FIELDS if any(isinstance(item.get(f), str) for item in picked)]
     if len(fields) < 2:
@@ -93,7 +91,7 @@ def verdict(item: dict[str, Any]) -> str:
 
 
 def curves(
-    results: ResultsByCheckpoint, curves: list[Curve], chosen: str, whole: bool, media: Media
+    results: Checkpoints, curves: list[Curve], chosen: str, whole: bool, media: Media
 ) -> list[str]:
     """Return each curve as a table and a plot, with a line for each run: its last epoch, or the
     chosen one. A curve of which no checkpoint has all points is a sentence.
@@ -123,7 +121,7 @@ def curves(
     return blocks
 
 
-def every_score(results: ResultsByCheckpoint, base: str | None, chosen: str | None) -> list[str]:
+def every_score(results: Checkpoints, base: str | None, chosen: str | None) -> list[str]:
     """Return a table for each task with all its splits and metrics."""
     keys = dict.fromkeys(of for checkpoint in results.values() for of in checkpoint.scores)
     blocks: list[str] = []
@@ -134,7 +132,7 @@ def every_score(results: ResultsByCheckpoint, base: str | None, chosen: str | No
     return blocks
 
 
-def appendix_sections(results: ResultsByCheckpoint, media: Media, suffix: str = "") -> list[str]:
+def appendix_sections(results: Checkpoints, media: Media, suffix: str = "") -> list[str]:
     """Return word errors, diagnostics, contamination and provenance; `suffix` ends each heading."""
     errors = appendix.word_errors(results), appendix.by_duration(results)
     return [

@@ -12,10 +12,10 @@ from speechfuse import config
 from speechfuse.report import page
 from speechfuse.report.choice import of_base
 from speechfuse.report.results import (
+    Checkpoints,
     Key,
     Measure,
     ResultFile,
-    ResultsByCheckpoint,
     key,
     lower_is_better,
 )
@@ -53,7 +53,7 @@ def caveats(file: ResultFile, of: Key) -> list[str]:
 
 
 def results(
-    results: ResultsByCheckpoint,
+    results: Checkpoints,
     names: list[str],
     columns: list[Column],
     base: str | None,

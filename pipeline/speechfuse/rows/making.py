@@ -34,9 +34,7 @@ Planned = dict[str, Any]  # a shard of the plan: `count` and what the job's func
 class Workers:
     """The keys of `runtime` that every such job has."""
 
-    workers: int = key(
-        "processes on the CPU, each with one thread and one quantizer", 2, least=1, most=4096
-    )
+    workers: int = key("CPU processes, of one thread and one quantizer", 2, least=1, most=4096)
     device: str = key("cpu, cuda (a process per GPU), or auto", "auto")
     max_reject_rate: float = key("more rejects than this stop the job", 0.1, least=0, most=1)
     dry_run: bool = key("say what would be done, and stop", False)

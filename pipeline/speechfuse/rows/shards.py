@@ -149,9 +149,7 @@ def shard_paths(folder: Path) -> list[Path]:
     paths = [path for path in paths if path.name in listed or not listed]  # no stray file is data
     names = {name for name in listed if name.endswith(".parquet")}
     if lost := ", ".join(sorted(names - {path.name for path in paths})):
-        raise ValueError(
-            f"{folder}: {lost} of its manifest is not there; copy the folder again, whole"
-        )
+        raise ValueError(f"{folder}: {lost} of its manifest is not there; copy the whole folder")
     return paths
 
 

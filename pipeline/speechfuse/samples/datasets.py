@@ -163,9 +163,7 @@ def load(
             raise ValueError(f"{spec['path']} holds no sample to train on: {'; '.join(reasons)}")
         shares.append(share)
     if len({each.view.collate for each in indexes}) > 1:
-        raise ValueError(
-            "datasets: their samples make different kinds of batches; train them apart"
-        )
+        raise ValueError("datasets: their samples make different kinds of batches: train apart")
     what = [each.key for each in indexes], shares, shape, epochs, steps, seed
     key = index.key_of(packing.VERSION, *what)
     lengths, parts = [each.lengths for each in indexes], [share / sum(shares) for share in shares]

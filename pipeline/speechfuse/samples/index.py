@@ -204,6 +204,5 @@ def _code(spec: dict[str, Any]) -> str:
     others = {module.__name__ for module in (prompts, vocabulary, selection)}
     room = sorted(Path(__file__).parent.glob("*.py"))  # a user's view may call any of it
     digests = [artifact.sha256_of(path) for path in room]
-    return artifact.json_digest(
-        [*digests, components.code_digest(others | config.modules_of(spec))]
-    )
+    own = components.code_digest(others | config.modules_of(spec))
+    return artifact.json_digest([*digests, own])

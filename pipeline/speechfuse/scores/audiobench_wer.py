@@ -129,9 +129,7 @@ def by_duration(
     """Return (label, rate, utterances) of each bin of durations that has any, from the (errors,
     words) and the seconds of each utterance. Raises ValueError when these are not equally many."""
     if len(seconds) != len(per_item):
-        raise ValueError(
-            f"{len(seconds)} durations for {len(per_item)} utterances: give one for each"
-        )
+        raise ValueError(f"{len(seconds)} durations of {len(per_item)} utterances: give one each")
     errors, words = np.asarray(per_item, float).T
     bins = np.digitize(seconds, DURATIONS, right=True)
     starts = [0, *DURATIONS]

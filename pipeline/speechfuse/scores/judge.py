@@ -137,9 +137,7 @@ class Judge:
         texts = {name: item[name] for name in ("question", "reference", "answer")}
         whole = json.dumps(texts, sort_keys=True)
         texts["fence"] = f"-----{digest(whole)[:16]}-----"
-        return re.sub(
-            r"\{(question|reference|answer|fence)\}", lambda name: texts[name[1]], self.prompt
-        )
+        return re.sub(r"\{(question|reference|answer|fence)\}", lambda m: texts[m[1]], self.prompt)
 
     def verdicts(self, items: list[dict[str, str]]) -> dict[str, float | None]:
         """Return {id: rating}; an item without a verdict has None, or 0 if `failures` is "zero".

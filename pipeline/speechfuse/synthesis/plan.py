@@ -90,9 +90,7 @@ def conversations(folder: Path) -> Iterator[tuple[Place, Conversation]]:
     empty = True
     for number, path in enumerate(shards.shard_paths(folder)):
         if "turns" not in pq.read_schema(path).names:
-            raise ValueError(
-                f"{folder} holds rows of speech, not conversations: curate texts first"
-            )
+            raise ValueError(f"{folder} holds speech, not conversations: curate texts first")
         for place, row in enumerate(shards.read_shard(path)):
             empty = False
             yield (number, place), conversation_of(row)

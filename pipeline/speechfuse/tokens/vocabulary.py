@@ -138,9 +138,7 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     """Return config.json of a Hugging Face folder. Raises FileNotFoundError without one."""
     path = Path(checkpoint) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no Hugging Face checkpoint at {checkpoint}: it has no config.json"
-        )
+        raise FileNotFoundError(f"no Hugging Face checkpoint at {checkpoint}: no config.json")
     return read_json(path)
 
 

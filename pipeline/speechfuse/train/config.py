@@ -24,13 +24,9 @@ def set_allocator() -> None:
 @dataclass
 class Guards:
     policy: str = key(
-        "what a bad row or step does: stop, or quarantine",
-        "stop",
-        choices=("stop", "quarantine"),
+        "what a bad row or step does: stop, or quarantine", "stop", choices=("stop", "quarantine")
     )
-    spike: float = key(
-        "a loss or gradient norm so many times the median of 100 steps is bad", 10.0, above=1
-    )
+    spike: float = key("so many times the median loss or norm of 100 steps is bad", 10.0, above=1)
     enough: int = key("steps before there is something to compare with", 20, least=1)
     most: int = key("steps or rows in quarantine after which a run stops", 10, least=0)
 
@@ -49,14 +45,10 @@ class Expected:
 
 @dataclass
 class Runtime:
-    device: str = key(
-        "cpu, cuda, or auto: cuda where present", "auto", choices=("auto", "cpu", "cuda")
-    )
+    device: str = key("cpu, cuda, auto: cuda where there", "auto", choices=("auto", "cpu", "cuda"))
     threads: int = key("CPU threads a rank; 0 divides the cores among ranks", 0, least=0, most=4096)
     state_every: int = key("steps between saved states", 200, least=1)
-    loader_workers: int = key(
-        "processes a rank that render batches ahead; 0: none", 0, least=0, most=4096
-    )
+    loader_workers: int = key("processes a rank that render ahead; 0: none", 0, least=0, most=4096)
     tracker: str = key(
         "wandb or trackio, beside TensorBoard; or none",
         "none",
@@ -66,9 +58,7 @@ class Runtime:
     dry_run: bool = key("say what it would take; train nothing", False)
     gpu: str | None = key("plan for such GPUs (H100, ...) instead of those here", None)
     gpus: int | None = key("plan for so many instead of ranks", None, least=1)
-    dollars_per_gpu_hour: float | None = key(
-        "price, for the bill beforehand and so far", None, least=0
-    )
+    dollars_per_gpu_hour: float | None = key("for the bill beforehand and so far", None, least=0)
     expected: Expected = field(default_factory=Expected)  # for the bill while data is not here
     cache: str = key("folder of indexes and plans; may be deleted", "out/cache")
     roots: dict[str, str] = key("path of a dataset of recordings -> folder of its corpus", {})
@@ -95,9 +85,7 @@ class Finetune:
     micro_batch_size: int = key("rows of one forward a rank; 0: all", 0, least=0)
     clip_grad_norm: float | None = key("null: no clipping", None, above=0)
     freeze: list[str] = key("regular expressions of parameter names not trained", [])
-    keep: list[str] = key(
-        "names that train although freeze has them; an encoder's train only if named", []
-    )
+    keep: list[str] = key("names that train although frozen; an encoder's only if named", [])
     dtype: str = key("of the weights and moments: fp32 or bf16", "fp32", choices=DTYPES)
     compute_dtype: str = key("of the products: fp32 or bf16", "fp32", choices=DTYPES)
     activation_checkpointing: str = key(
@@ -116,9 +104,7 @@ class Finetune:
     )
     rates: dict[str, float] = key("regular expression of names -> factor on the rate", {})
     loss_chunk: int = key("targets whose logits exist at a time", 1024, least=1)
-    shard_group: int | None = key(
-        "ranks that share one copy of the model; null: all (FSDP)", None, least=1
-    )
+    shard_group: int | None = key("ranks that share a copy; null: all (FSDP)", None, least=1)
     new_rows_first: int = key("first steps train the sound tokens' rows alone", 0, least=0)
     new_rows_only: bool = key("of embedding and head the sound tokens' rows alone train", False)
     step: str = key(

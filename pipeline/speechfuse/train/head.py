@@ -57,9 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (gradient,) = gradients
         # on a GPU this waits for nothing: it stops the device when it gets there
-        torch._assert_async(
-            (gradient == gradient[0]).all(), "all groups of a loss must weigh the same"
-        )
+        torch._assert_async((gradient == gradient[0]).all(), "groups of a loss must weigh the same")
         scaled = (
             None if saved is None else saved * gradient[0].to(saved.dtype)
             for saved in ctx.saved_tensors

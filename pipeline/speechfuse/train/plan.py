@@ -159,9 +159,7 @@ def load_data(job: Finetune, pins: dict[str, str | None]) -> datasets.Mixture:
     """Return the data and the plan of all steps, from the cache where it has them."""
     here = {path: {"path": str(hub_data.local(pin))} for path, pin in pins.items() if pin}
     if unknown := job.runtime.roots.keys() - pins.keys():
-        raise ValueError(
-            f"runtime.roots: {min(unknown)} is no path of datasets ({', '.join(pins)})"
-        )
+        raise ValueError(f"runtime.roots: {min(unknown)} is no path of datasets, {', '.join(pins)}")
     specs = [spec | here.get(spec.get("path", ""), {}) | _given(job, spec) for spec in job.datasets]
     rows = packing.Shape(job.seq_len, job.batch_size, job.packed)
     checkpoint, cache = Path(job.checkpoint), Path(job.runtime.cache)

@@ -232,10 +232,8 @@ class Whisper:
         if self.window.teacher:
             kept = np.stack([each.taught for each in examples])
             return torch.from_numpy(kept).to(self.device).float()
-        mels = [each.mel for each in examples]
-        return self.teacher.encoder(
-            padded(mels, len(mels), 2 * self.config.n_audio_ctx).to(self.device)
-        )
+        mels, frames = [each.mel for each in examples], 2 * self.config.n_audio_ctx
+        return self.teacher.encoder(padded(mels, len(mels), frames, self.device))
 
 
 def _batches(examples: list[Example]) -> list[list[Example]]:

@@ -141,9 +141,8 @@ def _store(corpus: dict[str, Any], shard: dict[str, Any], path: Path, window: Wi
     for row, own in zip(rows, taught, strict=True):
         row["taught"] = len(own)
     for suffix, arrays in ((".npy", [mel.ravel() for mel in mels]), (TAUGHT, taught)):
-        with artifact.replacing(path.with_suffix(suffix)) as temporary:
-            with open(temporary, "wb") as file:
-                np.save(file, np.concatenate(arrays or [empty]))
+        with artifact.replacing(path.with_suffix(suffix)) as new, open(new, "wb") as file:
+            np.save(file, np.concatenate(arrays or [empty]))
     artifact.write_json(path, {"rows": rows, "rejects": rejects})
 
 

@@ -195,13 +195,11 @@ class Phonemes:
         int8: bool = False,
     ) -> None:
         self.inputs, self.encoder, self.guess = dict[str, str](), None, None
-        needs: str | None = "phonemes"
         teacher: dict[str, Any] = {}
         alone = (window and not whisper) or ((start or voice) and not labels_from)
         if alone or (whisper and labels_from):
             raise ValueError(
-                "method: window belongs to whisper, voice and start to labels_from, and these are "
-                "two ways"
+                "method: window belongs to whisper, voice and start to labels_from: two ways"
             )
         if whisper:
             teacher = {"_component_": "speechfuse.quantizer.of_whisper", "checkpoint": whisper}
@@ -219,14 +217,14 @@ class Phonemes:
         if labels_from:
             teacher = {"_component_": f"{__name__}.Guess", **labels_from}
             self.guess = config.instantiate(teacher)
-            needs, seconds = None, min(seconds, self.guess.quantizer.window)
+            seconds = min(seconds, self.guess.quantizer.window)
             if self.guess.config.n_mels != n_mels:
                 raise ValueError(f"method.model.n_mels={n_mels}: labels_from has another")
             self.inputs["labels_from"] = artifact.fingerprint_of(Path(labels_from["checkpoint"]))
             if start:
                 begin_with(self.quantizer, self.guess.quantizer)
         self.quantize_from, self.decay, self.voice, self.int8 = quantize_from, decay, voice, int8
-        self.window = Window(n_mels, seconds, needs, teacher)
+        self.window = Window(n_mels, seconds, None if labels_from else "phonemes", teacher)
 
     def begin(self, training: list[Example], validation: list[Example], device: str) -> nn.Module:
         names = {batches.phoneme_name(name) for each in training for _, name in each.phonemes}

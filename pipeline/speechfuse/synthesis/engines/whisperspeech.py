@@ -35,7 +35,8 @@ from speechfuse import workers
 from speechfuse.artifact import sha256_of
 from speechfuse.audio import decoding
 from speechfuse.openai_server import Unavailable
-from speechfuse.quantizer.model import Quantizer, read_torch
+from speechfuse.quantizer.checkpoints import read_torch
+from speechfuse.quantizer.model import Quantizer
 from speechfuse.synthesis.engines import Engine, Spoken
 
 PYTHON = ".venv-whisperspeech/bin/python"

@@ -31,9 +31,7 @@ class Length:
         for kind in ("words", "answer_words"):
             low, high = getattr(self, f"min_{kind}"), getattr(self, f"max_{kind}")
             if low > high:
-                raise ValueError(
-                    f"min_{kind}={low} is more than max_{kind}={high}: nothing is kept"
-                )
+                raise ValueError(f"min_{kind}={low} is more than max_{kind}={high}: none is kept")
 
     def __call__(self, conversation: Conversation) -> Conversation | Dropped:
         if self.max_turns and len(conversation.turns) > self.max_turns:

@@ -39,9 +39,7 @@ class Overlap:
         self._sources = [config.instantiate(spec) for spec in self.evaluations]
         names = [source.source_name for source in self._sources]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(
-                f"overlap: two evaluations are named {twice[0]!r}; give one another name=..."
-            )
+            raise ValueError(f"overlap: two evaluations are named {twice[0]!r}; set name= of one")
 
     @property
     def inputs(self) -> dict[str, str]:
