@@ -86,6 +86,7 @@ def road(tmp_path_factory) -> Path:
     task = evaluate["tasks"]["transcription"] | {"data": str(folder / "test")}
     task["splits"] = {"unseen_voices": {"voices": "unseen"}}
     evaluate |= {"out": str(folder / "evals"), "tasks": {"transcription": task}}
+    evaluate["may_be_absent"] = []
     evaluate["checkpoints"] = [
         {"name": "expanded", "path": str(folder / "expanded"), "tasks": ["transcription"]},
         {"name": "stage2", "path": str(folder / "stage2/epoch_5"), "tasks": ["transcription"]},

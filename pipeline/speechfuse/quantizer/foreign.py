@@ -170,8 +170,7 @@ class FastConformer(Foreign):
         bands = torch.from_numpy(_filters(mel["feature_size"], n_fft)).to(device)
         x = torch.log(bands @ power + 2**-24).transpose(1, 2)
         own, many = _own(lengths, x), lengths[:, None, None]
-        x = x - (x * own[..., None]).sum(1, keepdim=True) / many
-        x = x * own[..., None]
+        x = (x - (x * own[..., None]).sum(1, keepdim=True) / many) * own[..., None]
         return x / ((x.pow(2).sum(1, keepdim=True) / (many - 1)).sqrt() + 1e-5), own
 
     def save(self, folder: Path) -> None:

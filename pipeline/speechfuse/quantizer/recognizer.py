@@ -25,6 +25,7 @@ class Recognizer:
     `checkpoint` that is no Whisper."""
 
     token_rate = 50.0
+    shortest = 1 / token_rate  # seconds
     stream: ClassVar[dict[str, object]] = {}  # there are no codes
 
     def __init__(self, checkpoint: str) -> None:
