@@ -24,7 +24,7 @@ class Transcribe:
     files: list[str] = key("the audio files")
     whisper: str = key("openai-whisper .pt", "models/tiny.en.pt")
     quantizer: str | None = key("with its decoding half: a second line of its codes", None)
-    window: float | None = key("seconds, where the quantizer is a .model that was cut", None)
+    window: float | None = key("seconds that a quantizer's .model was cut to", None, above=0)
     language: str = key("of the speech", "en")
 
 
