@@ -74,11 +74,9 @@ def plan_of(job: CurateTexts, sources: list[Any], steps: list[Any]) -> list[dict
     return plan
 
 
-def totals_of(
-    paths: list[Path], rejects: Rejects, steps: list[Any], rows_in: int
-) -> dict[str, Any]:
+def totals_of(paths: list[Path], rejects: Rejects, steps: list[Any], given: int) -> dict[str, Any]:
     """Totals of the manifest, counted from disk: rows, words of the prompts, and of each step what
-    it kept, rewrote and dropped. `rows_in`: rows of the plan."""
+    it kept, rewrote and dropped. `given`: rows of the plan."""
     kinds = by_reason(rejects)
     rewrites: Counter[str] = Counter()
     rows: Counter[str] = Counter()
@@ -90,7 +88,7 @@ def totals_of(
             rewrites.update(conversation.extra.get("rewrites", ()))
             words += sum(len(prompt.split()) for prompt in conversation.prompts)
     left = rows.total() + sum(kinds["filtered"].values())
-    unselected = rows_in - left - sum(kinds["rejected"].values())
+    unselected = given - left - sum(kinds["rejected"].values())
     table = []
     for step in steps:
         dropped = _by_kind(kinds["filtered"], f"{FILTERED}{step.name} ")
@@ -100,7 +98,7 @@ def totals_of(
         table.append(line | _facts(step))
     return {
         "rows": rows.total(),
-        "rows_in": rows_in - unselected,
+        "rows_in": given - unselected,
         "not_selected": unselected,
         "prompt_words": words,
         "steps": table,

@@ -24,7 +24,7 @@ class ExpandVocab:
     base: str = key("Hugging Face folder of a Llama-3 model")
     quantizer: str = key("folder of ours, or a published WhisperVQ .model file")
     whisper: str | None = key("openai-whisper .pt beside a .model", None)
-    window: float | None = key("seconds, where the .pt's encoder was cut to a window", None)
+    window: float | None = key("seconds that the .pt's encoder was cut to", None, above=0)
     initialize: dict[str, Any] = key(
         "values of the new rows: normal, mean, mean_and_covariance or codebook",
         {"_component_": "speechfuse.tokens.codebook"},

@@ -37,7 +37,7 @@ class InspectDataset:
     hear: int = key("rows that are shown", 5, least=0)
     decoder: str | None = key("the quantizer, with its decoding half: says what it heard", None)
     whisper: str | None = key("the decoder's openai-whisper .pt", None)
-    window: float | None = key("seconds, where the decoder's .pt was cut to a window", None)
+    window: float | None = key("seconds that the decoder's .pt was cut to", None, above=0)
     language: str = key("that the decoder is to hear", "en")
 
 

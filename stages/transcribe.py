@@ -24,7 +24,7 @@ class Transcribe:
     files: list[str] = key("the audio files")
     whisper: str = key("openai-whisper .pt", "models/tiny.en.pt")
     quantizer: str | None = key("with its decoding half: a second line of its codes", None)
-    window: float | None = key("seconds, where the quantizer is a .model that was cut", None)
+    window: float | None = key("seconds that a quantizer's .model was cut to", None, above=0)
     language: str = key("of the speech", "en")
 
 
@@ -39,9 +39,8 @@ def main(job: Transcribe) -> None:
 
     whisper = decoder.load_whisper(Path(job.whisper))
     if job.quantizer:
-        paths = job.quantizer, job.whisper
-        quantizer = Quantizer.load(*paths, job.window)
-        of_codes = decoder.CodeTranscriber.load(*paths, job.language, job.window)
+        quantizer = Quantizer.load(job.quantizer, job.whisper, job.window)
+        reader = decoder.CodeTranscriber.load(job.quantizer, job.whisper, job.language, job.window)
     unread = 0
     for file in job.files:
         try:
@@ -50,7 +49,7 @@ def main(job: Transcribe) -> None:
             print(f"{file}: {text}", flush=True)
             if job.quantizer:
                 codes = quantizer.encode(decoding.split(waveform, quantizer.window))
-                texts = map(str.strip, of_codes.transcribe(codes))
+                texts = map(str.strip, reader.transcribe(codes))
                 print(f"  of its codes: {' '.join(texts)}", flush=True)
         except (ValueError, OSError) as error:
             if (sentence := failures.sentence(error)) is None:

@@ -397,9 +397,8 @@ def test_a_value_out_of_bounds_is_refused_by_its_name(component, values, said):
     needed |= {"db": [0, 1], "max_share": 1, "data": "x", "metric": "wer"}
     dotted = f"speechfuse.{component}"
     taken = inspect.signature(config.resolve(dotted)).parameters
-    given = {name: value for name, value in needed.items() if name in taken} | values
-    if "quantize_from" in taken:
-        del given["whisper"]  # which the phonemes need not
+    required = [name for name, of in taken.items() if of.default is of.empty]
+    given = {name: needed[name] for name in required if name in needed} | values
     with pytest.raises(ValueError, match=said):
         config.instantiate({"_component_": dotted, **given})
 

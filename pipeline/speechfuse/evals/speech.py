@@ -182,7 +182,9 @@ class Speech:
                 "`transcribe`, which asks for it"
             )
         if self.controls_of and (self.rater or self.controls_of not in self.splits):
-            raise ValueError(f"controls_of={self.controls_of}: one of {[*self.splits]}, no judge")
+            raise ValueError(
+                f"controls_of={self.controls_of}: choose one of {[*self.splits]}, and no judge"
+            )
         if self.identity and not self.speech_on:
             raise ValueError(f"{self.data} holds speech, and speech_on=false asks in text alone")
         if self.identity:

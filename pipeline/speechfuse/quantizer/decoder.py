@@ -271,12 +271,8 @@ def save_published(
     """
     config, shape = quantizer.config, decoder.shape
     head_width = config.n_audio_state // shape.heads
-    options: dict[str, Any] = {
-        "codebook_dim": config.codebook_dim,
-        "vq_codes": config.codes,
-        "q_depth": 1,
-    }
-    options |= {"n_head": shape.heads, "head_width": head_width, "ffn_mult": FFN_MULT}
+    options: dict[str, Any] = {"codebook_dim": config.codebook_dim, "vq_codes": config.codes}
+    options |= {"q_depth": 1, "n_head": shape.heads, "head_width": head_width, "ffn_mult": FFN_MULT}
     options |= {"depth": shape.depth, "use_cosine_sim": True, "downsample": config.downsample}
     options["whisper_model_name"] = whisper
     tunables = {"rope": shape.rope, "query_mult": shape.query_mult, "mask_embs": True}

@@ -54,6 +54,9 @@ class Shape:
     kind: str
     sizes: dict[str, Any]
 
+    def described(self) -> dict[str, Any]:
+        return vars(self)
+
 
 class Foreign(frames.FrameEncoder):
     """An encoder with convolutions `steps` over time, [kernel, stride, padding] each; `seconds`: of

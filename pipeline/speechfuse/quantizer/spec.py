@@ -35,9 +35,7 @@ class EncoderSpec:
 class QuantizerSpec:
     checkpoint: str = key("folder of ours, or a published WhisperVQ .model file")
     whisper: str | None = key("openai-whisper .pt beside a .model", None)
-    window: float | None = key(
-        "seconds to which the .pt's encoder is cut; null: not", None, above=0
-    )
+    window: float | None = key("seconds that the .pt's encoder is cut to", None, above=0)
     dtype: str = key("float32 (exact) or bfloat16 (faster; changes some codes)", "float32")
 
     def load(self, device: str) -> "Quantizer":

@@ -148,14 +148,12 @@ class Metrics:
             id = {"id": name} if tracker == "wandb" else {}  # Trackio finds a run by its name
             self._tracker.init(project="speechfuse", name=name, config=config, resume="allow", **id)
 
-    def add(
-        self, step: int, loss: float, lengths: list[int], seconds: float, **values: Any
-    ) -> None:
+    def add(self, step: int, loss: float, lengths: list[int], seconds: float, **more: Any) -> None:
         """Write the line of a step: `lengths`: tokens of its samples; `seconds`: how long it took;
-        `values`: other numbers of it."""
+        `more`: other numbers of it."""
         tokens, pairs = sum(lengths), pairs_of(lengths)
         elapsed = self._before + time.perf_counter() - self._began
-        line: dict[str, Any] = {"step": step, "loss": loss, **values}
+        line: dict[str, Any] = {"step": step, "loss": loss, **more}
         infinite = [k for k, v in line.items() if isinstance(v, float) and not math.isfinite(v)]
         line |= dict.fromkeys(infinite)  # JSON has no NaN
         line |= {"tokens": tokens, "seconds": round(seconds, 4), "elapsed": round(elapsed, 1)}

@@ -85,7 +85,9 @@ class Speakable:
 
     def __post_init__(self) -> None:
         if not self.scripts or any(script != script.upper() for script in self.scripts):
-            raise ValueError(f"speakable: scripts={self.scripts}: name one or more, as LATIN")
+            raise ValueError(
+                f"speakable: scripts={self.scripts}: name at least one, as Unicode does: LATIN"
+            )
 
     def __call__(self, conversation: Conversation) -> Conversation | Dropped:
         changed: dict[int, str] = {}

@@ -41,6 +41,5 @@ class Turns:
         if not removed:
             return conversation
         rewrites = [*conversation.extra.get("rewrites", []), *removed]
-        return replace(
-            conversation, turns=turns, extra={**conversation.extra, "rewrites": rewrites}
-        )
+        extra = {**conversation.extra, "rewrites": rewrites}
+        return replace(conversation, turns=turns, extra=extra)

@@ -90,7 +90,7 @@ class PreflightReport:
         is not there yet. Raises ValueError for data without a sample and names that do not exist.
         """
         if data and not (data.counts.steps and data.counts.tokens):
-            raise ValueError(f"{job.out}: no sample to train on; see the datasets' paths, select")
+            raise ValueError(f"{job.out}: the datasets hold no sample; see their paths, select")
         self.job, self.meter, self.data = job, meter, data
         gpu, ranks, size = meter.gpu, meter.gpus, DTYPES[job.dtype].itemsize
         longest, passes = data.longest if data else job.seq_len, job.batch_size // ranks // micro
