@@ -318,15 +318,10 @@ def of_wavlm(checkpoint: str, window: Positive = WINDOW) -> Waves:
     weights.files(folder)
     if kind is None:
         raise ValueError(f"{folder}: its config.json is of no {' or '.join(WAVES)}")
-    model, report = kind.from_pretrained(  # without random masks, which also lack weights at times
-        folder,
-        mask_time_prob=0.0,
-        mask_feature_prob=0.0,
-        local_files_only=True,
-        use_safetensors=True,
-        dtype=torch.float32,
-        output_loading_info=True,
-    )
+    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    # without random masks, which also lack weights at times
+    options |= {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "dtype": torch.float32}
+    model, report = kind.from_pretrained(folder, **options)
     if lacking := sorted({*report["missing_keys"], *map(str, report["mismatched_keys"])}):
         raise ValueError(f"{folder} lacks weights of its config.json: {weights.few(lacking)}")
     if getattr(model, "adapter", None):
