@@ -318,7 +318,11 @@ def of_wavlm(checkpoint: str, window: Positive = WINDOW) -> Waves:
     weights.files(folder)
     if kind is None:
         raise ValueError(f"{folder}: its config.json is of no {' or '.join(WAVES)}")
-    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    options: dict[str, Any] = {
+        "local_files_only": True,
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
     # without random masks, which also lack weights at times
     options |= {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "dtype": torch.float32}
     model, report = kind.from_pretrained(folder, **options)
