@@ -70,8 +70,11 @@ def others(recipe: Path, kind: str) -> Iterator[str]:
 def data(recipe: Path, arguments: list[str]) -> Jobs:
     for name in ("world", "neural"):
         yield from script(recipe / name)
-    for name in ("train", "test", *others(recipe, "tokenize")):
+    for name in ("train", "test"):
         yield "tokenize_speech", f"{recipe}/tokenize_{name}.yaml", *arguments
+    for name in others(recipe, "tokenize"):  # of which corpus.* of the synthetic ones are no keys
+        own = [a for a in arguments if not a.startswith("corpus.")]
+        yield "tokenize_speech", f"{recipe}/tokenize_{name}.yaml", *own
     of_job = [a for a in arguments if a.startswith(("--", "fresh=", "runtime."))]
     yield from recognize(recipe, of_job)
 

@@ -38,7 +38,10 @@ def main(job: ConvertRwkv) -> None:
     if path.is_dir():
         if read_config(path).get("model_type") != pth.MODEL_TYPE:
             raise ValueError(f"{path} is no RWKV")
-        pth.write(out, weights.read(path) | folder.state_of(path))
+        if out.exists() and not job.fresh:
+            raise ValueError(f"{out} exists: choose another name, or fresh=true")
+        with artifact.replacing(out) as temporary:
+            pth.write(temporary, weights.read(path) | folder.state_of(path))
         print(f"{out}: written, with{'' if folder.state_of(path) else 'out'} a learned state")
         return
     if job.tokenizer is None:
@@ -49,7 +52,7 @@ def main(job: ConvertRwkv) -> None:
         raise ValueError(f"{path} has {shape.vocab_size} tokens, and {job.tokenizer} {len(words)}")
     if any(map(pth.is_state, tensors)):
         raise ValueError(f"{path} has a learned state: take the file that it was trained from")
-    inputs = {"path": artifact.sha256_of(path)}
+    inputs = {"path": artifact.sha256_of(path), "tokenizer": words.backend_tokenizer.to_str()}
     work = artifact.Artifact(out, "convert_rwkv", 1, asdict(job), inputs)
     if not work.begin(fresh=job.fresh):
         return

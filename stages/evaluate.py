@@ -20,7 +20,7 @@ from speechfuse.evals import sweep
 
 
 def main(job: sweep.Evaluate) -> None:
-    lacking = {} if job.only else sweep.left_out(job)
+    lacking = sweep.left_out(job) if not job.only or not sweep.cells_of(job) else {}
     left = [f"left out: {task}, as {path} is not there" for task, path in lacking.items()]
     if job.runtime.dry_run:
         print(*sweep.survey(job), *left, sep="\n")

@@ -14,7 +14,7 @@ from typing import Any
 
 from speechfuse import artifact, config
 from speechfuse.config import key
-from speechfuse.quantizer.spec import check_files
+from speechfuse.quantizer.spec import check_files, settled
 from speechfuse.tokens import vocabulary, weights
 
 
@@ -46,7 +46,7 @@ def main(job: ExpandVocab) -> None:
     there = expansion.has_sound_tokens(base, vocabulary.tokenizer_of(base), codes)
     inputs = {"base": artifact.fingerprint_of_files(base), "quantizer": quantizer.identity}
     inputs |= {"sound tokens": "of the base"} if there else {}
-    work = artifact.Artifact(out, "expand_vocab", 2, asdict(job), inputs)
+    work = artifact.Artifact(out, "expand_vocab", 2, settled(asdict(job)), inputs)
     if not work.begin(fresh=job.fresh):
         return
     layout = expansion.expand(

@@ -60,8 +60,7 @@ def addresses() -> dict[str, str]:
 
 
 def download(address: str, path: Path) -> str:
-    """Download OpenAI's file. Returns why that cannot be reached, or "". Raises ValueError for
-    another file."""
+    """Download OpenAI's file. Returns why that cannot be reached, or is another, or ""."""
     try:
         with urllib.request.urlopen(address, timeout=30) as response, open(path, "wb") as file:
             size = int(response.headers.get("Content-Length", 0))
@@ -70,7 +69,7 @@ def download(address: str, path: Path) -> str:
     except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
         return f"{address} cannot be reached: {getattr(error, 'reason', error)}"
     if (found := sha256_of(path)) != address.split("/")[-2]:
-        raise ValueError(f"what came from {address} is not the file, its sha256 is {found}")
+        return f"what came from {address} is not the file, its sha256 is {found}"
     return ""
 
 

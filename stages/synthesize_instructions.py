@@ -21,7 +21,7 @@ import numpy as np
 
 from speechfuse import artifact, config, workers
 from speechfuse.audio import augmentation
-from speechfuse.quantizer.spec import QuantizerSpec, check_files
+from speechfuse.quantizer.spec import QuantizerSpec, check_files, settled
 from speechfuse.rows import making, shards, statistics
 from speechfuse.rows.rejects import Rejects, by_reason
 from speechfuse.synthesis import plan as synthesis_plan
@@ -153,7 +153,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """The job's configuration. Arguments that change nothing of what engines and transcriber answer
     move to `runtime`, which is no part of an artifact's fingerprint."""
-    settings = asdict(job)
+    settings = settled(asdict(job))
 
     def moved(spec: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
         return {key: spec.pop(key) for key in keys if key in spec}

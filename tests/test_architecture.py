@@ -94,7 +94,7 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "train_rwkv.yaml": Finetune,
     "rwkv_*.yaml": Finetune,
     "init_rwkv.yaml": demo("init_base").InitBase,
-    "train_quantizer.yaml": TrainQuantizer,
+    "train_quantizer*.yaml": TrainQuantizer,
     "expand_vocab.yaml": ExpandVocab,
     "evaluate.yaml": Evaluate,
     "evaluate_*.yaml": Evaluate,

@@ -190,7 +190,7 @@ def test_folders_of_noise_and_rooms_are_used_and_are_part_of_the_fingerprint(spe
         ({"_component_": f"{MODULE}Noise", "snr": [1, 9], "sources": ["brown"]}, "'brown': choose"),
         ({"_component_": f"{MODULE}Noise", "snr": [1, 9], "folder": "/nowhere"}, "no audio in it"),
         ({"_component_": f"{MODULE}Lossy", "formats": ["g729"]}, "'g729': choose"),
-        ({"_component_": f"{MODULE}Reverberation", "decay": [1e-5, 1e-5]}, "that are no number"),
+        ({"_component_": f"{MODULE}Reverberation", "decay": [1e-5, 1e-5]}, "makes NaN or infinity"),
         ({"_component_": f"{MODULE}Gain", "db": [0, 0], "probability": 3}, "probability=3: give 0"),
     ],
 )

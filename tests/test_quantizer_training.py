@@ -435,6 +435,8 @@ def test_a_text_is_aligned_by_what_is_most_probable() -> None:
     assert aligned(likely[1:3], [a, silence, b], silence).tolist() == [0, 1]  # its silence left out
     assert aligned(likely, [], silence).tolist() == [2, 0, 0, 2, 1, 1]  # as it is heard
     assert aligned(likely[:1], [a, b], silence).tolist() == [2]  # no place for both
+    long = aligned(np.tile(likely, (100, 1)), [a, b] * 100, silence)  # more states than int8 counts
+    assert len(long) == 600 and {*long.tolist()} == {a, b, silence}
 
 
 def test_speech_is_disturbed_as_rooms_and_telephones_do() -> None:

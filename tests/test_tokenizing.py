@@ -13,6 +13,7 @@ from speechfuse.audio import espeak_ng
 from speechfuse.corpora.clip import Clip
 from speechfuse.quantizer import tokenize
 from speechfuse.quantizer.model import Quantizer, QuantizerConfig
+from speechfuse.quantizer.spec import settled
 from speechfuse.rows.rejects import Reject
 from tests.bad_audio import encoded, sound
 
@@ -80,6 +81,7 @@ def test_a_clip_padded_to_the_next_second_has_its_codes_whatever_stands_beside_i
         np.testing.assert_array_equal(beside, alone)
     with pytest.raises(ValueError, match=r"pad_to=0\.7: give a multiple of 0\.04 s that divides"):
         replace(config, pad_to=0.7)
+    assert replace(config, pad_to=0.2).pad_to == 0.2  # which divides 5 s, but not in floating point
     identities = set()
     for int8 in (False, True):
         quantizer.int8 = int8
@@ -163,3 +165,10 @@ def test_bfloat16_is_compared_with_float32_on_the_first_clips(quantizer, clips):
     finally:
         quantizer.dtype = torch.float32
     assert codes == n and 0.5 * n < equal < n
+
+
+def test_a_window_that_is_null_is_no_part_of_what_a_job_made():
+    settings = {"quantizer": {"checkpoint": "a", "window": None}, "window": None, "seed": 0}
+    assert settled(settings) == {"quantizer": {"checkpoint": "a"}, "seed": 0}
+    assert settled({"quantizer": {"window": 5.0}}) == {"quantizer": {"window": 5.0}}
+    assert settled({"quantizer": "a", "window": 5.0}) == {"quantizer": "a", "window": 5.0}

@@ -137,7 +137,7 @@ def test_character_errors_in_any_script():
     [
         (([], []), "no utterances"),
         ((["a"], ["a", "b"]), "1 references and 2 hypotheses"),
-        ((["a"], ["a"], [1.0, 2.0]), "2 durations for 1 utterances"),
+        ((["a"], ["a"], [1.0, 2.0]), "2 durations of 1 utterances"),
         ((["a"], ["a"], None, ["x", "y"]), "2 clusters for 1 items"),
     ],
 )

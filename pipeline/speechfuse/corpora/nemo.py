@@ -215,10 +215,11 @@ class Nemo:
         return Clip(id, audio, uri, offset or 0.0, seconds, **fields)
 
     def _text_of(self, manifest: str, name: str) -> str:
-        if self.audio_dir and planning.leads_out(name):
-            raise ValueError(f"{name:.80} leads out of the manifest's folder")
+        folder = (self.folder / manifest).parent.resolve()
+        if not (path := (folder / name).resolve()).is_relative_to(folder):
+            raise ValueError(f"{name[-80:]} leads out of the manifest's folder")
         try:
-            return (self.folder / manifest).parent.joinpath(name).read_text("utf-8").strip()
+            return path.read_text("utf-8").strip()
         except OSError as error:
             raise ValueError(f"{name:.80} cannot be read: {error.strerror}") from None
 

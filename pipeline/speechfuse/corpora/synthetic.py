@@ -44,7 +44,10 @@ class Synthetic:
         self.snr, self.gain, self.seed = snr, gain, seed
         self.rows = self._read()
         # with the [] that it always had: data and trainings that were begun go on
-        self.fingerprint = artifact.json_digest([artifact.sha256_of(self.path), []])
+        named = [name for group in self.voices.values() for name in group.names]
+        # 2: flite's voices have a rate and a pitch
+        own = [2] * any(name.startswith("flite:") for name in named)
+        self.fingerprint = artifact.json_digest([artifact.sha256_of(self.path), own])
 
     def _read(self) -> dict[str, dict[str, Any] | str]:
         """Return by id the lines to speak, or why a line cannot be spoken."""

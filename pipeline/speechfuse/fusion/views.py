@@ -110,7 +110,7 @@ def conversations_of(
     turns_of = config.bind(turns, "row")
 
     def render(row: dict[str, Any]) -> Sample | None:
-        if not datasets.answered(row):
+        if not datasets.answered(row, turns):
             return None
         clips: list[Any] = []
         of_segment = partial(ids_of, clips=clips)

@@ -32,7 +32,7 @@ from speechfuse.components import Positive
 from speechfuse.fusion.adapters import Positions, count
 from speechfuse.quantizer import frames, nemo_file
 from speechfuse.tokens import weights
-from speechfuse.tokens.vocabulary import read_config, read_json
+from speechfuse.tokens.vocabulary import read_config, read_preprocessor
 
 WINDOW = 40.0  # seconds of the longest clip that Canary-Qwen was trained on
 SIZES = (  # of a FastConformer, which its identity has beside its tensors
@@ -107,8 +107,10 @@ class Foreign(frames.FrameEncoder):
         device = next(self.parameters()).device
         clips = [torch.from_numpy(np.ascontiguousarray(w, np.float32)) for w in waveforms]
         samples = torch.tensor([len(waveform) for waveform in waveforms])
-        frames, lengths = self(pad_sequence(clips, batch_first=True).to(device), samples)
+        frames, lengths = self(pad_sequence(clips, batch_first=True).to(device), samples.to(device))
         return frames, lengths.tolist()
+
+    embed_batch = encode_batch
 
     def forward(self, waveforms: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         least = round(self.shortest * SAMPLE_RATE)  # a clip of length 0 has one frame all the same
@@ -292,22 +294,13 @@ def _of_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
         raise ValueError(
             f"{folder} holds no FastConformer: its config.json is of a {shape.get('model_type')}"
         )
-    mel, stated = MEL | {"feature_size": sizes.get("num_mel_bins", 80)}, _preprocessor(folder)
+    mel, stated = MEL | {"feature_size": sizes.get("num_mel_bins", 80)}, read_preprocessor(folder)
     mel |= {name: stated[name] for name in mel if name in stated}
     try:
         parts = [load_file(folder / name) for name in weights.files(folder)]
     except SafetensorError as error:
         raise ValueError(f"{folder}: its weights are damaged ({error}): copy them again") from None
     return sizes, mel, {name: tensor for part in parts for name, tensor in part.items()}
-
-
-def _preprocessor(folder: Path) -> dict[str, Any]:
-    """Return the settings of what stands before the encoder of a Hugging Face folder."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            stated = read_json(folder / name)
-            return stated.get("feature_extractor", stated)
-    raise ValueError(f"{folder} has no preprocessor_config.json: copy it beside config.json")
 
 
 def of_wavlm(checkpoint: str, window: Positive = WINDOW) -> Waves:
@@ -330,7 +323,7 @@ def of_wavlm(checkpoint: str, window: Positive = WINDOW) -> Waves:
         raise ValueError(f"{folder} lacks weights of its config.json: {weights.few(lacking)}")
     if getattr(model, "adapter", None):
         raise ValueError(f"{folder} has an adapter behind its encoder, which is not read here")
-    return Waves(model, bool(_preprocessor(folder).get("do_normalize", True)), window).eval()
+    return Waves(model, bool(read_preprocessor(folder).get("do_normalize", True)), window).eval()
 
 
 def concatenated(encoders: list[dict[str, Any]]) -> Concatenated:

@@ -55,12 +55,12 @@ class QuantizerConfig:
     pad_to: Positive | None = None
 
     def __post_init__(self) -> None:
-        rate = POSITION_RATE / max(1, self.downsample)  # tokens a second
-        window = self.n_audio_ctx / POSITION_RATE
-        if self.pad_to and (self.pad_to * rate % 1 or window % self.pad_to):
+        padded = round((self.pad_to or 0) * POSITION_RATE)  # positions
+        whole = padded and padded % self.downsample == 0 == self.n_audio_ctx % padded
+        if self.pad_to and not (whole and padded / POSITION_RATE == self.pad_to):
             raise ValueError(
-                f"pad_to={self.pad_to:g}: give a multiple of {1 / rate:g} s that divides the "
-                f"window, {window:g} s"
+                f"pad_to={self.pad_to:g}: give a multiple of {self.downsample / POSITION_RATE:g} s "
+                f"that divides the window, {self.n_audio_ctx / POSITION_RATE:g} s"
             )
         if self.n_mels not in (80, 128):
             raise ValueError(f"n_mels={self.n_mels}: Whisper's log-mel has 80 or 128 bands")

@@ -14,7 +14,7 @@ import pyarrow as pa
 from speechfuse import artifact, config, workers
 from speechfuse.config import key
 from speechfuse.hub import data as hub_data
-from speechfuse.quantizer.spec import EncoderSpec, QuantizerSpec
+from speechfuse.quantizer.spec import EncoderSpec, QuantizerSpec, settled
 from speechfuse.rows import making
 from speechfuse.rows.rejects import Rejects, by_reason
 
@@ -103,7 +103,7 @@ def make(
     fingerprint = hub_data.pinned_commit(corpus.fingerprint, "corpus", started)
     what = next(iter(encoder.stream), "recognizer")  # or quantizer or encoder
     inputs = {"corpus": fingerprint, what: encoder.identity}
-    work = artifact.Artifact(out, name, version, asdict(job), inputs)
+    work = artifact.Artifact(out, name, version, settled(asdict(job)), inputs)
 
     def totals(paths: list[Path], rejects: Rejects) -> dict[str, Any]:
         counts, shard_list = making.counts_of(paths), work.plan["shards"]

@@ -55,11 +55,23 @@ def _encoder(spec: str, device: str) -> "FrameEncoder":
     return config.instantiate(json.loads(spec)).to(device)
 
 
+def settled(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a job's settings without a `window` that is null, so that what was made before there
+    was this key keeps its fingerprint."""
+    for each in (settings, settings.get("quantizer")):
+        if isinstance(each, dict) and each.get("window", 0) is None:
+            del each["window"]
+    return settings
+
+
 def check_files(checkpoint: str | None, whisper: str | None) -> None:
     """Raises FileNotFoundError for a quantizer that is not there, before torch is imported."""
     for path in (checkpoint, whisper):
         if path is not None and not Path(path).exists():
-            raise FileNotFoundError(f"no quantizer at {path}: a folder of ours or a published file")
+            hint = "; `just fetch-whisper tiny.en` gets a Whisper" * path.endswith(".pt")
+            raise FileNotFoundError(
+                f"no quantizer at {path}: a folder of ours or a published file{hint}"
+            )
 
 
 @cache

@@ -54,10 +54,12 @@ def _view(
     return View(Path(path), select or {}, sample)
 
 
-def answered(row: dict[str, Any]) -> bool:
-    """Return whether a speech row has a transcript or an answer of its own: a piece of a split
-    recording has neither."""
-    return row["text"] is not None or bool(row["extra"].get("answer") and row.get("part") is None)
+def answered(row: dict[str, Any], turns: dict[str, Any]) -> bool:
+    """Return whether a speech row has a transcript, or for samples.context an answer of its own: a
+    piece of a split recording has neither."""
+    if row["text"] is not None or not turns["_component_"].endswith("samples.context"):
+        return row["text"] is not None
+    return bool(row["extra"].get("answer") and row.get("part") is None)
 
 
 def check_train_on(value: str) -> None:
@@ -85,7 +87,7 @@ def speech(
     turns_of = config.bind(turns, "row")
 
     def render(row: dict[str, Any]) -> tuple[list[int], list[bool]] | None:
-        if not answered(row):
+        if not answered(row, turns):
             return None
         return prompts.render(vocabulary, turns_of(row=row), draw=row.get("draw"))
 

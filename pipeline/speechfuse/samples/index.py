@@ -194,7 +194,7 @@ def key_of(*parts: Any) -> str:
 
 def _tokens_of(checkpoint: Path) -> list[str]:
     """Hashes of the files that decide the ids of a sample."""
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json")
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     return [artifact.sha256_of(p) for name in names if (p := checkpoint / name).exists()]
 
 

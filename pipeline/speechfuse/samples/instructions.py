@@ -70,6 +70,8 @@ def context(
     own = row["extra"].get("context") or row["extra"].get("question")
     files = [(own,)] if own else [*map(_questions, question_files(questions))] or [(default,)]
     reply = row["extra"].get("answer") or _row_text(row)
+    if not isinstance(reply, str):
+        raise ValueError(f"row {row['id']}: its answer is {reply!r:.60}, not text")
     either = [[_around(row, str(text), audio_locator) for text in file] for file in files]
     first = [{"role": "system", "segments": [{"text": system}]}] if system else []
     return [*first, {"role": "user", "either": either}, *_turns([], reply)[1:]]

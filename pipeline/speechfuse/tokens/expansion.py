@@ -48,7 +48,8 @@ def has_sound_tokens(base: Path, tokenizer: PreTrainedTokenizerBase, codes: int)
             f"{base} already has sound tokens, of quantizer {recorded.quantizer[:12]}: train from "
             "it as it is, or expand the original base model"
         )
-    if Vocabulary(tokenizer, None).chat:
+    llama = vocabulary.read_config(base).get("model_type") != "speechfuse_rwkv"
+    if Vocabulary(tokenizer, None).chat or not llama:
         raise ValueError(f"{base}: sound tokens are added beside Llama 3's control tokens alone")
     vocab, names = tokenizer.get_vocab(), sound_tokens(codes)
     size, rows = max(vocab.values()) + 1, vocabulary.read_config(base)["vocab_size"]

@@ -47,10 +47,16 @@ def of_template(tokenizer: "PreTrainedTokenizerBase") -> Layout:
     def parts(*roles: str, generate: bool = False) -> list[str]:
         marks = [f"zq{number}zq" for number in range(len(roles))]
         turns: list[Any] = [{"role": r, "content": m} for r, m in zip(roles, marks, strict=True)]
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=generate, enable_thinking=False
-        )
-        return re.split("|".join(marks), str(text))
+        try:
+            text = tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=generate, enable_thinking=False
+            )
+        except Exception as error:  # of jinja, or what a template says in words of its own
+            raise ValueError(f"{name}: its chat template cannot be used: {error}") from None
+        found = re.split("|".join(marks), str(text))
+        if len(found) != len(roles) + 1:
+            raise ValueError(f"{name}: its chat template does not keep the texts of {roles}")
+        return found
 
     if not tokenizer.chat_template:
         raise ValueError(
@@ -66,7 +72,7 @@ def of_template(tokenizer: "PreTrainedTokenizerBase") -> Layout:
         )
     try:
         system = parts("system", "user", "assistant")
-    except Exception:  # of jinja: a template refuses a role in words of its own
+    except ValueError:
         system = []
     control = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
     pattern = f"({'|'.join(map(re.escape, control))})"
@@ -76,7 +82,7 @@ def of_template(tokenizer: "PreTrainedTokenizerBase") -> Layout:
         return [tokenizer.get_added_vocab().get(part, part) for part in split]
 
     user = pieces(between.removeprefix(end))
-    around = [pieces(text) for text in system[:2]] if len(system) == 4 else []
+    around = [pieces(text) for text in system[:2]]
     answer = pieces(reply.removeprefix(asked))
     layout = Layout(pieces(first), user, pieces(asked), answer, pieces(end), around)
     if not any(isinstance(piece, int) for piece in layout.end):

@@ -182,3 +182,12 @@ def check_quantizer(checkpoint: Path, identity: str, what: str) -> None:
             f"{own[:12]}: codes or frames of one mean nothing to the other; tokenize again or use "
             "the checkpoint of that quantizer"
         )
+
+
+def read_preprocessor(folder: Path) -> dict[str, Any]:
+    """Return the settings of what stands before the encoder of a Hugging Face folder."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            stated = read_json(folder / name)
+            return stated.get("feature_extractor", stated)
+    raise ValueError(f"{folder} has no preprocessor_config.json: copy it beside config.json")

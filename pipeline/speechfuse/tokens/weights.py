@@ -42,8 +42,8 @@ def speech_part(folder: Path) -> list[str]:
     speechfuse.fusion, by their path in it; none in any other."""
     if not (folder / "speech.json").is_file():
         return []
-    paths = [*folder.glob("speech.*"), *folder.glob("lora/*"), *folder.glob("encoder/*")]
-    return sorted(path.relative_to(folder).as_posix() for path in paths)
+    paths = [*folder.glob("speech.*"), *folder.glob("lora/*"), *folder.glob("encoder/**/*")]
+    return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file())
 
 
 def headers(folder: Path) -> dict[str, Header]:

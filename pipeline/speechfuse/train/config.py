@@ -130,9 +130,8 @@ def ungrouped(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         inner = ungrouped(entry["datasets"])
         shares: list[Any] = [each.get("share") for each in (entry, *inner)]
-        if entry.keys() > {"share", "datasets"} or not all(
-            isinstance(share, int | float) and share > 0 for share in shares
-        ):
+        stated = [isinstance(share, int | float) and share > 0 for share in shares]
+        if entry.keys() > {"share", "datasets"} or not inner or not all(stated):
             raise ValueError(f"a group of datasets and each of its entries need a share: {entry}")
         part = entry["share"] / sum(shares[1:])
         flat += [each | {"share": each["share"] * part} for each in inner]

@@ -49,5 +49,5 @@ def aligned(probabilities: np.ndarray, phonemes: list[int], silence: int) -> np.
     found = np.empty(count, np.int64)
     for i in reversed(range(count)):
         found[i] = path[state]
-        state -= steps[i, state]
+        state -= int(steps[i, state])
     return found

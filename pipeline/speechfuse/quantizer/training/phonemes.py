@@ -205,7 +205,8 @@ class Phonemes:
             teacher = {"_component_": "speechfuse.quantizer.of_whisper", "checkpoint": whisper}
             teacher |= {"window": window}
             heard = config.instantiate(teacher)
-            if own := sorted({*ENCODER_DIMS} & {*model}):
+            # pad_to: what it makes of a clip is made in the whole window
+            if own := sorted({*ENCODER_DIMS, "pad_to"} & {*model}):
                 raise ValueError(f"method.model: {own[0]} is that of {whisper}: leave it out")
             model = model | {name: getattr(heard.config, name) for name in ENCODER_DIMS}
             self.inputs["whisper"] = artifact.sha256_of(Path(whisper))
@@ -232,6 +233,7 @@ class Phonemes:
         with espeak_ng.EspeakLibrary() as engine:
             self.training = [self._labelled(each, engine) for each in tqdm(training, "labels")]
             self.validation = [self._labelled(each, engine) for each in validation]
+        self.shortest = self.quantizer.padded_frames(min(each.frames for each in training))
         self.trainee = Trainee(self.quantizer, len(self.phonemes), self.decay).to(device)
         return self.trainee
 
@@ -251,10 +253,11 @@ class Phonemes:
             downsample = self.quantizer.config.downsample
             inputs, labels = batches.packed(self.training, downsample, size, seed, step)
         else:
-            longest = frames = self.quantizer.frames
-            if self.quantizer.config.pad_to:  # one of the lengths that a clip may be padded to
-                least = self.quantizer.padded_frames(1)
-                frames = least * random.Random(f"{seed}/{step}").randint(1, longest // least)
+            longest, least = self.quantizer.frames, self.quantizer.padded_frames(1)
+            chance = random.Random(
+                f"{seed}/{step}"
+            )  # of the lengths that these clips are padded to
+            frames = least * chance.randint(self.shortest // least, longest // least)
             size = size * longest // frames
             inputs, labels = batches.batch(self.training, frames, size, seed, step)
         quantize = step >= self.quantize_from * steps

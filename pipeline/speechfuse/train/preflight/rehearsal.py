@@ -25,6 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from speechfuse.audio.decoding import SAMPLE_RATE
+from speechfuse.fusion.adapters import count
 from speechfuse.train import backbone
 from speechfuse.train import model as models
 from speechfuse.train.backbone import DTYPES
@@ -172,8 +174,8 @@ class Rehearsal:
         rows, length = tokens.shape
         frames = torch.zeros(rows, length * door.adapter.stack, door.adapter.width)
         if encoder := door.encoder:
-            clips = ceil(frames.shape[:2].numel() / encoder.window / encoder.token_rate)
-            made = encoder.silence(clips)
+            each = count(round(encoder.window * SAMPLE_RATE), encoder.steps)
+            made = encoder.silence(ceil(frames.shape[:2].numel() / each))
             frames += made.flatten(0, 1)[: frames.shape[:2].numel()].reshape(frames.shape)
         vectors = door.adapter(frames.to(self.dtype), torch.full((rows,), frames.shape[1]))
         return vectors + F.embedding(tokens, door.weight)
