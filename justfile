@@ -167,7 +167,7 @@ bench what *args: setup
 gpu-bundle: setup
     PYTHONPATH=. {{python}} tests/gpu_bundle.py
 
-# all tests (about 5 minutes on 2 cores)
+# all tests (about 8 minutes on 2 cores)
 test *args: setup
     OMP_NUM_THREADS=1 {{py}} -m pytest -n 2 --dist loadfile "$@"
 

@@ -415,6 +415,9 @@ def test_an_answer_is_enough_but_not_for_a_piece_of_a_recording(parts, tmp_path)
     spec = speech(parts, path=path, turns=turns, select={})
     (found,) = load(parts, spec, cache=tmp_path / "cache").indexes
     assert [found[i].name for i in range(len(found))] == ["r0"] and found.left_out == 2
+    plain = spec | {"turns": {"_component_": "speechfuse.samples.answer"}}  # needs a transcript
+    with pytest.raises(ValueError, match="no sample"):
+        load(parts, plain, cache=tmp_path / "cache")
 
 
 def test_unpacked_rows_are_padded_to_the_longest_of_their_micro_batch(parts):

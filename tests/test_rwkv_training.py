@@ -23,7 +23,8 @@ from speechfuse.rows import shards
 from speechfuse.rwkv import pth
 from speechfuse.rwkv.model import Rwkv
 from speechfuse.samples import datasets
-from speechfuse.tokens.vocabulary import Vocabulary
+from speechfuse.tokens.expansion import has_sound_tokens
+from speechfuse.tokens.vocabulary import Vocabulary, tokenizer_of
 from speechfuse.train import loop, metrics, trainer
 from speechfuse.train import model as models
 from speechfuse.train.preflight import assumed, memory
@@ -311,6 +312,13 @@ def test_a_pth_becomes_a_folder_and_an_epoch_a_pth(parts, trained, tmp_path, ver
     demo = str(ROOT / "recipes/demo/models/base")
     with pytest.raises(ValueError, match=r"base[.]pth has \d+ tokens, and .*models/base 943"):
         convert(ConvertRwkv(str(tmp_path / "base.pth"), str(tmp_path / "x"), demo))
+    before = (tmp_path / "base.pth").read_bytes()
+    with pytest.raises(ValueError, match=r"base[.]pth exists: choose another name"):
+        convert(ConvertRwkv(str(epoch), str(tmp_path / "base.pth")))
+    assert (tmp_path / "base.pth").read_bytes() == before
+    rwkv = ROOT / "recipes/demo/models/rwkv"  # with Llama 3's tokens, but no Llama
+    with pytest.raises(ValueError, match="sound tokens are added beside Llama 3's control tokens"):
+        has_sound_tokens(rwkv, tokenizer_of(rwkv), 8)
     with pytest.raises(ValueError, match="models/base is no RWKV"):
         convert(ConvertRwkv(demo, str(tmp_path / "x.pth")))
 

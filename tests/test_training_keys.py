@@ -45,6 +45,7 @@ def test_a_group_of_datasets_divides_its_share():
     for wrong in (
         {"datasets": [a]},
         {"share": 1, "datasets": [{"path": "a"}]},
+        {"share": 1, "datasets": []},
         group | {"path": 1},
     ):
         with pytest.raises(
