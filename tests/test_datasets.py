@@ -420,6 +420,13 @@ def test_an_answer_is_enough_but_not_for_a_piece_of_a_recording(parts, tmp_path)
         load(parts, plain, cache=tmp_path / "cache")
 
 
+def test_a_changed_chat_template_is_seen_by_the_index(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    before = index._tokens_of(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("Q: {{ messages[0].content }}")
+    assert index._tokens_of(tmp_path) != before
+
+
 def test_unpacked_rows_are_padded_to_the_longest_of_their_micro_batch(parts):
     mixture = load(
         parts, speech(parts), texts(parts), shape=packing.Shape(64, 4, packed=False), epochs=2

@@ -16,7 +16,7 @@ import pytest
 import soundfile
 import yaml
 
-from speechfuse import yaml_values
+from speechfuse import artifact, yaml_values
 from speechfuse.audio import decoding, espeak_ng
 from speechfuse.corpora.clip import Clip
 from speechfuse.corpora.folder import Folder
@@ -459,3 +459,14 @@ def test_noise_of_breathy_voices_does_not_depend_on_the_process():
 def test_a_group_without_a_voice_is_refused(change):
     with pytest.raises(ValueError, match=r"^voices: "):
         Espeak(**{"accents": ["en-us"], "variants": ["m3"]} | change)
+
+
+def test_only_corpora_with_voices_of_flite_are_others_since_these_have_a_rate(tmp_path):
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"id": "a", "voices": "one", "text": "yes"}\n')
+    found = [
+        Synthetic(str(lines), {"one": {"variants": [name]}}).fingerprint
+        for name in ("en-us", "en-us+Annie", "flite:rms")
+    ]
+    as_before = artifact.json_digest([artifact.sha256_of(lines), []])
+    assert found[:2] == [as_before] * 2 and found[2] != as_before
