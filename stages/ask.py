@@ -26,6 +26,7 @@ class Ask:
     report: str = key("report.json, which names the chosen checkpoint")
     quantizer: str = key("folder of ours, or a published WhisperVQ .model file")
     whisper: str | None = key("openai-whisper .pt beside a .model", None)
+    window: float | None = key("seconds that the .pt's encoder was cut to", None, above=0)
     checkpoint: str | None = key("this one instead of the chosen", None)
     repeat_first: bool = key("it was trained to repeat the question on the first line", False)
     request: str = key("words before the audio, as it was trained with them: repeat:", "")
@@ -66,7 +67,7 @@ def main(job: Ask) -> None:
     if (own := checkpoint / "encoder").is_dir():  # it trained with the rest
         quantizer: Quantizer = foreign.trained(own)
     else:
-        quantizer = Quantizer.load(job.quantizer, job.whisper)
+        quantizer = Quantizer.load(job.quantizer, job.whisper, job.window)
     generator = generation.generator(checkpoint, quantizer.identity, job.file)
     pieces = decoding.split(waveform, quantizer.window)
     if len(pieces) > 1:

@@ -38,6 +38,7 @@ class Compare:
     listening: Measure = key("{task, split, metric} that says how well a row listens")
     text: list[Measure] = key("scores of text; those while listening end in _speech_on")
     more: list[Measure] = key("further columns", [])
+    heard: list[str] = key("tasks whose scores a cascade has of its recognizer", [])
     legend: dict[str, str] = key("what names of scores mean", {})
     quantizer: str | None = key("encoder of the question; null: no time to first token", None)
     question: str = key("what is asked for the time to first token", "")
@@ -167,7 +168,7 @@ def main(job: Compare) -> None:
         table.add(row.name, [*trained(row), *first.get(row.name, [])])
         if row.recognizer in chosen:  # what it hears is what its recognizer hears
             heard = of[row.recognizer].scores.values()
-            table.add(row.name, [score for score in heard if score.task == "transcription"])
+            table.add(row.name, [score for score in heard if score.task in job.heard])
     media, out = Media(Path(job.out)), Path(job.out)
     about = {row.name: f"{row.about} ({chosen[row.name]})" for row in rows}
     lacking = [row.name for row in job.rows if row.name not in chosen]

@@ -147,6 +147,19 @@ def test_a_checkpoint_of_another_quantizer_is_refused(tmp_path, monkeypatch, cap
     assert status == 2 and identity[:12] in err and "ffffffffffff" in err
 
 
+def test_the_encoder_of_a_published_quantizer_is_cut_as_it_was_for_the_training(
+    expanded, tmp_path, monkeypatch, capsys
+):
+    wav, golden = tmp_path / "q.wav", DEMO.parent.parent / "tests/golden"
+    called(monkeypatch, capsys, say, f"file={wav}")
+    files = golden / "whispervq.model", golden / "whisper.pt"
+    keys = f"file={wav}", f"checkpoint={expanded}", f"quantizer={files[0]}", f"whisper={files[1]}"
+    for window in (None, 2.0):  # that of another is refused, which names the one that was asked
+        own = Quantizer.load(*files, window).identity
+        status, _, err = called(monkeypatch, capsys, ask, *keys, f"window={window or 'null'}")
+        assert status == 2 and own[:12] in err
+
+
 @pytest.mark.parametrize("text", ["note: this", "what is 3 + 4", "[a, b]"])
 def test_any_text_can_be_said(text, tmp_path, monkeypatch, capsys):
     wav = tmp_path / "said.wav"

@@ -178,9 +178,9 @@ def test_a_cascade_without_its_recognizer_is_named(rows):
 
 def test_a_cascade_reads_what_a_row_heard(rows):
     rows.add("cascade", heard=30, minutes=0, recognizer="replay")
-    write(rows.evals, "replay/epoch_1", "words", [score("transcription", "all", 0.1, "wer")])
-    lines, _ = rows.compare()
-    heard = [e for e in lines if (e["checkpoint"], e["task"]) == ("cascade", "transcription")]
+    write(rows.evals, "replay/epoch_1", "words", [score("words", "all", 0.1, "wer")])
+    lines, _ = rows.compare(heard=["words"])
+    heard = [e for e in lines if (e["checkpoint"], e["task"]) == ("cascade", "words")]
     assert [each["value"] for each in heard] == [0.1]
     keys = {"out": str(rows.folder / "out"), "evals": str(rows.evals), "transcripts_of": "replay"}
     arguments = [*(f"{k}={v}" for k, v in keys.items()), f"rows={json.dumps(rows.rows)}"]

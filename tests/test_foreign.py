@@ -6,6 +6,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from speechfuse import config
 from speechfuse.artifact import write_json
 from speechfuse.fusion.adapters import count
 from speechfuse.fusion.door import adapter_of
+from speechfuse.hub import push
 from speechfuse.quantizer import foreign
+from speechfuse.train.preflight import rehearsal
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests/golden"
@@ -148,6 +151,36 @@ def test_a_saved_encoder_is_read_again(kind, folders, tmp_path):
     clip = [waveform(16_001)]
     assert torch.equal(again.encode_batch(clip, 1)[0], encoder.encode_batch(clip, 1)[0])
     assert not made(kind, folders).to("meta").state_dict().keys() - encoder.state_dict().keys()
+
+
+def test_preflight_asks_wavlm_for_the_windows_that_fill_a_batch(folders, monkeypatch):
+    encoder, asked = foreign.of_wavlm(str(folders["wavlm"]), window=1.0), []
+    silence = encoder.silence
+    monkeypatch.setattr(encoder, "silence", lambda clips: (asked.append(clips), silence(clips))[1])
+    stack = {"_component_": "speechfuse.fusion.Stack", "width": 16, "stack": 3, "hidden": 8}
+    door = SimpleNamespace(adapter=adapter_of(stack, 8), encoder=encoder, weight=torch.zeros(1, 8))
+    monkeypatch.setattr(rehearsal.backbone, "embedding_of", lambda _: door)
+    planned = SimpleNamespace(model=None, dtype=torch.float32)
+    tokens = torch.zeros(2, 64, dtype=torch.long)
+    assert rehearsal.Rehearsal._heard(planned, tokens).shape == (2, 64, 8)
+    assert asked == [8] and 7 * 49 < 2 * 64 * 3 <= 8 * 49  # 49 frames a second
+
+
+def test_encoders_side_by_side_are_pushed_whole(folders, tmp_path):
+    encoder, epoch, there = made("both", folders), tmp_path / "epoch_0", tmp_path / "there"
+    (epoch / "encoder").mkdir(parents=True)
+    encoder.save(epoch / "encoder")
+    write_json(epoch / "speech.json", {"base": "models/base"})
+    for name in ("config.json", "manifest.json"):
+        write_json(epoch / name, {})
+    for name in ("speech.safetensors", "model.safetensors"):
+        save_file({"a": torch.zeros(1)}, epoch / name)
+    for name, path in push.files_of(epoch).items():
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, there / name)
+    assert foreign.trained(there / "encoder").identity == encoder.identity
+    others = {path.name for path in there.iterdir()} - {"encoder"}
+    assert others == {"speech.json", "speech.safetensors", "manifest.json"}
 
 
 def test_the_encoder_of_a_recognizer_in_a_hugging_face_folder(tmp_path):

@@ -326,9 +326,10 @@ def test_a_distillation_begins_with_the_codes_of_start_and_with_the_losses_of_th
 @pytest.mark.usefixtures("inline")
 def test_several_corpora_train_one_quantizer(corpus: dict, tmp_path: Path) -> None:
     more = [{**corpus, "splits": ["train"], "seed": seed, "times": seed} for seed in (2, 3)]
-    sizes = []
+    sizes, labelled = [], []
     with pytest.MonkeyPatch.context() as patch:
-        begin = phonemes.Phonemes.begin
+        begin, label = phonemes.Phonemes.begin, batches.labelled
+        patch.setattr(phonemes, "labelled", lambda *of: (labelled.append(of), label(*of))[1])
         patch.setattr(
             phonemes.Phonemes,
             "begin",
@@ -336,6 +337,7 @@ def test_several_corpora_train_one_quantizer(corpus: dict, tmp_path: Path) -> No
         )
         train_quantizer.main(job(tmp_path / "q", corpus, PHONEMES, more=more))
     manifest = json.loads((tmp_path / "q" / "manifest.json").read_text())
+    assert len(labelled) == 4 * 6  # each once, and those of validation
     assert sizes == [6 + 2 * 6 + 3 * 6] and {"corpus", "more.0", "more.1", "validation"} <= {
         *manifest["inputs"]
     }
@@ -469,6 +471,7 @@ def test_speech_is_disturbed_as_rooms_and_telephones_do() -> None:
         ({"whisper": "TEACHER", "window": 1.6}, "n_audio_ctx is that of .*tiny.pt: leave it out"),
         ({"labels_from": {"checkpoint": "DISTILLED"}}, "has no phonemes.safetensors: make it by"),
         ({"labels_from": {"folder": "x"}}, "Guess: unknown argument 'folder'"),
+        ({"labels_from": {"checkpoint": "HEARD"}, "voice": "en-uss"}, "no voice 'en-uss'"),
     ],
 )
 def test_phonemes_refuse_what_does_not_fit(teacher, distilled, heard, changes, message):

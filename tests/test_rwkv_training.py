@@ -278,6 +278,12 @@ def test_a_state_can_be_zeroed_for_a_task_and_comes_back(parts, trained, tmp_pat
         found = model.blocks[0].att.time_state
         assert torch.equal(found, own) if state else found is None
         assert task.inputs().get("state", True) == state
+    for checkpoint, speech_on in ((parts / "rwkv7", True), (epoch, False)):
+        task = speech_task.Speech(
+            rows, "acc", reference="answer", state=False, speech_on=speech_on, input="transcript"
+        )
+        with pytest.raises(ValueError, match=r"^state=false: .* has no learned state, or speech_"):
+            task.check(checkpoint)
     shutil.copytree(epoch, tmp_path / "epoch")
     save_file({"blocks.0.att.time_state": own}, tmp_path / "epoch" / folder.STATE)
     with pytest.raises(ValueError, match=r"is not the file that speech[.]json beside it was"):

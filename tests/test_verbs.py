@@ -138,6 +138,14 @@ def test_a_neural_voice_is_tokenized_where_it_was_made(started, monkeypatch):
     assert started.jobs[-1] == neural
 
 
+def test_keys_of_the_synthetic_corpus_reach_the_synthetic_sets_alone(started, monkeypatch):
+    assert verb("data", monkeypatch, "corpus.snr=[5,5]", "batch_size=8") == 0
+    keys = {Path(path).stem: own for name, path, *own in started.jobs if name == "tokenize_speech"}
+    both, own = ["corpus.snr=[5,5]", "batch_size=8"], ["batch_size=8"]
+    synthetic = {"tokenize_train": both, "tokenize_test": both}
+    assert keys == synthetic | {"tokenize_slt": own, "tokenize_people": own}
+
+
 def test_a_cascade_hears_where_its_whisper_is(started, monkeypatch, capsys):
     assert verb("data", monkeypatch, "runtime.workers=1", "quantizer.checkpoint=x") == 0
     assert "no cascade, as models/tiny.en.pt is not there: `just fetch-" in capsys.readouterr().out

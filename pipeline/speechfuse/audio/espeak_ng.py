@@ -112,11 +112,8 @@ class EspeakLibrary:
             i += 1
         return 0
 
-    def speak(self, text: str, voice: EspeakVoice) -> Utterance:
-        """Synthesize `text`. Raises ValueError for an unknown voice, NoSound for a text without
-        sound."""
-        if "\0" in text:
-            raise NoSound(f"the text {text!r:.60} holds U+0000, at which espeak-ng would stop")
+    def choose(self, voice: EspeakVoice) -> None:
+        """Speak in `voice` from here on. Raises ValueError for an unknown one."""
         _, _, variant = voice.name.partition("+")
         # espeak-ng speaks an unknown variant in the plain voice of the language, without a word
         exists = variant in {"", *_variants()}
@@ -124,6 +121,13 @@ class EspeakLibrary:
             raise ValueError(f"espeak-ng has no voice {voice.name!r}; write it as en-us+Annie")
         self._lib.espeak_SetParameter(RATE_PARAMETER, voice.rate, 0)
         self._lib.espeak_SetParameter(PITCH_PARAMETER, voice.pitch, 0)
+
+    def speak(self, text: str, voice: EspeakVoice) -> Utterance:
+        """Synthesize `text`. Raises ValueError for an unknown voice, NoSound for a text without
+        sound."""
+        if "\0" in text:
+            raise NoSound(f"the text {text!r:.60} holds U+0000, at which espeak-ng would stop")
+        self.choose(voice)
         self._chunks, self._phonemes = [], []
         # breathy variants draw noise from the C library's rand(), which others here also call
         ctypes.CDLL(None).srand(1)

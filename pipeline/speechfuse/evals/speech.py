@@ -29,6 +29,7 @@ from speechfuse.evals.items import (
     transcripts_of,
 )
 from speechfuse.evals.tasks import Scored, json_digest
+from speechfuse.fusion import folder
 from speechfuse.rows import shards
 from speechfuse.rows.selection import matches
 from speechfuse.scores import audiobench_wer
@@ -187,6 +188,10 @@ class Speech:
             )
         if self.identity and not self.speech_on:
             raise ValueError(f"{self.data} holds speech, and speech_on=false asks in text alone")
+        if not self.state and not (self.speech_on and folder.state_of(checkpoint)):
+            raise ValueError(
+                f"state=false: {checkpoint} has no learned state, or speech_on=false leaves it out"
+            )
         if self.identity:
             check_quantizer(checkpoint, self.identity, self.data)
         if self.input == "transcript":

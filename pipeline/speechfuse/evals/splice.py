@@ -29,15 +29,12 @@ class SpliceGenerator(generation.Generator):
     """A checkpoint that answers conversations whose speech is frames."""
 
     def _load(self, checkpoint: Path, device: str | None) -> None:
-        self.checkpoint = checkpoint
         self.model = generation.load(checkpoint, device, lora=True)
         words = self.model.get_input_embeddings()
         self.door = words if isinstance(words, Door) else folder.add_speech(self.model, checkpoint)
 
     def zero_state(self) -> None:
-        """Begin with zeros in place of the learned state. Raises ValueError where there is none."""
-        if not folder.state_of(self.checkpoint):
-            raise ValueError(f"{self.checkpoint} has no learned state that state=false could zero")
+        """Begin with zeros in place of the learned state."""
         pth.set_state(self.model, {}, "")
 
     def speech(self, quantizer: Any, waveforms: list[np.ndarray]) -> list[dict[str, Any]]:

@@ -201,6 +201,9 @@ class Phonemes:
             raise ValueError(
                 "method: window belongs to whisper, voice and start to labels_from: two ways"
             )
+        if voice:
+            with espeak_ng.EspeakLibrary() as engine:
+                engine.choose(espeak_ng.EspeakVoice(voice))
         if whisper:
             teacher = {"_component_": "speechfuse.quantizer.of_whisper", "checkpoint": whisper}
             teacher |= {"window": window}
@@ -231,7 +234,10 @@ class Phonemes:
         names = {batches.phoneme_name(name) for each in training for _, name in each.phonemes}
         self.phonemes = self.guess.phonemes if self.guess else sorted(names | {SILENCE})
         with espeak_ng.EspeakLibrary() as engine:
-            self.training = [self._labelled(each, engine) for each in tqdm(training, "labels")]
+            once = {id(each): each for each in training}  # it may count several times
+            bar = tqdm(once.items(), "labels")
+            known = {key: self._labelled(each, engine) for key, each in bar}
+            self.training = [known[id(each)] for each in training]
             self.validation = [self._labelled(each, engine) for each in validation]
         self.shortest = self.quantizer.padded_frames(min(each.frames for each in training))
         self.trainee = Trainee(self.quantizer, len(self.phonemes), self.decay).to(device)

@@ -197,15 +197,17 @@ class TextToCodes(_WhisperSpeech):
     """An engine that makes codes of `quantizer` straight from text, by `t2s`.
 
     `whisper` is the quantizer's openai-whisper .pt, needed where `quantizer` is a published .model
-    file. The speaker cannot be chosen; only the pace varies.
+    file, and `window` the seconds that its encoder is cut to. The speaker cannot be chosen; only
+    the pace varies.
     """
 
     quantizer: str
     whisper: str | None = None
+    window: float | None = None
 
     @cached_property
     def _quantizer(self) -> Quantizer:
-        return Quantizer.load(Path(self.quantizer), Path(self.whisper) if self.whisper else None)
+        return Quantizer.load(self.quantizer, self.whisper, self.window)
 
     @cached_property
     def codec(self) -> str:  # type: ignore[override]
