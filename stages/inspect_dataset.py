@@ -145,12 +145,10 @@ def bars(shares: np.ndarray, edges: np.ndarray, label: str, of: str, log: bool =
 def decoder_of(job: InspectDataset, stream: dict[str, Any]) -> Any:
     """Return the decoder of the quantizer that made the dataset. Raises ValueError for another."""
     from speechfuse.quantizer.decoder import CodeTranscriber
-    from speechfuse.quantizer.model import Quantizer
 
     path = job.decoder or ""
     decoder = CodeTranscriber.load(path, job.whisper, job.language, job.window)
-    identity = Quantizer.load(path, job.whisper, job.window).identity
-    if identity != stream.get("quantizer"):
+    if (identity := decoder.quantizer.identity) != stream.get("quantizer"):
         raise ValueError(
             f"decoder={path} is the quantizer {identity[:12]}, but {job.path} was made by "
             f"{str(stream.get('quantizer'))[:12]}: codes mean nothing to another quantizer"

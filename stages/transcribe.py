@@ -35,11 +35,9 @@ def main(job: Transcribe) -> None:
         raise FileNotFoundError(f"no Whisper at {job.whisper}: just fetch-whisper tiny.en makes it")
     check_files(job.quantizer, None)
     from speechfuse.quantizer import decoder
-    from speechfuse.quantizer.model import Quantizer
 
     whisper = decoder.load_whisper(Path(job.whisper))
     if job.quantizer:
-        quantizer = Quantizer.load(job.quantizer, job.whisper, job.window)
         reader = decoder.CodeTranscriber.load(job.quantizer, job.whisper, job.language, job.window)
     unread = 0
     for file in job.files:
@@ -48,7 +46,8 @@ def main(job: Transcribe) -> None:
             text = decoder.transcribe_audio(whisper, waveform, job.language)
             print(f"{file}: {text}", flush=True)
             if job.quantizer:
-                codes = quantizer.encode(decoding.split(waveform, quantizer.window))
+                pieces = decoding.split(waveform, reader.quantizer.window)
+                codes = reader.quantizer.encode(pieces)
                 texts = map(str.strip, reader.transcribe(codes))
                 print(f"  of its codes: {' '.join(texts)}", flush=True)
         except (ValueError, OSError) as error:

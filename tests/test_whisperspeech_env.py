@@ -302,7 +302,7 @@ def test_a_codec_of_ours_on_tiny_en_is_read_and_decoded_by_whisperspeech(tiny_en
     features, heard = json.loads(done.stdout.splitlines()[-1])
     assert len(features) == 40 and heard.strip()
     if window == 30.0:  # the package knows no other, and takes the rest of it for silence
-        ours = decoder.CodeTranscriber(half, own.codebook, teacher)
+        ours = decoder.CodeTranscriber(half, own, teacher)
         torch.testing.assert_close(
             torch.tensor(features), ours.features([codes])[0, :40], atol=1e-4, rtol=1e-4
         )

@@ -113,14 +113,18 @@ class WhisperTextDecoder(nn.Module):
 
 
 class CodeTranscriber:
-    """Transcribes the codes of one quantizer. `codebook` is (codes + 1, codebook_dim), its last row
+    """Transcribes the codes of `quantizer`. `codebook` is (codes + 1, codebook_dim), its last row
     the mask code's vector; `whisper` is the model whose encoder the quantizer has."""
 
     def __init__(
-        self, decoder: WhisperTextDecoder, codebook: Tensor, whisper: Whisper, language: str = "en"
+        self,
+        decoder: WhisperTextDecoder,
+        quantizer: Quantizer,
+        whisper: Whisper,
+        language: str = "en",
     ) -> None:
-        self.decoder, self.codebook, self.whisper = decoder, codebook, whisper
-        self.language = language
+        self.decoder, self.quantizer, self.whisper = decoder, quantizer, whisper
+        self.codebook, self.language = quantizer.codebook, language
 
     @classmethod
     def load(
@@ -140,13 +144,13 @@ class CodeTranscriber:
                 f"{path} needs its Whisper to decode with: set whisper to the openai-whisper .pt "
                 "that it was trained on"
             )
-        path = Path(path)
-        config, tensors = model.read_tensors(path, whisper, window)
+        path, quantizer = Path(path), Quantizer.load(path, whisper, window)
+        config, codebook = quantizer.config, quantizer.codebook.clone()
         teacher = load_whisper(Path(whisper), config.n_audio_ctx / POSITION_RATE)
         first = "encoder.conv1.weight"
-        if not torch.equal(tensors[first], teacher.get_parameter(first)):
+        if not torch.equal(quantizer.get_parameter(first), teacher.get_parameter(first)):
             raise ValueError(f"{path} has another encoder than {whisper}: give its own Whisper")
-        codebook = tensors["codebook"].clone()
+        teacher.encoder = quantizer.encoder  # in memory once
         if path.is_dir():
             shape, state = _state_of_ours(path)
         else:
@@ -159,11 +163,14 @@ class CodeTranscriber:
             decoder.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"{path} holds no decoding half of its quantizer: {error}") from None
-        return cls(decoder.eval(), codebook, teacher, language)
+        transcriber = cls(decoder.eval(), quantizer, teacher, language)
+        transcriber.codebook = codebook
+        return transcriber
 
     def to(self, device: str) -> "CodeTranscriber":
         """Moves the transcriber to `device` and returns it."""
-        self.decoder, self.whisper = self.decoder.to(device), self.whisper.to(device)
+        for part in (self.decoder, self.quantizer, self.whisper):
+            part.to(device)
         self.codebook = self.codebook.to(device)
         return self
 

@@ -242,7 +242,8 @@ class Quantizer(nn.Module):
         openai-whisper `.pt` that its config names, cut to `window`, see read_whisper). Raises
         ValueError for what does not fit."""
         path = Path(path)
-        config, tensors = read_tensors(path, whisper, window)
+        ours = path.is_dir()
+        config, tensors = read_ours(path, window) if ours else read_published(path, whisper, window)
         model = cls(config)
         try:
             model.load_state_dict(tensors)
@@ -250,11 +251,6 @@ class Quantizer(nn.Module):
             message = f"{path} does not hold the quantizer its config describes: {error}"
             raise ValueError(message) from None
         return model.eval()
-
-
-def read_tensors(path: Path, whisper: Path | str | None, window: Seconds = None) -> Parts:
-    """Shape and tensors, under our names, of a quantizer as Quantizer.load reads it."""
-    return read_ours(path, window) if path.is_dir() else read_published(path, whisper, window)
 
 
 def read_ours(folder: Path, window: Seconds = None) -> Parts:

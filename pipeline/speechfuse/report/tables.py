@@ -11,14 +11,7 @@ from typing import Any
 from speechfuse import config
 from speechfuse.report import page
 from speechfuse.report.choice import of_base
-from speechfuse.report.results import (
-    Checkpoints,
-    Key,
-    Measure,
-    ResultFile,
-    key,
-    lower_is_better,
-)
+from speechfuse.report.results import Checkpoints, Key, Measure, ResultFile, key, lower_is_better
 from speechfuse.scores.intervals import Score
 
 

@@ -28,7 +28,6 @@ from speechfuse.audio import decoding
 from speechfuse.components import Batch
 from speechfuse.openai_server import Server, Unavailable
 from speechfuse.quantizer.decoder import CodeTranscriber, load_whisper, transcribe_audio
-from speechfuse.quantizer.model import Quantizer
 from speechfuse.rows.rejects import FILTERED
 from speechfuse.scores.word_errors import errors, normalised, whisper_english
 
@@ -75,16 +74,15 @@ class QuantizerDecoder(Transcriber):
         batch_size: Batch = 16,
         window: float | None = None,
     ) -> None:
-        self.paths, self.window = (Path(quantizer), Path(whisper)), window
-        self.decoder = CodeTranscriber.load(*self.paths, language, window).to(workers.device())
-        self.batch_size = batch_size
+        self.path, self.batch_size = quantizer, batch_size
+        decoder = CodeTranscriber.load(quantizer, whisper, language, window)
+        self.decoder = decoder.to(workers.device())
 
     def check(self, codec: str) -> None:
         """Raises ValueError unless it decodes the codes of `codec`, a quantizer's identity."""
-        own = Quantizer.load(*self.paths, self.window).identity
-        if own != codec:
+        if (own := self.decoder.quantizer.identity) != codec:
             raise ValueError(
-                f"round_trip: {self.paths[0]} is another codec ({own[:12]}) than the one that "
+                f"round_trip: {self.path} is another codec ({own[:12]}) than the one that "
                 f"makes the codes ({codec[:12]}): give the decoder of the same quantizer"
             )
 

@@ -202,8 +202,7 @@ class Whisper:
             for part in tqdm(_batches(self.validation), "quantizer", unit="batch")
             for row, each in zip(codes_of(quantizer, part), part, strict=True)
         ]
-        vectors = quantizer.codebook
-        transcriber = decoder.CodeTranscriber(decoding, vectors, self.teacher, self.language)
+        transcriber = decoder.CodeTranscriber(decoding, quantizer, self.teacher, self.language)
         transcripts = transcriber.transcribe(codes, BATCH)
         rows = zip(self.texts, self.teacher_transcripts, transcripts, strict=True)
         lines = [json.dumps({"text": t, "teacher": a, "codec": b}) for t, a, b in rows]
