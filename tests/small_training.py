@@ -1,9 +1,14 @@
 """A training small enough for tests: texts, speech of random codes, a checkpoint, and recipes."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,9 @@ init_base = demo("init_base")
 
 ROOT = Path(__file__).parent.parent
 STREAM = {"quantizer": "0" * 64, "token_rate": 25.0, "codebooks": 1, "codebook_size": 16}
+# processes that begin with all of this imported, which takes longer than the trainings here
+READY = get_context("forkserver")
+READY.set_forkserver_preload(["torchtune.training", "transformers", "speechfuse.train.loop"])
 MARK = 309 + 16  # id of the mask code, which no row but a planted one has
 WORDS = "one two three four five six seven eight".split()
 
@@ -176,12 +184,49 @@ def train(config: Path, ranks: int = 1, *overrides: str) -> subprocess.Completed
     )
 
 
-def kill(process: subprocess.Popen) -> None:
+def kill(process: subprocess.Popen | BaseProcess) -> None:
     """SIGKILL a command and all that it has started. torchrun gives every rank a session of its
     own: with torchrun alone dead, its ranks would train on, and nothing would have been killed."""
     for each in [*psutil.Process(process.pid).children(recursive=True), process]:
         each.kill()
-    process.wait()
+    process.join() if isinstance(process, BaseProcess) else process.wait()
+
+
+def _rank_main(config: Path, variables: dict[str, str]) -> None:
+    from stages import train  # here, as tests run it as a program too
+
+    os.environ |= variables
+    train.main(load(Finetune, config, []))
+
+
+def started(config: Path, ranks: int = 1) -> list[BaseProcess]:
+    """The processes of a training, a rank each, without torchrun: for what its ranks do."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    several = place | {"WORLD_SIZE": str(ranks)} if ranks > 1 else {}
+    processes: list[BaseProcess] = []
+    for rank in range(ranks):
+        own = several | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if several else {}
+        processes.append(READY.Process(target=_rank_main, args=(config, own)))
+        processes[-1].start()
+    return processes
+
+
+def train_on_two_ranks(config: Path) -> None:
+    processes = started(config, 2)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0], "what is wrong stands in stderr"
+
+
+def begin_and_kill(config: Path) -> None:
+    """Begin a training of one rank, and kill it once it has saved a state."""
+    (process,), out = started(config), config.with_suffix("")
+    while not list(out.glob("state/step_*/.metadata")):
+        assert process.is_alive(), "it ended before it could be killed"
+        time.sleep(0.01)
+    kill(process)
+    assert not (out / "manifest.json").exists()
 
 
 def lines(out: Path) -> list[dict[str, Any]]:

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +30,13 @@ from tests.small_training import (
     ROOT,
     STREAM,
     WORDS,
-    command,
+    begin_and_kill,
     dataset,
     job,
-    kill,
     losses,
     make_parts,
     recipe,
-    train,
+    train_on_two_ranks,
 )
 from tests.test_layouts import TEMPLATES
 from tests.test_splice import FROZEN, LORA, sha256s
@@ -347,16 +344,6 @@ def test_augmentation_is_drawn_by_row_and_step_alone(parts, tmp_path):
     assert len({a.tobytes() for a in first}) == 12
 
 
-def killed_and_resumed(config: Path, out: Path) -> None:
-    process = subprocess.Popen(command(config), cwd=ROOT, stdout=-3, stderr=-3)
-    while not list(out.glob("state/step_*/.metadata")):
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    kill(process)
-    assert not (out / "manifest.json").exists()
-    loop.run(job(config))
-
-
 def tensors(epoch: Path) -> dict[str, torch.Tensor]:
     files = sorted(path for path in epoch.rglob("*.safetensors") if not path.is_symlink())
     return {f"{p.relative_to(epoch)}/{n}": t for p in files for n, t in load_file(p).items()}
@@ -371,7 +358,8 @@ def test_a_kill_and_a_resume_change_no_bit(parts, tmp_path, cached):
         changes |= {"augmentation": NOISY, "keep": KEEP, "rates": {"[.]encoder[.]": 0.1}}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     loop.run(job(fly(parts, whole, {"loader_workers": 2}, **changes)))
-    killed_and_resumed(fly(parts, killed, **changes), killed)
+    begin_and_kill(config := fly(parts, killed, **changes))
+    loop.run(job(config))
     assert losses(killed) == losses(whole)
     ours, theirs = (tensors(run / "epoch_2") for run in (killed, whole))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -382,8 +370,7 @@ def test_a_kill_and_a_resume_change_no_bit(parts, tmp_path, cached):
 def test_two_ranks_train_as_one(parts, tmp_path, keep, adapter):
     changes = {"augmentation": NOISY, "keep": keep, "adapter": adapter}
     loop.run(job(fly(parts, tmp_path / "one", **changes)))
-    done = train(fly(parts, tmp_path / "two", **changes), 2)
-    assert done.returncode == 0, done.stderr
+    train_on_two_ranks(fly(parts, tmp_path / "two", **changes))
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
 
 

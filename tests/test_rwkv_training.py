@@ -3,8 +3,6 @@ plan of memory; its folder, its replies, lm-eval."""
 
 import hashlib
 import shutil
-import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +30,14 @@ from stages.convert_rwkv import ConvertRwkv
 from stages.convert_rwkv import main as convert
 from tests.small_training import (
     ROOT,
-    command,
+    begin_and_kill,
     dataset,
     init_base,
     job,
-    kill,
     losses,
     make_parts,
     recipe,
-    train,
+    train_on_two_ranks,
     weights,
 )
 from tests.test_splice import ADAPTER, ENCODER, FRAMES, STACK, frames_row, turns
@@ -149,15 +146,10 @@ def test_the_frozen_model_stays_and_the_state_learns(parts, trained, version):
 
 @VERSIONS
 def test_two_ranks_and_a_resume_train_the_same(parts, trained, tmp_path, version):
-    done = train(speech(parts, tmp_path / "two", version), 2)
-    assert done.returncode == 0, done.stderr
+    train_on_two_ranks(speech(parts, tmp_path / "two", version))
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(trained[version]), rtol=1e-4)
     killed = speech(parts, tmp_path / "killed", version)
-    process = subprocess.Popen(command(killed), cwd=ROOT, stdout=-3, stderr=-3)
-    while not list((tmp_path / "killed").glob("state/step_*/.metadata")):
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    kill(process)
+    begin_and_kill(killed)
     loop.run(job(killed))
     assert losses(tmp_path / "killed") == losses(trained[version])
     for name in (folder.SPEECH, folder.STATE):

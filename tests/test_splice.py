@@ -3,8 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +28,13 @@ from speechfuse.train.preflight import memory
 from tests.small_training import (
     ROOT,
     WORDS,
-    command,
+    begin_and_kill,
     dataset,
     job,
-    kill,
     losses,
     make_parts,
     recipe,
-    train,
+    train_on_two_ranks,
 )
 
 ENCODER, WIDTH, STACK = "e" * 64, 12, 3
@@ -293,15 +290,10 @@ def test_the_written_folder_gives_the_trainers_logits(parts, tmp_path):
 
 
 def test_two_ranks_and_a_resume_train_the_same(parts, trained, tmp_path):
-    done = train(splice(parts, tmp_path / "two", epochs=2), 2)
-    assert done.returncode == 0, done.stderr
+    train_on_two_ranks(splice(parts, tmp_path / "two", epochs=2))
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(trained), rtol=1e-4)
     killed = splice(parts, tmp_path / "killed", epochs=2)
-    process = subprocess.Popen(command(killed), cwd=ROOT, stdout=-3, stderr=-3)
-    while not list((tmp_path / "killed").glob("state/step_*/.metadata")):
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    kill(process)
+    begin_and_kill(killed)
     loop.run(job(killed))
     assert losses(tmp_path / "killed") == losses(trained)
     for name in (folder.SPEECH, folder.LORA):

@@ -67,8 +67,7 @@ def parts(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(parts, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    done = train(recipe(parts, out))
-    assert done.returncode == 0, done.stderr
+    loop.run(job(recipe(parts, out)))
     return out
 
 
@@ -111,13 +110,13 @@ def test_torchtunes_command_line_trains_the_same(parts, undisturbed, on_two_rank
 
 def test_micro_batches_weigh_every_target_alike(parts, undisturbed, tmp_path):
     out = tmp_path / "micro"
-    assert train(recipe(parts, out, micro_batch_size=1)).returncode == 0
+    loop.run(job(recipe(parts, out, micro_batch_size=1)))
     np.testing.assert_allclose(losses(out), losses(undisturbed), rtol=1e-4)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_and_started_again_ends_as_if_undisturbed(
-    parts, undisturbed, on_two_ranks, tmp_path, ranks
+    parts, undisturbed, on_two_ranks, tmp_path, monkeypatch, capsys, ranks
 ):
     config = recipe(parts, tmp_path / "killed")
     reference = undisturbed if ranks == 1 else on_two_ranks
@@ -136,8 +135,8 @@ def test_killed_and_started_again_ends_as_if_undisturbed(
     assert losses(out) == losses(reference)
     for name, tensor in weights(reference).items():
         assert torch.equal(weights(out)[name], tensor), name
-    done = train(config, 1, "runtime.dry_run=true", f"runtime.ranks={ranks}")
-    assert done.stdout == f"{out}: complete, nothing to do\n"
+    again = [str(config), "runtime.dry_run=true", f"runtime.ranks={ranks}"]
+    assert launched(again, monkeypatch, capsys)[1] == f"{out}: complete, nothing to do\n"
 
 
 def test_exported_model_gives_the_trainers_logits_in_transformers(parts, undisturbed):
