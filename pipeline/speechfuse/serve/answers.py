@@ -41,12 +41,12 @@ class Reply:
     end: str | None = None
 
     def usage(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self.tokens,
-            "completion_tokens": len(self.written),
-            "total_tokens": self.tokens + len(self.written),
-            "prompt_tokens_details": {"audio_tokens": self.audio, "cached_tokens": 0},
-        }
+        written, details = len(self.written), {"audio_tokens": self.audio, "cached_tokens": 0}
+        counts = {"prompt_tokens": self.tokens, "completion_tokens": written}
+        return counts | {"total_tokens": sum(counts.values()), "prompt_tokens_details": details}
+
+
+Replies = AsyncGenerator[tuple[Reply, str], None]
 
 
 class Answers:
@@ -91,7 +91,7 @@ class Answers:
         print(f"{folder}: loaded in {loaded - began:.1f} s, warm {warm:.1f} s later", flush=True)
         return listener, engine
 
-    async def reply(self, chat: Chat) -> AsyncGenerator[tuple[Reply, str], None]:
+    async def reply(self, chat: Chat) -> Replies:
         """Yield the reply once its prompt is made, with "", then again with each new piece of its
         answer. Raises Refused."""
         began = time.perf_counter()

@@ -26,21 +26,17 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from speechfuse.audio import decoding, espeak_ng
-from speechfuse.serve.answers import BUSY, Answers, Reply
+from speechfuse.serve.answers import BUSY, Answers, Replies, Reply
 from speechfuse.serve.config import Serve
 from speechfuse.serve.protocol import Chat, Clip, Refused, read_chat
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 PAGE = Path(__file__).parent / "page"
 FILES = {"/": "index.html", **{f"/{name}": name for name in ("talk.js", "recorder.js", "talk.css")}}
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src data:; media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; media-src blob:; "
+POLICY += "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
+HEADERS |= {"Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
 LOCAL = {"localhost", "127.0.0.1", "::1"}
 ANSWERS: web.AppKey[Answers] = web.AppKey("answers", Answers)
 
@@ -72,15 +68,8 @@ def run(job: Serve) -> None:
         if job.open:
             webbrowser.open(url)
 
-    web.run_app(
-        application(job),
-        host=job.host,
-        port=job.port,
-        ssl_context=tls,
-        handler_cancellation=True,
-        access_log=None,
-        print=said,
-    )
+    more: dict[str, Any] = {"handler_cancellation": True, "access_log": None}
+    web.run_app(application(job), host=job.host, port=job.port, ssl_context=tls, print=said, **more)
 
 
 async def _running(app: web.Application) -> AsyncIterator[None]:
@@ -133,9 +122,7 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
 def _check(job: Serve, request: web.Request) -> None:
     host = urlsplit(f"//{request.headers.get('Host', '')}")
     if host.hostname not in {*LOCAL, job.host, *job.hosts}:
-        raise Refused(
-            "this server was not told of that host: start it with hosts=[NAME]", status=403
-        )
+        raise Refused("a host that it was not told of: start it with hosts=[NAME]", status=403)
     origin = request.headers.get("Origin")
     foreign = origin is not None and urlsplit(origin).netloc != host.netloc
     if foreign or request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
@@ -154,14 +141,11 @@ async def complete(request: web.Request) -> web.StreamResponse:
         raise Refused("Content-Type is to be application/json", status=415)
     answers = request.app[ANSWERS]
     asked = read_chat(await request.read(), answers.job.max_new_tokens)
-    stamp = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "created": int(time.time()),
-        "model": asked.model or answers.first,
-    }
+    stamp = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time())}
+    stamp["model"] = asked.model or answers.first
     if asked.stream:
         async with aclosing(answers.reply(asked)) as replies:
-            return await _stream(request, asked, stamp, replies)
+            return await _stream(request, asked.usage, stamp, replies)
     reply = await _whole(answers.reply(asked))
     message = {"role": "assistant", "content": reply.answer.text, "heard": reply.answer.heard}
     choice = {"index": 0, "message": message, "finish_reason": reply.end, "logprobs": None}
@@ -170,10 +154,7 @@ async def complete(request: web.Request) -> web.StreamResponse:
 
 
 async def _stream(
-    request: web.Request,
-    asked: Chat,
-    stamp: dict[str, Any],
-    replies: AsyncIterator[tuple[Reply, str]],
+    request: web.Request, usage: bool, stamp: dict[str, Any], replies: Replies
 ) -> web.StreamResponse:
     """Send server-sent events: with the first the codes, with the last the seconds. What is wrong
     before the first is an error object of its own status, later an event."""
@@ -196,7 +177,7 @@ async def _stream(
             if delta:
                 await send(delta)
         await send({}, reply.end, speechfuse=_more(reply))
-        if asked.usage:
+        if usage:
             await send({}, choices=[], usage=reply.usage())
         await response.write(b"data: [DONE]\n\n")
     except Refused as refused:
@@ -231,7 +212,7 @@ async def transcribe(request: web.Request) -> web.Response:
     return web.json_response({"text": text, "usage": {"type": "tokens"} | reply.usage()})
 
 
-async def _whole(replies: AsyncIterator[tuple[Reply, str]]) -> Reply:
+async def _whole(replies: Replies) -> Reply:
     return [reply async for reply, _ in replies][-1]
 
 

@@ -74,16 +74,12 @@ def read_chat(body: bytes, most: int) -> Chat:
         raise Refused("the last message is to be the user's", "messages")
     if sum(map(len, texts)) > CHARACTERS or len(parts) - len(texts) > CLIPS:
         raise Refused(f"at most {CHARACTERS:,} characters and {CLIPS} clips", "messages")
-    stop, numbers = asked.get("stop", []), ("temperature", "top_p", "seed")
-    return Chat(
-        asked.get("model", ""),
-        turns,
-        int(asked.get("max_completion_tokens", asked.get("max_tokens", most))),
-        asked.get("stream", False),
-        asked.get("stream_options", {}).get("include_usage") is True,
-        stop=[stop] if isinstance(stop, str) else stop,
-        **{name: asked[name] for name in numbers if name in asked},
-    )
+    most = int(asked.get("max_completion_tokens", asked.get("max_tokens", most)))
+    usage = asked.get("stream_options", {}).get("include_usage") is True
+    stop, own = asked.get("stop", []), ("stream", "temperature", "top_p", "seed")
+    stop = [stop] if isinstance(stop, str) else stop
+    more = {name: asked[name] for name in own if name in asked}
+    return Chat(asked.get("model", ""), turns, most, usage=usage, stop=stop, **more)
 
 
 def _turn(message: dict[str, Any]) -> Turn:

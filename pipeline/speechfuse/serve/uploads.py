@@ -90,20 +90,14 @@ def _end(child: asyncio.subprocess.Process) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def _answer(content: bytes, longest: float) -> bytes:
+def _decoded(content: bytes, longest: float) -> np.ndarray:
     try:
-        try:
-            decoding.decode(content, seconds=longest)  # and no more, of a file without end
-        except ValueError as error:
-            if not str(error).startswith("bad duration"):
-                raise
-        else:
-            raise ValueError(f"too long: at most {longest:g} s are taken")
-        return b"+..." + decoding.decode(content).waveform.tobytes()
+        decoding.decode(content, seconds=longest)  # and no more, of a file without end
     except ValueError as error:
-        return b"-" + str(error).encode()
-    except MemoryError:
-        return f"-too large: it takes over {MEMORY >> 30} GiB to decode".encode()
+        if str(error).startswith("bad duration"):
+            return decoding.decode(content).waveform
+        raise
+    raise ValueError(f"too long: at most {longest:g} s are taken")
 
 
 def main(longest: float) -> None:
@@ -113,7 +107,10 @@ def main(longest: float) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))
     into, out = sys.stdin.buffer, sys.stdout.buffer
     while size := into.read(SIZE):
-        answer = _answer(into.read(int.from_bytes(size)), longest)
+        try:
+            answer = b"+..." + _decoded(into.read(int.from_bytes(size)), longest).tobytes()
+        except (ValueError, MemoryError) as error:
+            answer = f"-{error or 'too large to be decoded'}".encode()
         out.write(len(answer).to_bytes(SIZE) + answer)
         out.flush()
 
