@@ -133,6 +133,14 @@ score-wer *args: setup
 ask *args: setup
     {{py}} -m stages.ask {{r}}/ask.yaml "$@"
 
+# serve OpenAI's protocol and a page to talk to the model: just serve [port=8123 checkpoint=FOLDER]
+serve *args: setup
+    {{py}} -m stages.serve {{r}}/serve.yaml "$@"
+
+# talk to the model in a browser: just talk
+talk *args: setup
+    {{py}} -m stages.serve {{r}}/serve.yaml open=true "$@"
+
 # what a Whisper hears, offline: just transcribe FILE... [whisper=models/tiny.en.pt quantizer=FOLDER]
 transcribe *args: setup
     {{py}} -m stages.transcribe "$@"

@@ -169,6 +169,7 @@ def demo(recipe: Path, arguments: list[str]) -> Jobs:
     yield train(f"{recipe}/stage1.yaml", arguments)
     yield from stage2(recipe, arguments)
     yield from sweep(recipe, of_machine(arguments))
+    yield SAY, f"to talk to it: just recipe={recipe.name} talk"
 
 
 def demo_plain(recipe: Path, arguments: list[str]) -> Jobs:

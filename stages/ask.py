@@ -8,15 +8,14 @@ that the report chose, or `checkpoint`; where that has an encoder of its own, in
 `quantizer`.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from speechfuse import config
 from speechfuse.audio import decoding
 from speechfuse.config import key
-from speechfuse.provenance import maker
 from speechfuse.quantizer.spec import check_files
+from speechfuse.serve import checkpoints
 from speechfuse.tokens import prompts
 
 
@@ -34,48 +33,23 @@ class Ask:
     max_new_tokens: int = key("longest reply", 64, least=1)
 
 
-def chosen_checkpoint(report: Path) -> Path:
-    """Return the folder of the checkpoint that `report` marks as chosen: its run is expected in the
-    report's folder. Raises FileNotFoundError without a report."""
-    if not report.is_file():
-        raise FileNotFoundError(
-            f"no report at {report}: {maker(str(report))}; or give checkpoint=FOLDER"
-        )
-    try:
-        rows = json.loads(report.read_text("utf-8"))
-        names = {Path(row["checkpoint"]) for row in rows if row["chosen"] is True}
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(
-            f"{report} is no report, a list of {{checkpoint, chosen, ...}}: {maker(str(report))}"
-        ) from None
-    if len(names) != 1:
-        raise ValueError(f"{report} marks {len(names)} checkpoints as chosen: {maker(str(report))}")
-    return report.parent / names.pop()
-
-
 def main(job: Ask) -> None:
     prompt = job.request + job.prompt
     if prompt.count("{speech}") != 1:
         raise ValueError(f"{prompt=} must hold {{speech}} once, and request={{speech}} never")
     waveform = decoding.load(Path(job.file))
-    checkpoint = Path(job.checkpoint) if job.checkpoint else chosen_checkpoint(Path(job.report))
+    chosen = job.checkpoint or checkpoints.chosen_checkpoint(Path(job.report))
     check_files(job.quantizer, job.whisper)
-    from speechfuse.evals import generation  # torch with it: what can be refused has been
-    from speechfuse.quantizer import foreign
-    from speechfuse.quantizer.model import Quantizer
-
-    if (own := checkpoint / "encoder").is_dir():  # it trained with the rest
-        quantizer: Quantizer = foreign.trained(own)
-    else:
-        quantizer = Quantizer.load(job.quantizer, job.whisper, job.window)
-    generator = generation.generator(checkpoint, quantizer.identity, job.file)
-    pieces = decoding.split(waveform, quantizer.window)
+    listener = checkpoints.load(
+        Path(chosen), job.quantizer, job.whisper, job.window, job.file
+    )
+    pieces = listener.pieces(waveform)
     if len(pieces) > 1:
         print(f"{len(waveform) / decoding.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")
     before, after = ([{"text": t}] if t else [] for t in prompt.split("{speech}"))
-    segments = [*before, *generator.speech(quantizer, pieces), *after]
+    segments = [*before, *listener.speech(pieces), *after]
     turns = [{"role": "user", "segments": segments}]
-    (answer,) = generator.reply([turns], job.max_new_tokens)
+    (answer,) = listener.generator.reply([turns], job.max_new_tokens)
     if job.repeat_first:
         heard, answer = prompts.read_spoken_answer(answer)
         if heard:  # it was asked for an answer, and not to repeat alone

@@ -24,6 +24,7 @@ import yaml
 
 from speechfuse import config, yaml_values
 from speechfuse.evals.sweep import Evaluate
+from speechfuse.serve.config import Serve
 from speechfuse.train.config import Finetune
 from stages.ask import Ask
 from stages.compare import Compare
@@ -51,7 +52,7 @@ FLOORS = (  # from the ground up; a room imports rooms of lower floors alone
     ("hub", "samples"),
     ("corpora", "fusion", "texts"),
     ("evals", "quantizer", "train"),
-    ("synthesis",),
+    ("serve", "synthesis"),
     ("stages", "recipes"),
 )
 NAMED = re.compile(r"speechfuse\.[\w.]*\w")  # in YAML
@@ -68,6 +69,7 @@ DOORS = {  # third party: the files that may import it, tests apart
     "whisper.normalizers": ["pipeline/speechfuse/scores/word_errors.py"],
     "lm_eval": ["pipeline/speechfuse/evals/*"],
     "openai": ["pipeline/speechfuse/scores/judge.py", "pipeline/speechfuse/openai_server.py"],
+    "aiohttp": ["pipeline/speechfuse/serve/app.py"],
     "datasketch": ["pipeline/speechfuse/texts/curation/duplicates.py"],
     "py3langid": ["pipeline/speechfuse/texts/curation/language.py"],
     "num2words": ["pipeline/speechfuse/texts/curation/*", "recipes/demo/world.py"],
@@ -102,6 +104,7 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "report_*.yaml": Report,
     "gate.yaml": Gate,
     "ask.yaml": Ask,
+    "serve.yaml": Serve,
 }
 SCRIPTS = {  # of recipes/demo, not of stages/
     "world.yaml": "World",

@@ -1,0 +1,83 @@
+"""Checkpoints by name, and the ears that each hears with.
+
+In: a report, which names the chosen epoch. Out: the folders of all epochs beside it; a checkpoint
+and its encoder, as `just ask` uses them, loaded when asked for.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from speechfuse.audio import decoding
+from speechfuse.provenance import maker
+
+if TYPE_CHECKING:
+    from speechfuse.quantizer.model import Quantizer
+
+
+def chosen_checkpoint(report: Path) -> Path:
+    """Return the folder of the checkpoint that `report` marks as chosen: its run is expected in the
+    report's folder. Raises FileNotFoundError without a report."""
+    if not report.is_file():
+        raise FileNotFoundError(
+            f"no report at {report}: {maker(str(report))}; or give checkpoint=FOLDER"
+        )
+    try:
+        rows = json.loads(report.read_text("utf-8"))
+        names = {Path(row["checkpoint"]) for row in rows if row["chosen"] is True}
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(
+            f"{report} is no report, a list of {{checkpoint, chosen, ...}}: {maker(str(report))}"
+        ) from None
+    if len(names) != 1:
+        raise ValueError(f"{report} marks {len(names)} checkpoints as chosen: {maker(str(report))}")
+    return report.parent / names.pop()
+
+
+def every_epoch(report: Path, checkpoint: str | None) -> dict[str, Path]:
+    """Return {name: folder} of all epochs of the runs beside `report`: RUN/epoch_N. The first is
+    `checkpoint`, or without one the chosen epoch, under the name of the report's folder."""
+    first = Path(checkpoint) if checkpoint else chosen_checkpoint(report)
+    found = sorted(path.parent for path in report.parent.glob("*/epoch_*/config.json"))
+    others = {folder.relative_to(report.parent).as_posix(): folder for folder in found}
+    return {report.parent.name: first, **others}
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A checkpoint's generator, and the quantizer or encoder that it hears with."""
+
+    generator: Any
+    quantizer: "Quantizer"
+
+    def pieces(self, waveform: np.ndarray) -> list[np.ndarray]:
+        return decoding.split(waveform, self.quantizer.window)
+
+    def speech(self, pieces: list[np.ndarray]) -> list[dict[str, Any]]:
+        """Return the segments of a turn that hold a recording, cut into `pieces`."""
+        return self.generator.speech(self.quantizer, pieces)
+
+
+def load(
+    checkpoint: Path, quantizer: str, whisper: str | None, window: float | None, what: str
+) -> Listener:
+    """Return the listener of a folder; where that has an encoder of its own, which trained with the
+    rest, `quantizer` is not used. `what` names the speech in the error. Raises ValueError as
+    generation.Generator."""
+    from speechfuse.evals import generation  # torch with it
+    from speechfuse.quantizer import foreign
+
+    own = checkpoint / "encoder"
+    ears = foreign.trained(own) if own.is_dir() else _quantizer(quantizer, whisper, window)
+    return Listener(generation.generator(checkpoint, ears.identity, what), ears)
+
+
+@lru_cache(1)
+def _quantizer(path: str, whisper: str | None, window: float | None) -> "Quantizer":
+    from speechfuse.quantizer.model import Quantizer
+
+    return Quantizer.load(path, whisper, window)
