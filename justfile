@@ -65,6 +65,10 @@ encode *args: setup
 recognize *args: setup
     {{py}} -m stages.recognize_speech "$@"
 
+# hear what a codec leaves of a recording: just resynthesize FILE.wav [codec.checkpoint=out/models/codec out=FILE]
+resynthesize *args: setup
+    {{py}} -m stages.resynthesize {{r}}/resynthesize.yaml "$@"
+
 # instruction text to spoken training data: choose and clean the text, then speak it
 synthesize *args: setup
     @{{verb}} synthesize {{r}} "$@"

@@ -34,6 +34,7 @@ from stages.gate import Gate
 from stages.push_to_hub import PushToHub
 from stages.recognize_speech import RecognizeSpeech
 from stages.report import Report
+from stages.resynthesize import Resynthesize
 from stages.synthesize_instructions import SynthesizeInstructions
 from stages.tokenize_speech import TokenizeSpeech
 from stages.train_quantizer import TrainQuantizer
@@ -48,7 +49,7 @@ FLOORS = (  # from the ground up; a room imports rooms of lower floors alone
     ("config",),
     ("artifact", "ray_cluster"),
     ("audio", "openai_server", "report", "rows", "tokens"),
-    ("hub", "samples"),
+    ("codecs", "hub", "samples"),
     ("corpora", "fusion", "texts"),
     ("evals", "quantizer", "train"),
     ("synthesis",),
@@ -102,6 +103,7 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "report_*.yaml": Report,
     "gate.yaml": Gate,
     "ask.yaml": Ask,
+    "resynthesize.yaml": Resynthesize,
 }
 SCRIPTS = {  # of recipes/demo, not of stages/
     "world.yaml": "World",
