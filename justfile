@@ -69,6 +69,14 @@ recognize *args: setup
 resynthesize *args: setup
     {{py}} -m stages.resynthesize {{r}}/resynthesize.yaml "$@"
 
+# the codec of an agent's voice, and its replies as codes
+fit-codec *args: setup
+    {{py}} -m stages.fit_codec {{r}}/fit_codec.yaml "$@"
+
+# sessions of two channels in time: just build-duplex recipes/NAME/duplex_train.yaml key=value ...
+build-duplex *args: setup
+    {{py}} -m stages.build_duplex "$@"
+
 # instruction text to spoken training data: choose and clean the text, then speak it
 synthesize *args: setup
     @{{verb}} synthesize {{r}} "$@"

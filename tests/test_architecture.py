@@ -26,10 +26,12 @@ from speechfuse import config, yaml_values
 from speechfuse.evals.sweep import Evaluate
 from speechfuse.train.config import Finetune
 from stages.ask import Ask
+from stages.build_duplex import BuildDuplex
 from stages.compare import Compare
 from stages.curate_texts import CurateTexts
 from stages.encode_speech import EncodeSpeech
 from stages.expand_vocab import ExpandVocab
+from stages.fit_codec import FitCodec
 from stages.gate import Gate
 from stages.push_to_hub import PushToHub
 from stages.recognize_speech import RecognizeSpeech
@@ -103,7 +105,9 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "report_*.yaml": Report,
     "gate.yaml": Gate,
     "ask.yaml": Ask,
+    "fit_codec.yaml": FitCodec,
     "resynthesize.yaml": Resynthesize,
+    "duplex_t*.yaml": BuildDuplex,
 }
 SCRIPTS = {  # of recipes/demo, not of stages/
     "world.yaml": "World",
