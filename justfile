@@ -77,6 +77,10 @@ fit-codec *args: setup
 build-duplex *args: setup
     {{py}} -m stages.build_duplex "$@"
 
+# talk to a model of two channels: just duplex FILE.wav
+duplex *args: setup
+    {{py}} -m stages.duplex {{r}}/duplex.yaml "$@"
+
 # instruction text to spoken training data: choose and clean the text, then speak it
 synthesize *args: setup
     @{{verb}} synthesize {{r}} "$@"

@@ -29,6 +29,7 @@ from stages.ask import Ask
 from stages.build_duplex import BuildDuplex
 from stages.compare import Compare
 from stages.curate_texts import CurateTexts
+from stages.duplex import Duplex
 from stages.encode_speech import EncodeSpeech
 from stages.expand_vocab import ExpandVocab
 from stages.fit_codec import FitCodec
@@ -107,7 +108,10 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "ask.yaml": Ask,
     "fit_codec.yaml": FitCodec,
     "resynthesize.yaml": Resynthesize,
+    "train_encoder.yaml": TrainQuantizer,
     "duplex_t*.yaml": BuildDuplex,
+    "duplex.yaml": Duplex,
+    "duplex_lora.yaml": Finetune,
 }
 SCRIPTS = {  # of recipes/demo, not of stages/
     "world.yaml": "World",
