@@ -147,6 +147,7 @@ def test_text_is_cut_by_the_next_turn_and_by_a_stop_alone(vocabulary):
     assert of(first | {"cut": True}) == [0, 1, 10, 2, 0, 0, 0, 0, 0, 0, 0, 0]
     assert of(first, {"start": 0.4, "end": 0.96}) == [0, 1, 10, 11, 12, 1, *range(10, 16)]
     assert of({"start": 0.72, "end": 0.9}) == [0] * 9 + [1, 10, 11]
+    assert of() == [0] * 12  # a user who wants no answer
 
 
 def batch_of(parts: Path, numbers: list[list[int]], length: int = 0) -> dict[str, torch.Tensor]:

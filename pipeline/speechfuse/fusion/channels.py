@@ -87,7 +87,7 @@ def tracks(
     codes = np.tile(silence.astype(np.int64), (frames, 1))
     own = [turn for turn in turns if turn["role"] == "assistant"]
     starts = [min(frames, int(turn["start"] * rate + 0.5)) for turn in own]
-    for turn, start, limit in zip(own, starts, [*starts[1:], frames], strict=True):
+    for turn, start, limit in zip(own, starts, [*starts, frames][1:], strict=True):
         end, room = int(turn["end"] * rate + 0.5), limit - start
         ids = vocabulary.text(turn["text"])[: max(0, end - start - 1) if turn.get("cut") else None]
         written = [vocabulary.begin, *ids][:room]
