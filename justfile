@@ -65,6 +65,22 @@ encode *args: setup
 recognize *args: setup
     {{py}} -m stages.recognize_speech "$@"
 
+# hear what a codec leaves of a recording: just resynthesize FILE.wav [codec.checkpoint=out/models/codec out=FILE]
+resynthesize *args: setup
+    {{py}} -m stages.resynthesize {{r}}/resynthesize.yaml "$@"
+
+# the codec of an agent's voice, and its replies as codes
+fit-codec *args: setup
+    {{py}} -m stages.fit_codec {{r}}/fit_codec.yaml "$@"
+
+# sessions of two channels in time: just build-duplex recipes/NAME/duplex_train.yaml key=value ...
+build-duplex *args: setup
+    {{py}} -m stages.build_duplex "$@"
+
+# talk to a model of two channels: just duplex FILE.wav
+duplex *args: setup
+    {{py}} -m stages.duplex {{r}}/duplex.yaml "$@"
+
 # instruction text to spoken training data: choose and clean the text, then speak it
 synthesize *args: setup
     @{{verb}} synthesize {{r}} "$@"

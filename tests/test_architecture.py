@@ -27,14 +27,18 @@ from speechfuse.evals.sweep import Evaluate
 from speechfuse.serve.config import Serve
 from speechfuse.train.config import Finetune
 from stages.ask import Ask
+from stages.build_duplex import BuildDuplex
 from stages.compare import Compare
 from stages.curate_texts import CurateTexts
+from stages.duplex import Duplex
 from stages.encode_speech import EncodeSpeech
 from stages.expand_vocab import ExpandVocab
+from stages.fit_codec import FitCodec
 from stages.gate import Gate
 from stages.push_to_hub import PushToHub
 from stages.recognize_speech import RecognizeSpeech
 from stages.report import Report
+from stages.resynthesize import Resynthesize
 from stages.synthesize_instructions import SynthesizeInstructions
 from stages.tokenize_speech import TokenizeSpeech
 from stages.train_quantizer import TrainQuantizer
@@ -49,7 +53,7 @@ FLOORS = (  # from the ground up; a room imports rooms of lower floors alone
     ("config",),
     ("artifact", "ray_cluster"),
     ("audio", "openai_server", "report", "rows", "tokens"),
-    ("hub", "samples"),
+    ("codecs", "hub", "samples"),
     ("corpora", "fusion", "texts"),
     ("evals", "quantizer", "train"),
     ("serve", "synthesis"),
@@ -105,6 +109,12 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "gate.yaml": Gate,
     "ask.yaml": Ask,
     "serve.yaml": Serve,
+    "fit_codec.yaml": FitCodec,
+    "resynthesize.yaml": Resynthesize,
+    "train_encoder.yaml": TrainQuantizer,
+    "duplex_t*.yaml": BuildDuplex,
+    "duplex.yaml": Duplex,
+    "duplex_lora.yaml": Finetune,
 }
 SCRIPTS = {  # of recipes/demo, not of stages/
     "world.yaml": "World",

@@ -6,6 +6,7 @@ COMPONENTS = {  # name in YAML, below speechfuse.corpora: module and class
     "mls": "mls.Mls",
     "nemo": "nemo.Nemo",
     "parquet": "parquet.Parquet",
+    "sessions": "sessions.Sessions",
     "synthetic": "synthetic.Synthetic",
     "webdataset": "webdataset.WebDataset",
 }

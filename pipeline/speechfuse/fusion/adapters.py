@@ -34,6 +34,13 @@ class Adapter(nn.Module):
         """Return the vectors of each clip, of which its first ceil(lengths / stack) count."""
         raise NotImplementedError
 
+    def placed(self, words: Tensor, heard: Tensor, places: Tensor, codes: Tensor | None) -> Tensor:
+        """Return `words`, the embeddings of tokens (rows, length, out), with the vectors `heard`
+        (n, out) in the n `places` (rows, length), in their order; `codes`: see fusion.channels. On
+        a GPU vectors that are not as many as their places stop the device."""
+        torch._assert_async(places.sum() == len(heard), "frames and their places differ in number")
+        return words.masked_scatter(places[..., None], heard)
+
 
 class Identity(Adapter):
     """The frames as they are; their width must be the language model's."""

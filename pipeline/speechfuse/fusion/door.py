@@ -29,39 +29,39 @@ class Door(nn.Embedding):
     ) -> None:
         super().__init__(words.num_embeddings, words.embedding_dim, _weight=words.weight)
         self.weight, self.adapter, self.encoder = words.weight, adapter, encoder
-        self._audio: tuple[Tensor, Tensor] | None = None
+        self._audio: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     @contextmanager
-    def hearing(self, audio: Tensor, lengths: Tensor) -> Iterator[None]:
+    def hearing(
+        self, audio: Tensor, lengths: Tensor, codes: Tensor | None = None
+    ) -> Iterator[None]:
         """Give the forward the frames (clips, length, width) of the FRAME ids, in their order,
         until the end of the block; `lengths` (clips): frames of each clip. With an encoder: the
         waveforms (clips, length) and samples of each. Where a batch has no clip, one of length 0
-        stands in, so that every rank runs encoder and adapter."""
+        stands in, so that every rank runs encoder and adapter. `codes` (rows, length, codebooks)
+        are those of fusion.Channels."""
         if not len(lengths):
             shape = (1, self.adapter.stack, self.adapter.width) if self.encoder is None else (1, 0)
             audio, lengths = audio.new_zeros(shape), lengths.new_zeros(1)
-        self._audio = audio, lengths
+        self._audio = audio, lengths, codes
         try:
             yield
         finally:
             self._audio = None
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return vectors (rows, length, width of the model) of `tokens` (rows, length). On a GPU a
-        batch whose frames are not as many as its FRAME ids stops the device."""
+        """Return vectors (rows, length, width of the model) of `tokens` (rows, length)."""
         vectors = F.embedding(tokens.clamp(min=0), self.weight)
         if self._audio is None:
             return vectors
-        frames, lengths = self._audio
+        frames, lengths, codes = self._audio
         if self.encoder is not None:
             frames, lengths = self.encoder(frames, lengths)
         heard = self.adapter(frames.to(self.weight.dtype), lengths)
         own = torch.arange(heard.shape[1], device=heard.device) < counts(
             lengths, self.adapter.stack
         )
-        places = tokens == FRAME
-        torch._assert_async(own.sum() == places.sum(), "frames and their places differ in number")
-        return vectors.masked_scatter(places[..., None], heard[own].to(vectors.dtype))
+        return self.adapter.placed(vectors, heard[own].to(vectors.dtype), tokens == FRAME, codes)
 
 
 def adapter_of(spec: dict[str, Any], out: int) -> Adapter:

@@ -6,7 +6,7 @@ the same recipe is a view of this room too, because all samples of a batch are c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,25 +21,33 @@ from speechfuse.fusion.adapters import positions
 from speechfuse.fusion.door import FRAME
 from speechfuse.rows import shards
 from speechfuse.samples import datasets, view
-from speechfuse.samples.view import Sample, View
+from speechfuse.samples.view import IGNORE, Sample, View
 from speechfuse.tokens import prompts
 from speechfuse.tokens.vocabulary import SoundLayout, Vocabulary
+
+NO_CODE = -1  # in `codes`, for tokens that are no frame of a session
 
 
 @dataclass(frozen=True)
 class SplicedSample(Sample):
     """`audio`: of each clip in the tokens, in order, its frames, float16 (frames, width), or its
-    waveform, float32 (samples,); until View.at_step reads that, the row that says where it is."""
+    waveform, float32 (samples,); until View.at_step reads that, the row that says where it is.
+    `codes`: of a session the codes of each token's frame, int64 (tokens, codebooks), see
+    fusion.channels."""
 
     audio: tuple[Any, ...] = ()
+    codes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class SplicedView(View):
-    """`stream` describes the frames; `stack` of them are one vector."""
+    """`stream` describes the frames; `stack` of them are one vector; `codec`: of sessions, with its
+    `sizes`, which are keys of the adapter."""
 
     stream: dict[str, Any] | None = None
     stack: int = 0
+    codec: dict[str, Any] | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 def frames_of(speech: dict[str, Any], width: int) -> np.ndarray:
@@ -55,11 +63,28 @@ def collate(
 ) -> dict[str, Tensor]:
     """Return the batch of samples.view.collate, with `audio`, float16 (clips, longest, width), and
     `audio_lengths` (clips): frames of each clip, in the order of their places; zeros behind. Of
-    waveforms `audio` is float32 (clips, longest), and the lengths are samples."""
+    waveforms `audio` is float32 (clips, longest), and the lengths are samples. Of sessions also
+    `codes`, and `code_labels`, those of the next frame, int64 (rows, length, codebooks), NO_CODE
+    and IGNORE for other tokens; and `padding`, bool (rows, length): where the label is no text."""
     samples = [sample for row in rows for sample in row]
     audio, lengths = padded([clip for each in samples for clip in getattr(each, "audio", ())])
     batch = view.collate(rows, length, pad, layout)
-    return batch | {"audio": audio, "audio_lengths": lengths}
+    batch |= {"audio": audio, "audio_lengths": lengths}
+    tracks = [getattr(sample, "codes", None) for sample in samples]
+    if not (books := max((track.shape[1] for track in tracks if track is not None), default=0)):
+        return batch
+    codes = torch.full((len(rows), length, books), NO_CODE)
+    labels, tracks_left = torch.full_like(codes, IGNORE), iter(tracks)
+    for number, row in enumerate(rows):
+        start = 0
+        for sample in row:
+            end, track = start + len(sample.tokens), next(tracks_left)
+            if track is not None:
+                codes[number, start:end] = torch.from_numpy(track)
+                labels[number, start : end - 1] = codes[number, start + 1 : end]
+            start = end
+    padding = (batch["labels"] == pad) & (codes[..., 0] != NO_CODE)
+    return batch | {"codes": codes, "code_labels": labels, "padding": padding}
 
 
 def padded(clips: list[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -159,7 +184,8 @@ def check(
         others = ", ".join(f"{path}: {name[:12]}" for name, path in identities.items())
         raise ValueError(f"datasets have frames of several encoders ({others}): encode with one")
     for each in spliced:
-        for name, value in (("width", (each.stream or {})["width"]), ("stack", each.stack)):
+        sizes = {"width": (each.stream or {})["width"], "stack": each.stack} | each.sizes
+        for name, value in sizes.items():
             if (own := (adapter or {}).get(name, 1)) != value:
                 raise ValueError(
                     f"{each.path}: adapter.{name}={own}, and the dataset has {name}={value}: they "

@@ -5,29 +5,65 @@ import torch
 import torch.nn.functional as F
 import whisper
 from torch import Tensor
-from whisper.model import AudioEncoder
+from whisper import log_mel_spectrogram
+from whisper.model import AudioEncoder, disable_sdpa
+
+from speechfuse.audio import mel as causal
 
 HOP_LENGTH = whisper.audio.HOP_LENGTH  # samples of a mel frame
 PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
 
 
 class Encoder(AudioEncoder):
-    """Whisper's encoder, that also takes less than its window."""
+    """Whisper's encoder, that also takes less than its window. With `look_back` it hears nothing
+    that comes later: a position (20 ms) attends to so many, its own and those before it, and the
+    convolutions look back too; it has no other sense of place."""
+
+    look_back = 0
 
     def forward(self, mels: Tensor) -> Tensor:
         """(batch, n_mels, frames) -> (batch, positions, width)."""
+        if self.look_back:
+            return self._looking_back(mels)
         x = F.gelu(self.conv2(F.gelu(self.conv1(mels)))).permute(0, 2, 1)
         x = (x + self.positional_embedding[: x.shape[1]]).to(x.dtype)
         for block in self.blocks:
             x = block(x)
         return self.ln_post(x)
 
+    def _looking_back(self, mels: Tensor) -> Tensor:
+        x = F.gelu(F.conv1d(F.pad(mels, (2, 0)), self.conv1.weight, self.conv1.bias))
+        x = F.gelu(F.conv1d(F.pad(x, (1, 0)), self.conv2.weight, self.conv2.bias, 2))
+        x = x.permute(0, 2, 1)
+        near = torch.ones(x.shape[1], x.shape[1], device=x.device, dtype=torch.bool)
+        near = near.tril().triu(1 - self.look_back)
+        mask = torch.zeros_like(near, dtype=x.dtype).masked_fill(~near, -torch.inf)
+        with disable_sdpa():  # which would see that there is a mask, and not which
+            for block in self.blocks:
+                x = block(x, mask=mask)
+        return self.ln_post(x)
 
-def log_mel(waveform: np.ndarray, n_mels: int, device: torch.device | str = "cpu") -> Tensor:
+    @property
+    def seen(self) -> int:
+        """Mel frames that a position depends on, where there is `look_back`."""
+        return 2 * (len(self.blocks) * (self.look_back - 1) + 1) + 4
+
+
+def log_mel(
+    waveform: np.ndarray | Tensor,
+    n_mels: int,
+    device: torch.device | str = "cpu",
+    look_back: bool = False,
+) -> Tensor:
     """Log-mel of one clip, (n_mels, frames) of 10 ms. Per clip, because Whisper's floor is the
-    maximum of what it is given: in a batch, a clip's tokens would depend on its neighbours."""
-    samples = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32)).to(device)
-    return whisper.log_mel_spectrogram(samples, n_mels)
+    maximum of what it is given: in a batch, a clip's tokens would depend on its neighbours. With
+    `look_back` that of audio.mel, in Whisper's scale."""
+    if isinstance(waveform, np.ndarray):
+        samples = np.ascontiguousarray(waveform, dtype=np.float32)
+        waveform = torch.from_numpy(samples).to(device)
+    if look_back:
+        return (causal.log_mel(waveform).T + 4) / 4
+    return log_mel_spectrogram(waveform, n_mels)
 
 
 def padded(

@@ -10,6 +10,7 @@ openai-whisper checkpoint. A recipe names one by dotted path:
 `window` cuts a Whisper's encoder to so many seconds, see checkpoints.read_whisper.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from whisper import log_mel_spectrogram
 
 from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.quantizer.checkpoints import ENCODER_DIMS, Seconds, read_whisper
-from speechfuse.quantizer.encoder import Encoder, padded
+from speechfuse.quantizer.encoder import HOP_LENGTH, Encoder, padded
 from speechfuse.quantizer.model import Encoded, Quantizer, QuantizerConfig, below, read_ours
 
 
@@ -59,7 +59,7 @@ class FrameEncoder(Quantizer):
         hop = round(SAMPLE_RATE / self.token_rate)
         waveforms, lengths = F.pad(waveforms, (0, hop)), samples // hop
         own = [w[: max(n, hop)] for w, n in zip(waveforms, samples.tolist(), strict=True)]
-        mels = [log_mel_spectrogram(waveform, self.config.n_mels) for waveform in own]
+        mels = [self.mel(waveform) for waveform in own]
         longest = waveforms.shape[1] // hop
         frames = torch.zeros(len(mels), longest, self.width, device=waveforms.device)
         padded_frames = [self.padded_frames(mel.shape[1]) for mel in mels]
@@ -71,6 +71,20 @@ class FrameEncoder(Quantizer):
             frames[rows] = F.pad(embedded, (0, 0, 0, longest - embedded.shape[1]))
         behind = torch.arange(frames.shape[1], device=frames.device) >= lengths[:, None]
         return frames.masked_fill(behind[..., None], 0), lengths
+
+    @torch.inference_mode()
+    def streamed(self, waveform: np.ndarray, samples: int) -> Iterator[Tensor]:
+        """Yield the frames (n, width) of each stretch of so many samples, made of it and of what
+        was before: as they can be made while one speaks. The work is the same for each. Raises
+        ValueError for an encoder that hears what comes later."""
+        if not self.config.look_back:
+            raise ValueError("the encoder hears what comes later: take one trained with look_back")
+        hop = round(SAMPLE_RATE / self.token_rate)
+        encoder: Any = self.encoder
+        needed = (encoder.seen + 2 * self.config.downsample) * HOP_LENGTH + samples
+        for end in range(samples, len(waveform) + 1, samples):
+            start = max(0, end - needed) // hop * hop
+            yield self.embed(self.mel(waveform[start:end])[None])[0, -(samples // hop) :]
 
     def columns(self, codes: np.ndarray) -> dict[str, Any]:
         """Return the columns of a row of speech with these frames (frames, width)."""

@@ -29,6 +29,7 @@ from speechfuse.quantizer import checkpoints
 from speechfuse.quantizer.checkpoints import ENCODER_DIMS, POSITION_RATE, Seconds
 from speechfuse.quantizer.encoder import HOP_LENGTH, Encoder, log_mel, padded
 
+LONGEST = 3600.0  # seconds of a waveform at once, where the encoder looks back only
 SCALE = ".scale"  # behind the name of a weight in 8 bits
 FFN_MULT = 4  # RQBottleneckTransformer's default, never changed in a published model
 Codes = Annotated[int, Ge(1), Le(65_535)]  # with the mask code they fit into uint16
@@ -40,7 +41,8 @@ class QuantizerConfig:
     ENCODER_DIMS are Whisper's. A clip is padded to the window, as WhisperSpeech does it, or with
     `pad_to` to the next multiple of so many seconds, which is faster for short clips and another
     quantizer: it is to be trained so. `ffn_mult`: width of the MLP behind the encoder, in widths of
-    the encoder."""
+    the encoder. With `look_back`, see encoder.Encoder, it takes waveforms of any length, and the
+    window is that of its training alone."""
 
     codes: Codes
     codebook_dim: Count
@@ -53,6 +55,7 @@ class QuantizerConfig:
     n_audio_layer: Count
     ffn_mult: Count = FFN_MULT
     pad_to: Positive | None = None
+    look_back: Annotated[int, Ge(0)] = 0
 
     def __post_init__(self) -> None:
         padded = round((self.pad_to or 0) * POSITION_RATE)  # positions
@@ -62,8 +65,12 @@ class QuantizerConfig:
                 f"pad_to={self.pad_to:g}: give a multiple of {self.downsample / POSITION_RATE:g} s "
                 f"that divides the window, {self.n_audio_ctx / POSITION_RATE:g} s"
             )
-        if self.n_mels not in (80, 128):
-            raise ValueError(f"n_mels={self.n_mels}: Whisper's log-mel has 80 or 128 bands")
+        if self.look_back and not self.pad_to:
+            raise ValueError(f"look_back={self.look_back} needs pad_to: 1.0")
+        if self.n_mels not in ((80,) if self.look_back else (80, 128)):
+            raise ValueError(
+                f"n_mels={self.n_mels}: a log-mel has 80 or 128 bands, with look_back 80"
+            )
         if self.n_audio_state % 2 or self.n_audio_state % self.n_audio_head:
             raise ValueError(
                 f"n_audio_state={self.n_audio_state}: it is to be even and a multiple of "
@@ -98,6 +105,7 @@ class Quantizer(nn.Module):
         self.config = config
         width = config.n_audio_state
         self.encoder: nn.Module = Encoder(*(getattr(config, name) for name in ENCODER_DIMS))
+        self.encoder.look_back = config.look_back
         wide = width * config.ffn_mult
         self.mlp = nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
         self.mlp_ln = nn.LayerNorm(width)
@@ -117,12 +125,13 @@ class Quantizer(nn.Module):
     @property
     def window(self) -> float:
         """Longest waveform in seconds."""
-        return self.frames * HOP_LENGTH / SAMPLE_RATE
+        return LONGEST if self.config.look_back else self.frames * HOP_LENGTH / SAMPLE_RATE
 
     def padded_frames(self, frames: int) -> int:
         """Mel frames that a clip of so many is padded to."""
         step = round((self.config.pad_to or self.window) * SAMPLE_RATE / HOP_LENGTH)
-        return min(-(-frames // step) * step, self.frames)
+        padded = -(-frames // step) * step
+        return padded if self.config.look_back else min(padded, self.frames)
 
     @property
     def shortest(self) -> float:
@@ -158,7 +167,8 @@ class Quantizer(nn.Module):
 
     def mel(self, waveform: np.ndarray) -> Tensor:
         """Log-mel of one clip on the quantizer's device, (n_mels, frames)."""
-        return log_mel(waveform, self.config.n_mels, self.codebook.device)
+        look_back = bool(self.config.look_back)
+        return log_mel(waveform, self.config.n_mels, self.codebook.device, look_back)
 
     def embed(self, mels: Tensor) -> Tensor:
         """(batch, n_mels, window frames) -> (batch, window tokens, width), what the codebook

@@ -8,6 +8,8 @@ COMPONENTS = {  # name in YAML, below speechfuse.synthesis: where it stands
     "PartlySpoken": "kinds.PartlySpoken",
     "QuantizerDecoder": "round_trip.QuantizerDecoder",
     "Refusal": "kinds.Refusal",
+    "Sessions": "sessions.Sessions",
+    "Stereo": "stereo.Stereo",
     "Text": "kinds.Text",
     "TextAround": "kinds.TextAround",
     "TextToCodes": "engines.whisperspeech.TextToCodes",

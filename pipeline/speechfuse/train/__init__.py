@@ -2,6 +2,7 @@
 
 COMPONENTS = {  # name in YAML, below speechfuse.train: where it stands
     "llama": "transformers_llama.llama",
+    "next_frame": "losses.next_frame",
     "next_token": "losses.next_token",
     "rwkv": "rwkv.rwkv",
 }

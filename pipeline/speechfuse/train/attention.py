@@ -19,16 +19,20 @@ OLDEST = (7, 5)  # compute capability of the oldest GPUs that flex is for
 LONG = 512  # tokens of a row: on a CPU dense is 1.2 times as fast for 128, half as fast for 2,048
 
 
-def kind_of(name: str, device: torch.device, packed: bool, seq_len: int) -> str:
+def kind_of(
+    name: str, device: torch.device, packed: bool, seq_len: int, window: int | None = None
+) -> str:
     """Return dense, varlen or flex for `attention` of a recipe. auto is dense, but flex for packed
     rows on a GPU and varlen for long packed rows on a CPU. Raises ValueError for flex elsewhere: it
     is compiled anew for each length of a row, and no more after eight of them; on a GPU too old for
     it (torchtune takes its masks from compute capability 7.5 on); and for varlen on a GPU, which
-    would wait for it once a row and layer.
+    would wait for it once a row and layer, and with a `window` (positions that each sees).
     """
     old = False
     if device.type == "cuda" and torch.cuda.is_available():
         old = torch.cuda.get_device_capability(device) < OLDEST
+    if name == "varlen" and window:
+        raise ValueError("attention=varlen takes no adapter.window: choose dense or auto")
     if name == "varlen" and device.type == "cuda":
         raise ValueError("attention=varlen is for CPUs and slow on a GPU: choose flex or auto")
     if name == "flex" and old:
@@ -44,27 +48,31 @@ def kind_of(name: str, device: torch.device, packed: bool, seq_len: int) -> str:
             "compiled; choose dense or auto, or pack"
         )
     if name == "auto":
-        long = "flex" if device.type == "cuda" else "varlen" if seq_len >= LONG else "dense"
+        many = seq_len >= LONG and not window
+        long = "flex" if device.type == "cuda" else "varlen" if many else "dense"
         return long if packed and not old else "dense"
     return name
 
 
-def mask_of(document: Tensor, kind: str) -> Mask:
+def mask_of(document: Tensor, kind: str, window: int | None = None) -> Mask:
     """Return the mask of a batch for `document` (rows, length), integers: dense is bool (rows,
     length, length), True where the first position sees the second; varlen is `document` itself.
 
     Padding is a document like any other: its tokens see each other, so that no token sees nothing
-    (which would be NaN), and nobody sees them.
+    (which would be NaN), and nobody sees them. With `window` a position sees so many, its own and
+    those before it.
     """
     rows, length = document.shape
     if kind == "varlen":
         return document
     if kind == "dense":
         causal = torch.ones(length, length, dtype=torch.bool, device=document.device).tril()
-        return causal & (document[:, :, None] == document[:, None, :])
+        near = causal.triu(1 - window) if window else causal
+        return near & (document[:, :, None] == document[:, None, :])
 
     def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (document[row, query] == document[row, key])
+        near = (query >= key) & (query - key < (window or length))
+        return near & (document[row, query] == document[row, key])
 
     return create_block_mask(allowed, rows, None, length, length, device=document.device)
 

@@ -6,8 +6,9 @@ it counts for. Out: logits, or one sum of cross-entropies a group. A vocabulary 
 `chunk` targets have logits at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ class Head(nn.Module):
             self.weight = output.weight
         # in a list, or the embedding would be a part of this module and have two names
         self._owner: list[Any] = [output.tied_module if tied else self]
-        self._targets: tuple[Tensor, Tensor, int] | None = None
+        self._score: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def follow(self, old: nn.Module, new: nn.Module) -> None:
         """Share the weight of the embedding `new`, which replaces `old`, if that of `old` was
@@ -113,17 +114,25 @@ class Head(nn.Module):
 
         `labels` and `groups`: (rows, length); where a label is IGNORE there is no loss.
         """
-        self._targets = labels, groups, count
+        with self.scored_by(partial(self._sums, labels, groups, count)):
+            yield
+
+    @contextmanager
+    def scored_by(self, score: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+        """Make the forward give score(hidden states, weight) until the end of the block."""
+        self._score = score
         try:
             yield
         finally:
-            self._targets = None
+            self._score = None
 
     def forward(self, hidden: Tensor) -> Tensor:
         weight = self._owner[0].weight
-        if self._targets is None:
-            return F.linear(hidden, weight)
-        labels, groups, count = self._targets
+        return F.linear(hidden, weight) if self._score is None else self._score(hidden, weight)
+
+    def _sums(
+        self, labels: Tensor, groups: Tensor, count: int, hidden: Tensor, weight: Tensor
+    ) -> Tensor:
         targets = (labels.flatten() != IGNORE).nonzero().squeeze(1)
         hidden, labels, groups = (e.flatten(0, 1)[targets] for e in (hidden, labels, groups))
         return linear_cross_entropy(hidden, weight, labels, groups, count, self.chunk)

@@ -193,6 +193,9 @@ def _export(plan: RunPlan, epoch: int) -> None:
         generator = "speechfuse.evals.SpliceGenerator"
         speech = {"generator": generator, "adapter": plan.job.adapter, "encoder": plan.encoder}
         speech["base"] = provenance.portable(plan.job.checkpoint)
+        views = [each.view for each in plan.mixture.indexes]
+        codecs = [codec for view in views if (codec := getattr(view, "codec", None))]
+        speech |= {"codec": provenance.portable(codecs[0])} if codecs else {}
     checkpoint.export(plan.decoder, end, out, manifest, speech)
 
 

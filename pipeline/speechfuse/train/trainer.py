@@ -19,7 +19,7 @@ from speechfuse.train.backbone import Decoder
 from speechfuse.train.config import Finetune
 from speechfuse.train.model import load
 
-Step = Callable[[nn.Module, dict[str, Any]], dict[str, tuple[Tensor, Tensor]]]
+Step = Callable[[nn.Module, dict[str, Any]], dict[str, tuple[Any, ...]]]
 
 
 class Trainer:
@@ -28,7 +28,9 @@ class Trainer:
     def __init__(self, job: Finetune, decoder: Decoder) -> None:
         """Load the weights of the checkpoint into `decoder`, and make `job`'s optimizer."""
         self.device, self.model = gpus.device_of(job.runtime.device), decoder.model
-        self.attention = attention.kind_of(job.attention, self.device, job.packed, job.seq_len)
+        self.window = (job.adapter or {}).get("window")
+        kind = attention.kind_of(job.attention, self.device, job.packed, job.seq_len, self.window)
+        self.attention = kind
         torch.manual_seed(job.seed + state.rank())  # for dropout, which is to differ among ranks
         load(decoder, job, self.device)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -42,7 +44,7 @@ class Trainer:
         """Return a micro-batch on this rank's device, with the mask of its documents."""
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in part.items()}
         document = batch.pop("document")
-        return batch | {"mask": attention.mask_of(document, self.attention)}
+        return batch | {"mask": attention.mask_of(document, self.attention, self.window)}
 
     def backward(self, parts: list[dict[str, Tensor]]) -> tuple[dict[str, tuple[float, int]], bool]:
         """Run forward and backward of one optimizer step; return ({name: (loss sum, targets)} over
@@ -50,8 +52,11 @@ class Trainer:
         sums: Any = 0
         for part in parts:
             losses = self.step(self.model, self.on_device(part))
-            torch.stack([value for value, _ in losses.values()]).sum().backward()
-            numbers = [each.detach().double() for pair in losses.values() for each in pair]
+            weighted = [
+                value * (weight[0] if weight else 1) for value, _, *weight in losses.values()
+            ]
+            torch.stack(weighted).sum().backward()
+            numbers = [e.detach().double() for value, n, *_ in losses.values() for e in (value, n)]
             sums = sums + torch.stack(numbers)
         sums = torch.cat([sums, sums.new_tensor([float(self.stop)])])
         if dist.is_initialized():

@@ -60,7 +60,7 @@ class Window:
 
     `teacher`: {_component_: ...} of a frozen model that has a Quantizer's `config` and `embed`, by
     which each clip is embedded once; `whole`: of it all rows of the window are kept, those of the
-    padding included, else the clip's own.
+    padding included, else the clip's own. `look_back`: the log-mel is that of audio.mel.
     """
 
     n_mels: int
@@ -68,6 +68,7 @@ class Window:
     needs: str | None
     teacher: dict[str, Any] = field(default_factory=dict)
     whole: bool = False
+    look_back: bool = False
 
 
 def make(
@@ -176,4 +177,4 @@ def _mel_of(clip: Clip | Reject, window: Window) -> np.ndarray | Reject:
     if not SHORTEST <= seconds <= window.seconds:
         kind = "too long" if seconds > window.seconds else "too short"
         return Reject(clip.id, f"{kind}: {seconds:.2f} s; {SHORTEST} to {window.seconds:g} s fit")
-    return log_mel(waveform, window.n_mels).half().numpy()
+    return log_mel(waveform, window.n_mels, look_back=window.look_back).half().numpy()

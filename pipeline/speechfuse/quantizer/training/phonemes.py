@@ -41,7 +41,7 @@ from speechfuse.quantizer.model import ENCODER_DIMS, Quantizer, QuantizerConfig
 from speechfuse.quantizer.training import batches
 from speechfuse.quantizer.training.alignment import aligned, spelled
 from speechfuse.quantizer.training.batches import SILENCE, UNKNOWN, Labelled, labelled
-from speechfuse.quantizer.training.mels import Example, Window
+from speechfuse.quantizer.training.mels import MEL_RATE, Example, Window
 
 HEAD = "phonemes.safetensors"  # beside a quantizer on a Whisper: what names its phonemes
 
@@ -215,7 +215,7 @@ class Phonemes:
             self.inputs["whisper"] = artifact.sha256_of(Path(whisper))
         shape = {"_component_": "speechfuse.quantizer.model.QuantizerConfig", **model}
         self.quantizer = Quantizer(config.instantiate(shape))
-        n_mels, seconds = self.quantizer.config.n_mels, self.quantizer.window
+        n_mels, seconds = self.quantizer.config.n_mels, self.quantizer.frames / MEL_RATE
         if whisper:
             self.encoder, self.quantizer.encoder = heard.encoder, nn.Identity()
         if labels_from:
@@ -228,7 +228,9 @@ class Phonemes:
             if start:
                 begin_with(self.quantizer, self.guess.quantizer)
         self.quantize_from, self.decay, self.voice, self.int8 = quantize_from, decay, voice, int8
-        self.window = Window(n_mels, seconds, None if labels_from else "phonemes", teacher)
+        look_back = bool(self.quantizer.config.look_back)
+        needs = None if labels_from else "phonemes"
+        self.window = Window(n_mels, seconds, needs, teacher, look_back=look_back)
 
     def begin(self, training: list[Example], validation: list[Example], device: str) -> nn.Module:
         names = {batches.phoneme_name(name) for each in training for _, name in each.phonemes}
