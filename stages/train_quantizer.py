@@ -133,7 +133,7 @@ def main(job: TrainQuantizer) -> None:
         for name, corpus in corpora.items()
     }
     inputs |= method.inputs
-    work = artifact.Artifact(out, "train_quantizer", 4, asdict(job), inputs)
+    work = artifact.Artifact(out, "train_quantizer", 5, asdict(job), inputs)
     if not work.begin(lambda: {n: of.plan(SHARD) for n, of in corpora.items()}, fresh=job.fresh):
         return
     mels = out / "mels"

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from speechfuse import workers
 from speechfuse.audio import espeak_ng
+from speechfuse.corpora import clip
 from speechfuse.corpora.clip import Clip
 from speechfuse.corpora.folder import Folder
 from speechfuse.quantizer import tokenize
@@ -102,13 +103,13 @@ def speeds(options: dict[str, str]) -> tuple[float, dict[str, float]]:
             return list(corpus.clips(shard))
 
         def decode() -> list[np.ndarray]:
-            found = workers.prefetch(tokenize.decode, clips(), threads, 4 * batch)
+            found = workers.prefetch(clip.decode, clips(), threads, 4 * batch)
             return [decoded.waveform for decoded in found]
 
         # for the parts on their own: at least 32 clips, and whole batches, since a forward of a
         # batch that is not full takes as long
         windows = batch * math.ceil(32 / batch)
-        decoded = [tokenize.decode(clip).waveform for clip in clips()[:32]]
+        decoded = [clip.decode(each).waveform for each in clips()[:32]]
         few = list(islice(cycle(decoded), windows))
         share = sum(map(len, few)) / 16_000 / seconds
         full = torch.full((batch, 80, quantizer.frames), PADDING, device=device)

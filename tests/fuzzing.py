@@ -32,13 +32,12 @@ import yaml
 
 from speechfuse import config
 from speechfuse.audio import decoding
-from speechfuse.corpora.clip import Clip
+from speechfuse.corpora.clip import Clip, decode
 from speechfuse.corpora.folder import Folder
 from speechfuse.corpora.nemo import Nemo
 from speechfuse.corpora.parquet import Parquet
 from speechfuse.corpora.synthetic import Synthetic
 from speechfuse.corpora.webdataset import WebDataset
-from speechfuse.quantizer.tokenize import decode
 from speechfuse.rows.rejects import Reject
 from speechfuse.texts.sources import Alpaca, Columns
 from stages.tokenize_speech import TokenizeSpeech

@@ -9,6 +9,7 @@ import pytest
 
 from speechfuse.audio import decoding
 from speechfuse.corpora.clip import Clip
+from speechfuse.corpora.disturbed import Disturbed
 from speechfuse.corpora.folder import Folder
 from speechfuse.rows.rejects import Reject
 from tests.bad_audio import encoded, sound
@@ -280,3 +281,40 @@ def test_a_file_that_is_gone_is_not_found_and_one_that_changed_changes_the_finge
     before = Folder(str(tmp_path)).fingerprint
     write(tmp_path, {"a.wav": WAV})
     assert Folder(str(tmp_path)).fingerprint != before
+
+
+def test_disturbed_copies_are_others_and_always_the_same(tmp_path):
+    write(tmp_path, {"a.wav": WAV, "b.wav": WAV, "b.txt": "said", "bad.wav": "no audio"})
+    of = {"_component_": "speechfuse.corpora.folder", "path": str(tmp_path)}
+    steps = [
+        {"_component_": "speechfuse.audio.Silence", "seconds": [0.1, 0.2]},
+        {"_component_": "speechfuse.audio.Noise", "snr": [10, 20]},
+    ]
+    corpus = Disturbed(of, steps, copies=3)
+    found = items(corpus)
+    assert sorted(found) == [f"{name}-{copy}" for name in ("a", "b", "bad") for copy in range(3)]
+    assert all(isinstance(found[f"bad-{copy}"], Reject) for copy in range(3))
+    waveforms = [found[f"b-{copy}"].audio for copy in range(3)]
+    for waveform, clip in zip(waveforms, [found[f"b-{copy}"] for copy in range(3)], strict=True):
+        silence, noise = clip.extra["augmentation"]
+        added = sum(round(each * decoding.SAMPLE_RATE) for each in silence["seconds"])
+        assert len(waveform) == len(decoding.load(tmp_path / "b.wav")) + added
+        assert clip.text == "said" and 10 <= noise["snr"] <= 20
+    assert len({waveform.tobytes() for waveform in waveforms}) == 3
+    again = items(Disturbed(of, steps, copies=3), shard_size=1)  # whatever the shards
+    assert all((again[f"b-{copy}"].audio == waveforms[copy]).all() for copy in range(3))
+    other = items(Disturbed(of, steps, copies=3, seed=1))
+    assert len(other["b-0"].audio) != len(waveforms[0])
+
+
+def test_disturbed_copies_of_ids_that_come_twice_are_refused_as_those_are(tmp_path):
+    write(tmp_path, {"x.wav": WAV, "y.wav": WAV})
+    names = ["x.wav", "x.wav", "y.wav"]
+    lines = "".join(json.dumps({"audio_filepath": name, "text": "t"}) + "\n" for name in names)
+    (tmp_path / "m.jsonl").write_text(lines)
+    of = {"_component_": "speechfuse.corpora.nemo", "manifest": str(tmp_path / "m.jsonl")}
+    corpus = Disturbed(of, [{"_component_": "speechfuse.audio.Gain", "db": [-3, 0]}], copies=2)
+    (shard,) = corpus.plan(10)
+    assert (shard["count"], shard["again"]) == (6, [1, 4])
+    kinds = [type(item).__name__ for item in corpus.clips(shard)]
+    assert kinds == ["Clip", "Reject", "Clip"] * 2

@@ -107,6 +107,10 @@ def whisper_method(teacher: Path, **changes: Any) -> dict[str, Any]:
     return method | changes
 
 
+def arguments(teacher: Path, **changes: Any) -> dict[str, Any]:
+    return {k: v for k, v in whisper_method(teacher, **changes).items() if k != "_component_"}
+
+
 def job(out: Path, corpus: dict, method: dict, **changes: Any) -> train_quantizer.TrainQuantizer:
     runtime = train_quantizer.Runtime(workers=1, device="cpu", state_every=2, max_reject_rate=0.5)
     values = {
@@ -310,6 +314,11 @@ def test_a_distillation_begins_with_the_codes_of_start_and_with_the_losses_of_th
         assert torch.equal(student.vq(x)[1], ours.quantize(embedded))
         losses.append({name: loss.item() for name, loss in method.losses(0, 40, 6, 0).items()})
     assert losses[0] == pytest.approx(losses[1], rel=0.01) and losses[0] != losses[1]
+    with torch.no_grad():  # the share of the steps that learn the encoder's features comes first
+        regressing = distillation.Whisper(**arguments(teacher, regression=0.5, **shape))
+        regressing.begin(clips, clips, "cpu")
+        names = [{*regressing.losses(step, 40, 6, 0)} for step in (19, 20)]
+    assert names == [{"squares", "commitment"}, {"ce", "kl", "commitment"}]
     for changes, message in (
         ({"codes": 32}, "is QuantizerConfig.codes=64, .*but QuantizerConfig.codes=32, .*trained"),
         ({"window": 1.0}, "n_audio_ctx=80, .*but .*n_audio_ctx=50,"),
@@ -321,6 +330,32 @@ def test_a_distillation_begins_with_the_codes_of_start_and_with_the_losses_of_th
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"has another encoder than .*other\.pt"):
         config.instantiate(whisper_method(tmp_path / "other.pt", **shape))
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_cut_teacher_transcribes_with_its_whole_window_and_its_texts_end(
+    teacher: Path, corpus: dict, tmp_path: Path
+) -> None:
+    plan = {"mels": config.instantiate(corpus).plan(250)}
+    whole, cut = (distillation.Whisper(**arguments(teacher, window=w)) for w in (None, 1.6))
+    mels.make({"mels": corpus}, plan, tmp_path, cut.window, 1)
+    clips, _ = mels.load(tmp_path / "mels", cut.window, 0.0)
+    for method in (whole, cut):
+        method.begin(clips, clips, "cpu")
+    assert cut.teacher_transcripts == whole.teacher_transcripts
+    assert cut.teacher.dims.n_audio_ctx == 80 < whole.teacher.dims.n_audio_ctx
+    cut.student.eval()  # the codebook stays
+    clip, tokens = cut.training[distillation._order(0, 0, len(clips))[0]]
+    features, present = cut._features([clip]), torch.zeros(1, 40, dtype=torch.bool)
+    present[0, : clip.frames // 4] = True
+    first = len(cut.tokenizer.sot_sequence_including_notimestamps) - 1
+    teachers, students = (
+        cut.teacher.decoder(torch.tensor([tokens]), heard)[0, first:].log_softmax(-1)
+        for heard in (features, cut.student(features, present)[0])
+    )
+    words = (teachers.exp() * (teachers - students)).sum(-1)[:-1].sum()
+    end = -students[-1, cut.tokenizer.eot]
+    assert cut.losses(0, 40, 1, 0)["kl"].item() == pytest.approx((words + end).item(), rel=1e-4)
 
 
 @pytest.mark.usefixtures("inline")

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "recipes/demo"
 DIGITS = "zero one two three four five six seven eight nine".split()
 FUNCTION_WORDS = "what how much is the of a in do does name people called".split()
-HEARD_IN_TRAINING = ("train", "quantizer")
+HEARD_IN_TRAINING = ("train", "quantizer", "further")
 
 Row = dict[str, Any]
 
@@ -51,7 +51,7 @@ def facts(out) -> dict[str, Row]:
 
 @pytest.fixture(scope="module")
 def lines(out) -> list[Row]:
-    return read(out / "speak.jsonl")
+    return [*read(out / "speak.jsonl"), *read(out / "further.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,7 @@ def test_facts_are_divided_and_enough_are_tested(facts, lines, world):
     assert len(pairs) == len(asked) >= 100
     of = {
         "train": "train",
+        "further": "train",
         "seen_facts": "train",
         "validation": "validation",
         "unseen_facts": "test",

@@ -4,7 +4,8 @@
 
 In: countries.csv and animals.csv beside this file. Out, one artifact: conversations (Parquet; the
 text training of the base model and the text replay of stage 2), speak.jsonl (every line that is to
-be spoken: text, answer, fact, split, voices), text_mmlu/ (4-choice questions in the file layout of
+be spoken: text, answer, fact, split, voices), further.jsonl (the same for the voices of other
+synthesizers, see tokenize_further.yaml), text_mmlu/ (4-choice questions in the file layout of
 cais/mmlu) and facts.jsonl. A fact is a sum, difference or product, or a value of a table; each has
 at least two wordings. Facts of the splits `test` and `validation` are never spoken in training, in
 any wording: no line spoken in training holds all the content words of one.
@@ -57,6 +58,7 @@ class World:
     test_voices: int = key("times a test fact is asked, per split", 3, least=0)
     test_phrases: int = key("word lists to transcribe, per split", 150, least=0)
     repeat_rows: int = key("text rows that ask for repetition", 12000, least=0)
+    further_lines: int = key("spoken by further voices, for training", 4000, least=0)
     fresh: bool = key("move an artifact that differs aside", False)
 
 
@@ -253,6 +255,28 @@ def spoken_lines(
     return [line for line in lines if line["voices"] != "flite"]
 
 
+def further_lines(facts: list[Fact], phrases: Phrases, count: int) -> list[dict[str, Any]]:
+    """Lines for voices of other synthesizers: three fifths questions on facts that training speaks
+    of, a quarter word lists, the rest single digits."""
+    rng, lines = phrases.rng, list[dict[str, Any]]()
+    heard = [fact for fact in facts if fact.split == "train"]
+    for i in range(count):
+        line: dict[str, Any] = {
+            "id": f"further-{i}",
+            "split": "further",
+            "voices": "further",
+            "kind": "phrase",
+        }
+        if i % 20 < 12:
+            fact = rng.choice(heard)
+            line |= {"kind": "question", "text": rng.choice(fact.wordings), "answer": fact.answer}
+            line |= {"fact": fact.id, "replayed": fact.replayed}
+        else:
+            line["text"] = phrases.draw() if i % 20 < 17 else number_name(rng.randrange(10))
+        lines.append(line)
+    return lines
+
+
 def multiple_choice(facts: list[Fact], rng: random.Random) -> dict[str, list[dict[str, Any]]]:
     """Rows of cais/mmlu's columns by subject; the wrong choices are other answers to the same kind
     of question."""
@@ -269,7 +293,7 @@ def multiple_choice(facts: list[Fact], rng: random.Random) -> dict[str, list[dic
 
 def main(job: World) -> None:
     out = Path(job.out)
-    work = artifact.Artifact(out, "world", 2, vars(job), {})
+    work = artifact.Artifact(out, "world", 3, vars(job), {})
     if not work.begin(fresh=job.fresh):
         return
     rng = random.Random(job.seed)
@@ -286,10 +310,12 @@ def main(job: World) -> None:
     for subject, questions in multiple_choice(facts, rng).items():
         files[f"text_mmlu/{subject}.jsonl"] = questions
     files["facts.jsonl"] = [vars(fact) for fact in facts]
+    rows = text_rows(facts, phrases, job.repeat_rows)
+    phrases.rng = random.Random(f"{job.seed}/further")  # last, so that all above stays what it was
+    files["further.jsonl"] = further_lines(facts, phrases, job.further_lines)
     for name, lines in files.items():
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
         artifact.write_atomic(out / name, text)
-    rows = text_rows(facts, phrases, job.repeat_rows)
     shard = out / shards.shard_name(0)
     shards.write_shard(shard, rows, shards.CONVERSATIONS)
     totals = Counter(fact.split for fact in facts) | {"facts": len(facts), "rows": len(rows)}

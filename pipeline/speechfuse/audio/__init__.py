@@ -5,6 +5,7 @@ COMPONENTS = {  # name in YAML, below speechfuse.audio: where it stands
     "Lossy": "augmentation.Lossy",
     "Noise": "augmentation.Noise",
     "Reverberation": "augmentation.Reverberation",
+    "Silence": "augmentation.Silence",
     "Speed": "augmentation.Speed",
     "Telephone": "augmentation.Telephone",
     "babble": "augmentation.babble",

@@ -227,6 +227,18 @@ class Speed:
 
 
 @dataclass
+class Silence:
+    """Silence before and behind, each of `seconds`."""
+
+    seconds: PositiveRange
+
+    def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Augmented:
+        drawn = [_draw(rng, self.seconds) for _ in range(2)]
+        before, behind = (round(each * decoding.SAMPLE_RATE) for each in drawn)
+        return np.pad(waveform, (before, behind)), {"name": "silence", "seconds": drawn}
+
+
+@dataclass
 class Telephone:
     """The band of a telephone line, `low` to `high` Hz, at 8 kHz through 8 bits of mu-law."""
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from speechfuse.audio import decoding
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -40,6 +42,13 @@ class Clip:
     language: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     phonemes: list[tuple[float, str]] = field(default_factory=list)
+
+
+def decode(clip: Clip) -> decoding.Decoded:
+    """Audio of a clip. Raises ValueError("kind: detail") when it cannot be used."""
+    if isinstance(clip.audio, np.ndarray):
+        return decoding.Decoded(clip.audio, decoding.SAMPLE_RATE, 1)
+    return decoding.decode(clip.audio, clip.offset, clip.seconds)
 
 
 def clip_fields(entry: dict[str, Any], text_key: str) -> dict[str, Any]:

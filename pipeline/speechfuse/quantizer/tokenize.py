@@ -23,7 +23,7 @@ from speechfuse import config, workers
 from speechfuse.artifact import sha256_of
 from speechfuse.audio import decoding
 from speechfuse.audio.filters import Filter
-from speechfuse.corpora.clip import Clip
+from speechfuse.corpora.clip import Clip, decode
 from speechfuse.quantizer.encoder import HOP_LENGTH
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.quantizer.spec import EncoderSpec, QuantizerSpec
@@ -40,13 +40,6 @@ class DecodedClip:
     decoded: decoding.Decoded
     pieces: list[np.ndarray]
     sha256: str | None
-
-
-def decode(clip: Clip) -> decoding.Decoded:
-    """Audio of a clip. Raises ValueError("kind: detail") when it cannot be used."""
-    if isinstance(clip.audio, np.ndarray):
-        return decoding.Decoded(clip.audio, decoding.SAMPLE_RATE, 1)
-    return decoding.decode(clip.audio, clip.offset, clip.seconds)
 
 
 def prepare(clip: Clip | Reject, window: float, filters: list[Filter]) -> DecodedClip | Reject:

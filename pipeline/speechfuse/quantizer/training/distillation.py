@@ -13,11 +13,12 @@ it has the vector of the mask code, which is 0.
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -70,9 +71,13 @@ class Student(nn.Module):
 class Whisper:
     """WhisperVQ's training method.
 
-    whisper           an openai-whisper `.pt` of any size, its encoder cut to `window` seconds
+    whisper           an openai-whisper `.pt` of any size, its encoder cut to `window` seconds; cut,
+                      its decoder goes on where a text ends, so that the end is a target by itself,
+                      and its own transcripts are made with its whole window
     start             folder of a quantizer on the same encoder, e.g. made by phonemes: it begins
                       with that one's codes, whose number and dimensions are to be the same
+    regression        share of the steps, the first ones, that learn to give back what the encoder
+                      makes of the clips, and not yet its text: a start that WhisperVQ lacks
     cache             keep on disk, in float16, what the encoder makes of each clip, so that no step
                       runs it: 192 kB a clip for tiny and 5 s, 3 MB for medium and 30 s
     codes             entries of the codebook, of `codebook_dim` dimensions
@@ -99,11 +104,14 @@ class Whisper:
         window: Positive | None = None,
         start: str | None = None,
         cache: bool = False,
+        regression: Annotated[float, Ge(0), Lt(1)] = 0.0,
     ) -> None:
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"method.dtype={dtype!r}: choose float32 or bfloat16")
+        self.regression = regression
         self.path, self.language = Path(whisper), language
         self.teacher = decoder.load_whisper(self.path, window, DOWNSAMPLE)
+        self.cut = window is not None
         self.tokenizer = decoder.tokenizer_of(self.teacher, language)
         dims = self.teacher.dims
         encoder_dims = {name: getattr(dims, name) for name in ENCODER_DIMS}
@@ -134,10 +142,13 @@ class Whisper:
         every = max(1, len(validation) // self.validation_clips)
         self.validation = validation[::every][: self.validation_clips]
         self.teacher_transcripts = []
+        whole = decoder.load_whisper(self.path).to(self.device) if self.cut else self.teacher
+        frames = 2 * whole.dims.n_audio_ctx
         for part in tqdm(_batches(self.validation), "teacher", unit="batch"):
             with torch.inference_mode():
-                features = self._features(part)
-            self.teacher_transcripts += decoder.transcribe(self.teacher, features, self.language)
+                mels = padded([each.mel for each in part], len(part), frames, self.device)
+                features = whole.encoder(mels)
+            self.teacher_transcripts += decoder.transcribe(whole, features, self.language)
         self.teacher_wer = word_error_rate(self.texts, self.teacher_transcripts)
         if not self.teacher_wer[0] <= self.max_teacher_wer:
             raise ValueError(
@@ -184,7 +195,16 @@ class Whisper:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
             with torch.no_grad():
                 features = self._features([each for each, _ in chosen])
+            if step < self.regression * steps:
+                decoded, commitment = self.student(features, present.to(self.device))
+                squares = F.mse_loss(decoded.float(), features.float())
+                return {"squares": squares, "commitment": commitment}
+            with torch.no_grad():
                 teacher = self.teacher.decoder(tokens, features)[predicts].log_softmax(-1)
+            if self.cut:
+                ends = (targets == self.tokenizer.eot).unsqueeze(-1)
+                certain = F.one_hot(targets, teacher.shape[-1]).log()
+                teacher = torch.where(ends, certain.clamp(min=-1e4), teacher)
             decoded, commitment = self.student(features, present.to(self.device))
             student = self.teacher.decoder(tokens, decoded)[predicts].log_softmax(-1)
         kl = F.kl_div(student, teacher, reduction="sum", log_target=True) / size

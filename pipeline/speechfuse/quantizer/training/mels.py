@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from speechfuse import artifact, workers
 from speechfuse.audio.decoding import SAMPLE_RATE
-from speechfuse.corpora.clip import Clip
-from speechfuse.quantizer import tokenize
+from speechfuse.corpora.clip import Clip, decode
 from speechfuse.quantizer.encoder import log_mel, padded
 from speechfuse.rows.making import component
 from speechfuse.rows.rejects import Reject
@@ -170,7 +169,7 @@ def _mel_of(clip: Clip | Reject, window: Window) -> np.ndarray | Reject:
     if not (needed.strip() if isinstance(needed, str) else needed):
         return Reject(clip.id, f"no {window.needs}: training needs it")
     try:
-        waveform = tokenize.decode(clip).waveform
+        waveform = decode(clip).waveform
     except ValueError as error:
         return Reject(clip.id, str(error))
     seconds = len(waveform) / SAMPLE_RATE
