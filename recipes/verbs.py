@@ -8,7 +8,9 @@ is read (`--check`), so that a typo in the last one costs nothing; then they run
 that fails. Failed cells of an evaluation do not end a verb: the report names them, and the exit
 status is 1. With `--help` the help of each job is printed, and none is run. `ranks=N` reaches
 trainings alone, `gate=false` lets stage 2 begin unasked. The demos take no key but runtime.threads
-and runtime.device, which reach trainings and evaluations.
+and runtime.device, which reach trainings and evaluations; `compare` also `steps` of each training
+of its own and `limit` of its evaluations, for a small run (into the same folders: in a clone to
+throw away).
 """
 
 import runpy
@@ -26,6 +28,7 @@ Job = tuple[str, ...]  # a module of stages/, or a script beside its YAML; then 
 Jobs = Iterator[Job]
 ROOT = Path(__file__).parent.parent
 SAY = "say"  # instead of a job: what a verb has to say
+FEW = "steps=", "limit="  # of compare alone: a small run, to see that it works
 WHISPER = Path("models/tiny.en.pt")  # the recognizer of a cascade
 OTHERS = {  # further recordings to be tested with: what must be there for it
     "slt": "recipes/demo/slt",
@@ -222,7 +225,15 @@ def demo_robust(recipe: Path, arguments: list[str]) -> Jobs:
 
 
 def compare(recipe: Path, arguments: list[str]) -> Jobs:
-    yield from demo_plain(recipe, arguments)
+    few = [a for a in arguments if a.startswith(FEW)]
+    arguments = [a for a in arguments if a not in few]
+    steps = [*arguments, *(a for a in few if a.startswith("steps="))]
+    scoring = [*of_machine(arguments), *(a for a in few if a.startswith("limit="))]
+    if few:
+        yield from demo(recipe, arguments)
+        yield train(f"{recipe}/stage2_plain.yaml", steps)
+    else:
+        yield from demo_plain(recipe, arguments)
     noise = ["corpus.snr=[10,10]", "corpus.splits=[unseen_facts]"]
     other = "out=out/data/speech_test_10_db"
     yield "tokenize_speech", f"{recipe}/tokenize_test.yaml", other, *noise
@@ -234,11 +245,11 @@ def compare(recipe: Path, arguments: list[str]) -> Jobs:
         yield "recognize_speech", f"{recipe}/recognize_test.yaml", heard, *noise
     splices = ("splice_adapter", "splice_lora", "splice_lora_replay")
     for name in ("token_lora", *splices, "rwkv_adapter", "rwkv_prompt", "rwkv_state"):
-        yield train(f"{recipe}/{name}.yaml", arguments)
+        yield train(f"{recipe}/{name}.yaml", steps)
     scores, table = f"{recipe}/evaluate_compare.yaml", f"{recipe}/compare.yaml"
-    yield "evaluate", scores, "only=[token]", *of_machine(arguments)
+    yield "evaluate", scores, "only=[token]", *scoring
     yield "compare", table, "transcripts_of=token", *of_machine(arguments)
-    yield "evaluate", scores, *of_machine(arguments)
+    yield "evaluate", scores, *scoring
     yield "compare", table, *of_machine(arguments)
 
 
@@ -293,7 +304,8 @@ def main(name: str, recipe: Path, arguments: list[str]) -> int:
     if {"--help", "-h"} & {*arguments}:
         names = dict.fromkeys(job[0] for job in verb(recipe, []) if job[0] != SAY)
         return max(run((each, "--help")) for each in names)
-    allowed = *of_machine(arguments), *(a for a in arguments if a.startswith("gate="))
+    few = FEW if verb is compare else ()
+    allowed = *of_machine(arguments), *(a for a in arguments if a.startswith(("gate=", *few)))
     if verb in WHOLE and (own := [a for a in arguments if a not in allowed]):
         raise ValueError(
             f"{own[0]}: just {name} takes runtime.threads and runtime.device alone; run its verbs "

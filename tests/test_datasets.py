@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -400,6 +401,26 @@ def test_questions_are_drawn_anew_in_every_epoch_alike_for_any_number_of_ranks(p
     instructions._questions.cache_clear()
     with pytest.raises(ValueError, match=r"a\.txt has no question: write one a line"):
         mixture.samples(0)
+
+
+def test_codes_are_replaced_anew_in_every_step_alike_for_any_number_of_ranks(parts):
+    shape = packing.Shape(64, 2)
+    plain, other = (load(parts, speech(parts, **of), shape=shape) for of in ({}, {"replaced": 0.4}))
+    shares, seen = [], set()
+    for step in range(plain.plan.counts.steps):
+        rows = [row for rank in range(2) for row in other.samples(step, rank, 2)]
+        for was, now in zip(chain(*plain.samples(step)), chain(*rows), strict=True):
+            sound = (was.tokens >= 265) & (was.tokens < 265 + CODES)
+            assert np.array_equal(now.tokens[~sound], was.tokens[~sound])
+            assert ((now.tokens[sound] >= 265) & (now.tokens[sound] < 265 + CODES)).all()
+            shares.append((now.tokens != was.tokens).sum() / sound.sum())
+            seen.add(now.tokens.tobytes())
+        for one, two in zip(chain(*other.samples(step)), chain(*rows), strict=True):
+            assert np.array_equal(one.tokens, two.tokens)
+    assert 0.2 < np.mean(shares) < 0.6 and len(seen) > len(shares) / 2
+    assert len({other.sample(step, 0, 0).tokens.tobytes() for step in range(20)}) > 5
+    with pytest.raises(ValueError, match="replaced"):
+        load(parts, speech(parts, replaced=1.5))
 
 
 def test_an_answer_is_enough_but_not_for_a_piece_of_a_recording(parts, tmp_path):

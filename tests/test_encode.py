@@ -94,10 +94,10 @@ def test_frames_are_what_the_codes_are_made_of(lines, tmp_path, capsys):
     rows = encoded(lines, tmp_path / "frames", component)
     quantizer = Quantizer.load(Path(QUANTIZER))
     stream = shards.read_stream(tmp_path / "frames")
-    assert stream == {"encoder": quantizer.identity, "frame_rate": 25.0, "width": 128}
+    assert stream == {"encoder": quantizer.identity, "frame_rate": 25.0, "width": 384}
     assert "3 rows of 25 frames a second" in capsys.readouterr().out
     for row, other in zip(rows, shards.read_rows(tmp_path / "codes"), strict=True):
-        vectors = np.frombuffer(row["frames"], np.float16).reshape(-1, 128)
+        vectors = np.frombuffer(row["frames"], np.float16).reshape(-1, 384)
         codes = quantizer.quantize(torch.tensor(vectors.astype(np.float32)))
         assert row["codes"] is None and codes.tolist() == other["codes"].tolist()
         same = ("id", "text", "seconds", "speaker", "source")

@@ -27,7 +27,7 @@ from tests.test_vocab import INITIALIZE, TEXT, checkpoint, init_base
 
 ROOT = Path(__file__).parent.parent
 QUANTIZER = ROOT / "recipes/demo/models/quantizer"
-CODES = 256  # of that quantizer
+CODES = 512  # of that quantizer
 DELIMITERS = ["<|sound_start|>", "<|sound_end|>"]
 SOUNDS = [f"<|sound_{code:04d}|>" for code in range(CODES + 1)]
 MATRICES = ["model.embed_tokens.weight", "lm_head.weight"]
@@ -154,13 +154,13 @@ TWICE = [*DELIMITERS, *SOUNDS, "<|sound_7|>"]
 REFUSED = {
     "a code": (
         DELIMITERS + SOUNDS[:9] + SOUNDS[10:],
-        r"258 sound .*: <\|sound_0009\|> missing; name",
+        r"514 sound .*: <\|sound_0009\|> missing; name",
     ),
-    "some": (DELIMITERS + SOUNDS[:40], r"42 sound .*: <\|sound_0040\|>, .* and 214 more missing"),
-    "the mask code": (DELIMITERS + SOUNDS[:-1], r": <\|sound_0256\|> missing"),
+    "some": (DELIMITERS + SOUNDS[:40], r"42 sound .*: <\|sound_0040\|>, .* and 470 more missing"),
+    "the mask code": (DELIMITERS + SOUNDS[:-1], r": <\|sound_0512\|> missing"),
     "delimiters": (SOUNDS, r": <\|sound_start\|>, <\|sound_end\|> missing; name"),
-    "delimiters alone": (DELIMITERS, r"has 2 sound tokens; .* and 254 more missing"),
-    "codes": ([*DELIMITERS, *SOUNDS, "<|sound_0257|>"], r": <\|sound_0257\|> among or behind"),
+    "delimiters alone": (DELIMITERS, r"has 2 sound tokens; .* and 510 more missing"),
+    "codes": ([*DELIMITERS, *SOUNDS, "<|sound_0513|>"], r": <\|sound_0513\|> among or behind"),
     "another width": (
         DELIMITERS + WIDE,
         r": <\|sound_0000\|>, .*missing; <\|sound_00000\|>, .*behind",
@@ -189,14 +189,14 @@ def test_partial_sound_tokens_are_refused_with_what_is_wrong(what, tmp_path, pla
 
 
 def test_an_embedding_that_does_not_fit_the_tokenizer_is_refused(tmp_path, plain):
-    """As when the tokenizer was taken from the original Llama: its 259 rows more are trained."""
+    """As when the tokenizer was taken from the original Llama: its 515 rows more are trained."""
     base = publish(plain, tmp_path / "more", DELIMITERS + SOUNDS)
     AutoTokenizer.from_pretrained(plain).save_pretrained(base)
-    with pytest.raises(ValueError, match=rf"has {TEXT + 259} rows, but the tokenizer has {TEXT} "):
+    with pytest.raises(ValueError, match=rf"has {TEXT + 515} rows, but the tokenizer has {TEXT} "):
         expand(base, tmp_path / "out")
     AutoTokenizer.from_pretrained(plain).save_pretrained(tmp_path / "less")
     base = publish(plain, tmp_path / "less", DELIMITERS + SOUNDS, rows=TEXT)
-    with pytest.raises(ValueError, match=rf"has {TEXT} rows, but .* {TEXT + 259} tokens"):
+    with pytest.raises(ValueError, match=rf"has {TEXT} rows, but .* {TEXT + 515} tokens"):
         expand(base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -335,8 +335,8 @@ def test_the_card_counts_kinds_voices_sources_and_what_was_left_out(whole):
 def test_training_reads_it_and_a_kind_can_be_chosen(whole):
     tokenizer = init_base.train_tokenizer(["what is one plus two"] * 9, vocab_size=270)
     first = len(tokenizer)
-    add_sound_tokens(tokenizer, 256)
-    layout = SoundLayout(first, first + 1, first + 2, 256, "q")
+    add_sound_tokens(tokenizer, 512)
+    layout = SoundLayout(first, first + 1, first + 2, 512, "q")
     vocabulary = Vocabulary(tokenizer, layout)
     view = datasets.conversations(vocabulary, str(whole / "data"), select={"kind": "partly"})
     partly = [row for row in shards.read_rows(whole / "data") if view.selects(row)]

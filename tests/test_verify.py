@@ -134,7 +134,7 @@ def test_what_the_job_leaves_verifies_and_every_group_says_how_much(whole, capsy
     assert list(said) == ["manifest", "files", "shards", "rows", "verified:"]
     assert (
         said["files"].endswith(" 6 files of the manifest")
-        and "3 of 3 open: speech, 256 codes" in said["shards"]
+        and "3 of 3 open: speech, 512 codes" in said["shards"]
     )
     assert f"7 rows, {totals['codes']:,} codes, 0.0" in said["rows"]
     assert {path.name: path.stat().st_mtime_ns for path in whole.iterdir()} == before
@@ -202,7 +202,7 @@ def test_a_file_that_is_not_as_stated_is_one_fault(changed, capsys, what):
 @pytest.mark.parametrize(
     ("shard", "change", "fault"),
     [
-        (FIRST, lambda rows: first_code(rows, 257), "codes over 256 in 1 row, first 'a'"),
+        (FIRST, lambda rows: first_code(rows, 513), "codes over 512 in 1 row, first 'a'"),
         (FIRST, lambda rows: rows[1].update(id=None), "no id in 1 row"),
     ],
 )
@@ -213,7 +213,7 @@ def test_a_row_that_is_wrong_is_named(changed, capsys, shard, change, fault):
 
 
 def test_the_mask_code_is_a_code(changed, capsys):
-    changed.rows(FIRST, lambda rows: first_code(rows, 256))
+    changed.rows(FIRST, lambda rows: first_code(rows, 512))
     assert found(changed.folder, capsys) == []
 
 
@@ -304,7 +304,7 @@ def test_rows_that_cannot_be_read_end_no_check(changed, capsys):
     changed.rows(SECOND, lambda rows: first_code(rows, 999))
     faults = found(changed.folder, capsys)
     assert faults[0].startswith(f"{FIRST}: its rows cannot be read: ")
-    assert faults[1].startswith(f"{SECOND}: codes over 256 in 1 row")
+    assert faults[1].startswith(f"{SECOND}: codes over 512 in 1 row")
 
 
 def test_a_file_that_may_not_be_read_is_one_fault(whole, capsys, monkeypatch):
@@ -328,7 +328,7 @@ def test_a_shard_that_does_not_open_hides_no_other_fault(changed, capsys):
     for expected in (
         "shard-00009.parquet: the manifest does not list",
         f"{FIRST}: it does not open: ",
-        f"{SECOND}: codes over 256 in 1 row, first 'long#0'",
+        f"{SECOND}: codes over 512 in 1 row, first 'long#0'",
     ):
         assert any(fault.startswith(expected) for fault in faults), (expected, faults)
     assert len(faults) == 3
@@ -388,7 +388,7 @@ def test_as_a_command(whole, changed, tmp_path):
 
     done = run(whole)
     assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("verified: ")
-    changed.rows(FIRST, lambda rows: first_code(rows, 257))
+    changed.rows(FIRST, lambda rows: first_code(rows, 513))
     (changed.folder / "shard-00003.parquet").write_text("stray")
     done = run(changed.folder)
     assert done.returncode == 2 and done.stdout.count("\nFAULT ") == 2

@@ -58,7 +58,7 @@ class World:
     test_voices: int = key("times a test fact is asked, per split", 3, least=0)
     test_phrases: int = key("word lists to transcribe, per split", 150, least=0)
     repeat_rows: int = key("text rows that ask for repetition", 12000, least=0)
-    further_lines: int = key("spoken by further voices, for training", 4000, least=0)
+    further_lines: int = key("of further voices, disturbed, for training", 4800, least=0)
     fresh: bool = key("move an artifact that differs aside", False)
 
 
@@ -256,23 +256,21 @@ def spoken_lines(
 
 
 def further_lines(facts: list[Fact], phrases: Phrases, count: int) -> list[dict[str, Any]]:
-    """Lines for voices of other synthesizers: three fifths questions on facts that training speaks
-    of, a quarter word lists, the rest single digits."""
+    """Lines for voices of other synthesizers: half questions on facts that training speaks of, a
+    sixth word lists, a sixth single digits; and as many digits for espeak-ng's training voices."""
     rng, lines = phrases.rng, list[dict[str, Any]]()
     heard = [fact for fact in facts if fact.split == "train"]
     for i in range(count):
-        line: dict[str, Any] = {
-            "id": f"further-{i}",
-            "split": "further",
-            "voices": "further",
-            "kind": "phrase",
-        }
-        if i % 20 < 12:
+        line: dict[str, Any] = {"id": f"further-{i}", "split": "further", "voices": "further"}
+        if i % 6 < 3:
             fact = rng.choice(heard)
             line |= {"kind": "question", "text": rng.choice(fact.wordings), "answer": fact.answer}
             line |= {"fact": fact.id, "replayed": fact.replayed}
+        elif i % 6 == 3:
+            line |= {"kind": "phrase", "text": phrases.draw()}
         else:
-            line["text"] = phrases.draw() if i % 20 < 17 else number_name(rng.randrange(10))
+            line |= {"kind": "digit", "text": number_name(rng.randrange(10))}
+            line["voices"] = ("further", "train")[i % 6 - 4]
         lines.append(line)
     return lines
 

@@ -6,7 +6,7 @@ same batch, whatever the number of ranks. Codes become vocabulary ids here, when
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from speechfuse import config
+from speechfuse import artifact, config
+from speechfuse.components import Share
 from speechfuse.locks import exclusive_lock
 from speechfuse.rows import shards
 from speechfuse.samples import index, packing
@@ -31,6 +32,7 @@ def _view(
     train_on: str,
     column: str,
     render: Callable[[dict[str, Any]], tuple[list[int], list[bool]] | None],
+    at_step: Callable[[Sample, int], Sample] | None = None,
 ) -> View:
     names = pq.read_schema(shards.shard_paths(Path(path))[0]).names
     if "frames" in names:
@@ -51,7 +53,7 @@ def _view(
             targets = [False] + [True] * (len(tokens) - 1)
         return Sample(row["id"], np.array(tokens, np.int32), np.array(targets))
 
-    return View(Path(path), select or {}, sample)
+    return View(Path(path), select or {}, sample, at_step=at_step)
 
 
 def answered(row: dict[str, Any], turns: dict[str, Any]) -> bool:
@@ -81,9 +83,11 @@ def speech(
     turns: dict[str, Any],
     select: dict[str, Any] | None = None,
     train_on: str = "answers",
+    replaced: Share = 0.0,
 ) -> View:
     """Speech rows made into conversations by `turns` (a function of samples.instructions). Rows
-    that `answered` leaves out have no sample; the index counts them."""
+    that `answered` leaves out have no sample; the index counts them. `replaced`: in each step every
+    code that is no target gives way to any with this probability, as if it were misheard."""
     turns_of = config.bind(turns, "row")
 
     def render(row: dict[str, Any]) -> tuple[list[int], list[bool]] | None:
@@ -91,7 +95,16 @@ def speech(
             return None
         return prompts.render(vocabulary, turns_of(row=row), draw=row.get("draw"))
 
-    return _view(path, select, train_on, "codes", render)
+    def misheard(sample: Sample, step: int) -> Sample:
+        rng = np.random.default_rng([artifact.id_digest(sample.name), step])
+        tokens, layout = sample.tokens.copy(), vocabulary.layout
+        assert layout  # it was rendered with that
+        heard = (tokens >= layout.first) & (tokens < layout.first + layout.codes)
+        heard &= ~sample.targets & (rng.random(len(tokens)) < replaced)
+        tokens[heard] = layout.first + rng.integers(layout.codes, size=heard.sum())
+        return replace(sample, tokens=tokens)
+
+    return _view(path, select, train_on, "codes", render, misheard if replaced else None)
 
 
 def conversations(
