@@ -40,9 +40,7 @@ def main(job: Ask) -> None:
     waveform = decoding.load(Path(job.file))
     chosen = job.checkpoint or checkpoints.chosen_checkpoint(Path(job.report))
     check_files(job.quantizer, job.whisper)
-    listener = checkpoints.load(
-        Path(chosen), job.quantizer, job.whisper, job.window, job.file
-    )
+    listener = checkpoints.load(Path(chosen), job.quantizer, job.whisper, job.window, job.file)
     pieces = listener.pieces(waveform)
     if len(pieces) > 1:
         print(f"{len(waveform) / decoding.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")

@@ -82,9 +82,7 @@ class Answers:
 
     def _load(self, folder: Path) -> Loaded:
         job, began = self.job, time.perf_counter()
-        listener = checkpoints.load(
-            folder, job.quantizer, job.whisper, job.window, "what is sent"
-        )
+        listener = checkpoints.load(folder, job.quantizer, job.whisper, job.window, "what is sent")
         loaded = time.perf_counter()
         said = [{"text": "a"}, *listener.speech([np.zeros(decoding.SAMPLE_RATE, np.float32)])]
         listener.generator.reply([[{"role": "user", "segments": said}]], 2)
