@@ -112,6 +112,7 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "fit_codec.yaml": FitCodec,
     "resynthesize.yaml": Resynthesize,
     "train_encoder.yaml": TrainQuantizer,
+    "train_codec.yaml": TrainQuantizer,
     "duplex_t*.yaml": BuildDuplex,
     "duplex.yaml": Duplex,
     "duplex_lora.yaml": Finetune,
@@ -612,7 +613,7 @@ def components(value: Any) -> Iterator[dict[str, Any]]:
 def check_component(spec: dict[str, Any]) -> None:
     """It resolves, and takes the keys beside it, but for those of the job that names it."""
     found = config.resolve(spec["_component_"])
-    others = ["_component_", "share"]
+    others = ["_component_", "share", "times"]
     for package, keys in OF_THE_JOB.items():
         others += keys if spec["_component_"].startswith(package) else []
     arguments = {key: value for key, value in spec.items() if key not in others}

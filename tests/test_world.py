@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import soundfile
+import yaml
 
 from speechfuse import artifact, config
 from speechfuse.rows import shards
@@ -261,7 +262,10 @@ MEASURES = re.compile(
 def test_voices_that_are_measured_with_are_named_by_no_training():
     trains = [p for p in ROOT.glob("recipes/*/*.yaml") if not MEASURES.fullmatch(p.stem)]
     assert {"train_quantizer", "tokenize_train", "voices", "stage2"} <= {p.stem for p in trains}
-    assert [path for path in trains if MEASURED.search(path.read_text("utf-8"))] == []
+    for path in trains:
+        read_from = yaml.safe_load(path.read_text("utf-8"))
+        read_from.pop("validation", None)  # measured, not trained on
+        assert not MEASURED.search(json.dumps(read_from)), path
     for text in (
         "variants: [flite:slt]",
         "path: out/data/speech_people",

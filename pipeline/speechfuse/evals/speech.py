@@ -178,10 +178,7 @@ class Speech:
         if self.transcripts and self.input != "transcript":
             raise ValueError(f"transcripts are given, but input={self.input}; set input=transcript")
         if self.transcript_splits and not (self.reply or self.transcribe):
-            raise ValueError(
-                "transcript_splits need `reply`, which reads what was heard, or "
-                "`transcribe`, which asks for it"
-            )
+            raise ValueError("transcript_splits need `reply`, which reads it, or `transcribe`")
         if self.controls_of and (self.rater or self.controls_of not in self.splits):
             raise ValueError(
                 f"controls_of={self.controls_of}: choose one of {[*self.splits]}, and no judge"
@@ -189,9 +186,7 @@ class Speech:
         if self.identity and not self.speech_on:
             raise ValueError(f"{self.data} holds speech, and speech_on=false asks in text alone")
         if not self.state and not (self.speech_on and folder.state_of(checkpoint)):
-            raise ValueError(
-                f"state=false: {checkpoint} has no learned state, or speech_on=false leaves it out"
-            )
+            raise ValueError(f"state=false: {checkpoint} has no learned state to leave out here")
         if self.identity:
             check_quantizer(checkpoint, self.identity, self.data)
         if self.input == "transcript":
