@@ -122,7 +122,7 @@ def served(expanded) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def listener(expanded) -> checkpoints.Listener:
-    return checkpoints.load(expanded, QUANTIZER, None, "a clip")
+    return checkpoints.load(expanded, QUANTIZER, None, None, "a clip")
 
 
 def replied(listener: checkpoints.Listener, *turns: tuple[str, list[Any]]) -> str:

@@ -355,8 +355,9 @@ def recipe_voices() -> list[tuple[str, str, dict]]:
     for path in sorted((ROOT / "recipes").glob("*/*.yaml")):
         content = yaml_values.with_files(yaml.safe_load(path.read_text()) or {})
         for value in content.values():
-            if isinstance(value, dict) and isinstance(value.get("voices"), dict):
-                found += [(path.name, group, spec) for group, spec in value["voices"].items()]
+            voices = value.get("voices") if isinstance(value, dict) else None
+            if isinstance(voices, dict) and "variants" not in voices:  # else it is a group itself
+                found += [(path.name, group, spec) for group, spec in voices.items()]
     return found
 
 
