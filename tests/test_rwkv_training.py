@@ -274,7 +274,7 @@ def test_a_state_can_be_zeroed_for_a_task_and_comes_back(parts, trained, tmp_pat
         task = speech_task.Speech(
             rows, "acc", reference="answer", state=False, speech_on=speech_on, input="transcript"
         )
-        with pytest.raises(ValueError, match=r"^state=false: .* has no learned state, or speech_"):
+        with pytest.raises(ValueError, match=r"^state=false: .* has no learned state, or speech "):
             task.check(checkpoint)
     shutil.copytree(epoch, tmp_path / "epoch")
     save_file({"blocks.0.att.time_state": own}, tmp_path / "epoch" / folder.STATE)

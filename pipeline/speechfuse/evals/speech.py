@@ -189,9 +189,7 @@ class Speech:
         if self.identity and not self.speech_on:
             raise ValueError(f"{self.data} holds speech, and speech_on=false asks in text alone")
         if not self.state and not (self.speech_on and folder.state_of(checkpoint)):
-            raise ValueError(
-                f"state=false: {checkpoint} has no learned state, or speech_on=false leaves it out"
-            )
+            raise ValueError(f"state=false: {checkpoint} has no learned state, or speech is off")
         if self.identity:
             check_quantizer(checkpoint, self.identity, self.data)
         if self.input == "transcript":
@@ -237,9 +235,8 @@ class Speech:
         if self.input == "transcript":  # one segment, so that it is tokenized as one text
             segments = [{"text": f"{before}{self.transcript_texts.get(row['id'], '')}{after}"}]
         else:
-            speech: dict[str, Any] = {"speech": audio}
-            segments = [{"text": before}, speech, {"text": after}]
-            segments = [part for part in segments if part.get("text") != ""]
+            parts: list[dict[str, Any]] = [{"text": before}, {"speech": audio}, {"text": after}]
+            segments = [part for part in parts if part.get("text") != ""]
         return [{"role": "user", "segments": segments}]
 
     def ids(self) -> list[str]:
