@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -192,36 +193,44 @@ def kill(process: subprocess.Popen | BaseProcess) -> None:
     process.join() if isinstance(process, BaseProcess) else process.wait()
 
 
-def _rank_main(config: Path, variables: dict[str, str]) -> None:
+def _rank_main(variables: dict[str, str], function: Callable[[Path], None], path: Path) -> None:
+    os.environ |= variables
+    function(path)
+
+
+def _train(config: Path) -> None:
     from stages import train  # here, as tests run it as a program too
 
-    os.environ |= variables
     train.main(load(Finetune, config, []))
 
 
-def started(config: Path, ranks: int = 1) -> list[BaseProcess]:
-    """The processes of a training, a rank each, without torchrun: for what its ranks do."""
+def started(function: Callable[[Path], None], path: Path, ranks: int = 1) -> list[BaseProcess]:
+    """The processes of `function`, a rank each, without torchrun: for what its ranks do."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     several = place | {"WORLD_SIZE": str(ranks)} if ranks > 1 else {}
     processes: list[BaseProcess] = []
     for rank in range(ranks):
         own = several | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if several else {}
-        processes.append(READY.Process(target=_rank_main, args=(config, own)))
+        processes.append(READY.Process(target=_rank_main, args=(own, function, path)))
         processes[-1].start()
     return processes
 
 
-def train_on_two_ranks(config: Path) -> None:
-    processes = started(config, 2)
+def on_two_ranks(function: Callable[[Path], None], path: Path) -> None:
+    processes = started(function, path, 2)
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0], "what is wrong stands in stderr"
 
 
+def train_on_two_ranks(config: Path) -> None:
+    on_two_ranks(_train, config)
+
+
 def begin_and_kill(config: Path) -> None:
     """Begin a training of one rank, and kill it once it has saved a state."""
-    (process,), out = started(config), config.with_suffix("")
+    (process,), out = started(_train, config), config.with_suffix("")
     while not list(out.glob("state/step_*/.metadata")):
         assert process.is_alive(), "it ended before it could be killed"
         time.sleep(0.01)

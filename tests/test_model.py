@@ -1,11 +1,8 @@
 """The decoder: logits against transformers, recomputation, compiled layers, adapters, sharding over
-ranks (this file is also the program of those ranks), exported folders, refusals."""
+ranks, exported folders, refusals."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,7 +28,7 @@ from speechfuse.samples.view import IGNORE
 from speechfuse.train import attention, backbone, losses
 from speechfuse.train import model as models
 from speechfuse.train.shape import complete
-from tests.small_training import built, exported
+from tests.small_training import built, exported, on_two_ranks
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "recipes/demo/models/base"
@@ -528,16 +525,7 @@ def test_ranks_have_together_the_gradients_of_one(tmp_path):
     """FSDP2 on two ranks: whole, as transformers' model, two copies (HSDP) with tied embeddings,
     adapters with frozen weights. Losses are within the forward, where the weights are gathered."""
     tied = make_tied(tmp_path / "tied")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'pipeline'}{os.pathsep}{ROOT}"}
-    done = subprocess.run(
-        [*launch, __file__, str(tmp_path)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    on_two_ranks(rank_main, tmp_path)
     for name, source, spec, options, patterns in (
         ("fsdp", BASE, spec_of(BASE), {}, []),
         ("theirs", BASE, spec_of(BASE, THEIRS), {}, []),
@@ -554,7 +542,3 @@ def test_ranks_have_together_the_gradients_of_one(tmp_path):
         before = load_file(source / "model.safetensors")
         assert written.keys() == before.keys()
         assert all(torch.equal(tensor, before[key]) for key, tensor in written.items())
-
-
-if __name__ == "__main__":
-    rank_main(Path(sys.argv[1]))

@@ -1,9 +1,6 @@
-"""Rows of the sound tokens: alone in training at first, on one rank and two (this file is also the
-program of those ranks), how many moved, and the verdict."""
+"""Rows of the sound tokens: alone in training at first, on one rank and two, how many moved, and
+the verdict."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,9 @@ from speechfuse.tokens.vocabulary import SoundLayout
 from speechfuse.train import attention
 from speechfuse.train import model as models
 from speechfuse.train.new_rows import WATCHED, NewRows
-from tests.small_training import built
+from tests.small_training import built, on_two_ranks
 from tests.test_model import BASE, LORA, TIED, batch_of, make_tied, spec_of, total, whole
 
-ROOT = Path(__file__).parent.parent
 # amid the 943 rows of the demo's base: two ranks have 472 and 471, and so both have new ones
 LAYOUT = SoundLayout(start=465, end=466, first=467, codes=16, quantizer="")
 IDS = slice(465, 484)
@@ -207,16 +203,7 @@ def rank_main(folder: Path) -> None:
 def test_two_ranks_do_what_one_does(tmp_path):
     """FSDP2 with the new rows on both ranks, and two copies (HSDP)."""
     tied = make_tied(tmp_path / "tied")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'pipeline'}{os.pathsep}{ROOT}"}
-    done = subprocess.run(
-        [*launch, __file__, str(tmp_path)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    on_two_ranks(rank_main, tmp_path)
     for name, folder, spec in (
         ("fsdp", BASE, spec_of(BASE)),
         ("copies", tied, spec_of(tied, TIED)),
@@ -307,7 +294,3 @@ def test_the_verdict_on_real_trainings(tmp_path, kind, words):
         lines.append({"step": step, "loss_sound": float(loss.detach()), **rows.measure(step)})
     verdict = rows.verdict(lines)
     assert verdict and words in verdict, verdict
-
-
-if __name__ == "__main__":
-    rank_main(Path(sys.argv[1]))
