@@ -18,7 +18,7 @@ verb := py + " recipes/verbs.py"
 default:
     @just --list --unsorted
 
-# make .venv with the pinned dependencies (a no-op when it is up to date); of another Python: just setup /path/to/python3.12
+# make .venv with the pinned dependencies (a no-op when it is up to date; Python compiles what is used, when it is used); of another Python: just setup /path/to/python3.12
 setup python3="python3":
     @same() { cmp -s pyproject.toml .venv/pyproject.toml && cmp -s constraints.txt .venv/constraints.txt; }; \
     same || ( \
@@ -26,7 +26,7 @@ setup python3="python3":
         echo "error: $1: $("$1" -V 2>/dev/null || echo does not run); Python 3.11, 3.12 or 3.13 is needed: just setup /path/to/python3.12" >&2; exit 2; fi; \
       exec 9>.venv.lock; : it ends with this shell, also when that is killed; \
       "$1" -c 'import fcntl; fcntl.flock(9, 6)' 2>/dev/null || { echo "waiting for another just setup"; "$1" -c 'import fcntl; fcntl.flock(9, 2)'; }; \
-      same || ( "$1" -m venv .venv && {{py}} -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' && \
+      same || ( "$1" -m venv .venv && {{py}} -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]' && \
       cp pyproject.toml constraints.txt .venv/ ) )
 
 # the whole road on the embedded default: speech in, table of scores out (out/demo/report.md)

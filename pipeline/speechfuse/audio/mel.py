@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.audio_utils import mel_filter_bank
 
 from speechfuse.audio.decoding import SAMPLE_RATE
 
@@ -23,6 +22,8 @@ MOMENTUM = 0.99  # of Griffin-Lim; Perraudin et al. 2013
 @cache
 def _filters() -> Tensor:
     """(201, 80)."""
+    from transformers.audio_utils import mel_filter_bank  # half a second, for few of the jobs
+
     shape = WINDOW // 2 + 1, BANDS, 0, SAMPLE_RATE / 2, SAMPLE_RATE
     filters = mel_filter_bank(*shape, norm="slaney", mel_scale="slaney")
     return torch.from_numpy(filters).float()
