@@ -140,6 +140,7 @@ class PreflightReport:
             host += f", of {_gib(self.host_limit)}: {'fits' if self.host_fits else 'DOES NOT FIT'}"
         steps = data.counts.steps if data else self.job.steps
         number = f"{steps:,}" if steps else "unknown number,"
+        short = f"; steps={steps} ends the last early" if steps and steps == self.job.steps else ""
         speed = f"{self.speed:,.0f} tokens/s a GPU, " if self.speed else "not known: "
         rows = {
             "run": f"{self.job.out} on {where}",
@@ -148,7 +149,7 @@ class PreflightReport:
             **{f"  {name}": _gib(size) for name, size in parts.items()},
             **({"host memory": host} if meter.gpu else {}),
             "data": str(data or "unknown, and so are time and price"),
-            "steps": f"{number} of {self.job.batch_size} rows, epochs: {self.epochs}",
+            "steps": f"{number} of {self.job.batch_size} rows, epochs: {self.epochs}{short}",
             "disk": f"{state.KEEP + 1} states of {_gb(self.state_bytes)}, {self.epochs} epochs "
             f"of {_gb(self.epoch_bytes)}: {_gb(self.disk)} of {_gb(self.free)} here: "
             + ("fits" if self.disk <= self.free else "DOES NOT FIT"),
