@@ -223,6 +223,7 @@ def test_a_dry_run_needs_neither_checkpoint_nor_data(parts, tmp_path, monkeypatc
     assert rows["steps"] == "7 of 4 rows, epochs: 1"
     assert rows["speed"] == "not known: nothing was measured, and an assumption needs the data"
     assert not rows.keys() & {"time", "price"} and "\ntime" in whole and "\nprice" in whole
+    assert "7 of 4 rows, epochs: 1; steps=7 ends the last early" in whole
     for name in ("parameters", "memory", "  weights", "  activations", "disk", "formula"):
         mine, full = ([s for s in t.splitlines() if s.startswith(name)] for t in (said, whole))
         assert len(mine) == 1 and (mine == full or name == "disk"), "the model's shapes suffice"

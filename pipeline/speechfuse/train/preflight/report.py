@@ -140,7 +140,7 @@ class PreflightReport:
             host += f", of {_gib(self.host_limit)}: {'fits' if self.host_fits else 'DOES NOT FIT'}"
         steps = data.counts.steps if data else self.job.steps
         number = f"{steps:,}" if steps else "unknown number,"
-        short = f"; steps={steps} ends the last early" if steps and steps == self.job.steps else ""
+        short = f"; steps={steps} ends the last early" if data and steps == self.job.steps else ""
         speed = f"{self.speed:,.0f} tokens/s a GPU, " if self.speed else "not known: "
         rows = {
             "run": f"{self.job.out} on {where}",
