@@ -37,6 +37,7 @@ POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:
 POLICY += "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
 HEADERS |= {"Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
+DRAIN = 15.0  # seconds that open requests have at the end, and once more when they are broken off
 LOCAL = {"localhost", "127.0.0.1", "::1"}
 ANSWERS: web.AppKey[Answers] = web.AppKey("answers", Answers)
 
@@ -68,8 +69,11 @@ def run(job: Serve) -> None:
         if job.open:
             webbrowser.open(url)
 
-    more: dict[str, Any] = {"handler_cancellation": True, "access_log": None}
-    web.run_app(application(job), host=job.host, port=job.port, ssl_context=tls, print=said, **more)
+    more: dict[str, Any] = {"handler_cancellation": True, "access_log": None, "print": said}
+    more["shutdown_timeout"] = DRAIN
+    web.run_app(application(job), host=job.host, port=job.port, ssl_context=tls, **more)
+    sys.stdout.flush()
+    os._exit(0)  # without waiting for a checkpoint that is being loaded
 
 
 async def _running(app: web.Application) -> AsyncIterator[None]:
@@ -79,8 +83,7 @@ async def _running(app: web.Application) -> AsyncIterator[None]:
     async def load() -> None:
         try:
             await answers.get(answers.first)
-        except (ValueError, FileNotFoundError) as error:
-            print(f"error: {error}", file=sys.stderr)
+        except Refused:  # it is said why
             sys.exit(2)
 
     task = asyncio.create_task(load())
