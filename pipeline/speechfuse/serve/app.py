@@ -57,11 +57,15 @@ def application(job: Serve) -> web.Application:
 
 
 def run(job: Serve) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
+    """Serve until SIGTERM or Ctrl-C. Raises ValueError for what is no certificate."""
     tls = None
-    if job.tls_cert:
+    if job.tls_cert or job.tls_key:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        tls.load_cert_chain(job.tls_cert, job.tls_key)
+        try:
+            tls.load_cert_chain(job.tls_cert or "", job.tls_key)
+        except OSError as error:
+            given = f"tls_cert={job.tls_cert} and tls_key={job.tls_key}"
+            raise ValueError(f"{given} are no certificate and its key, PEM: {error}") from None
     url = f"http{'s' if tls else ''}://{job.host}:{job.port}"
 
     def said(_: str) -> None:
