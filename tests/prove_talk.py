@@ -171,10 +171,14 @@ def main(folder: str) -> None:
         said_of_it = page.until("at('problem').textContent")
         shown(page, "silence", said_of_it, "| the model:", last(page, "answer"))
         assert "silent" in said_of_it
-    with Browser(Path(tempfile.mkdtemp(dir=folder)), "--deny-permission-prompts") as page:
+    with Browser(
+        Path(tempfile.mkdtemp(dir=folder)), MICROPHONE[0], "--deny-permission-prompts"
+    ) as page:
         visit(page, server)
         press(page, "keydown")
-        shown(page, "denied", page.until("at('problem').textContent"))
+        page.until("at('problem').textContent")
+        shown(page, "denied", denied := page.run("at('problem').textContent"))
+        assert "denies" in denied
     with socket.create_connection(("127.0.0.1", server.port)) as stuck:
         stuck.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n")
         stuck.sendall(b"Content-Type: application/json\r\nContent-Length: 100000\r\n\r\n{")

@@ -188,9 +188,6 @@ def test_a_stream_has_an_answer_in_pieces(served):
 def test_sixteen_at_once_are_answered_as_one(served, listener):
     """Prompts of other lengths, that join and leave at other steps."""
     texts = [" ".join(["what is three"] * (1 + i % 5)) for i in range(16)]
-    expected = [
-        replied(listener, ("user", [text, clip(i % 3, 0.5)])) for i, text in enumerate(texts)
-    ]
 
     def ask(number: int) -> str:
         sound = decoding.encode(clip(number % 3, 0.5), "WAV")

@@ -201,6 +201,7 @@ async function one(model, content, replies) {
       if (more) parts.textContent = Object.entries(more.seconds)
         .map(([name, s]) => `${name.replace("_", " ")} ${Math.round(1000 * s)} ms`).join(" · ");
     });
+    answer.textContent ||= "The model answers nothing.";
   } catch (error) {
     answer.classList.add("failed");
     answer.textContent = error.message;
