@@ -56,16 +56,13 @@ class Answers:
 
     def __init__(self, job: Serve) -> None:
         self.job, self.names = job, checkpoints.every_epoch(Path(job.report), job.checkpoint)
+        self.first = next(iter(self.names))
         self.decoders = Decoders(2, job.seconds, 20.0)
         self.loaded: dict[str, Loaded] = {}  # the last is the one that was used last
         self.counts: dict[str, float] = defaultdict(float)
         self.open = 0
         self._loading = asyncio.Lock()
         self._ears = ThreadPoolExecutor(1)  # one clip after another, as a core has time
-
-    @property
-    def first(self) -> str:
-        return next(iter(self.names))
 
     async def get(self, name: str) -> Loaded:
         """Return a checkpoint, loaded if need be. Raises Refused."""
