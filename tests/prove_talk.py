@@ -1,6 +1,6 @@
 """Talk to the trained demo in a real browser.
 
-    just prove talk          (about 6 minutes, after `just demo`; needs Chromium, and npm for axe)
+    just prove talk     (after `just demo`; needs Chromium, and npm for axe; 3 minutes are one clip)
 
 A headless Chromium, whose microphone plays "what is three plus four" in a voice of no training,
 opens the page of a server of its own: press, speak, let go, and the page shows "seven". Then what
