@@ -1,6 +1,6 @@
 """Many clients at once: errors, requests a second, memory, and what the engine gains by batches.
 
-    just bench load                                  (the demo's chosen epoch; 3 minutes are its load)
+    just bench load                     (the demo's chosen epoch; 3 minutes are its load)
     just bench load seconds=30
 
 16 clients ask a spoken question again and again for `seconds` (180); every reply must be the one
