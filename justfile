@@ -177,7 +177,7 @@ train-base *args: setup
 train-rwkv *args: setup
     @{{verb}} train-rwkv {{with_ranks}} "$@"
 
-# show that a promise holds: just prove demo | tokenize | synthesize | quantizer | resume | losses | preflight | pythons | artifact | faults | interrupts | fuzz
+# show that a promise holds: just prove demo | talk | tokenize | synthesize | quantizer | resume | losses | preflight | pythons | artifact | faults | interrupts | fuzz
 prove what: setup
     @test -f "tests/prove_$1.py" || (echo "error: there is no $1 to prove; choose" $(cd tests; ls prove_*.py | sed 's/prove_//; s/.py//') >&2; exit 2)
     PYTHONPATH=. {{py}} "tests/prove_$1.py"

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +52,16 @@ def question(seconds: float) -> bytes:
     return decoding.encode(waveform[: int(seconds * decoding.SAMPLE_RATE)], "WAV")
 
 
-def of_server(port: int, wav: bytes) -> dict[str, float]:
+def ask(port: int, wav: bytes) -> tuple[HTTPResponse, dict[str, Any]]:
     audio = {"data": base64.b64encode(wav).decode(), "format": "wav"}
     content = [{"type": "input_audio", "input_audio": audio}]
     body = json.dumps({"messages": [{"role": "user", "content": content}]})
     connection = HTTPConnection("127.0.0.1", port, timeout=600)
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-    response = json.loads(connection.getresponse().read())
+    response = connection.getresponse()
+    said = json.loads(response.read())
     connection.close()
-    return response["speechfuse"]["seconds"]
+    return response, said
 
 
 class Cascade:
@@ -97,18 +98,22 @@ def main(arguments: list[str]) -> None:
     server = Served(job)
     parameters = server.first()[0].generator.model.parameters()
     size = sum(parameter.numel() for parameter in parameters)
-    kinds = {f"tokens ({size / 1e6:.1f} M)": lambda wav: of_server(server.port, wav)}
+    kinds = {
+        f"tokens ({size / 1e6:.1f} M)": lambda wav: ask(server.port, wav)[1]["speechfuse"][
+            "seconds"
+        ]
+    }
     if (whisper := Path(given["whisper_cascade"])).is_file():
         kinds["cascade (37 M and 1.5 M)"] = Cascade(whisper, given["base"], job.max_new_tokens)
     print("| model | question | clients |", " | ".join(PARTS), "|")
     print("|" + "---|" * (3 + len(PARTS)))
     for seconds in given["seconds"]:
         wav = question(seconds)
-        for name, ask in kinds.items():
-            ask(wav)  # the first fills caches
+        for name, timed in kinds.items():
+            timed(wav)  # the first fills caches
             for clients in given["clients"]:
                 with ThreadPoolExecutor(clients) as pool:
-                    found = [*pool.map(ask, [wav] * max(clients, given["requests"]))]
+                    found = [*pool.map(timed, [wav] * max(clients, given["requests"]))]
                 cells = []
                 for part in PARTS:
                     each = 1000 * np.array([row.get(part, 0.0) for row in found])

@@ -188,9 +188,6 @@ def test_a_stream_has_an_answer_in_pieces(served):
 def test_sixteen_at_once_are_answered_as_one(served, listener):
     """Prompts of other lengths, that join and leave at other steps."""
     texts = [" ".join(["what is three"] * (1 + i % 5)) for i in range(16)]
-    expected = [
-        replied(listener, ("user", [text, clip(i % 3, 0.5)])) for i, text in enumerate(texts)
-    ]
 
     def ask(number: int) -> str:
         sound = decoding.encode(clip(number % 3, 0.5), "WAV")
@@ -359,17 +356,26 @@ def test_a_full_queue_says_when_to_come_again(served, monkeypatch):
     assert served.app[app.ANSWERS].open == 0
 
 
-def test_two_checkpoints_stay_in_memory(served, monkeypatch):
+def test_two_checkpoints_stay_in_memory(served, monkeypatch, tmp_path, capsys):
     answers: Answers = served.app[app.ANSWERS]
     names, first = answers.names, answers.first
-    monkeypatch.setattr(
-        answers, "names", names | {"again": names[first], "base": DEMO / "models/base"}
-    )
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{}")
+    others = {"again": names[first], "base": DEMO / "models/base", "broken": broken}
+    monkeypatch.setattr(answers, "names", names | others)
     for name in ("run/epoch_0", "again", first):
         assert served.ask("a", model=name)[0] == 200
     assert [*answers.loaded] == ["again", first]
-    status, _, body = served.ask("a", model="base")  # which has no sound tokens
-    assert status == 500 and str(DEMO) not in str(body)
+    for name, why in (("base", "sound tokens"), ("broken", "")):
+        status, _, body = served.ask("a", model=name)
+        error = body["error"]
+        assert (status, error["param"], error["code"]) == (400, "model", "model_not_usable")
+        assert f"{name!r} cannot be loaded" in error["message"]
+        assert str(others[name]) not in str(body)
+        logged = capsys.readouterr().err
+        assert logged.startswith(f"error: {others[name]}: ") and why in logged
+    assert served.ask("a")[0] == 200
 
 
 def test_an_engine_that_fails_fails_its_rows_alone(served, monkeypatch):

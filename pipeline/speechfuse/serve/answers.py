@@ -5,6 +5,7 @@ asked for, and the one that was used least recently is put out of memory for the
 """
 
 import asyncio
+import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from speechfuse import config
+from speechfuse import config, failures
 from speechfuse.audio import decoding
 from speechfuse.serve import checkpoints
 from speechfuse.serve.config import Serve
@@ -25,6 +26,7 @@ from speechfuse.serve.uploads import Decoders
 
 Loaded = tuple[checkpoints.Listener, Any]  # a checkpoint, and the engine that it answers by
 BUSY = "as many requests as are taken at once are being answered; ask again"
+UNUSABLE = "the model {!r} cannot be loaded: take another of /v1/models; the log says what to mend"
 
 
 @dataclass
@@ -54,16 +56,13 @@ class Answers:
 
     def __init__(self, job: Serve) -> None:
         self.job, self.names = job, checkpoints.every_epoch(Path(job.report), job.checkpoint)
+        self.first = next(iter(self.names))
         self.decoders = Decoders(2, job.seconds, 20.0)
         self.loaded: dict[str, Loaded] = {}  # the last is the one that was used last
         self.counts: dict[str, float] = defaultdict(float)
         self.open = 0
         self._loading = asyncio.Lock()
         self._ears = ThreadPoolExecutor(1)  # one clip after another, as a core has time
-
-    @property
-    def first(self) -> str:
-        return next(iter(self.names))
 
     async def get(self, name: str) -> Loaded:
         """Return a checkpoint, loaded if need be. Raises Refused."""
@@ -76,7 +75,12 @@ class Answers:
                     if not idle:
                         raise Refused(BUSY, "model", 429, "busy", wait=1)
                     del self.loaded[idle[0]]
-                self.loaded[name] = await asyncio.to_thread(self._load, self.names[name])
+                try:
+                    self.loaded[name] = await asyncio.to_thread(self._load, self.names[name])
+                except Exception as error:  # a folder can be broken in every way
+                    known = failures.sentence(error) or f"{type(error).__name__}: {error}"
+                    print(f"error: {self.names[name]}: {known}", file=sys.stderr, flush=True)
+                    raise Refused(UNUSABLE.format(name), "model", code="model_not_usable") from None
             self.loaded[name] = self.loaded.pop(name)
             return self.loaded[name]
 

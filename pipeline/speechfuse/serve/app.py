@@ -37,6 +37,7 @@ POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:
 POLICY += "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"}
 HEADERS |= {"Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
+DRAIN = 15.0  # seconds that open requests have at the end, and once more when they are broken off
 LOCAL = {"localhost", "127.0.0.1", "::1"}
 ANSWERS: web.AppKey[Answers] = web.AppKey("answers", Answers)
 
@@ -56,11 +57,15 @@ def application(job: Serve) -> web.Application:
 
 
 def run(job: Serve) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
+    """Serve until SIGTERM or Ctrl-C. Raises ValueError for what is no certificate."""
     tls = None
-    if job.tls_cert:
+    if job.tls_cert or job.tls_key:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        tls.load_cert_chain(job.tls_cert, job.tls_key)
+        try:
+            tls.load_cert_chain(job.tls_cert or "", job.tls_key)
+        except OSError as error:
+            given = f"tls_cert={job.tls_cert} and tls_key={job.tls_key}"
+            raise ValueError(f"{given} are no certificate and its key, PEM: {error}") from None
     url = f"http{'s' if tls else ''}://{job.host}:{job.port}"
 
     def said(_: str) -> None:
@@ -68,8 +73,11 @@ def run(job: Serve) -> None:
         if job.open:
             webbrowser.open(url)
 
-    more: dict[str, Any] = {"handler_cancellation": True, "access_log": None}
-    web.run_app(application(job), host=job.host, port=job.port, ssl_context=tls, print=said, **more)
+    more: dict[str, Any] = {"handler_cancellation": True, "access_log": None, "print": said}
+    more["shutdown_timeout"] = DRAIN
+    web.run_app(application(job), host=job.host, port=job.port, ssl_context=tls, **more)
+    sys.stdout.flush()
+    os._exit(0)  # without waiting for a checkpoint that is being loaded
 
 
 async def _running(app: web.Application) -> AsyncIterator[None]:
@@ -79,8 +87,7 @@ async def _running(app: web.Application) -> AsyncIterator[None]:
     async def load() -> None:
         try:
             await answers.get(answers.first)
-        except (ValueError, FileNotFoundError) as error:
-            print(f"error: {error}", file=sys.stderr)
+        except Refused:  # it is said why
             sys.exit(2)
 
     task = asyncio.create_task(load())
