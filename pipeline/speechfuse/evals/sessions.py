@@ -172,7 +172,7 @@ class Sessions:
             if not self.built:
                 scores.append(_score("text_answer", split, "acc", items, *TEXT))
             every += items
-        if not self.built:
+        if not self.built and len({item["expected"] for item in every}) > 1:
             places = others([item["expected"] for item in every])
             shuffled = [
                 item | {name: every[place][name] for name in ("answer", "last")}

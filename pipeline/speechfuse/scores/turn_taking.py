@@ -64,6 +64,8 @@ def scores(sessions: list[dict[str, Any]], split: str) -> list[Score]:
             facts[name] += [str(session.get("fact"))] * len(each)
     found = []
     for name, each in pooled.items():
+        if not each:  # a model that never spoke has no latency
+            continue
         if name in ("latency", "stop"):
             rows = intervals.quantiles(each, facts[name], [*QUARTILES.values()])
             numbers = {name + end: row for end, row in zip(QUARTILES, rows, strict=True)}
