@@ -1,9 +1,10 @@
 """A task of sessions of two channels: when a model speaks, what it writes, and what is heard of it.
 
-In: a checkpoint, and sessions with the user's frames. Out: scores of turn-taking, of the answers as
-text and of those as sound, which a recognizer from elsewhere hears. Each session's clip is written,
-the user left and the model right. In place of a model the built replies may speak, through a codec
-or in a voice: what the recognizer makes of those is the ceiling.
+In: a checkpoint, and sessions with the user's frames. Out: scores of turn-taking, by the marks of
+begin and end that a model writes, which its sound follows by a frame; of the answers as text and of
+those as sound, which a recognizer from elsewhere hears. Each session's clip is written, the user
+left and the model right. In place of a model the built replies may speak, through a codec or in a
+voice: what the recognizer makes of those is the ceiling.
 """
 
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ from speechfuse.tokens.vocabulary import check_quantizer
 
 Items = list[dict[str, Any]]
 ROOM = 12  # frames at the end of a session, in which nobody speaks; they go on behind it
+LAG = round(0.16 * SAMPLE_RATE)  # by so much the sound of a turn may end behind its text
 TEXT, SOUND = ("expected", "answer"), ("sound", "last")  # of an item: what is wanted, what is there
 Spoken = tuple[list[dict[str, Any]], np.ndarray]  # turns {text, start, end}, waveform at 16 kHz
 
@@ -107,8 +109,8 @@ class Sessions:
             entries = []
             for row, (turns, own) in zip(rows, self.speaks(rows, checkpoint), strict=True):
                 for turn in turns:
-                    part = slice(*(round(turn[at] * SAMPLE_RATE) for at in ("start", "end")))
-                    turn["heard"] = self.recognizer.hear(own[part])
+                    first, last = (round(turn[at] * SAMPLE_RATE) for at in ("start", "end"))
+                    turn["heard"] = self.recognizer.hear(own[first : last + LAG])
                 path, source = clips / f"{row['id']}.flac", row["source"]
                 at = source["offset"], row["seconds"]
                 user = decoding.decode(Path(self.sound) / source["uri"], *at).waveform
