@@ -20,6 +20,7 @@ from tests.small_sessions import CODEC, FOLDER, texts
 from tests.small_sessions import job as building
 from tests.small_training import dataset, job
 
+pytest.importorskip("pocketsphinx", reason="it has no wheel of Python 3.12")
 SPOKEN = {"bleat": "B L IY T", "gosling": "G AA Z L IH NG"}
 SPOKEN |= {"hatchling": "HH AE CH L IH NG", "oink": "OY NG K"}
 KINDS = {"answer": 0.5, "pause": 0.25, "user_only": 0.25}

@@ -26,7 +26,9 @@ class Recognizer:
         try:
             from pocketsphinx import Decoder, get_model_path
         except ImportError:
-            raise ValueError("pocketsphinx is not installed: `just setup` does it") from None
+            raise ValueError(
+                "pocketsphinx is not installed: `just setup` does it, but of Python 3.12"
+            ) from None
         model, own, alike = Path(get_model_path()) / "en-us", {*words}, dict[str, str]()
         lines = (model / "cmudict-en-us.dict").read_text("utf-8").splitlines()
         lines += [f"{word} {phones}" for word, phones in spoken.items()]
