@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import soundfile
 
+from speechfuse import config
 from speechfuse.codecs.codec import codec_of
 from speechfuse.corpora.sessions import Sessions as Corpus
+from speechfuse.evals import sweep
 from speechfuse.evals.recognizer import Recognizer
 from speechfuse.evals.sessions import Sessions
 from speechfuse.rows import shards
 from speechfuse.train import loop
-from stages import build_duplex
+from stages import build_duplex, evaluate, report
 from tests.small_channels import FRAMES, WIDTH, duplex, parts_of
 from tests.small_sessions import CODEC, FOLDER, texts
 from tests.small_sessions import job as building
@@ -23,6 +25,7 @@ from tests.small_training import dataset, job
 pytest.importorskip("pocketsphinx", reason="it has no wheel of Python 3.12")
 SPOKEN = {"bleat": "B L IY T", "gosling": "G AA Z L IH NG"}
 SPOKEN |= {"hatchling": "HH AE CH L IH NG", "oink": "OY NG K"}
+SPLITS = {"split": "seen_facts"}, {"split": "unseen_facts"}
 KINDS = {"answer": 0.5, "pause": 0.25, "user_only": 0.25}
 
 
@@ -34,11 +37,14 @@ def folder(tmp_path_factory) -> Path:
     build_duplex.main(made)
     rows, chance = [], np.random.default_rng(0)
     corpus = Corpus(str(folder / "sound"))
-    for clip in (clip for shard in corpus.plan(0) for clip in corpus.clips(shard)):
+    clips = (clip for shard in corpus.plan(0) for clip in corpus.clips(shard))
+    for number, clip in enumerate(clips):
         frames = chance.standard_normal((round(clip.seconds * 25), WIDTH)).astype(np.float16)
         source = {"uri": clip.uri, "offset": clip.offset, "seconds": clip.seconds}
         row = {"id": clip.id, "text": "", "seconds": clip.seconds, "source": source}
-        rows.append(row | {"extra": json.dumps(clip.extra), "frames": frames.tobytes()})
+        rows.append(
+            row | {"extra": json.dumps(clip.extra | SPLITS[number % 2]), "frames": frames.tobytes()}
+        )
     dataset(folder / "data", shards.FRAMES, rows, FRAMES)
     loop.run(job(duplex(folder, folder / "trained", steps=3)))
     return folder
@@ -132,3 +138,24 @@ def test_a_model_that_knows_all_and_one_that_talks_at_once(folder):
     assert worst["turn_taking", "false_alarm"].value == 1 == worst["text_answer", "acc"].value
     shuffled = scores(own, said_by(own), "shuffled_audio")
     assert shuffled["text_answer", "acc"].value == 0 == shuffled["spoken_answer", "acc"].value
+
+
+def test_the_recipes_score_and_report(folder, tmp_path):
+    recipes, trained = Path("recipes/demo"), folder / "trained"
+    keys = [f"checkpoints.0.path={trained}/epoch_0", "checkpoints.2=null", "runtime.threads=1"]
+    for name in ("sessions", "sessions_codec"):
+        keys += [f"tasks.{name}.{key}={folder / key}" for key in ("data", "sound")]
+        keys += [f"tasks.{name}.clips={tmp_path / 'clips'}"]
+    keys, evals = [*keys, f"out={tmp_path / 'evals'}"], f"evals={tmp_path / 'evals'}"
+    evaluate.main(config.load(sweep.Evaluate, recipes / "evaluate_duplex.yaml", keys))
+    keys = [f"out={tmp_path}", evals, f"runs.0.path={trained}"]
+    report.main(config.load(report.Report, recipes / "report_duplex.yaml", keys))
+    rows = json.loads((tmp_path / "report.json").read_text())
+    found = {(row["checkpoint"], row["task"], row["split"], row["metric"]) for row in rows}
+    for split in ("seen_facts_unseen_voices", "unseen_facts_unseen_voices"):
+        for metric in ("acc", "wer", "bleu"):
+            assert ("duplex", "spoken_answer", split, metric) in found
+            assert ("codec_ceiling", "spoken_answer", split, metric) in found
+        assert ("duplex", "turn_taking", split, "started") in found
+    assert ("duplex", "text_answer", "shuffled_audio", "acc") in found
+    assert "<audio" in (tmp_path / "report.html").read_text()
