@@ -45,6 +45,10 @@ demo-seeds *args: setup
 demo-robust *args: setup
     @{{verb}} demo-robust {{with_gate}} "$@"
 
+# a model that listens while it speaks: sessions, training, what it does in time and what is heard of it (out/duplex/report.md)
+demo-duplex *args: setup
+    @{{verb}} demo-duplex {{with_gate}} "$@"
+
 # every way of fusing speech into the demo's base model, in one table (out/compare/compare.html)
 compare *args: setup
     @{{verb}} compare {{with_gate}} "$@"

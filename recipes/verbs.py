@@ -14,6 +14,7 @@ throw away).
 """
 
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -253,6 +254,19 @@ def compare(recipe: Path, arguments: list[str]) -> Jobs:
     yield "compare", table, *of_machine(arguments)
 
 
+def demo_duplex(recipe: Path, arguments: list[str]) -> Jobs:
+    yield from script(recipe / "world")
+    yield "curate_texts", f"{recipe}/curate_duplex.yaml"
+    for name, more in ("train", ""), ("test", "_test"):
+        yield "build_duplex", f"{recipe}/duplex_{name}.yaml"
+        of_name = [f"out=out/data/duplex_frames{more}", f"corpus.path=out/data/duplex_{name}"]
+        yield "encode_speech", f"{recipe}/encode_duplex.yaml", *of_name
+    yield train(f"{recipe}/duplex_lora.yaml", arguments)
+    voice = [] if shutil.which("flite") else ["checkpoints.2=null"]  # the clean one is flite's
+    yield "evaluate", f"{recipe}/evaluate_duplex.yaml", *voice, *of_machine(arguments)
+    yield "report", f"{recipe}/report_duplex.yaml"
+
+
 def train_quantizer(recipe: Path, arguments: list[str]) -> Jobs:
     yield from script(recipe / "world")
     yield "train_quantizer", f"{recipe}/train_quantizer.yaml", *arguments
@@ -270,7 +284,7 @@ def train_rwkv(recipe: Path, arguments: list[str]) -> Jobs:
     yield from train_base(recipe, arguments, "rwkv", 1)
 
 
-WHOLE = demo, demo_plain, demo_seeds, demo_robust, compare  # take of_machine alone
+WHOLE = demo, demo_plain, demo_seeds, demo_robust, demo_duplex, compare  # take of_machine alone
 VERBS: dict[str, Callable[[Path, list[str]], Jobs]] = {
     verb.__name__.replace("_", "-"): verb
     for verb in (data, synthesize, stage2, sweep, train_quantizer, train_base, train_rwkv, *WHOLE)

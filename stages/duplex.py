@@ -26,11 +26,9 @@ class Duplex:
 
 def main(job: Duplex) -> None:
     import numpy as np
-    import soundfile
-    import soxr
 
     from speechfuse.audio import decoding
-    from speechfuse.evals.duplex import Talker
+    from speechfuse.evals.duplex import Talker, write_stereo
     from speechfuse.quantizer.spec import EncoderSpec
 
     waveform, encoder = decoding.load(Path(job.file)), EncoderSpec(job.encoder).load("cpu")
@@ -38,15 +36,11 @@ def main(job: Duplex) -> None:
     heard = np.pad(waveform, (0, round(job.tail * decoding.SAMPLE_RATE)))
     step = round(decoding.SAMPLE_RATE / talker.codec.frame_rate)
     text, codes = talker.talk(frames[None] for frames in encoder.streamed(heard, step))
-    rate = talker.codec.sample_rate
-    user = soxr.resample(heard, decoding.SAMPLE_RATE, rate)
-    own = talker.sound(codes[0])
-    length = min(len(user), len(own))
-    Path(job.out).parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(job.out, np.stack([user[:length], own[:length]], 1), rate)
+    own, rate = talker.sound(codes[0]), talker.codec.sample_rate
+    seconds = write_stereo(Path(job.out), heard, own, rate)
     for turn in talker.turns(text[0]):
         print(f"{turn['start']:6.2f} {turn['end']:6.2f}  {turn['text']!r}")
-    print(f"{job.out}: {length / rate:.1f} s, the user left, the model right")
+    print(f"{job.out}: {seconds:.1f} s, the user left, the model right")
 
 
 if __name__ == "__main__":

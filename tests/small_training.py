@@ -1,5 +1,6 @@
 """A training small enough for tests: texts, speech of random codes, a checkpoint, and recipes."""
 
+import hashlib
 import json
 import os
 import socket
@@ -39,6 +40,13 @@ READY = get_context("forkserver")
 READY.set_forkserver_preload(["torchtune.training", "transformers", "speechfuse.train.loop"])
 MARK = 309 + 16  # id of the mask code, which no row but a planted one has
 WORDS = "one two three four five six seven eight".split()
+LORA = {
+    "_component_": "torchtune.models.llama3_1.lora_llama3_1",
+    "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
+    "lora_rank": 4,
+    "lora_alpha": 8,
+}
+FROZEN = [r"^layers[.](?!.*lora_)", r"^norm[.]", r"^output[.]", r"^tok_embeddings[.]weight$"]
 
 
 def dataset(folder: Path, schema: pa.Schema, rows: list[dict], stream: dict | None) -> Path:
@@ -101,6 +109,11 @@ def make_parts(
     )
     work.finish({}, [folder / "expanded/config.json"])
     return folder
+
+
+def fused(kind: str, path: Path, share: float, **more: Any) -> dict[str, Any]:
+    """A dataset of speechfuse.fusion, as a recipe names it."""
+    return {"_component_": f"speechfuse.fusion.{kind}", "path": str(path), "share": share, **more}
 
 
 def recipe(parts: Path, out: Path, runtime: dict | None = None, **changes: Any) -> Path:
@@ -183,6 +196,10 @@ def train(config: Path, ranks: int = 1, *overrides: str) -> subprocess.Completed
     return subprocess.run(
         command(config, ranks, *overrides), cwd=ROOT, capture_output=True, text=True
     )
+
+
+def sha256s(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.*")}
 
 
 def kill(process: subprocess.Popen | BaseProcess) -> None:

@@ -71,6 +71,7 @@ DOORS = {  # third party: the files that may import it, tests apart
         "pipeline/speechfuse/quantizer/ctranslate2.py",
     ],
     "whisper.normalizers": ["pipeline/speechfuse/scores/word_errors.py"],
+    "pocketsphinx": ["pipeline/speechfuse/evals/recognizer.py"],
     "lm_eval": ["pipeline/speechfuse/evals/*"],
     "openai": ["pipeline/speechfuse/scores/judge.py", "pipeline/speechfuse/openai_server.py"],
     "aiohttp": ["pipeline/speechfuse/serve/app.py"],

@@ -1,8 +1,6 @@
 """Channels: label tracks, losses, training, and the model frame by frame."""
 
 import json
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,87 +14,31 @@ from speechfuse.evals.duplex import Talker
 from speechfuse.fusion import channels, views
 from speechfuse.quantizer.frames import FrameEncoder
 from speechfuse.quantizer.model import QuantizerConfig
-from speechfuse.rows import shards
 from speechfuse.samples import datasets
 from speechfuse.tokens.vocabulary import Vocabulary
 from speechfuse.train import attention, backbone, loop, plan, trainer
 from speechfuse.train import model as models
+from tests.small_channels import ADAPTER, STACK, WIDTH, WINDOW, duplex, parts_of
 from tests.small_sessions import CODEC
 from tests.small_training import (
     WORDS,
-    command,
-    dataset,
+    begin_and_kill,
     job,
-    kill,
     losses,
-    make_parts,
-    recipe,
-    train,
+    sha256s,
+    train_on_two_ranks,
 )
-from tests.test_splice import FROZEN, LORA, sha256s
-
-WIDTH, STACK, WINDOW = 6, 2, 20
-FRAMES = {"encoder": "e" * 64, "frame_rate": 25.0, "width": WIDTH}
-ADAPTER = {
-    "_component_": "speechfuse.fusion.Channels",
-    "width": WIDTH,
-    "stack": STACK,
-    "hidden": 16,
-    "codebooks": 2,
-    "codebook_size": 256,
-    "window": WINDOW,
-    "padding_weight": 0.5,
-}
-
-
-def session_row(number: int, kind: str = "answer") -> dict[str, Any]:
-    rng = np.random.default_rng(number)
-    word, start = WORDS[number % 8], 0.4 + 0.08 * int(rng.integers(8))
-    codes = rng.integers(0, 256, (10, 2))
-    turns = [
-        {"role": "user", "text": word, "start": 0.1, "end": 0.3},
-        {"role": "assistant", "text": word, "start": start, "end": start + 0.8},
-    ]
-    turns[1]["codes"] = codes.flatten().tolist()
-    frames = rng.standard_normal((60 + number % 3, WIDTH)).astype(np.float16)
-    extra = {"turns": turns, "kind": kind, "seconds": 2.4}
-    row = {"id": f"{kind}{number}", "seconds": 2.4, "text": "", "extra": json.dumps(extra)}
-    return row | {"frames": frames.tobytes()}
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Path:
-    parts = make_parts(tmp_path_factory.mktemp("channels"))
-    rows = [session_row(i) for i in range(24)] + [session_row(i, "reading") for i in range(24, 32)]
-    dataset(parts / "sessions", shards.FRAMES, rows, FRAMES)
-    return parts
-
-
-def duplex(parts: Path, out: Path, **changes: Any) -> Path:
-    entries = [
-        {
-            "_component_": "speechfuse.fusion.duplex",
-            "path": str(parts / "sessions"),
-            "codec": CODEC,
-            "stack": STACK,
-            "share": 0.7,
-        },
-        {
-            "_component_": "speechfuse.fusion.conversations",
-            "path": str(parts / "texts"),
-            "share": 0.3,
-        },
-    ]
-    keys = {"checkpoint": str(parts / "init"), "model": LORA, "datasets": entries}
-    keys |= {"adapter": ADAPTER, "freeze": FROZEN, "step": "speechfuse.train.next_frame"}
-    return recipe(parts, out, **keys | changes)
+    return parts_of(tmp_path_factory.mktemp("channels"))
 
 
 @pytest.fixture(scope="module")
 def trained(parts) -> Path:
-    out = parts / "trained"
-    loop.run(job(duplex(parts, out, steps=12)))
-    return out
+    loop.run(job(duplex(parts, parts / "trained", steps=12)))
+    return parts / "trained"
 
 
 @pytest.fixture(scope="module")
@@ -313,21 +255,16 @@ def test_talk_gives_sound_and_turns_in_time(parts, trained):
     assert len(talker.sound(marked)) == 25 * 1280 and np.abs(talker.sound(marked)).max() < 0.02
 
 
-@pytest.mark.parametrize("ranks", [2])
-def test_ranks_and_a_kill_change_nothing(parts, trained, tmp_path, ranks):
-    train(duplex(parts, tmp_path / "ranks", steps=12), ranks)
+def test_ranks_and_a_kill_change_nothing(parts, trained, tmp_path):
+    train_on_two_ranks(duplex(parts, tmp_path / "ranks", steps=12))
     assert losses(tmp_path / "ranks") == pytest.approx(losses(trained), rel=1e-4)
-    out = tmp_path / "killed"
-    config = duplex(parts, out, steps=12, runtime={"state_every": 4})
-    process = subprocess.Popen(command(config), stderr=subprocess.DEVNULL)
-    while not (out / "state").is_dir() and process.poll() is None:
-        time.sleep(0.05)
-    kill(process)
-    assert train(config).returncode == 0
-    assert (
-        sha256s(out / "epoch_0")["speech.safetensors"]
-        == (sha256s(trained / "epoch_0")["speech.safetensors"])
-    )
+    config = duplex(parts, tmp_path / "killed", steps=12, runtime={"state_every": 4})
+    begin_and_kill(config)
+    loop.run(job(config))
+    ends = [
+        sha256s(out / "epoch_0")["speech.safetensors"] for out in (tmp_path / "killed", trained)
+    ]
+    assert ends[0] == ends[1]
 
 
 def test_what_does_not_fit_is_one_sentence(parts, trained, tmp_path):

@@ -27,6 +27,8 @@ from speechfuse.train.preflight import memory
 from stages import ask, encode_speech
 from tests.corpus_clips import everything
 from tests.small_training import (
+    FROZEN,
+    LORA,
     ROOT,
     STREAM,
     WORDS,
@@ -36,10 +38,10 @@ from tests.small_training import (
     losses,
     make_parts,
     recipe,
+    sha256s,
     train_on_two_ranks,
 )
 from tests.test_layouts import TEMPLATES
-from tests.test_splice import FROZEN, LORA, sha256s
 
 STACK, RATE = 3, 16_000
 ASKED = "what word is it? "

@@ -1,6 +1,5 @@
 """Frames spliced into a language model: the door, its training, its folder and its replies."""
 
-import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -26,27 +25,24 @@ from speechfuse.train import checkpoint, loop, optimizers, plan, trainer
 from speechfuse.train import model as models
 from speechfuse.train.preflight import memory
 from tests.small_training import (
+    FROZEN,
+    LORA,
     ROOT,
     WORDS,
     begin_and_kill,
     dataset,
+    fused,
     job,
     losses,
     make_parts,
     recipe,
+    sha256s,
     train_on_two_ranks,
 )
 
 ENCODER, WIDTH, STACK = "e" * 64, 12, 3
 FRAMES = {"encoder": ENCODER, "frame_rate": 25.0, "width": WIDTH}
 ADAPTER = {"_component_": "speechfuse.fusion.Stack", "width": WIDTH, "stack": STACK, "hidden": 24}
-LORA = {
-    "_component_": "torchtune.models.llama3_1.lora_llama3_1",
-    "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
-    "lora_rank": 4,
-    "lora_alpha": 8,
-}
-FROZEN = [r"^layers[.](?!.*lora_)", r"^norm[.]", r"^output[.]", r"^tok_embeddings[.]weight$"]
 
 
 def frames_row(number: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -71,19 +67,10 @@ def parts(tmp_path_factory) -> Path:
 
 
 def splice(parts: Path, out: Path, **changes: Any) -> Path:
+    turns = {"_component_": "speechfuse.samples.answer", "prompt": "say:"}
     entries = [
-        {
-            "_component_": "speechfuse.fusion.speech",
-            "path": str(parts / "frames"),
-            "stack": STACK,
-            "share": 0.8,
-            "turns": {"_component_": "speechfuse.samples.answer", "prompt": "say:"},
-        },
-        {
-            "_component_": "speechfuse.fusion.conversations",
-            "path": str(parts / "texts"),
-            "share": 0.2,
-        },
+        fused("speech", parts / "frames", 0.8, stack=STACK, turns=turns),
+        fused("conversations", parts / "texts", 0.2),
     ]
     keys = {"checkpoint": str(parts / "init"), "model": LORA, "datasets": entries}
     return recipe(parts, out, **keys | {"adapter": ADAPTER, "freeze": FROZEN} | changes)
@@ -94,10 +81,6 @@ def trained(parts) -> Path:
     out = parts / "trained"
     loop.run(job(splice(parts, out, epochs=2)))
     return out
-
-
-def sha256s(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.*")}
 
 
 def step(parts: Path, tmp_path: Path, rows: list[list[int]], micro: int, **changes: Any) -> Any:

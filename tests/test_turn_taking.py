@@ -30,7 +30,8 @@ def test_a_model_that_talks_at_once_scores_nothing():
         assert max(found["latency"]) < 0
         assert found.get("false_alarm", [True]) == [True]
     one = {"kind": "answer", "wanted": ANSWER, "said": [turn("assistant", 1.08, 2)], "fact": "f"}
-    assert turn_taking.figures([one] * 4)["started"][0] == 0
+    scored = {score.metric: score for score in turn_taking.scores([one] * 4, "all")}
+    assert scored["started"].value == 0 and scored["early"].value == 1
 
 
 def test_latency_is_signed_and_of_each_turn():
@@ -71,6 +72,8 @@ def test_figures_are_pooled_over_turns():
     said = [turn("assistant", 2.4, 3.0), turn("assistant", 5.8, 7.0)]
     first = {"kind": "twice", "wanted": TWICE, "said": said, "fact": "a"}
     second = {"kind": "answer", "wanted": ANSWER, "said": said[:1], "fact": "b"}
-    found = turn_taking.figures([first, second])
-    assert found["started"][0] == pytest.approx(2 / 3) and found["counted"]["started"] == 3
-    assert found["latency"][1] == pytest.approx(0.4)
+    found = {score.metric: score for score in turn_taking.scores([first, second], "all")}
+    assert found["started"].value == pytest.approx(2 / 3) and found["started"].n == 3
+    assert found["latency"].value == pytest.approx(0.4) and found["latency_q1"].value < 0.2
+    assert found["latency"].ci_low < found["latency"].ci_high == pytest.approx(0.4)
+    assert found["gap"].value == pytest.approx((0.8 + 0.5 + 0.8) / 3)

@@ -205,9 +205,21 @@ def test_the_whole_road_in_order(started, monkeypatch, name, more):
     assert not any(argument.startswith("gate=") for job in started.jobs for argument in job)
 
 
+@pytest.mark.parametrize("flite", [None, "/usr/bin/flite"])
+def test_two_channels_in_order_and_a_clean_voice_where_there_is_one(started, monkeypatch, flite):
+    monkeypatch.setattr("shutil.which", lambda name: flite)
+    assert verb("demo-duplex", monkeypatch, "ranks=2", "runtime.threads=1") == 0
+    made = ["build_duplex", "encode_speech"] * 2
+    names = ["world", "curate_texts", *made, "train", "evaluate", "report"]
+    assert [job for job, *_ in started.jobs] == names
+    assert ("checkpoints.2=null" in started.jobs[-2]) is not bool(flite)
+    assert [job[0] for job in started.jobs if "runtime.ranks=2" in job] == ["train"]
+
+
 @pytest.mark.parametrize(
     ("name", "file", "old", "new"),
     [
+        ("demo-duplex", "duplex_lora.yaml", "step:", "stepp:"),
         ("demo", "report.yaml", "floors:", "flors:"),
         ("demo", "tokenize_test.yaml", "quantizer:", "quantiser:"),
         ("demo-robust", "report_robust.yaml", "curves:", "curvs:"),

@@ -2,6 +2,7 @@
 
 COMPONENTS = {  # name in YAML, below speechfuse.evals: where it stands
     "Harness": "harness.Harness",
+    "Sessions": "sessions.Sessions",
     "SpliceGenerator": "splice.SpliceGenerator",
     "Speech": "speech.Speech",
 }

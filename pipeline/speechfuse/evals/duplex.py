@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
+import soxr
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from speechfuse.audio.decoding import SAMPLE_RATE
 from speechfuse.codecs.codec import codec_of
 from speechfuse.evals import generation
 from speechfuse.fusion import folder
@@ -122,3 +125,13 @@ class Talker:
             turn["text"] = str(self.vocabulary.tokenizer.decode(turn.pop("ids"))).strip()
             turn["end"] = turn["end"] or (len(text) + 1) * seconds
         return turns
+
+
+def write_stereo(path: Path, user: np.ndarray, own: np.ndarray, rate: int) -> float:
+    """Write the user's waveform, at 16 kHz, left and the model's, at `rate`, right; both at `rate`
+    and as long as the shorter. Return the seconds of it."""
+    user = soxr.resample(user, SAMPLE_RATE, rate)
+    length = min(len(user), len(own))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.stack([user[:length], own[:length]], 1), rate)
+    return length / rate

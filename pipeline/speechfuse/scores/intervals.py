@@ -56,6 +56,19 @@ def ratio(
     return float(above.sum() / below.sum()), float(low), float(high)
 
 
+def quantiles(
+    values: list[float], clusters: list[str], shares: list[float]
+) -> list[tuple[float, float, float]]:
+    """Return (quantile, low, high) of `values` for each of `shares`, clusters as in `mean`."""
+    numbers, rng = np.asarray(values), np.random.default_rng(0)
+    names, member = np.unique(clusters, return_inverse=True)
+    picks = (rng.integers(0, len(names), len(names)) for _ in range(RESAMPLES))
+    times = (np.bincount(pick, minlength=len(names))[member] for pick in picks)
+    drawn = [np.quantile(np.repeat(numbers, each), shares) for each in times]
+    rows = np.quantile(numbers, shares), *np.percentile(drawn, [2.5, 97.5], axis=0)
+    return [(float(a), float(b), float(c)) for a, b, c in zip(*rows, strict=True)]
+
+
 def paired(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> tuple[float, float, float]:
     """Return (difference, low, high) of two results of one task: what `second` has more than
     `first`.
