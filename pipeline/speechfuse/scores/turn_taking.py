@@ -38,7 +38,7 @@ def values(session: dict[str, Any]) -> dict[str, list[float]]:
     found, kind = defaultdict[str, list[float]](list), session["kind"]
     for user, wanted, taken in replies(session):
         if wanted:
-            early = bool(taken) and taken["start"] < user["end"]
+            early = taken is not None and taken["start"] < user["end"]
             found["early"].append(early)
             found["started"].append(bool(taken) and not early)
             found["gap"].append(wanted["start"] - user["end"])
