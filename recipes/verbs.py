@@ -9,8 +9,8 @@ that fails. Failed cells of an evaluation do not end a verb: the report names th
 status is 1. With `--help` the help of each job is printed, and none is run. `ranks=N` reaches
 trainings alone, `gate=false` lets stage 2 begin unasked. The demos take no key but runtime.threads
 and runtime.device, which reach trainings and evaluations; `compare` also `steps` of each training
-of its own and `limit` of its evaluations, for a small run (into the same folders: in a clone to
-throw away).
+of its own, which then has no warm-up, and `limit` of its evaluations, for a small run (into the
+same folders: in a clone to throw away).
 """
 
 import runpy
@@ -228,7 +228,8 @@ def demo_robust(recipe: Path, arguments: list[str]) -> Jobs:
 def compare(recipe: Path, arguments: list[str]) -> Jobs:
     few = [a for a in arguments if a.startswith(FEW)]
     arguments = [a for a in arguments if a not in few]
-    steps = [*arguments, *(a for a in few if a.startswith("steps="))]
+    counts = [a for a in few if a.startswith("steps=")]  # maybe fewer than the warm-up has
+    steps = [*arguments, *counts, *["warmup_steps=0"] * bool(counts)]
     scoring = [*of_machine(arguments), *(a for a in few if a.startswith("limit="))]
     if few:
         yield from demo(recipe, arguments)
@@ -321,10 +322,8 @@ def main(name: str, recipe: Path, arguments: list[str]) -> int:
     few = FEW if verb is compare else ()
     allowed = *of_machine(arguments), *(a for a in arguments if a.startswith(("gate=", *few)))
     if verb in WHOLE and (own := [a for a in arguments if a not in allowed]):
-        raise ValueError(
-            f"{own[0]}: just {name} takes runtime.threads and runtime.device alone; run its verbs "
-            "one by one"
-        )
+        keys = " and ".join(["runtime.threads", "runtime.device", *(key[:-1] for key in few)])
+        raise ValueError(f"{own[0]}: just {name} takes {keys} alone; run its verbs one by one")
     if ranks != 1:
         arguments.insert(0, f"runtime.ranks={ranks}")
     for job in verb(recipe, arguments):

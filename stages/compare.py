@@ -15,7 +15,7 @@ from pathlib import Path
 
 from speechfuse import artifact, config
 from speechfuse.config import key
-from speechfuse.report import choice, comparison, results
+from speechfuse.report import choice, comparison, results, sections
 from speechfuse.report.comparison import Row
 from speechfuse.report.media import Media
 from speechfuse.report.results import Checkpoint, Measure
@@ -177,6 +177,7 @@ def main(job: Compare) -> None:
     gaps = {"not evaluated yet": lacking, "failed, and not shown": failed}
     left = "; ".join(f"{why}: {', '.join(names)}" for why, names in gaps.items() if names)
     rule += f" {left[:1].upper()}{left[1:]}." * bool(left)
+    rule += " Some scores are of a part of the items alone." * bool(sections.partial(of, ""))
     markdown = table.markdown(job.more, about, job.legend, rule, media)
     sentences = table.sentences()
     best = table.best(table.listeners)[0] if sentences else None

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from importlib.util import find_spec
@@ -107,10 +108,11 @@ def origin(name: str, path: Path) -> str:
     from speechfuse.quantizer.checkpoints import read_torch
 
     digest = hashlib.sha256()
-    content = read_torch(path, {"dims", "model_state_dict"}, "Whisper checkpoint")
-    for each, tensor in sorted(content["model_state_dict"].items()):
-        digest.update(each.encode())
-        digest.update(tensor.half().contiguous().numpy().tobytes())
+    with suppress(ValueError, AttributeError):  # no checkpoint: its hash is another then
+        content = read_torch(path, {"dims", "model_state_dict"}, "Whisper checkpoint")
+        for each, tensor in sorted(content["model_state_dict"].items()):
+            digest.update(each.encode())
+            digest.update(tensor.half().contiguous().numpy().tobytes())
     found = digest.hexdigest()
     if sha256_of(path) == addresses()[name].split("/")[-2]:
         same = "the same" if found == TENSORS_SHA256 else f"others, {TENSORS_SHA256}"

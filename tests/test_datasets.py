@@ -421,6 +421,8 @@ def test_codes_are_replaced_anew_in_every_step_alike_for_any_number_of_ranks(par
     assert len({other.sample(step, 0, 0).tokens.tobytes() for step in range(20)}) > 5
     with pytest.raises(ValueError, match="replaced"):
         load(parts, speech(parts, replaced=1.5))
+    with pytest.raises(ValueError, match="datasets is empty"):
+        load(parts)
 
 
 def test_an_answer_is_enough_but_not_for_a_piece_of_a_recording(parts, tmp_path):

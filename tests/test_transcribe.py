@@ -86,5 +86,8 @@ def test_files_that_cannot_be_read_do_not_stop_the_others(said, tmp_path, capsys
         transcribe.main(Transcribe([absent], str(WHISPER)))
     with pytest.raises(FileNotFoundError, match=r"no Whisper at x\.pt: just fetch-whisper tiny"):
         transcribe.main(Transcribe([good], "x.pt"))
+    (tmp_path / "x.pt").write_text("hello")  # bytes at which torch's reader raises a KeyError
+    with pytest.raises(ValueError, match="is not a Whisper checkpoint: it is no torch file"):
+        transcribe.main(Transcribe([good], str(tmp_path / "x.pt")))
     with pytest.raises(ValueError, match="window=2 is of use only to a quantizer"):
         transcribe.main(Transcribe([good], str(WHISPER), window=2))

@@ -305,6 +305,20 @@ def test_the_demo_takes_no_other_keys(started, monkeypatch, capsys):
     assert "limit=20: just demo takes runtime.threads and" in capsys.readouterr().err
 
 
+def test_a_small_comparison_is_small_in_what_is_its_own(started, monkeypatch, capsys):
+    few = ["steps=2", "limit=3"]
+    assert verb("compare", monkeypatch, *few) == 0
+    given = [(job, [a for a in own if a in few]) for job, *own in started.jobs]
+    demo, own = given[: len([*ROAD, *SCORED])], given[len([*ROAD, *SCORED]) :]
+    assert [job for job, _ in demo] == [*ROAD, *SCORED] and not any(few for _, few in demo)
+    reaches = {"train": few[:1], "evaluate": few[1:]}
+    assert own == [(job, reaches.get(job, [])) for job, _ in own]
+    assert [job for job, _ in own].count("train") == 8
+    for wrong in ("steps=0", "limit=0", "step=2"):
+        assert verb("compare", monkeypatch, wrong) == 2 and len(started.jobs) == len(given)
+    assert "runtime.device and steps and limit alone" in capsys.readouterr().err
+
+
 def test_just_passes_arguments_on_unread(tmp_path):
     """Values with spaces, braces and semicolons reach the job as they were typed."""
     just = shutil.which("just")

@@ -1,6 +1,5 @@
 """Files in torch's format, openai-whisper's checkpoints among them: no code in them is run."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ def read_torch(path: Path, keys: set[str], what: str) -> dict:
         raise FileNotFoundError(f"no {what} at {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):
+    except OSError:
+        raise
+    except Exception:  # of any kind, where the file is none of torch's
         # what torch says of it advises weights_only=False, which would run what the file holds
         raise ValueError(
             f"{path} is not a {what}: it is no torch file of plain values and tensors, or damaged"

@@ -162,8 +162,10 @@ def load(
 
     Indexes and plan are kept in the cache `folder`. Raises ValueError when codes were made with
     another quantizer than `checkpoint` knows, for shares that are not positive, and for views that
-    collate differently, and for a dataset without a sample.
+    collate differently, and for no dataset or one without a sample.
     """
+    if not specs:
+        raise ValueError("datasets is empty: name one at least")
     shares, indexes = [], []
     for spec in specs:
         share = spec.get("share")
