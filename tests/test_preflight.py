@@ -180,6 +180,7 @@ def tiny_job(out: Path | str = "nowhere", **changes: Any) -> SimpleNamespace:
         "out": str(out),
         "batch_size": 8,
         "epochs": 2,
+        "steps": None,
         "micro_batch_size": 2,
         "seq_len": 64,
         "packed": True,

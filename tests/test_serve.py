@@ -75,6 +75,7 @@ class Served:
 
     def close(self) -> None:
         self.run(self.runner.cleanup())
+        self.run(self.loop.shutdown_default_executor())  # it may still load, as no other may then
 
     def first(self) -> Loaded:
         """The first checkpoint, once it is loaded."""
@@ -117,6 +118,7 @@ def served(expanded) -> Iterator[Served]:
     job = Serve(str(report), QUANTIZER, checkpoint=str(expanded), transcribe="repeat:")
     job.max_new_tokens, job.queue, job.megabytes, job.seconds = MOST, 40, 4, 20
     server = Served(job)
+    server.first()  # before anything else of this process is loaded: see answers.LOADING
     yield server
     server.close()
 
@@ -453,12 +455,13 @@ def test_an_open_answer_is_finished_before_the_end(expanded):
         server.ask("a")
 
 
-def test_the_window_is_the_quantizer_s(expanded):
+def test_the_window_is_the_quantizer_s(expanded, capsys):
     keys = str(expanded.parent.parent / "report.json"), QUANTIZER
-    for window, refused in ((5.0, None), (2.0, "window=2: .* trained with a window of 5 s")):
+    for window, refused in ((5.0, ""), (2.0, "was trained with a window of 5 s")):
         answers = Answers(Serve(*keys, window=window, checkpoint=str(expanded)))
-        with pytest.raises(ValueError, match=refused) if refused else nullcontext():
+        with pytest.raises(Refused) if refused else nullcontext():
             asyncio.run(answers.get(answers.first))
+        assert refused in capsys.readouterr().err
 
 
 def test_names_of_epochs(tmp_path):

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from speechfuse.serve.protocol import Answer, Chat, Clip, Refused
 from speechfuse.serve.uploads import Decoders
 
 Loaded = tuple[checkpoints.Listener, Any]  # a checkpoint, and the engine that it answers by
+# transformers swaps a method of its classes while it loads: two threads at once leave it swapped
+LOADING = Lock()
 BUSY = "as many requests as are taken at once are being answered; ask again"
 UNUSABLE = "the model {!r} cannot be loaded: take another of /v1/models; the log says what to mend"
 
@@ -86,7 +89,10 @@ class Answers:
 
     def _load(self, folder: Path) -> Loaded:
         job, began = self.job, time.perf_counter()
-        listener = checkpoints.load(folder, job.quantizer, job.whisper, job.window, "what is sent")
+        with LOADING:
+            listener = checkpoints.load(
+                folder, job.quantizer, job.whisper, job.window, "what is sent"
+            )
         loaded = time.perf_counter()
         said = [{"text": "a"}, *listener.speech([np.zeros(decoding.SAMPLE_RATE, np.float32)])]
         listener.generator.reply([[{"role": "user", "segments": said}]], 2)
