@@ -17,7 +17,7 @@ def read_torch(path: Path, keys: set[str], what: str) -> dict:
         raise FileNotFoundError(f"no {what} at {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception:  # of any kind, where the file is none of torch's
         # what torch says of it advises weights_only=False, which would run what the file holds
