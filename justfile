@@ -1,6 +1,9 @@
 # speechfuse: every verb. `just recipe=NAME ranks=N VERB key=value ...`
 set positional-arguments
 set shell := ["bash", "-cu"]
+# empty, so that Python keeps what it compiles even where the variable is set: pip compiles nothing, and each job of a verb would
+# compile thousands of files again
+export PYTHONDONTWRITEBYTECODE := ""
 
 recipe := "demo"
 ranks := "1"

@@ -54,6 +54,7 @@ class Vocabulary:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", layout: SoundLayout | None) -> None:
         self.tokenizer, self.layout = tokenizer, layout
         self.chat: layouts.Layout | None = None
+        self._headers: dict[str, list[int]] = {}
         if "<|start_header_id|>" not in tokenizer.get_vocab():
             self.chat = layouts.of_template(tokenizer)
             self.end_of_turn = next(each for each in self.chat.end if isinstance(each, int))
@@ -65,7 +66,7 @@ class Vocabulary:
         self.begin = self._id("<|begin_of_text|>")
         self.end = self._id("<|end_of_text|>")
         self.end_of_turn = self._id("<|eot_id|>")
-        self._header = [self._id("<|start_header_id|>"), self._id("<|end_header_id|>")]
+        self._around = [self._id("<|start_header_id|>"), self._id("<|end_header_id|>")]
         self._break = self.text("\n\n")
 
     @classmethod
@@ -90,8 +91,10 @@ class Vocabulary:
 
     def header(self, role: str) -> list[int]:
         """Return the ids that begin a turn of `role`."""
-        start, end = self._header
-        return [start, *self.text(role), end, *self._break]
+        if role not in self._headers:  # of every turn of every sample
+            start, end = self._around
+            self._headers[role] = [start, *self.text(role), end, *self._break]
+        return self._headers[role]
 
     def sound(self, codes: Any) -> list[int]:
         """Return sound_start, one id per code, sound_end. Raises ValueError without sound tokens
