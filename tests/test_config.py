@@ -474,6 +474,11 @@ def test_where_an_entry_is_left_out_the_other_shares_sum_to_1(tmp_path, capsys):
     assert own.augmentation == [{"a": 1}] and capsys.readouterr().out == ""
     with pytest.raises(ValueError, match=r"augmentation has no 3\. Allowed"):
         load(["augmentation.3=null"])
+    for later in ("augmentation.1.a=7", "augmentation[1].b=7", "augmentation.1={a: 7}"):
+        with pytest.raises(ValueError) as caught:
+            load(["augmentation.1=null", later])
+        left_out = "an override before it left this entry out: give one of the two"
+        assert str(caught.value) == f"override '{later}': {left_out}"
     with pytest.raises(ValueError, match=r"kinds has no a\. Allowed here: none"):
         config.load(SynthesizeInstructions, None, ["kinds.a=null"])
 
