@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
+from ssl import SSLError
 from tempfile import TemporaryDirectory
 from urllib.error import URLError
 from zipfile import ZipFile
 
 from tqdm import tqdm
 
-from speechfuse import config
+from speechfuse import config, failures
 from speechfuse.artifact import replacing, sha256_of
 from speechfuse.config import key
 
@@ -67,8 +68,12 @@ def download(address: str, path: Path) -> str:
             size = int(response.headers.get("Content-Length", 0))
             with tqdm.wrapattr(response, "read", size) as body:
                 shutil.copyfileobj(body, file)
-    except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        return f"{address} cannot be reached: {getattr(error, 'reason', error)}"
+    except (OSError, HTTPException) as error:
+        # the numbers of SSLError are no errno, and a network too can deny permission
+        if failures.errno_of(error) and not isinstance(error, URLError | SSLError):
+            raise  # the disk's
+        why = error.reason if isinstance(error, URLError) else error
+        return f"{address} cannot be reached: {why}"
     if (found := sha256_of(path)) != address.split("/")[-2]:
         return f"what came from {address} is not the file, its sha256 is {found}"
     return ""

@@ -158,6 +158,10 @@ def test_the_encoder_of_a_published_quantizer_is_cut_as_it_was_for_the_training(
         own = Quantizer.load(*files, window).identity
         status, _, err = called(monkeypatch, capsys, ask, *keys, f"window={window or 'null'}")
         assert status == 2 and own[:12] in err
+    folder = DEMO / "models/quantizer"
+    status, _, err = called(monkeypatch, capsys, ask, *keys, f"quantizer={folder}")
+    said = f"error: whisper={files[1]}: {folder} has its own encoder: leave whisper out\n"
+    assert (status, err) == (2, said)
 
 
 @pytest.mark.parametrize("text", ["note: this", "what is 3 + 4", "[a, b]"])

@@ -169,6 +169,16 @@ def test_a_row_that_was_not_evaluated_is_named(rows, capsys):
         rows.compare(base="Later")
 
 
+def test_scores_of_a_part_of_the_items_are_said(rows):
+    said = "Some scores are of a part of the items alone."
+    assert said not in rows.compare()[1]
+    path = rows.evals / "plain/epoch_1/qa.json"
+    result = json.loads(path.read_text())
+    result["details"]["partial"] = True  # as a sweep with limit= writes it
+    path.write_text(json.dumps(result))
+    assert said in rows.compare()[1]
+
+
 def test_a_cascade_without_its_recognizer_is_named(rows):
     answers(rows.evals, "tiny", "on", "text", "all_speech_on", ["yes"] * QUESTIONS)
     rows.rows.append({"name": "tiny", "about": "x", "checkpoint": "c"})

@@ -368,6 +368,8 @@ WHISPER |= {"downsample_mean": True, "n_mels": 80}
         ("audio.Gain", {"db": [0, 8000]}, "db=.*: it should be less than or equal to 200"),
         ("audio.Reverberation", {"decay": [0.1, INF]}, r"decay=\.inf: a finite number"),
         ("audio.Reverberation", {"decay": [-1, 0.5]}, "decay=.*: it should be greater than 0"),
+        ("audio.Reverberation", {"decay": [0.1, 61]}, "decay=.*: it should be less than or equal"),
+        ("audio.Silence", {"seconds": [1, 61]}, "seconds=.*: it should be less than or equal"),
         ("audio.Speed", {"factor": [0, 0]}, "factor=.*: it should be greater than 0"),
         ("audio.Lossy", {"compression": [0.5, 2]}, "compression=.*: it should be less than"),
         ("audio.Telephone", {"low": -INF}, r"low=-\.inf: a finite number"),
@@ -474,6 +476,11 @@ def test_where_an_entry_is_left_out_the_other_shares_sum_to_1(tmp_path, capsys):
     assert own.augmentation == [{"a": 1}] and capsys.readouterr().out == ""
     with pytest.raises(ValueError, match=r"augmentation has no 3\. Allowed"):
         load(["augmentation.3=null"])
+    for later in ("augmentation.1.a=7", "augmentation[1].b=7", "augmentation.1={a: 7}"):
+        with pytest.raises(ValueError) as caught:
+            load(["augmentation.1=null", later])
+        left_out = "an override before it left this entry out: give one of the two"
+        assert str(caught.value) == f"override '{later}': {left_out}"
     with pytest.raises(ValueError, match=r"kinds has no a\. Allowed here: none"):
         config.load(SynthesizeInstructions, None, ["kinds.a=null"])
 

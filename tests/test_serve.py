@@ -464,6 +464,23 @@ def test_the_window_is_the_quantizer_s(expanded, capsys):
         assert refused in capsys.readouterr().err
 
 
+def test_two_threads_load_one_after_the_other(served, monkeypatch):
+    loading, most = list[str](), list[int]()
+
+    def load(*_: Any) -> None:
+        loading.append("")
+        time.sleep(0.2)
+        most.append(len(loading))
+        loading.pop()
+        raise ValueError("nothing is loaded")
+
+    monkeypatch.setattr(checkpoints, "load", load)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(served.app[app.ANSWERS]._load, Path(name)) for name in "ab"]
+    assert all("nothing is loaded" in str(each.exception()) for each in asked)
+    assert most == [1, 1]
+
+
 def test_names_of_epochs(tmp_path):
     for name in ("stage1/epoch_0", "stage2/epoch_0", "stage2/epoch_1"):
         artifact.write_json(tmp_path / "demo" / name / "config.json", {})

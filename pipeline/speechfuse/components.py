@@ -34,6 +34,8 @@ _ORDERED = Predicate(lambda pair: pair[0] <= pair[1])
 _Decibel = Annotated[float, Ge(-200), Le(200)]
 Decibels = Annotated[tuple[_Decibel, _Decibel], _ORDERED]
 PositiveRange = Annotated[tuple[Positive, Positive], _ORDERED]
+_Seconds = Annotated[float, Gt(0), Le(60)]  # of an augmentation
+SecondsRange = Annotated[tuple[_Seconds, _Seconds], _ORDERED]
 ShareRange = Annotated[tuple[Share, Share], _ORDERED]
 
 

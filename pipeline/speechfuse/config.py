@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, ReadonlyConfigError
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from speechfuse import failures, yaml_values
@@ -75,6 +75,7 @@ def load(schema: type[T], path: Path | None, overrides: list[str]) -> T:
                 if last not in names:
                     raise ValueError(f"{source}: {above} has no {last}{nearest(last, names)}")
                 left_out.setdefault(above, set()).add(last)
+                OmegaConf.set_readonly(OmegaConf.select(config, key), True)
             else:
                 OmegaConf.update(config, key, value, merge=True)
         for above, gone in left_out.items():
@@ -258,6 +259,8 @@ def _sentence(schema: type, source: str, error: Exception) -> str:
     """Return an error of OmegaConf or YAML as one sentence that starts with `source`."""
     if isinstance(error, yaml.YAMLError):
         return f"{source}: not valid YAML: {' '.join(str(error).split())}"
+    if isinstance(error, ReadonlyConfigError):
+        return f"{source}: an override before it left this entry out: give one of the two"
     key = str(getattr(error, "full_key", None) or "")
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         owner = getattr(error, "object_type", None)

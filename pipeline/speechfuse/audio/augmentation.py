@@ -28,7 +28,7 @@ import soxr
 
 from speechfuse import config
 from speechfuse.audio import decoding
-from speechfuse.components import Decibels, Positive, PositiveRange, ShareRange
+from speechfuse.components import Decibels, Positive, PositiveRange, SecondsRange, ShareRange
 
 Augmented = tuple[np.ndarray, dict[str, Any]]  # the waveform, {"name", drawn values}
 
@@ -178,7 +178,7 @@ class Reverberation:
     """A room: an impulse response that falls by 60 dB in `decay` seconds, `wet` dB relative to the
     direct sound; or the one of a recording in `folder`. Length and loudness stay."""
 
-    decay: PositiveRange = (0.2, 0.8)
+    decay: SecondsRange = (0.2, 0.8)
     wet: Decibels = (-12.0, 0.0)
     folder: str | None = None
 
@@ -230,7 +230,7 @@ class Speed:
 class Silence:
     """Silence before and behind, each of `seconds`."""
 
-    seconds: PositiveRange
+    seconds: SecondsRange
 
     def __call__(self, waveform: np.ndarray, rng: np.random.Generator) -> Augmented:
         drawn = [_draw(rng, self.seconds) for _ in range(2)]
