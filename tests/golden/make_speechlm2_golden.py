@@ -1,11 +1,6 @@
 """Golden values of NVIDIA NeMo's own SALM, to which ours is held (tests/test_splice_golden.py).
 
-    python3 -m venv .venv-nemo && .venv-nemo/bin/pip install nemo_toolkit==3.0.0 'peft<=0.18' \\
-        'lightning<=2.4' 'hydra-core<=1.3.2' 'omegaconf<=2.3' 'transformers<5.24' 'lhotse>=1.33' \\
-        'torch<2.14' datasets einops kaldialign librosa pandas sacrebleu sentencepiece \\
-        torchmetrics webdataset whisper_normalizer wandb flashoptim braceexpand \\
-        nv_one_logger_core nv_one_logger_training_telemetry \\
-        nv_one_logger_pytorch_lightning_integration
+    python3 -m venv .venv-nemo && .venv-nemo/bin/pip install -r requirements-nemo.txt
     .venv-nemo/bin/python tests/golden/make_speechlm2_golden.py
 
 In: the demo's base model. Out: speechlm2.safetensors (frames of a small random FastConformer,

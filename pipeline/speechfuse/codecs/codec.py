@@ -44,6 +44,12 @@ class Codec:
         return codes[len(codes) // 2]
 
 
+def frame_at(seconds: float, rate: float) -> int:
+    """Return the frame that begins nearest to a time, the later one of two as near. A time is taken
+    as a number of samples: as a float 1.16 x 12.5 would lie below 14.5."""
+    return int(round(seconds * SAMPLE_RATE) * rate / SAMPLE_RATE + 0.5)
+
+
 def codec_of(spec: dict[str, Any]) -> Codec:
     """Return the codec that `spec` names, read once in each process. Raises ValueError for a
     component that is none."""

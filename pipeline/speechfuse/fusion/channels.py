@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from speechfuse.codecs.codec import codec_of
+from speechfuse.codecs.codec import codec_of, frame_at
 from speechfuse.components import Count, Positive
 from speechfuse.fusion.adapters import Stack, positions
 from speechfuse.fusion.views import NO_CODE, SplicedSample, SplicedView, collate, frames_of
@@ -86,9 +86,9 @@ def tracks(
     text = np.full(frames, vocabulary.end, np.int64)
     codes = np.tile(silence.astype(np.int64), (frames, 1))
     own = [turn for turn in turns if turn["role"] == "assistant"]
-    starts = [min(frames, int(turn["start"] * rate + 0.5)) for turn in own]
+    starts = [min(frames, frame_at(turn["start"], rate)) for turn in own]
     for turn, start, limit in zip(own, starts, [*starts, frames][1:], strict=True):
-        end, room = int(turn["end"] * rate + 0.5), limit - start
+        end, room = frame_at(turn["end"], rate), limit - start
         ids = vocabulary.text(turn["text"])[: max(0, end - start - 1) if turn.get("cut") else None]
         written = [vocabulary.begin, *ids][:room]
         speech = np.array(turn["codes"], np.int64).reshape(-1, codes.shape[1])[:room]

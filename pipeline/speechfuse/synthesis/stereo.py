@@ -13,7 +13,7 @@ import soundfile
 
 from speechfuse import artifact, json_lines
 from speechfuse.audio.decoding import SAMPLE_RATE, resample
-from speechfuse.codecs.codec import Codec
+from speechfuse.codecs.codec import Codec, frame_at
 from speechfuse.rows.rejects import Reject
 from speechfuse.synthesis.sessions import Session
 
@@ -60,5 +60,5 @@ class Stereo:
                     "assistant, and it lies in the file"
                 )
             if turn["role"] == "assistant":
-                turn["codes"] = codes[int(start * rate + 0.5) : int(end * rate + 0.5)]
+                turn["codes"] = codes[frame_at(start, rate) : frame_at(end, rate)]
         return Session(id, user, sorted(turns, key=lambda turn: turn["start"]), entry)
