@@ -9,7 +9,7 @@ import openai
 import pytest
 import torch
 
-from speechfuse import artifact
+from speechfuse import artifact, config
 from speechfuse.fusion import door, folder
 from speechfuse.quantizer import frames
 from speechfuse.quantizer.model import Quantizer, QuantizerConfig
@@ -49,7 +49,10 @@ def job(tmp_path_factory) -> Serve:
     two = {"generator": "speechfuse.evals.SpliceGenerator", "adapter": ADAPTER, "encoder": "e"}
     artifact.write_json(runs / "duplex/epoch_0/config.json", {})
     artifact.write_json(runs / "duplex/epoch_0/speech.json", two | {"codec": {"identity": "c"}})
-    return Serve(str(runs / "report.json"), QUANTIZER, encoder=ENCODER, checkpoint=str(first))
+    keys = {f"encoder.{name}": value for name, value in ENCODER.items()}
+    keys |= {"report": runs / "report.json", "checkpoint": first, "quantizer": QUANTIZER}
+    overrides = [f"{name}={value}" for name, value in keys.items()]
+    return config.load(Serve, DEMO / "serve.yaml", [*overrides, "repeat_first=false"])
 
 
 @pytest.fixture(scope="module")
