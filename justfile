@@ -164,6 +164,10 @@ serve *args: setup
 talk *args: setup
     {{py}} -m stages.serve {{r}}/serve.yaml open=true "$@"
 
+# the model for llama.cpp, by its own converter: just export gguf [checkpoint=FOLDER out=FILE.gguf converter=llama.cpp/convert_hf_to_gguf.py]
+export *args: setup
+    {{py}} -m stages.export {{r}}/export.yaml "$@"
+
 # what a Whisper hears, offline: just transcribe FILE... [whisper=models/tiny.en.pt quantizer=FOLDER]
 transcribe *args: setup
     {{py}} -m stages.transcribe "$@"

@@ -10,6 +10,7 @@ that the report chose, or `checkpoint`; where that has an encoder of its own, in
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from speechfuse import config
 from speechfuse.audio import decoding
@@ -26,6 +27,10 @@ class Ask:
     quantizer: str = key("folder of ours, or a published WhisperVQ .model file")
     whisper: str | None = key("openai-whisper .pt beside a .model", None)
     window: float | None = key("seconds that the .pt's encoder was cut to", None, above=0)
+    encoder: dict[str, Any] = key(
+        "of speechfuse.quantizer, for a checkpoint that takes frames of another than quantizer",
+        {},
+    )
     checkpoint: str | None = key("this one instead of the chosen", None)
     repeat_first: bool = key("it was trained to repeat the question on the first line", False)
     request: str = key("words before the audio, as it was trained with them: repeat:", "")
@@ -40,7 +45,7 @@ def main(job: Ask) -> None:
     waveform = decoding.load(Path(job.file))
     chosen = job.checkpoint or checkpoints.chosen_checkpoint(Path(job.report))
     check_files(job.quantizer, job.whisper)
-    listener = checkpoints.load(Path(chosen), job.quantizer, job.whisper, job.window, job.file)
+    listener = checkpoints.load(Path(chosen), job, job.file)
     pieces = listener.pieces(waveform)
     if len(pieces) > 1:
         print(f"{len(waveform) / decoding.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")

@@ -24,6 +24,7 @@ import torch
 
 from speechfuse.audio import decoding
 from speechfuse.serve import checkpoints
+from speechfuse.serve.config import Serve
 from speechfuse.serve.engine import Asked, Engine
 from speechfuse.serve.protocol import Chat
 from tests.bench_latency import ask, question
@@ -76,7 +77,7 @@ def load(server: Server, wav: bytes, clients: int, seconds: float) -> None:
 
 def generation(wav: bytes, clients: int) -> None:
     chosen = checkpoints.chosen_checkpoint(REPORT)
-    listener = checkpoints.load(chosen, QUANTIZER, None, None, "the question")
+    listener = checkpoints.load(chosen, Serve(str(REPORT), QUANTIZER), "the question")
     segments = listener.speech(listener.pieces(decoding.decode(wav).waveform))
     ids = listener.generator.prompt([{"role": "user", "segments": segments}])
     engine = Engine(listener.generator, clients)

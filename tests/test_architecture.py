@@ -33,6 +33,7 @@ from stages.curate_texts import CurateTexts
 from stages.duplex import Duplex
 from stages.encode_speech import EncodeSpeech
 from stages.expand_vocab import ExpandVocab
+from stages.export import Export
 from stages.fit_codec import FitCodec
 from stages.gate import Gate
 from stages.push_to_hub import PushToHub
@@ -110,6 +111,7 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "gate.yaml": Gate,
     "ask.yaml": Ask,
     "serve.yaml": Serve,
+    "export.yaml": Export,
     "fit_codec.yaml": FitCodec,
     "resynthesize.yaml": Resynthesize,
     "train_encoder.yaml": TrainQuantizer,
@@ -498,6 +500,7 @@ def test_help_and_a_misspelt_key_need_no_heavy_import():
         ("stages.expand_vocab", ["recipes/demo/expand_vocab.yaml", f"base={NOTHING}"]),
         ("stages.expand_vocab", ["recipes/demo/expand_vocab.yaml", f"quantizer={NOTHING}"]),
         ("stages.ask", ["recipes/demo/ask.yaml", f"{NOTHING}.wav"]),
+        ("stages.export", ["recipes/demo/export.yaml", "gguf", f"converter={NOTHING}"]),
         ("stages.verify", [NOTHING]),
         ("stages.inspect_dataset", [NOTHING]),
         ("stages.listen", [NOTHING]),

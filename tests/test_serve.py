@@ -125,7 +125,7 @@ def served(expanded) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def listener(expanded) -> checkpoints.Listener:
-    return checkpoints.load(expanded, QUANTIZER, None, None, "a clip")
+    return checkpoints.load(expanded, Serve("", QUANTIZER), "a clip")
 
 
 def replied(listener: checkpoints.Listener, *turns: tuple[str, list[Any]]) -> str:

@@ -29,6 +29,7 @@ Loaded = tuple[checkpoints.Listener, Any]  # a checkpoint, and the engine that i
 # transformers swaps a method of its classes while it loads: two threads at once leave it swapped
 LOADING = Lock()
 BUSY = "as many requests as are taken at once are being answered; ask again"
+TWO_CHANNELS = "the model {!r} listens while it speaks and has no turns: `just duplex` talks to it"
 UNUSABLE = "the model {!r} cannot be loaded: take another of /v1/models; the log says what to mend"
 
 
@@ -83,16 +84,16 @@ class Answers:
                 except Exception as error:  # a folder can be broken in every way
                     known = failures.sentence(error) or f"{type(error).__name__}: {error}"
                     print(f"error: {self.names[name]}: {known}", file=sys.stderr, flush=True)
-                    raise Refused(UNUSABLE.format(name), "model", code="model_not_usable") from None
+                    two = isinstance(error, checkpoints.TwoChannels)
+                    message = (TWO_CHANNELS if two else UNUSABLE).format(name)
+                    raise Refused(message, "model", code="model_not_usable") from None
             self.loaded[name] = self.loaded.pop(name)
             return self.loaded[name]
 
     def _load(self, folder: Path) -> Loaded:
         job, began = self.job, time.perf_counter()
         with LOADING:
-            listener = checkpoints.load(
-                folder, job.quantizer, job.whisper, job.window, "what is sent"
-            )
+            listener = checkpoints.load(folder, job, "what is sent")
         loaded = time.perf_counter()
         said = [{"text": "a"}, *listener.speech([np.zeros(decoding.SAMPLE_RATE, np.float32)])]
         listener.generator.reply([[{"role": "user", "segments": said}]], 2)

@@ -14,6 +14,8 @@ import numpy as np
 
 from speechfuse.audio import decoding
 from speechfuse.provenance import maker
+from speechfuse.quantizer.spec import EncoderSpec
+from speechfuse.tokens.vocabulary import read_speech
 
 if TYPE_CHECKING:
     from speechfuse.quantizer.model import Quantizer
@@ -62,17 +64,27 @@ class Listener:
         return self.generator.speech(self.quantizer, pieces)
 
 
-def load(
-    checkpoint: Path, quantizer: str, whisper: str | None, window: float | None, what: str
-) -> Listener:
-    """Return the listener of a folder; where that has an encoder of its own, which trained with the
-    rest, `quantizer` is not used. `what` names the speech in the error. Raises ValueError as
+class TwoChannels(ValueError):
+    """A model that listens while it speaks, which has no turns to be asked in."""
+
+
+def load(checkpoint: Path, job: Any, what: str) -> Listener:
+    """Return the listener of a folder. It hears with its own encoder/, which trained with the rest;
+    else with the `quantizer` of `job`, or, if its frames are of another, with the `encoder` of
+    `job`. `what` names the speech in the error. Raises TwoChannels, and ValueError as
     generation.Generator."""
     from speechfuse.evals import generation  # torch with it
     from speechfuse.quantizer import foreign
 
-    own = checkpoint / "encoder"
-    ears = foreign.trained(own) if own.is_dir() else _quantizer(quantizer, whisper, window)
+    speech = read_speech(checkpoint)
+    if "codec" in speech:
+        raise TwoChannels(f"{checkpoint} listens while it speaks: `just duplex` talks to it")
+    if (checkpoint / "encoder").is_dir():
+        ears = foreign.trained(checkpoint / "encoder")
+    else:
+        ears = _quantizer(job.quantizer, job.whisper, job.window)
+        if job.encoder and speech.get("encoder", ears.identity) != ears.identity:
+            ears = EncoderSpec(job.encoder).load("cpu")
     return Listener(generation.generator(checkpoint, ears.identity, what), ears)
 
 

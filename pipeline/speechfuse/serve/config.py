@@ -12,6 +12,10 @@ class Serve:
     quantizer: str = key("folder of ours, or a published WhisperVQ .model file")
     whisper: str | None = key("openai-whisper .pt beside a .model", None)
     window: float | None = key("seconds that the .pt's encoder was cut to", None, above=0)
+    encoder: dict[str, Any] = key(
+        "of speechfuse.quantizer, for a checkpoint that takes frames of another than quantizer",
+        {},
+    )
     checkpoint: str | None = key("this one instead of the chosen", None)
     repeat_first: bool = key("it was trained to repeat the question on the first line", False)
     transcribe: str = key("words before the audio that is to be transcribed, as trained", "")
