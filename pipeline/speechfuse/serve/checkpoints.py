@@ -79,6 +79,7 @@ def load(checkpoint: Path, job: Any, what: str) -> Listener:
     speech = read_speech(checkpoint)
     if "codec" in speech:
         raise TwoChannels(f"{checkpoint} listens while it speaks: `just duplex` talks to it")
+    ears: Any
     if (checkpoint / "encoder").is_dir():
         ears = foreign.trained(checkpoint / "encoder")
     else:
