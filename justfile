@@ -48,7 +48,7 @@ demo-seeds *args: setup
 demo-robust *args: setup
     @{{verb}} demo-robust {{with_gate}} "$@"
 
-# a model that listens while it speaks: sessions, training, what it does in time and what is heard of it (out/duplex/report.md); its encoder is not shipped yet: pipeline/README.md
+# a model that listens while it speaks: sessions, training, what it does in time and what is heard of it (out/duplex/report.md)
 demo-duplex *args: setup
     @{{verb}} demo-duplex {{with_gate}} "$@"
 
