@@ -28,7 +28,6 @@ from speechfuse.components import Count, Positive
 from speechfuse.quantizer import checkpoints
 from speechfuse.quantizer.checkpoints import ENCODER_DIMS, POSITION_RATE, Seconds
 from speechfuse.quantizer.encoder import HOP_LENGTH, Encoder, log_mel, padded
-from speechfuse.quantizer.spec import check_files
 
 LONGEST = 3600.0  # seconds of a waveform at once, where the encoder looks back only
 SCALE = ".scale"  # behind the name of a weight in 8 bits
@@ -251,8 +250,7 @@ class Quantizer(nn.Module):
     ) -> "Quantizer":
         """Read ours (a folder) or a published WhisperVQ (a `.model` file, with `whisper` = the
         openai-whisper `.pt` that its config names, cut to `window`, see read_whisper). Raises
-        ValueError for what does not fit, and as check_files."""
-        check_files(path, whisper)
+        ValueError for what does not fit."""
         path = Path(path)
         ours = path.is_dir()
         config, tensors = read_ours(path, window) if ours else read_published(path, whisper, window)

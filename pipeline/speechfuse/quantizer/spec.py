@@ -64,12 +64,12 @@ def settled(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def check_files(checkpoint: Path | str | None, whisper: Path | str | None) -> None:
+def check_files(checkpoint: str | None, whisper: str | None) -> None:
     """Raises FileNotFoundError for a quantizer that is not there, and ValueError for a Whisper
     beside a folder of ours, which has an encoder of its own; before torch is imported."""
     for path in (checkpoint, whisper):
         if path is not None and not Path(path).exists():
-            hint = "; `just fetch-whisper tiny.en` gets a Whisper" * str(path).endswith(".pt")
+            hint = "; `just fetch-whisper tiny.en` gets a Whisper" * path.endswith(".pt")
             raise FileNotFoundError(
                 f"no quantizer at {path}: a folder of ours or a published file{hint}"
             )
