@@ -1,10 +1,10 @@
 """Golden values of NVIDIA NeMo's own DuplexS2S, to which ours is held (tests/test_duplex_nemo.py).
 
     python3 -m venv .venv-nemo && .venv-nemo/bin/pip install -r requirements-nemo.txt
-    .venv-nemo/bin/python tests/make_nemo.py
+    .venv-nemo/bin/python tests/golden/make_duplex_golden.py
 
-In: the demo's base model, which is the language model with its weights. Out: golden/duplex.json
-(sessions, label tracks, codes, losses) and golden/duplex.safetensors (the user's frames, weights,
+In: the demo's base model, which is the language model with its weights. Out: duplex.json
+(sessions, label tracks, codes, losses) and duplex.safetensors (the user's frames, weights,
 gradients). Genuine are DuplexS2SDataset, DuplexS2SModel with its labels, sums and losses, its
 perception (FastConformer, IdentityConnector, projection) and its AudioCodecModel (causal HiFi-GAN
 encoder, FSQ in four groups, 12.5 frames a second); all but the language model has random weights,
@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from golden.make_speechlm2_golden import BASE, CONFIG, ENCODER, HERE  # isort: skip  offline first
+from make_speechlm2_golden import BASE, CONFIG, ENCODER, HERE  # isort: skip  offline first
 
 import soundfile
 import torch
