@@ -180,7 +180,7 @@ BAD_LINES = {
     b'{"text": "x"}': "audio_filepath is None, not a name",
     b'{"audio_filepath": ""}': "audio_filepath is '', not a name",
     b'{"audio_filepath": 7}': "audio_filepath is 7, not a name",
-    b'{"audio_filepath": ["a.wav", "b.wav"]}': "several recordings in a line are not read",
+    b'{"audio_filepath": ["a.wav", 7]}': "audio_filepath is 7, not a name",
     b'{"audio_filepath": "a\\u0000.wav"}': "not a name",
     b'{"audio_filepath": "\\ud800.wav"}': "half a character",
     b'{"audio_filepath": "wavs/a.wav", "duration": -1}': "duration is -1, not a number of seconds",
@@ -463,7 +463,7 @@ def test_a_pairing_that_names_or_lines_contradict_is_refused(tmp_path):
 
 @pytest.mark.parametrize("key", ["conversations", "turns", "messages"])
 def test_a_manifest_of_conversations_says_what_it_is(tmp_path, key):
-    turns = [{"value": "q.wav", "from": "User", "type": "audio", "duration": 1.0}]
+    turns = [{"value": "<sound> what is it?", "from": "human"}]  # ShareGPT's
     listed(tmp_path / "c.jsonl", {"id": "c1", key: turns})
     said = r"c\.jsonl: line 1 is a conversation.*multimodal_conv.*speechfuse\.texts\.Messages"
     with pytest.raises(ValueError, match=said):

@@ -29,7 +29,8 @@ class Clip:
 
     `offset` and `seconds` are the part of it that is the clip (`seconds` None: to the end). `uri`
     is relative to the corpus, or a Hub path. `phonemes`: (start in seconds, name), of synthetic
-    speech only.
+    speech only. `recordings`: of a clip that has several, or none, each of them, in order, in place
+    of `audio` and `uri`.
     """
 
     id: str
@@ -42,10 +43,14 @@ class Clip:
     language: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     phonemes: list[tuple[float, str]] = field(default_factory=list)
+    recordings: "list[Clip] | None" = None
 
 
 def decode(clip: Clip) -> decoding.Decoded:
-    """Audio of a clip. Raises ValueError("kind: detail") when it cannot be used."""
+    """Audio of a clip. Raises ValueError("kind: detail") when it cannot be used, or is several
+    recordings."""
+    if clip.recordings is not None:
+        raise ValueError("several recordings: they can be encoded or tokenized, and no more")
     if isinstance(clip.audio, np.ndarray):
         return decoding.Decoded(clip.audio, decoding.SAMPLE_RATE, 1)
     return decoding.decode(clip.audio, clip.offset, clip.seconds)

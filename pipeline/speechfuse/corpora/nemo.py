@@ -15,13 +15,13 @@ from typing import Any
 
 from speechfuse import json_lines
 from speechfuse.artifact import json_digest, sha256_of
-from speechfuse.corpora import planning
+from speechfuse.corpora import conversation, planning
 from speechfuse.corpora.clip import Clip, clip_fields, name_of
 from speechfuse.corpora.tar_members import find, read
 from speechfuse.rows.rejects import Reject
 
 _CONVERSATIONS = ("conversations", "turns", "messages")  # keys of what is no recording
-_CONVERSATION = "a conversation, as NeMo's multimodal_conversation, not a recording"
+_CONVERSATION = "a conversation, but none of NeMo's multimodal_conversation, and not a recording"
 
 
 class Nemo:
@@ -47,8 +47,12 @@ class Nemo:
     `extra`, the `context` and `answer` of a spoken question among them. Lines with `_skipme` are
     filtered, as in NeMo. A clip's id is its path without the suffix, followed by @offset+duration
     where an offset is given. `id_key` names a key that holds the id instead, for a manifest with
-    several lines for one recording. A manifest of conversations (multimodal_conversation, messages)
-    is refused.
+    several lines for one recording.
+
+    A line may have a list of recordings, with lists of as many `offset` and `duration`, or be a
+    conversation (multimodal_conversation: {id, conversations: [{from, type, value, ...}]}), whose
+    recordings are its turns of type audio; samples.context makes turns of both. A manifest of which
+    some lines are conversations, and others not, is refused, and so is one of other conversations.
     """
 
     def __init__(
@@ -143,6 +147,7 @@ class Nemo:
         for path in [*(self.folder / name for name in self.manifests), *self.tars.values()]:
             planning.refuse_compressed(path)
         self._common, self._shard_ids = "", dict[str, str]()
+        self._talks: bool | None = None  # whether its lines are conversations
         plan = planning.shards((self._items(name) for name in self.manifests), shard_size)
         base = os.path.relpath(self._common or self.root, self.root)
         return plan if base == "." else [{**shard, "base": base} for shard in plan]
@@ -153,14 +158,23 @@ class Nemo:
             if isinstance(clip, Reject) and clip.reason.endswith(_CONVERSATION):
                 raise ValueError(
                     f"{self.folder / manifest}: line {number} is {_CONVERSATION}: one of text is "
-                    "read by speechfuse.texts.Messages; of recordings write a manifest with a line "
-                    "for each (audio_filepath, duration, context, answer)"
+                    "read by speechfuse.texts.Messages; of recordings each turn has from, type "
+                    "(text or audio) and value"
                 )
-            if isinstance(clip, Clip) and self.tars:
-                self._check_shard(manifest, number, clip)
-            elif isinstance(clip, Clip):
-                outside = clip.uri.startswith("../")
-                path = os.path.normpath(os.path.join(self.root, clip.uri))
+            if isinstance(clip, Clip):
+                talks = conversation.KEY in clip.extra
+                if self._talks not in (None, talks):
+                    what = ("a recording", "a conversation")
+                    raise ValueError(
+                        f"{self.folder / manifest}: line {number} is {what[talks]}, and a line "
+                        f"above it {what[not talks]}: keep the two in manifests of their own"
+                    )
+                self._talks = talks
+                if self.tars:
+                    self._check_shard(manifest, number, clip)
+            for each in _recordings_of(clip) if not self.tars else ():
+                outside = each.uri.startswith("../")
+                path = os.path.normpath(os.path.join(self.root, each.uri))
                 folder = os.path.dirname(path) if outside else self.root
                 if not self._common:
                     self._common = folder
@@ -184,35 +198,45 @@ class Nemo:
         name = f"{manifest}:{number}"
         try:
             entry = json_lines.parse(line)
-            if "audio_filepath" not in entry and not entry.keys().isdisjoint(_CONVERSATIONS):
+            talks = conversation.KEY in entry and conversation.is_nemos(entry)
+            if not (talks or "audio_filepath" in entry or entry.keys().isdisjoint(_CONVERSATIONS)):
                 raise ValueError(_CONVERSATION)
             for key in ("text", "context"):  # which may stand in a file of their own
                 if (file := entry.pop(f"{key}_filepath", None)) and not entry.get(key):
                     entry[key] = self._text_of(manifest, str(file))
-            if isinstance(entry.get("audio_filepath"), list):
-                raise ValueError("several recordings in a line are not read: one a line is needed")
-            path = name_of(entry, "audio_filepath")
-            del entry["audio_filepath"]
-            offset, seconds = _seconds(entry, "offset"), _seconds(entry, "duration")
-            if seconds == 0:
-                raise ValueError("duration is 0")
+            several = talks or isinstance(entry.get("audio_filepath"), list)
+            listed = conversation.recordings(entry) if talks else _listed(entry)
+            where = manifest, entry.get("shard_id"), base
+            recordings = [self._recording(each, *where) for each in listed]
             skipped, answer = entry.pop("_skipme", False), entry.get("answer")
+            skipped = skipped or (talks and (entry.get("custom") or {}).get("_skipme"))
             fields = clip_fields(entry, self.text_key)
-            audio, uri, id = self._place(manifest, path, entry.get("shard_id"), base)
-            if offset is not None:
-                id += f"@{offset}" + (f"+{seconds}" if seconds else "")
-            if self.id_key:
-                id = name_of(entry, self.id_key)
+            id = "+".join(each.id for each in recordings)
+            if talks or self.id_key:
+                id = name_of(entry, self.id_key or "id")
         except ValueError as error:
             return Reject(name, f"bad manifest line: line {number}: {error}")
         if skipped:
             return Reject(name, "filter skipme: the line has _skipme")
-        if self.audio_dir and not self.tars and planning.leads_out(uri):
+        fenced = recordings if self.audio_dir and not self.tars else []
+        if any(planning.leads_out(each.uri) for each in fenced):
             return Reject(id, "unsafe path: it leads out of audio_dir")
         if answer is not None:
             fields["extra"]["answer"] = answer  # kept there even where it is also the text
         fields["language"] = fields["language"] or self.language
-        return Clip(id, audio, uri, offset or 0.0, seconds, **fields)
+        if several:
+            return Clip(id, b"", "", recordings=recordings, **fields)
+        return replace(recordings[0], id=id, **fields)
+
+    def _recording(self, entry: dict[str, Any], manifest: str, shard_id: Any, base: str) -> Clip:
+        path = name_of(entry, "audio_filepath")
+        offset, seconds = _seconds(entry, "offset"), _seconds(entry, "duration")
+        if seconds == 0:
+            raise ValueError("duration is 0")
+        audio, uri, id = self._place(manifest, path, shard_id, base)
+        if offset is not None:
+            id += f"@{offset}" + (f"+{seconds}" if seconds else "")
+        return Clip(id, audio, uri, offset or 0.0, seconds)
 
     def _text_of(self, manifest: str, name: str) -> str:
         folder = (self.folder / manifest).parent.resolve()
@@ -245,6 +269,13 @@ class Nemo:
         return tar.relative_to(self.tar_folder).as_posix()
 
     def _loaded(self, clip: Clip) -> Clip | Reject:
+        if clip.recordings is not None:
+            recordings = list[Clip]()
+            for each in map(self._loaded, clip.recordings):
+                if isinstance(each, Reject):
+                    return Reject(clip.id, f"{each.reason} ({each.id})")
+                recordings.append(each)
+            return replace(clip, recordings=recordings)
         assert isinstance(clip.audio, Path)
         tar = self._tar_name(clip.audio)
         try:
@@ -253,6 +284,27 @@ class Nemo:
                 return replace(clip, audio=read(file, member), uri=f"{tar}/{member.name}")
         except ValueError as error:
             return Reject(clip.id, str(error))
+
+
+def _recordings_of(clip: Clip | Reject) -> list[Clip]:
+    if isinstance(clip, Reject):
+        return []
+    return [clip] if clip.recordings is None else clip.recordings
+
+
+def _listed(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return {audio_filepath, offset, duration} of each recording of a line, which loses them."""
+    own = {name: entry.pop(name, None) for name in ("audio_filepath", "offset", "duration")}
+    if not isinstance(paths := own["audio_filepath"], list):
+        return [own]
+    columns = {n: [None] * len(paths) if v is None else v for n, v in own.items()}
+    for name, values in columns.items():
+        if not isinstance(values, list) or not len(values) == len(paths) > 0:
+            raise ValueError(
+                f"{name} is {values!r:.40}, and audio_filepath has {len(paths)} recordings: give "
+                "a list of as many, one at least"
+            )
+    return [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
 
 
 def _ints(name: str) -> tuple[int, ...]:

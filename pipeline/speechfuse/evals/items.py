@@ -5,18 +5,21 @@ item by its last question: `text` is what was asked, `extra.answer` what should 
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from speechfuse import json_lines
+from speechfuse import config, json_lines
 from speechfuse.evals.tasks import take_evenly
 from speechfuse.rows import shards
 from speechfuse.rows.selection import matches
+from speechfuse.rows.several import RECORDINGS, alone
 
 Rows = dict[str, dict[str, Any]]
 Splits = dict[str, dict[str, Any]]
 Reader = Callable[[str], tuple[str | None, str]]  # a reply -> (what was heard, the answer)
+SPEECH = "{speech}"  # where the audio stands in a prompt
 OWN = ("id", "text", "speaker", "language", "seconds")  # columns of a row; all else is in `extra`
 
 
@@ -60,6 +63,33 @@ def turn_text(turn: dict[str, Any]) -> str:
         speech = segment.get("speech")
         parts.append(segment["text"] if speech is None else speech["text"] or "(sound)")
     return " ".join(part.strip() for part in parts)
+
+
+def by_prompt(
+    prompt: str, value_of: Callable[[str], str], heard: dict[str, Any] | str
+) -> list[dict[str, Any]]:
+    """Return the turn of a user that `prompt` states: {speech} in it is the row of speech, or the
+    text, that is `heard`, any other {name} what `value_of` gives. Raises ValueError for a row of
+    several recordings."""
+    texts = [
+        re.sub(r"\{(\w+)\}", lambda match: value_of(match[1]), text)
+        for text in prompt.split(SPEECH, 1)
+    ]
+    if isinstance(heard, str):  # one segment, so that it is tokenized as one text
+        return [{"role": "user", "segments": [{"text": heard.join(texts)}]}]
+    before, after = ([{"text": text}] if text else [] for text in texts)
+    return [{"role": "user", "segments": [*before, {"speech": alone(heard)}, *after]}]
+
+
+def as_trained(
+    turns: dict[str, Any], row: dict[str, Any], audio: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the turns that the component `turns` makes of a row, up to the reply, with the speech
+    of the row `audio`."""
+    extra = {name: value for name, value in row["extra"].items() if name != RECORDINGS}
+    extra |= {name: audio["extra"][name] for name in {RECORDINGS} & audio["extra"].keys()}
+    speech = {name: audio[name] for name in ("codes", "frames", "source") if name in audio}
+    return config.instantiate(turns, row={**row, **speech, "extra": extra})[:-1]
 
 
 def read_transcripts(path: Path) -> dict[str, str]:

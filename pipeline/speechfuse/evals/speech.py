@@ -5,10 +5,9 @@ made once for all checkpoints. Out: scores by split and the items behind them. A
 are such settings, in recipes/early_fusion_8b/evaluate.yaml; the demo's are in recipes/demo.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,11 @@ from speechfuse.evals import controls, generation
 from speechfuse.evals.contamination import contamination, training_hits
 from speechfuse.evals.items import (
     OWN,
+    SPEECH,
     Rows,
     Splits,
+    as_trained,
+    by_prompt,
     column,
     filled,
     ids_by_split,
@@ -32,17 +34,17 @@ from speechfuse.evals.tasks import Scored, json_digest
 from speechfuse.fusion import folder
 from speechfuse.rows import shards
 from speechfuse.rows.selection import matches
+from speechfuse.rows.several import recordings_of
 from speechfuse.scores import audiobench_wer
 from speechfuse.scores.intervals import Score, mean
 from speechfuse.scores.judge import BlogJudge, Judge
 from speechfuse.scores.metrics import METRICS, lower_case
 from speechfuse.tokens.vocabulary import check_quantizer
 
-SPEECH = "{speech}"
 INPUTS, PROTOCOLS = ("speech", "transcript", "shuffled"), ("clean", "blog")
-# settings that predictions depend on
+# settings that predictions depend on; the added ones are part of the key only where they are set
 OF_PREDICTIONS = "prompt input max_new_tokens batch_size protocol".split()
-ADDED = ("history", "transcribe")  # part of the key only where they are set: older keys stay valid
+ADDED = "history transcribe turns".split()
 Items = list[dict[str, Any]]
 
 
@@ -53,10 +55,11 @@ class Speech:
     `data` is the folder of the dataset. `metric` is one of scores.metrics.METRICS, or "judge",
     which needs the component `judge`. `prompt` is the user's turn, in which {speech} stands for the
     audio and {column} for a column of the row or a key of its `extra`. A conversation is asked as
-    it is; without `history` its last question alone. `reference` and `question` (which the judge
-    reads) are columns, and so is `cluster`: items with equal values in it are resampled together
-    for the interval. `splits` is {name: `select` of its rows}; by default all rows are the split
-    "all". A split without rows is an error, unless `may_be_empty` names it. With `input`
+    it is; without `history` its last question alone. `turns` asks in place of `prompt`: the
+    component that makes turns in training, of several questions the longest. `reference` and
+    `question` (which the judge reads) are columns, and so is `cluster`: items with equal values in
+    it are resampled together for the interval. `splits` is {name: `select` of its rows}; by default
+    all rows are the split "all". An empty one is an error unless in `may_be_empty`. With `input`
     "transcript" the text is asked instead of the audio: the dataset's own (an upper bound) or that
     in the file `transcripts` (lines {id, text} by any recognizer; a cascade). With "shuffled" each
     item gets the audio of another one (a floor). `contamination` lists training datasets that are
@@ -99,6 +102,7 @@ class Speech:
     may_be_empty: list[str] = field(default_factory=list)
     speech_on: bool = True
     state: bool = True
+    turns: dict[str, Any] | None = None
 
     @cached_property
     def rows(self) -> Rows:
@@ -175,6 +179,8 @@ class Speech:
         for name in ("prompt", "transcribe"):
             if (prompt := getattr(self, name)) is not None and prompt.count(SPEECH) != 1:
                 raise ValueError(f"{name}={prompt!r} must hold {SPEECH} once")
+        if self.turns and (self.prompt, self.input == "transcript") != (SPEECH, False):
+            raise ValueError("turns ask in place of prompt, and with speech: leave out the others")
         if self.transcripts and self.input != "transcript":
             raise ValueError(f"transcripts are given, but input={self.input}; set input=transcript")
         if self.transcript_splits and not (self.reply or self.transcribe):
@@ -205,37 +211,30 @@ class Speech:
         for name in filter(None, [self.reference, judged, self.cluster]):
             self.column(row, name)
         if "turns" in row:
-            settings = self.prompt, self.input, self.transcribe, self.contamination
-            if settings != (SPEECH, "speech", None, []):
+            settings = self.prompt, self.input, self.transcribe, self.contamination, self.turns
+            if settings != (SPEECH, "speech", None, [], None):
                 raise ValueError(
                     f"{self.data} holds conversations, which are asked as they are: leave out "
-                    "prompt, input, transcribe and contamination"
+                    "prompt, input, transcribe, contamination and turns"
                 )
             return
-        self.turns(row, row)
-        if self.input != "transcript" and row["codes"] is None and not row.get("frames"):
+        self.asked(row, row)
+        without = self.input != "transcript" and row["codes"] is None and not row.get("frames")
+        if without and recordings_of(row):
             raise ValueError(f"{self.data}: row {row['id']} has no codes: tokenize its audio")
 
-    def turns(
+    def asked(
         self, row: dict[str, Any], audio: dict[str, Any], prompt: str | None = None
     ) -> list[dict[str, Any]]:
         """Return the turns to ask of a row: those of a conversation, or `prompt` with the speech
         of the row `audio`."""
         if "turns" in row:
             return row["turns"][:-1] if self.history else row["turns"][-2:-1]
+        if self.turns and not prompt:
+            return as_trained(self.turns, row, audio)
 
-        def filled(text: str) -> str:
-            return re.sub(r"\{(\w+)\}", lambda match: self.column(row, match[1]), text)
-
-        before, _, after = (prompt or self.prompt).partition(SPEECH)
-        before, after = filled(before), filled(after)
-        if self.input == "transcript":  # one segment, so that it is tokenized as one text
-            segments = [{"text": f"{before}{self.transcript_texts.get(row['id'], '')}{after}"}]
-        else:
-            speech: dict[str, Any] = {"speech": audio}
-            segments = [{"text": before}, speech, {"text": after}]
-            segments = [part for part in segments if part.get("text") != ""]
-        return [{"role": "user", "segments": segments}]
+        heard = self.transcript_texts.get(row["id"], "") if self.input == "transcript" else audio
+        return by_prompt(prompt or self.prompt, partial(self.column, row), heard)
 
     def ids(self) -> list[str]:
         return list(self.rows)
@@ -249,15 +248,14 @@ class Speech:
         if not self.state:
             generator.zero_state()
         rows = list(self.rows.values())
-        audio = list(range(len(rows)))
-        if self.input == "shuffled":
-            audio = others([self.column(row, self.reference) for row in rows])
+        references = [self.column(row, self.reference) for row in rows]
+        audio = others(references) if self.input == "shuffled" else range(len(rows))
         pairs = zip(rows, audio, strict=True)
-        asked = {row["id"]: self.turns(row, rows[other]) for row, other in pairs}
+        asked = {row["id"]: self.asked(row, rows[other]) for row, other in pairs}
         for batch in generator.replies(asked, todo, self.max_new_tokens, self.batch_size):
             if self.transcribe:
                 of_batch = [self.rows[entry["id"]] for entry in batch]
-                turns = [self.turns(row, row, self.transcribe) for row in of_batch]
+                turns = [self.asked(row, row, self.transcribe) for row in of_batch]
                 transcripts = generator.reply(turns, self.max_new_tokens, self.batch_size)
                 for entry, transcript in zip(batch, transcripts, strict=True):
                     entry["transcript"] = transcript

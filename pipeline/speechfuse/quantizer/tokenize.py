@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import starmap
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from speechfuse.corpora.clip import Clip, decode
 from speechfuse.quantizer.encoder import HOP_LENGTH
 from speechfuse.quantizer.model import Quantizer
 from speechfuse.quantizer.spec import EncoderSpec, QuantizerSpec
+from speechfuse.rows import several
 from speechfuse.rows.making import component
 from speechfuse.rows.rejects import FILTERED, Reject
 from speechfuse.rows.shards import Shard
@@ -34,18 +36,31 @@ from speechfuse.rows.shards import Shard
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """A decoded clip: its pieces are float32 at 16 kHz, each within the quantizer's window."""
+    """A decoded clip: its pieces are float32 at 16 kHz, each within the quantizer's window.
+    `recordings`: of a clip of several each of them, of one piece."""
 
     clip: Clip
-    decoded: decoding.Decoded
+    decoded: decoding.Decoded | None
     pieces: list[np.ndarray]
     sha256: str | None
+    recordings: "list[DecodedClip] | None" = None
 
 
 def prepare(clip: Clip | Reject, window: float, filters: list[Filter]) -> DecodedClip | Reject:
     """Decode, filter and split one clip; `window` in seconds."""
     if isinstance(clip, Reject):
         return clip
+    if clip.recordings is not None:
+        recordings, pieces = list[DecodedClip](), list[np.ndarray]()
+        for each in clip.recordings:
+            if isinstance(made := prepare(each, window, filters), Reject):
+                return Reject(clip.id, f"{made.reason} ({each.uri})")
+            if len(made.pieces) > 1:
+                reason = f"too long: {each.uri} is longer than the {window:g} s of an encoder"
+                return Reject(clip.id, f"{reason}; of several recordings none is split")
+            recordings.append(made)
+            pieces += made.pieces
+        return DecodedClip(clip, None, pieces, None, recordings)
     try:
         decoded = decode(clip)
     except ValueError as error:
@@ -115,6 +130,7 @@ def tokenize(
     frames with the same methods; `reserved`: ids that pieces may not have."""
     shard, shortest = Shard([], [], Counter()), quantizer.shortest
     pending = defaultdict[int, list[tuple[dict[str, Any], np.ndarray]]](list)  # by padded length
+    of_several = list[tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]]()
     running: deque[tuple[list[dict[str, Any]], Any, list[int]]] = deque()  # on the device
 
     def collect() -> None:
@@ -129,17 +145,35 @@ def tokenize(
         if len(running) > 1:  # fetched one batch late, so that the device always has work
             collect()
 
+    def add(row: dict[str, Any], piece: np.ndarray) -> None:
+        batch = pending[quantizer.padded_frames(len(piece) // HOP_LENGTH)]
+        batch.append((row, piece))
+        if len(batch) == batch_size:
+            encode(batch)
+
     prepared = partial(prepare, window=quantizer.window, filters=filters)
     for item in workers.prefetch(prepared, clips, threads, depth):
         if isinstance(item, Reject):
             shard.rejects.append({"id": item.id, "reason": item.reason})
             continue
         offset = item.clip.offset
-        shard.counts["resampled"] += item.decoded.rate != decoding.SAMPLE_RATE
-        shard.counts["mixed_down"] += item.decoded.channels > 1
-        if item.decoded.channel is not None:
-            shard.counts["one_channel"] += 1
+        for each in [item] if item.recordings is None else item.recordings:
+            shard.counts["resampled"] += each.decoded.rate != decoding.SAMPLE_RATE
+            shard.counts["mixed_down"] += each.decoded.channels > 1
+            if each.decoded.channel is not None:
+                shard.counts["one_channel"] += 1
         shard.counts["without_text"] += item.clip.text is None
+        if item.recordings is not None:
+            if min(map(_seconds, item.pieces), default=inf) < shortest:
+                reason = "too short: one of its recordings is less than one token"
+                shard.rejects.append({"id": item.clip.id, "reason": reason})
+                continue
+            parts = [_row(e, 0, e.clip.offset, _seconds(*e.pieces), ()) for e in item.recordings]
+            shard.rows.append(_row(item, 0, 0.0, sum(part["seconds"] for part in parts), ()))
+            of_several.append((shard.rows[-1], parts, item.clip.extra))
+            for row, piece in zip(parts, item.pieces, strict=True):
+                add(row, piece)
+            continue
         if len(item.pieces) > 1:
             shard.counts["split"] += 1
             shard.counts["pieces"] += len(item.pieces)
@@ -152,14 +186,14 @@ def tokenize(
                 shard.rejects.append({"id": row["id"], "reason": reason})
                 continue
             shard.rows.append(row)
-            batch = pending[quantizer.padded_frames(len(piece) // HOP_LENGTH)]
-            batch.append((row, piece))
-            if len(batch) == batch_size:
-                encode(batch)
+            add(row, piece)
     for batch in filter(None, pending.values()):
         encode(batch)
     while running:
         collect()
+    for row, parts, extra in of_several:
+        row |= several.joined(parts, extra)
+        row["extra"] = json.dumps(row["extra"], sort_keys=True)
     return shard
 
 
@@ -174,7 +208,7 @@ def _seconds(waveform: np.ndarray) -> float:
 def _row(
     item: DecodedClip, part: int, offset: float, seconds: float, reserved: Collection[str]
 ) -> dict[str, Any]:
-    clip, whole = item.clip, len(item.pieces) == 1
+    clip, whole = item.clip, len(item.pieces) == 1 or item.recordings is not None
     id = clip.id if whole else f"{clip.id}#{part}"
     while not whole and id in reserved:
         id += "#"

@@ -8,9 +8,12 @@ each function are the keys beside `_component_`.
 import random
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from speechfuse.corpora.conversation import KEY
+from speechfuse.rows.several import alone, recordings_of
 from speechfuse.tokens.prompts import spoken_answer
 
 
@@ -44,14 +47,14 @@ def answer(
         raise ValueError(
             f"row {row['id']} has no {error} in extra, which prompt asks for"
         ) from None
-    return _turns([*([{"text": before}] if before.strip() else []), {"speech": row}], reply)
+    return _turns([*([{"text": before}] if before.strip() else []), {"speech": alone(row)}], reply)
 
 
 def transcribe(row: dict[str, Any], requests: list[str]) -> list[dict[str, Any]]:
     """A written request to transcribe, one of `requests` (chosen by the row's id), then the
     speech; the reply is the transcript. Raises ValueError for a row without one."""
     request = random.Random(row["id"]).choice(requests)
-    return _turns([{"text": request}, {"speech": row}], _row_text(row))
+    return _turns([{"text": request}, {"speech": alone(row)}], _row_text(row))
 
 
 def context(
@@ -65,26 +68,57 @@ def context(
     the transcript. The prompt is `extra.context` or `extra.question`; in a row without, one of
     `questions` (files with one a line; a training draws a file and a line of it anew in every
     step), or `default`. The speech stands where the prompt has `audio_locator`, and before it where
-    it has none; `system`: the system prompt. Raises ValueError for an empty file and for a prompt
-    with more places than speech."""
+    it has none; several recordings need as many places. A row of a conversation is asked as it is,
+    turns of one role one after the other with a space between. `system`: the system prompt, where
+    the conversation has none. Raises ValueError for an empty file and for a prompt with another
+    number of places than recordings."""
+    first = [{"role": "system", "segments": [{"text": system}]}] if system else []
+    if KEY in row["extra"]:
+        turns = _conversation(row)
+        return turns if turns[0]["role"] == "system" else [*first, *turns]
     own = row["extra"].get("context") or row["extra"].get("question")
     files = [(own,)] if own else [*map(_questions, question_files(questions))] or [(default,)]
     reply = row["extra"].get("answer") or _row_text(row)
     if not isinstance(reply, str):
         raise ValueError(f"row {row['id']}: its answer is {reply!r:.60}, not text")
     either = [[_around(row, str(text), audio_locator) for text in file] for file in files]
-    first = [{"role": "system", "segments": [{"text": system}]}] if system else []
     return [*first, {"role": "user", "either": either}, *_turns([], reply)[1:]]
 
 
 def _around(row: dict[str, Any], text: str, locator: str) -> list[dict[str, Any]]:
-    before, *after = text.split(locator) if locator in text else ("", text)
-    if len(after) > 1:
+    recordings = recordings_of(row)
+    texts = text.split(locator)
+    if len(texts) == len(recordings) == 1:
+        texts = ["", text]
+    if len(texts) != len(recordings) + 1:
         raise ValueError(
-            f"row {row['id']}: {text!r:.80} has {len(after)} places {locator}, and one recording"
+            f"row {row['id']}: {text!r:.80} has places {locator}: {len(texts) - 1}, and its line "
+            f"recordings: {len(recordings)}; they must be as many"
         )
-    texts = [[{"text": text}] * bool(text.strip()) for text in (before, after[0])]
-    return [*texts[0], {"speech": row}, *texts[1]]
+    segments = [{"text": texts[0]}]
+    for recording, after in zip(recordings, texts[1:], strict=True):
+        segments += [{"speech": recording}, {"text": after}]
+    return [each for each in segments if "speech" in each or each["text"].strip()]
+
+
+def _conversation(row: dict[str, Any]) -> list[dict[str, Any]]:
+    recordings, turns = recordings_of(row), list[dict[str, Any]]()
+    if (places := [turn["type"] for turn in row["extra"][KEY]].count("audio")) != len(recordings):
+        raise ValueError(
+            f"row {row['id']} has turns of audio: {places}, and recordings: {len(recordings)}; "
+            "they must be as many"
+        )
+    for role, group in groupby(row["extra"][KEY], lambda turn: turn["from"].lower()):
+        segments = list[dict[str, Any]]()
+        for turn in group:
+            text = " " * bool(segments) + (turn["value"] if turn["type"] == "text" else "")
+            if segments and "text" in segments[-1]:
+                text = segments.pop()["text"] + text
+            segments += [{"text": text}] * bool(text)
+            if turn["type"] == "audio":
+                segments.append({"speech": recordings.pop(0)})
+        turns.append({"role": role, "segments": segments})
+    return turns
 
 
 def question_files(questions: str | Iterable[str] | None) -> list[str]:
