@@ -1,4 +1,5 @@
-"""Label tracks, losses and gradients against NVIDIA NeMo's DuplexS2S: golden/make_duplex_golden.py made the values.
+"""Label tracks, losses and gradients against NVIDIA NeMo's DuplexS2S, of which
+golden/make_duplex_golden.py made the values.
 
 By decision ours differ from NeMo's in this, and what is compared here leaves it out:
 
