@@ -56,8 +56,8 @@ def prepare(clip: Clip | Reject, window: float, filters: list[Filter]) -> Decode
             if isinstance(made := prepare(each, window, filters), Reject):
                 return Reject(clip.id, f"{made.reason} ({each.uri})")
             if len(made.pieces) > 1:
-                reason = f"too long: {each.uri} is longer than the {window:g} s of an encoder"
-                return Reject(clip.id, f"{reason}; of several recordings none is split")
+                too_long = f"too long: {each.uri} is longer than the {window:g} s of an encoder"
+                return Reject(clip.id, f"{too_long}; of several recordings none is split")
             recordings.append(made)
             pieces += made.pieces
         return DecodedClip(clip, None, pieces, None, recordings)

@@ -95,7 +95,7 @@ def _around(row: dict[str, Any], text: str, locator: str) -> list[dict[str, Any]
             f"row {row['id']}: {text!r:.80} has places {locator}: {len(texts) - 1}, and its line "
             f"recordings: {len(recordings)}; they must be as many"
         )
-    segments = [{"text": texts[0]}]
+    segments: list[dict[str, Any]] = [{"text": texts[0]}]
     for recording, after in zip(recordings, texts[1:], strict=True):
         segments += [{"speech": recording}, {"text": after}]
     return [each for each in segments if "speech" in each or each["text"].strip()]
