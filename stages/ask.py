@@ -52,6 +52,13 @@ def main(job: Ask) -> None:
     before, after = ([{"text": t}] if t else [] for t in prompt.split("{speech}"))
     segments = [*before, *listener.speech(pieces), *after]
     turns = [{"role": "user", "segments": segments}]
+    length = len(listener.generator.prompt(turns)) + job.max_new_tokens
+    most = getattr(listener.generator.model.config, "max_position_embeddings", length)
+    if length > most:
+        raise ValueError(
+            f"{job.file}: with the reply it is {length:,} tokens, and this model reads {most:,} at "
+            "most: ask a shorter recording"
+        )
     (answer,) = listener.generator.reply([turns], job.max_new_tokens)
     if job.repeat_first:
         heard, answer = prompts.read_spoken_answer(answer)

@@ -123,11 +123,13 @@ def test_what_was_heard_is_the_first_line_where_the_model_repeats_it(
 def test_long_audio_is_asked_in_pieces_and_said(expanded, tmp_path, monkeypatch, capsys):
     wav = tmp_path / "long.wav"
     soundfile.write(wav, np.random.default_rng(0).normal(0, 0.1, 12 * 16_000), 16_000)
-    status, out, err = called(
-        monkeypatch, capsys, ask, f"file={wav}", f"checkpoint={expanded}", "max_new_tokens=4"
-    )
+    keys = f"file={wav}", f"checkpoint={expanded}"
+    status, out, err = called(monkeypatch, capsys, ask, *keys, "max_new_tokens=4")
     assert (status, err.count("error")) == (0, 0)
     assert "12.0 s of audio in 3 pieces" in out and "answer:" in out
+    status, out, err = called(monkeypatch, capsys, ask, *keys, "max_new_tokens=9000")
+    assert status == 2 and "answer:" not in out
+    assert f"error: {wav}: with the reply it is 9,3" in err and "9,216 at most" in err
 
 
 def test_a_checkpoint_of_another_quantizer_is_refused(tmp_path, monkeypatch, capsys):

@@ -144,8 +144,7 @@ class CodeTranscriber:
                 f"{path} needs its Whisper to decode with: set whisper to the openai-whisper .pt "
                 "that it was trained on"
             )
-        path = Path(path)
-        quantizer = Quantizer.load(path, None if path.is_dir() else whisper, window)
+        path, quantizer = Path(path), Quantizer.load(path, whisper, window)
         config, codebook = quantizer.config, quantizer.codebook.clone()
         teacher = load_whisper(Path(whisper), config.n_audio_ctx / POSITION_RATE)
         first = "encoder.conv1.weight"
