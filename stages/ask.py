@@ -10,6 +10,7 @@ that the report chose, or `checkpoint`; where that has an encoder of its own, in
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from speechfuse import config
 from speechfuse.audio import decoding
@@ -31,12 +32,15 @@ class Ask:
     request: str = key("words before the audio, as it was trained with them: repeat:", "")
     prompt: str = key("the same where words stand behind it too: {speech} is the audio", "{speech}")
     max_new_tokens: int = key("longest reply", 64, least=1)
+    sampling: dict[str, Any] = key("temperature, top_k, top_p, repetition_penalty; else greedy", {})
 
 
 def main(job: Ask) -> None:
     prompt = job.request + job.prompt
     if prompt.count("{speech}") != 1:
         raise ValueError(f"{prompt=} must hold {{speech}} once, and request={{speech}} never")
+    from speechfuse.evals import generation  # torch with it
+
     waveform = decoding.load(Path(job.file))
     chosen = job.checkpoint or checkpoints.chosen_checkpoint(Path(job.report))
     check_files(job.quantizer, job.whisper)
@@ -47,6 +51,7 @@ def main(job: Ask) -> None:
     before, after = ([{"text": t}] if t else [] for t in prompt.split("{speech}"))
     segments = [*before, *listener.speech(pieces), *after]
     turns = [{"role": "user", "segments": segments}]
+    listener.generator.sampling = generation.sampling(job.sampling)
     (answer,) = listener.generator.reply([turns], job.max_new_tokens)
     if job.repeat_first:
         heard, answer = prompts.read_spoken_answer(answer)
