@@ -39,8 +39,6 @@ def main(job: Ask) -> None:
     prompt = job.request + job.prompt
     if prompt.count("{speech}") != 1:
         raise ValueError(f"{prompt=} must hold {{speech}} once, and request={{speech}} never")
-    from speechfuse.evals import generation  # torch with it
-
     waveform = decoding.load(Path(job.file))
     chosen = job.checkpoint or checkpoints.chosen_checkpoint(Path(job.report))
     check_files(job.quantizer, job.whisper)
@@ -51,6 +49,8 @@ def main(job: Ask) -> None:
     before, after = ([{"text": t}] if t else [] for t in prompt.split("{speech}"))
     segments = [*before, *listener.speech(pieces), *after]
     turns = [{"role": "user", "segments": segments}]
+    from speechfuse.evals import generation  # torch with it
+
     listener.generator.sampling = generation.sampling(job.sampling)
     (answer,) = listener.generator.reply([turns], job.max_new_tokens)
     if job.repeat_first:
