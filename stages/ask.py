@@ -36,6 +36,7 @@ class Ask:
     request: str = key("words before the audio, as it was trained with them: repeat:", "")
     prompt: str = key("the same where words stand behind it too: {speech} is the audio", "{speech}")
     max_new_tokens: int = key("longest reply", 64, least=1)
+    sampling: dict[str, Any] = key("temperature, top_k, top_p, repetition_penalty; else greedy", {})
 
 
 def main(job: Ask) -> None:
@@ -59,6 +60,9 @@ def main(job: Ask) -> None:
             f"{job.file}: with the reply it is {length:,} tokens, and this model reads {most:,} at "
             "most: ask a shorter recording"
         )
+    from speechfuse.evals import generation  # torch with it
+
+    listener.generator.sampling = generation.sampling(job.sampling)
     (answer,) = listener.generator.reply([turns], job.max_new_tokens)
     if job.repeat_first:
         heard, answer = prompts.read_spoken_answer(answer)

@@ -262,7 +262,7 @@ def test_what_is_wrong_with_a_recording_names_it(parts, tmp_path):
         {"audio_filepath": ["0/00.wav", "gone.wav"]},
         {"audio_filepath": ["0/00.wav", "1/01.wav"], "duration": [99.0, None]},
         {"audio_filepath": ["0/00.wav", "1/05.wav"]},
-        {"audio_filepath": ["0/00.wav", "1/01.wav"], "duration": [0.01, None]},
+        {"audio_filepath": ["0/02.wav", "1/01.wav"], "duration": [0.01, None]},
         {"audio_filepath": ["../out.wav", "1/01.wav"]},
     ]
     clips = everything(Nemo(str(listed(tmp_path / "m.jsonl", *lines)), str(parts / "corpus")))

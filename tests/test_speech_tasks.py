@@ -382,6 +382,27 @@ def test_replies_do_not_depend_on_where_a_decoding_was_stopped(parts):
     assert all(entry["tokens"] <= 4 for batch in batches for entry in batch)
 
 
+def test_replies_are_drawn_where_it_is_asked_for(parts):
+    """By temperature, top_k, top_p and repetition_penalty, alike in every run; else greedy."""
+    expanded, greedy, few = parts / "expanded", task(parts), {"temperature": 5.0, "top_k": 1}
+    drawn = task(parts, sampling={"temperature": 50.0, "top_k": 200, "top_p": 0.99})
+    said = [list(each.predict(expanded, each.ids())) for each in (greedy, drawn, drawn)]
+    assert said[0] != said[1] == said[2]
+    likeliest = [task(parts, sampling=each) for each in (few, {"temperature": 5.0, "top_p": 1e-6})]
+    assert all(list(each.predict(expanded, each.ids())) == said[0] for each in likeliest)
+    repeats = task(parts, sampling={"repetition_penalty": 0.01})  # greedy, and likelier again
+    assert list(repeats.predict(expanded, repeats.ids())) != said[0]
+    assert "sampling" not in greedy.inputs() and drawn.inputs()["sampling"]["top_k"] == 200
+    for settings, why in {
+        ("top_k", 5): "need a temperature",
+        ("temperature", 0): "temperature",
+        ("top_p", 2.0): "top_p",
+        ("greedy", True): "unknown argument 'greedy'",
+    }.items():
+        with pytest.raises(ValueError, match=why):
+            task(parts, sampling=dict([settings])).check(expanded)
+
+
 def test_weights_that_are_not_finite_are_named(parts, tmp_path):
     from safetensors.torch import load_file, save_file
 

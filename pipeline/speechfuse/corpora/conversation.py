@@ -6,13 +6,14 @@ recordings; the turns stay as they are, and samples.context makes a prompt of th
 
 from typing import Any
 
-KEY = "conversations"
+from speechfuse.rows.several import TURNS
+
 ROLES = ("system", "user", "assistant")
 
 
 def is_nemos(entry: dict[str, Any]) -> bool:
     """Return whether the turns of a line say their type, as NeMo's do."""
-    turns = entry[KEY]
+    turns = entry[TURNS]
     return isinstance(turns, list) and all(isinstance(t, dict) and "type" in t for t in turns)
 
 
@@ -21,7 +22,7 @@ def recordings(entry: dict[str, Any]) -> list[dict[str, Any]]:
     assistant's, is the `answer` of the line. Raises ValueError for turns that are not to be read,
     and for audio that an assistant or the system says."""
     found = []
-    for turn in entry[KEY]:
+    for turn in entry[TURNS]:
         role, kind, value = (turn.get(name) for name in ("from", "type", "value"))
         spoken = kind == "audio"
         if (
@@ -38,7 +39,7 @@ def recordings(entry: dict[str, Any]) -> list[dict[str, Any]]:
         if spoken:
             own = {"offset": turn.get("offset"), "duration": turn.get("duration")}
             found.append({"audio_filepath": value, **own})
-    if not entry[KEY]:
+    if not entry[TURNS]:
         raise ValueError("the conversation has no turn")
     if role.lower() == "assistant":
         entry["answer"] = value

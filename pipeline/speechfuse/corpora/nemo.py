@@ -19,6 +19,7 @@ from speechfuse.corpora import conversation, planning
 from speechfuse.corpora.clip import Clip, clip_fields, name_of
 from speechfuse.corpora.tar_members import find, read
 from speechfuse.rows.rejects import Reject
+from speechfuse.rows.several import TURNS
 
 _CONVERSATIONS = ("conversations", "turns", "messages")  # keys of what is no recording
 _CONVERSATION = "a conversation, but none of NeMo's multimodal_conversation, and not a recording"
@@ -162,7 +163,7 @@ class Nemo:
                     "(text or audio) and value"
                 )
             if isinstance(clip, Clip):
-                talks = conversation.KEY in clip.extra
+                talks = TURNS in clip.extra
                 if self._talks not in (None, talks):
                     what = ("a recording", "a conversation")
                     raise ValueError(
@@ -198,7 +199,7 @@ class Nemo:
         name = f"{manifest}:{number}"
         try:
             entry = json_lines.parse(line)
-            talks = conversation.KEY in entry and conversation.is_nemos(entry)
+            talks = TURNS in entry and conversation.is_nemos(entry)
             if not (talks or "audio_filepath" in entry or entry.keys().isdisjoint(_CONVERSATIONS)):
                 raise ValueError(_CONVERSATION)
             for key in ("text", "context"):  # which may stand in a file of their own

@@ -2,24 +2,27 @@
 
 In: conversations as turns, rendered by speechfuse.tokens.prompts. Out: replies as text. Which
 conversations share a batch follows from their lengths alone, so that decoding which is stopped
-between batches and resumed gives the same replies. Decoding is greedy, and each prompt begins with
-one <|begin_of_text|>. With `blog` it is that of the evaluation of Llama3-s v0.2: each prompt begins
-with two <|begin_of_text|>, control tokens that are written in a text are encoded as control tokens,
-and replies are sampled as the checkpoint's generation_config says.
+between batches and resumed gives the same replies. Decoding is greedy unless a Sampling is set, and
+each prompt begins with one <|begin_of_text|>. With `blog` it is that of the evaluation of Llama3-s
+v0.2: each prompt begins with two <|begin_of_text|>, control tokens that are written in a text are
+encoded as control tokens, and replies are sampled as the checkpoint's generation_config says.
 """
 
 import gc
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 from speechfuse import config
+from speechfuse.components import Positive
 from speechfuse.fusion import folder
 from speechfuse.tokens import prompts, weights
 from speechfuse.tokens.vocabulary import Vocabulary, check_quantizer, read_speech
@@ -57,6 +60,40 @@ def load(checkpoint: Path, device: str | None = None, lora: bool = False) -> Any
     return _loaded[stamp]
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are made: drawn with a `temperature`, from the `top_k` likeliest tokens and the
+    likeliest that make up `top_p`; without one the likeliest token each time. `repetition_penalty`
+    above 1 makes less likely what was said, by a model that reads tokens also what it was asked.
+    Draws follow from the settings and the batch, so that a run that was stopped goes on alike.
+    Raises ValueError for top_k or top_p without a temperature."""
+
+    temperature: Positive | None = None
+    top_k: Annotated[int, Ge(0)] | None = None
+    top_p: Annotated[float, Gt(0), Le(1)] | None = None
+    repetition_penalty: Positive | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is None and (self.top_k, self.top_p) != (None, None):
+            raise ValueError(
+                "sampling: top_k and top_p need a temperature, without which it is greedy"
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of transformers' generate."""
+        penalty, own = self.repetition_penalty, {"temperature": self.temperature}
+        of_reply = {"repetition_penalty": penalty} if penalty else {}
+        if self.temperature is None:
+            return {"do_sample": False, **own, "top_p": None, **of_reply}
+        likeliest = {"top_k": self.top_k or 0, "top_p": self.top_p or 1.0}  # 0 and 1: all of them
+        return {"do_sample": True, **own, **likeliest, **of_reply}
+
+
+def sampling(settings: dict[str, Any] | None) -> Sampling:
+    """Return the Sampling that a configuration states. Raises ValueError for what it cannot be."""
+    return config.instantiate({"_component_": f"{__name__}.Sampling", **(settings or {})})
+
+
 class BlogVocabulary(Vocabulary):
     """A vocabulary that encodes control tokens written in a text as control tokens; in training
     they are encoded as plain text."""
@@ -72,6 +109,8 @@ class Generator:
     of the speech in the error. Raises ValueError when the checkpoint was not expanded for that
     quantizer.
     """
+
+    sampling = Sampling()
 
     def __init__(
         self,
@@ -139,7 +178,8 @@ class Generator:
         prompts_ids = [torch.tensor(prompt) for prompt in ids]
         tokens = pad_sequence(prompts_ids, True, self.vocabulary.end, "left")
         mask = pad_sequence([torch.ones_like(each) for each in prompts_ids], True, 0, "left")
-        greedy = {} if self.blog else {"do_sample": False, "temperature": None, "top_p": None}
+        as_blog = self.blog and self.sampling == Sampling()
+        how = {} if as_blog else self.sampling.arguments()
         ends = [self.vocabulary.end_of_turn, self.vocabulary.end]
         inputs = self.inputs(tokens.to(self.model.device), ids)
         replies = self.model.generate(
@@ -148,7 +188,7 @@ class Generator:
             max_new_tokens=max_new_tokens,
             eos_token_id=ends,
             pad_token_id=self.vocabulary.end,
-            **greedy,
+            **how,
         )
         if "inputs" in inputs:  # else the reply alone comes back
             replies = replies[:, tokens.shape[1] :]

@@ -44,7 +44,7 @@ from speechfuse.tokens.vocabulary import check_quantizer
 INPUTS, PROTOCOLS = ("speech", "transcript", "shuffled"), ("clean", "blog")
 # settings that predictions depend on; the added ones are part of the key only where they are set
 OF_PREDICTIONS = "prompt input max_new_tokens batch_size protocol".split()
-ADDED = "history transcribe turns".split()
+ADDED = "history transcribe turns sampling".split()
 Items = list[dict[str, Any]]
 
 
@@ -73,7 +73,8 @@ class Speech:
     another item's audio ("shuffled_audio"), with every answer replaced by the commonest reference
     of the dataset `train` ("majority_answer"), and on those items alone that were heard without an
     error ("_heard_exactly" behind the split's name). Without `speech_on` a checkpoint is asked in
-    text, its speech part off; without `state` its learned initial state is zero.
+    text, its speech part off; without `state` its learned initial state is zero; without `sampling`
+    (generation.Sampling) replies are greedy.
     """
 
     data: str
@@ -103,6 +104,7 @@ class Speech:
     speech_on: bool = True
     state: bool = True
     turns: dict[str, Any] | None = None
+    sampling: dict[str, Any] | None = None
 
     @cached_property
     def rows(self) -> Rows:
@@ -181,6 +183,7 @@ class Speech:
                 raise ValueError(f"{name}={prompt!r} must hold {SPEECH} once")
         if self.turns and (self.prompt, self.input == "transcript") != (SPEECH, False):
             raise ValueError("turns ask in place of prompt, and with speech: leave out the others")
+        generation.sampling(self.sampling)  # says what does not fit
         if self.transcripts and self.input != "transcript":
             raise ValueError(f"transcripts are given, but input={self.input}; set input=transcript")
         if self.transcript_splits and not (self.reply or self.transcribe):
@@ -245,6 +248,7 @@ class Speech:
         blog = self.protocol == "blog"
         generator_of: Any = generation.generator if self.speech_on else generation.Generator
         generator = generator_of(checkpoint, self.identity, self.data, workers.device(), blog)
+        generator.sampling = generation.sampling(self.sampling)
         if not self.state:
             generator.zero_state()
         rows = list(self.rows.values())

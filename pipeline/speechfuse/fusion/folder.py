@@ -1,7 +1,8 @@
 """A Hugging Face folder whose model hears: a language model as it was, and a speech part beside.
 
 In: a folder of a language model, an adapter's tensors, and LoRA's in peft's layout. Out: the files
-of the language model, untouched, so that any library loads it as a model of text, and
+of the language model, untouched unless it trained whole (base is null then), so that any library
+loads it as a model of text, and
 
     speech.safetensors                  the adapter
     speech.json                         {generator, adapter, encoder, base, sha256 of weights}
@@ -32,15 +33,17 @@ OWN = {SPEECH, STATE, "speech.json", "manifest.json", "plan.json"}  # not the la
 
 def write(
     folder: Path,
-    base: Path,
+    base: Path | None,
     speech: dict[str, Any],
     adapter: dict[str, Tensor],
     lora: tuple[dict[str, Tensor], dict[str, Any]] | None,
     state: dict[str, Tensor],
 ) -> None:
     """Fill the empty `folder` with the files of `base` and the speech part. A file on the same disk
-    is linked, not copied. `lora`: (weights, config) in peft's layout."""
-    for path in sorted(p for p in base.iterdir() if p.is_file() and p.name not in OWN):
+    is linked, not copied. Without `base` the folder has a language model of its own already.
+    `lora`: (weights, config) in peft's layout."""
+    files = base.iterdir() if base else ()
+    for path in sorted(p for p in files if p.is_file() and p.name not in OWN):
         try:
             os.link(path.resolve(), folder / path.name)
         except OSError:

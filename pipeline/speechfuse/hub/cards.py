@@ -138,15 +138,16 @@ def _model(folder: Path, run: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     """Return what the front matter and what the template needs to know of a model or quantizer."""
     config, names = read_config(folder), {path.name for path in folder.glob("*.safetensors")}
     part = weights.speech_part(folder)
+    alone = bool(part) and read_speech(folder).get("base", "") is not None
     if "architectures" in config:  # and no stray copies; a quantizer may have a decoder beside
         of_part = {name for name in part if name.endswith(".safetensors")}
-        names = of_part or {*weights.files(folder)}
+        names = of_part if alone else of_part | {*weights.files(folder)}
     counts = [parse_local_safetensors_file_metadata(folder / n).parameter_count for n in names]
     facts = {
         "parameters": sum(sum(by_type.values()) for by_type in counts),
         "config": config,
         "sound": config.get("speechfuse"),
-        "speech": read_speech(folder) if part else None,
+        "speech": read_speech(folder) if alone else None,
         "part": part,
         "epoch": artifact.manifest_of(folder).get("epoch"),
     }

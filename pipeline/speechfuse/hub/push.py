@@ -81,8 +81,9 @@ def files_of(folder: Path) -> dict[str, Path]:
         run = folder.parent / "manifest.json"
         outputs = json.loads(run.read_text("utf-8"))["outputs"] if run.exists() else {}
         names = {p.name for p in folder.iterdir() if p.is_file() and p.name[0] != "."}
-        if part := weights.speech_part(folder):
-            print(f"{folder}: the language model is {read_speech(folder)['base']}, and is not sent")
+        names |= {*(part := weights.speech_part(folder))}
+        if part and (base := read_speech(folder)["base"]):
+            print(f"{folder}: the language model is {base}, and is not sent")
             names = {*part}
         others = {n for n in names if fnmatch(n, "*.safetensors")}
         others -= {*weights.files(folder), *part}

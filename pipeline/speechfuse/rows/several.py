@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 RECORDINGS = "_recordings"
+TURNS = "conversations"  # key of `extra`: turns of NeMo's conversation, whose audio they are
 
 
 def joined(rows: list[dict[str, Any]], extra: dict[str, Any]) -> dict[str, Any]:

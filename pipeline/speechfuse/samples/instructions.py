@@ -12,8 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from speechfuse.corpora.conversation import KEY
-from speechfuse.rows.several import alone, recordings_of
+from speechfuse.rows.several import TURNS, alone, recordings_of
 from speechfuse.tokens.prompts import spoken_answer
 
 
@@ -73,7 +72,7 @@ def context(
     the conversation has none. Raises ValueError for an empty file and for a prompt with another
     number of places than recordings."""
     first = [{"role": "system", "segments": [{"text": system}]}] if system else []
-    if KEY in row["extra"]:
+    if TURNS in row["extra"]:
         turns = _conversation(row)
         return turns if turns[0]["role"] == "system" else [*first, *turns]
     own = row["extra"].get("context") or row["extra"].get("question")
@@ -103,12 +102,12 @@ def _around(row: dict[str, Any], text: str, locator: str) -> list[dict[str, Any]
 
 def _conversation(row: dict[str, Any]) -> list[dict[str, Any]]:
     recordings, turns = recordings_of(row), list[dict[str, Any]]()
-    if (places := [turn["type"] for turn in row["extra"][KEY]].count("audio")) != len(recordings):
+    if (places := [turn["type"] for turn in row["extra"][TURNS]].count("audio")) != len(recordings):
         raise ValueError(
             f"row {row['id']} has turns of audio: {places}, and recordings: {len(recordings)}; "
             "they must be as many"
         )
-    for role, group in groupby(row["extra"][KEY], lambda turn: turn["from"].lower()):
+    for role, group in groupby(row["extra"][TURNS], lambda turn: turn["from"].lower()):
         segments = list[dict[str, Any]]()
         for turn in group:
             text = " " * bool(segments) + (turn["value"] if turn["type"] == "text" else "")

@@ -108,15 +108,43 @@ def beside(name: str) -> bool:
     return is_lora(name) or is_state(name)
 
 
+def trains_whole(model: nn.Module) -> bool:
+    """Return whether all of the language model beside an adapter trains. Raises ValueError where a
+    part of it does: an epoch has that of the checkpoint, untouched, or one of its own."""
+    speech = _prefix(model), backbone.encoder_prefix(model)
+    own = {
+        name: parameter.requires_grad
+        for name, parameter in model.named_parameters()
+        if not name.startswith(speech) and not beside(name)
+    }
+    if (training := [name for name in own if own[name]]) and len(training) < len(own):
+        raise ValueError(
+            f"{training[0]} and {len(training) - 1} others of the language model train beside the "
+            f"adapter, and {len(own) - len(training)} do not: name all in freeze, as "
+            "recipes/demo/splice_lora.yaml does, or none"
+        )
+    return bool(training)
+
+
 def _write_speech(
-    decoder: Decoder, values: dict[str, Tensor], speech: dict[str, Any], hidden: Path
+    decoder: Decoder,
+    values: dict[str, Tensor],
+    end_of_turn: int,
+    speech: dict[str, Any],
+    hidden: Path,
 ) -> None:
-    """Write the language model of the checkpoint, untouched, with adapter and LoRA beside it, and
-    encoder/, as `just encode` reads it, where the encoder trains."""
+    """Write the language model of the checkpoint, untouched, with adapter and LoRA beside it, or
+    one that trains whole, LoRA merged into it; and encoder/, as `just encode` reads it, where the
+    encoder trains."""
     prefix, model = _prefix(decoder.model), decoder.model
+    if whole := trains_whole(model):
+        others = prefix, backbone.encoder_prefix(model)
+        own = {n: v for n, v in values.items() if not n.startswith(others) and not is_state(n)}
+        _write_weights(decoder, own, end_of_turn, hidden)
+        speech = speech | {"base": None}
     names = [name for name in values if name.startswith(prefix)]
     adapter = {name.removeprefix(prefix): values[name] for name in names}
-    low = {name: tensor for name, tensor in values.items() if is_lora(name)}
+    low = {name: tensor for name, tensor in values.items() if is_lora(name) and not whole}
     learned = {name: tensor for name, tensor in values.items() if is_state(name)}
     lora = backbone.of(model).write_lora(low, decoder) if low else None
     prefix = backbone.encoder_prefix(model)
@@ -128,7 +156,7 @@ def _write_speech(
         (hidden / "encoder").mkdir()
         encoder.save(hidden / "encoder")
         speech = speech | {"encoder": encoder.identity}
-    folders.write(hidden, decoder.folder, speech, adapter, lora, learned)
+    folders.write(hidden, None if whole else decoder.folder, speech, adapter, lora, learned)
 
 
 def _write_weights(
@@ -159,7 +187,7 @@ def export(
 ) -> None:
     """Write the weights to `out`, a Hugging Face folder with config.json and tokenizer of the
     checkpoint, complete or absent. The model itself stays as it is. With `speech` (see
-    fusion.folder) the language model is that of the checkpoint.
+    fusion.folder) the language model is that of the checkpoint, unless it trains whole.
 
     Call it on every rank; rank 0 writes, into a hidden folder that is renamed at the end.
     """
@@ -173,7 +201,7 @@ def export(
         with failures.writing(out):
             hidden.mkdir(parents=True)
             if speech:
-                _write_speech(decoder, values, speech, hidden)
+                _write_speech(decoder, values, end_of_turn, speech, hidden)
             else:
                 _write_weights(decoder, values, end_of_turn, hidden)
             artifact.write_json(hidden / "manifest.json", manifest)

@@ -37,26 +37,10 @@ def decoder_of(job: Finetune, shape: dict[str, Any] | None = None) -> Decoder:
     model = backbone.empty(spec, job.dtype, job.loss_chunk, job.adapter, job.encoder)
     freeze(model, job.freeze, job.keep)
     if job.adapter:
-        _check_untouched(model)
+        checkpoint.trains_whole(model)  # says where it does in part
     elif spec.get("learned_state"):
         raise ValueError("model.learned_state is a part of what hears: it needs an adapter")
     return Decoder(folder, shape, spec, model, job.adapter, job.encoder)
-
-
-def _check_untouched(model: nn.Module) -> None:
-    """Raise ValueError where weights train that an epoch with a speech part does not hold."""
-    speech = f"{backbone.of(model).embedding}.adapter.", backbone.encoder_prefix(model)
-    others = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not name.startswith(speech) and not checkpoint.beside(name)
-    ]
-    if others:
-        raise ValueError(
-            f"{others[0]} and {len(others) - 1} others of the language model train beside the "
-            "adapter; a speech part is adapter, encoder, LoRA and learned state alone: name the "
-            "others in freeze, as recipes/demo/splice_lora.yaml does"
-        )
 
 
 def load(decoder: Decoder, job: Finetune, device: torch.device) -> None:
