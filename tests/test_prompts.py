@@ -304,7 +304,9 @@ def test_a_row_of_nemo_has_its_question_and_its_answer_where_they_stand():
     assert shown(question="Which?", context="Why <audio>?") == ["Why ", "*", "?", "what is 1"]
     assert shown(context="<audio> Why?") == ["*", " Why?", "what is 1"]
     assert shown(context="") == ["*", "mean?", "what is 1"]
-    with pytest.raises(ValueError, match="q7: 'a <audio> b <audio>' has 2 places <audio>, and one"):
+    with pytest.raises(
+        ValueError, match="q7: 'a <audio> b <audio>' has places <audio>: 2, and its"
+    ):
         shown(context="a <audio> b <audio>")
 
 
