@@ -21,8 +21,8 @@ WHOLE = {"_component_": "torchtune.models.llama3_1.llama3_1"}
 
 def test_a_language_model_trains_whole_and_goes_on(parts, tmp_path, capsys):  # noqa: F811
     loop.run(job(splice(parts, tmp_path / "whole", model=WHOLE, freeze=[])))
-    found, epoch = losses(tmp_path / "whole"), tmp_path / "whole/epoch_0"
-    assert found[-1] < found[0]
+    first, epoch = losses(tmp_path / "whole"), tmp_path / "whole/epoch_0"
+    assert first[-1] < first[0]
     speech = json.loads((epoch / "speech.json").read_text())
     assert speech["base"] is None and speech["encoder"] == ENCODER
     assert {"model.safetensors", folder.SPEECH} == speech["sha256"].keys()
@@ -40,7 +40,7 @@ def test_a_language_model_trains_whole_and_goes_on(parts, tmp_path, capsys):  # 
     assert "is not sent" not in capsys.readouterr().out
     more = splice(parts, tmp_path / "more", model=WHOLE, freeze=[], checkpoint=str(epoch))
     loop.run(job(more))
-    assert losses(tmp_path / "more")[0] < found[0]
+    assert losses(tmp_path / "more")[0] < first[0]
 
 
 def test_lora_of_one_that_trains_whole_is_merged(parts, tmp_path):  # noqa: F811

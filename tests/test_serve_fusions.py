@@ -70,14 +70,14 @@ def test_every_fusion_is_asked_in_turns(name, served, job):
     said: list[Any] = [{"type": "text", "text": "repeat and answer:"}, part(wav(0))]
     messages: Any = [{"role": "user", "content": said}]
     create = served.client.chat.completions.create
-    found = create(model=model, messages=messages, max_tokens=8)
+    answer = create(model=model, messages=messages, max_tokens=8)
     turn = "user", ["repeat and answer:", heard(wav(0))]
     listener = checkpoints.load(Path(job.report).parent / model, job, "a clip")
-    assert found.choices[0].message.content == replied(listener, turn) != ""
-    assert found.usage.prompt_tokens_details.audio_tokens == ONE_SECOND[name]
+    assert answer.choices[0].message.content == replied(listener, turn) != ""
+    assert answer.usage.prompt_tokens_details.audio_tokens == ONE_SECOND[name]
     chunks = create(model=model, messages=messages, max_tokens=8, stream=True)
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
-    assert "".join(pieces) == found.choices[0].message.content
+    assert "".join(pieces) == answer.choices[0].message.content
 
 
 def test_a_model_of_two_channels_is_refused(served, capsys):

@@ -21,7 +21,7 @@ from speechfuse.quantizer.model import Quantizer, QuantizerConfig
 from speechfuse.rows import shards
 from speechfuse.rows.rejects import Reject
 from speechfuse.rows.several import recordings_of
-from speechfuse.samples import instructions
+from speechfuse.samples import datasets, instructions
 from speechfuse.train import loop, plan
 from tests.corpus_clips import everything
 from tests.small_training import FROZEN, LORA, WORDS, dataset, job, losses, make_parts, recipe
@@ -95,6 +95,18 @@ def corpus(parts: Path, which: str) -> dict[str, Any]:
 def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     rows = (row | {"extra": json.loads(row["extra"])} for row in shards.read_rows(folder))
     return {row["id"]: row for row in rows}
+
+
+def test_no_sound_goes_on_across_two_recordings(tmp_path):
+    row = {"id": "p0", "codes": np.arange(4), "extra": json.dumps({"_recordings": [{}, {}]})}
+    columns = {"seconds": 0.2, "text": None, "speaker": None, "language": None, "source": None}
+    stream = {"quantizer": "q", "token_rate": 25.0, "codebooks": 1, "codebook_size": 16}
+    dataset(tmp_path / "rows", shards.SPEECH, [row | columns], stream)
+    view = datasets.sound(None, str(tmp_path / "rows"))  # type: ignore[arg-type]
+    (row,) = shards.read_rows(tmp_path / "rows")
+    assert view.selects(row)
+    with pytest.raises(ValueError, match="row p0 has 2 recordings"):
+        view.render(row)
 
 
 def test_each_recording_is_encoded_as_it_is_alone(parts):

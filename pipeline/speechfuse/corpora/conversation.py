@@ -21,7 +21,7 @@ def recordings(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """Return {audio_filepath, offset, duration} of each turn of audio. The last turn, if it is an
     assistant's, is the `answer` of the line. Raises ValueError for turns that are not to be read,
     and for audio that an assistant or the system says."""
-    found = []
+    audio = []
     for turn in entry[TURNS]:
         role, kind, value = (turn.get(name) for name in ("from", "type", "value"))
         spoken = kind == "audio"
@@ -38,9 +38,9 @@ def recordings(entry: dict[str, Any]) -> list[dict[str, Any]]:
             )
         if spoken:
             own = {"offset": turn.get("offset"), "duration": turn.get("duration")}
-            found.append({"audio_filepath": value, **own})
+            audio.append({"audio_filepath": value, **own})
     if not entry[TURNS]:
         raise ValueError("the conversation has no turn")
     if role.lower() == "assistant":
         entry["answer"] = value
-    return found
+    return audio

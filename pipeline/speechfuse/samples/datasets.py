@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from speechfuse import artifact, config
 from speechfuse.components import Share
 from speechfuse.locks import exclusive_lock
-from speechfuse.rows import shards
+from speechfuse.rows import several, shards
 from speechfuse.samples import index, packing
 from speechfuse.samples.view import Collate, Sample, View
 from speechfuse.tokens import prompts
@@ -71,9 +71,14 @@ def check_train_on(value: str) -> None:
 
 
 def sound(vocabulary: Vocabulary, path: str, select: dict[str, Any] | None = None) -> View:
-    """Stage 1: the codes of speech rows alone, all of them targets."""
+    """Stage 1: the codes of speech rows alone, all of them targets. A row of several recordings is
+    rejected: no sound goes on across their border."""
     return _view(
-        path, select, "answers", "codes", lambda row: prompts.render_sound(vocabulary, row["codes"])
+        path,
+        select,
+        "answers",
+        "codes",
+        lambda row: prompts.render_sound(vocabulary, several.alone(row)["codes"]),
     )
 
 
