@@ -3,11 +3,11 @@
     just prove talk     (after `just demo`; needs Chromium, and npm for axe; 3 minutes are one clip)
 
 A headless Chromium, whose microphone plays "what is three plus four" in a voice of no training,
-opens the page of a server of its own: press, speak, let go, and the page shows "seven". Then what
-goes wrong: silence, a text file named .wav, three minutes held, a server that is killed in
-mid-answer and started again, a denied microphone. axe-core looks for serious and critical faults,
-in light and dark. Last, SIGTERM while a checkpoint is being loaded, and while an upload never ends.
-A picture of each lies in out/prove_talk.
+opens the page of a server of its own: press, speak, let go, and the page shows "seven", and again
+when it is asked once more. Then what goes wrong: silence, a text file named .wav, three minutes
+held, a server that is killed in mid-answer and started again, a denied microphone. axe-core looks
+for serious and critical faults, in light and dark. Last, SIGTERM while a checkpoint is being
+loaded, and while an upload never ends. A picture of each lies in out/prove_talk.
 """
 
 import atexit
@@ -132,6 +132,9 @@ def main(folder: str) -> None:
         hold(page, 2.2)
         shown(page, "spoken", last(page, "heard"), "|", last(page, "answer"), last(page, "parts"))
         assert last(page, "answer") == "seven"
+        hold(page, 2.2)
+        shown(page, "second question", last(page, "heard"), "|", last(page, "answer"))
+        assert last(page, "answer") == "seven"
         (Path(folder) / "text.wav").write_text("what is three plus four\n")
         upload(page, Path(folder) / "text.wav")
         shown(page, "text file", last(page, "failed", "the audio cannot be used"))
@@ -161,7 +164,7 @@ def main(folder: str) -> None:
         shown(page, "killed", last(page, "failed", "ended in mid-answer"))
         server.start()
         hold(page, 2.2)
-        shown(page, "started again", last(page, "answer"))
+        shown(page, "started again", last(page, "heard"), "|", last(page, "answer"))
         assert last(page, "answer") == "seven"
         own = [each for each in page.console if "'source': 'network'" not in each]  # not refusals
         assert own == [], own

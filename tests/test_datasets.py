@@ -462,6 +462,33 @@ def test_unpacked_rows_are_padded_to_the_longest_of_their_micro_batch(parts):
     assert len(lengths) > 1
 
 
+def test_joined_samples_are_the_turns_of_one_conversation_alike_for_any_number_of_ranks(parts):
+    specs, shape = [speech(parts), texts(parts)], packing.Shape(128, 4)
+    mixture = load(parts, *specs, shape=shape, joined=0.5)
+    apart = load(parts, *specs, shape=shape)
+    (whole,), begin = Batches(mixture, 0, 1, 4)[0], mixture.vocabulary.begin
+    for number, (document, positions) in enumerate(
+        zip(whole["document"], whole["input_pos"], strict=True)
+    ):
+        own, many = document != PADDING, len(apart.samples(0)[number])
+        assert many > 1 and int(document.max()) == (0 if number < 2 else many - 1)
+        assert int((whole["tokens"][number][own] == begin).sum()) == (1 if number < 2 else many)
+        if number < 2:
+            assert positions[own].tolist() == [*range(int(own.sum()))]
+    ((plain,), ranks) = Batches(apart, 0, 1, 4)[0], [Batches(mixture, r, 2, 2)[0] for r in (0, 1)]
+    assert (plain["labels"] != IGNORE).sum() == (whole["labels"] != IGNORE).sum()
+    for rank, (part,) in enumerate(ranks):
+        assert all(torch.equal(part[name], whole[name][rank::2]) for name in part)
+
+
+def test_only_packed_conversations_are_joined(parts):
+    with pytest.raises(ValueError, match=r"joined=0.5: packed=false puts one into a row"):
+        load(parts, texts(parts), shape=packing.Shape(64, 4, packed=False), joined=0.5)
+    sound = {"_component_": "speechfuse.samples.sound", "path": speech(parts)["path"], "share": 1}
+    with pytest.raises(ValueError, match=r"joined=1: .* holds no conversations: leave joined out"):
+        load(parts, sound, joined=1.0)
+
+
 def test_the_index_is_made_once_for_each_use_of_a_dataset(parts, tmp_path, monkeypatch):
     specs = speech(parts), texts(parts)
     first = read(load(parts, *specs, cache=tmp_path))

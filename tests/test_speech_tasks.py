@@ -84,6 +84,19 @@ def test_the_audio_stands_where_the_prompt_says(parts, monkeypatch):
     assert alone == [words.begin, *user, *audio, words.end_of_turn, *assistant]
 
 
+def test_an_earlier_question_and_its_right_answer_may_stand_before(parts, monkeypatch):
+    words, earlier = Vocabulary.load(parts / "expanded"), "speechfuse.samples.answer"
+    of = task(parts, earlier={"_component_": earlier, "repeat_first": True})
+    user, assistant = words.header("user"), words.header("assistant")
+    asked = shown(of, parts / "expanded", monkeypatch)
+    assert asked["u2"] == [
+        *(words.begin, *user, *words.sound([1, 2, 3]), words.end_of_turn),
+        *(*assistant, *words.text("cat dog\n1"), words.end_of_turn),
+        *(*user, *words.sound([2, 3, 4]), words.end_of_turn, *assistant),
+    ]
+    assert of.inputs() != task(parts).inputs()
+
+
 def test_transcripts_of_one_id_are_refused(tmp_path):
     path, lines = tmp_path / "t.jsonl", [json.dumps({"id": id, "text": "x"}) for id in ("1", "2")]
     path.write_bytes(b"\xef\xbb\xbf" + "\n\n".join(lines).encode())
@@ -345,6 +358,7 @@ def test_what_answers_is_named_by_the_checkpoint(parts, tmp_path, monkeypatch):
         ({"train": "nowhere"}, "nowhere does not exist"),
         ({"data": "nowhere"}, "nowhere does not exist"),
         ({"contamination": ["nowhere"]}, "nowhere does not exist"),
+        ({"earlier": {"_component_": "x"}, "input": "shuffled"}, "earlier stands before speech"),
     ],
 )
 def test_what_does_not_fit_is_named(parts, changes, says):

@@ -255,6 +255,20 @@ def encode(waveform: np.ndarray, container: str) -> bytes:
     return file.getvalue()
 
 
+def spoken(waveform: np.ndarray) -> np.ndarray:
+    """Return a recording from its first loud moment to its last, and 0.1 s on either side. Loud is
+    what is above a twentieth of the loudest 20 ms, and above three times the quietest, which is the
+    noise, up to a fifth. A recording that is everywhere as loud, or silent, is returned whole."""
+    step = SAMPLE_RATE // 50
+    moments = waveform[: len(waveform) // step * step].reshape(-1, step)
+    level = np.sqrt(np.square(moments, dtype=np.float64).mean(1))
+    most, least = level.max(initial=0), level.min(initial=np.inf)
+    loud = np.flatnonzero(level > max(0.05 * most, min(3 * least, 0.2 * most)))
+    if not len(loud):
+        return waveform
+    return waveform[max(0, loud[0] - 5) * step : (loud[-1] + 6) * step]
+
+
 def split(waveform: np.ndarray, limit: float) -> list[np.ndarray]:
     """Cut into pieces of at most `limit` seconds, each cut at the quietest 0.1 s of the last second
     before the limit. Nothing is dropped: the pieces joined are the waveform."""

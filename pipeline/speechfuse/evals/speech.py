@@ -44,7 +44,7 @@ from speechfuse.tokens.vocabulary import check_quantizer
 INPUTS, PROTOCOLS = ("speech", "transcript", "shuffled"), ("clean", "blog")
 # settings that predictions depend on; the added ones are part of the key only where they are set
 OF_PREDICTIONS = "prompt input max_new_tokens batch_size protocol".split()
-ADDED = "history transcribe turns sampling".split()
+ADDED = "history transcribe turns earlier sampling".split()
 Items = list[dict[str, Any]]
 
 
@@ -56,7 +56,8 @@ class Speech:
     which needs the component `judge`. `prompt` is the user's turn, in which {speech} stands for the
     audio and {column} for a column of the row or a key of its `extra`. A conversation is asked as
     it is; without `history` its last question alone. `turns` asks in place of `prompt`: the
-    component that makes turns in training, of several questions the longest. `reference` and
+    component that makes turns in training, of several questions the longest. `earlier` likewise
+    makes what stands before each item, the item before it with its right reply. `reference` and
     `question` (which the judge reads) are columns, and so is `cluster`: items with equal values in
     it are resampled together for the interval. `splits` is {name: `select` of its rows}; by default
     all rows are the split "all". An empty one is an error unless in `may_be_empty`. With `input`
@@ -104,6 +105,7 @@ class Speech:
     speech_on: bool = True
     state: bool = True
     turns: dict[str, Any] | None = None
+    earlier: dict[str, Any] | None = None
     sampling: dict[str, Any] | None = None
 
     @cached_property
@@ -183,6 +185,8 @@ class Speech:
                 raise ValueError(f"{name}={prompt!r} must hold {SPEECH} once")
         if self.turns and (self.prompt, self.input == "transcript") != (SPEECH, False):
             raise ValueError("turns ask in place of prompt, and with speech: leave out the others")
+        if self.earlier and (self.input != "speech" or "turns" in next(iter(self.rows.values()))):
+            raise ValueError("earlier stands before speech alone: leave out input, or ask no turns")
         generation.sampling(self.sampling)  # says what does not fit
         if self.transcripts and self.input != "transcript":
             raise ValueError(f"transcripts are given, but input={self.input}; set input=transcript")
@@ -256,6 +260,9 @@ class Speech:
         audio = others(references) if self.input == "shuffled" else range(len(rows))
         pairs = zip(rows, audio, strict=True)
         asked = {row["id"]: self.asked(row, rows[other]) for row, other in pairs}
+        if self.earlier:
+            before = [config.instantiate(self.earlier, row=row) for row in rows[-1:] + rows[:-1]]
+            asked = {id: [*b, *a] for (id, a), b in zip(asked.items(), before, strict=True)}
         for batch in generator.replies(asked, todo, self.max_new_tokens, self.batch_size):
             if self.transcribe:
                 of_batch = [self.rows[entry["id"]] for entry in batch]

@@ -127,12 +127,14 @@ def conversations(
 
 @dataclass
 class Mixture:
-    """The datasets of a recipe, `paths` as it names them, and the plan of all its steps."""
+    """The datasets of a recipe, `paths` as it names them, and the plan of all its steps. In the
+    share `joined` of a step's rows the samples are turns of one conversation."""
 
     vocabulary: Vocabulary
     paths: list[str]
     indexes: list[index.Index]
     plan: packing.Plan
+    joined: float = 0.0
 
     def lengths(self, step: int) -> list[list[int]]:
         """Tokens of the samples of a step, by row of the batch."""
@@ -146,8 +148,12 @@ class Mixture:
 
     def samples(self, step: int, rank: int = 0, ranks: int = 1) -> list[list[Sample]]:
         """The rendered samples of a step, by row of the batch: every row, or those of a rank."""
-        rows = self.plan.rows(step)[rank::ranks]
-        return [[self.sample(step, d, number) for d, number in row] for row in rows]
+        rows = self.plan.rows(step)  # in an order that was drawn
+        samples = [[self.sample(step, *place) for place in row] for row in rows[rank::ranks]]
+        begin, many = self.vocabulary.begin, round(self.joined * len(rows))
+        for row in samples[: len(range(rank, many, ranks))]:
+            row[1:] = [sample.going_on(begin) for sample in row[1:]]
+        return samples
 
     def sample(self, step: int, dataset: int, number: int) -> Sample:
         """A sample of `dataset` as it is in a step."""
@@ -162,13 +168,19 @@ def load(
     steps: int | None,
     seed: int,
     folder: Path,
+    joined: float = 0.0,
 ) -> Mixture:
     """The mixture that a recipe's `datasets` describe: entries {_component_, path, share, ...}.
 
     Indexes and plan are kept in the cache `folder`. Raises ValueError when codes were made with
-    another quantizer than `checkpoint` knows, for shares that are not positive, and for views that
-    collate differently, and for no dataset or one without a sample.
+    another quantizer than `checkpoint` knows, for shares that are not positive, for views that
+    collate differently, for no dataset or one without a sample, and for `joined` where samples are
+    no conversations or are not packed.
     """
+    lone = [s["path"] for s in specs if str(s.get("_component_")).endswith((".sound", ".duplex"))]
+    if joined and (lone or not shape.packed):
+        why = f"{lone[0]} holds no conversations" if lone else "packed=false puts one into a row"
+        raise ValueError(f"joined={joined:g}: {why}: leave joined out")
     if not specs:
         raise ValueError("datasets is empty: name one at least")
     shares, indexes = [], []
@@ -191,7 +203,8 @@ def load(
     lengths, parts = [each.lengths for each in indexes], [share / sum(shares) for share in shares]
     with exclusive_lock(folder):
         plan = packing.make(lengths, parts, shape, epochs, steps, seed, folder / f"plan-{key}")
-    return Mixture(Vocabulary.load(checkpoint), [s["path"] for s in specs], indexes, plan)
+    vocabulary, paths = Vocabulary.load(checkpoint), [spec["path"] for spec in specs]
+    return Mixture(vocabulary, paths, indexes, plan, joined)
 
 
 class Batches(Dataset):

@@ -7,9 +7,9 @@ of the dataset.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,11 +24,18 @@ PADDING = -1  # in `document`, for the tokens that fill a row up
 
 @dataclass(frozen=True)
 class Sample:
-    """`tokens` is int32 (n,); `targets`, bool (n,), says which of them the model is to predict."""
+    """`tokens` is int32 (n,); `targets`, bool (n,), says which of them the model is to predict.
+    `goes_on`: its turns follow those of the sample before it in a row, in one conversation."""
 
     name: str
     tokens: np.ndarray
     targets: np.ndarray
+    goes_on: bool = field(default=False, kw_only=True)
+
+    def going_on(self, begin: int) -> Self:
+        """Return the sample as one that goes on, without the token `begin` of a conversation."""
+        own = int(self.tokens[0] == begin)
+        return replace(self, tokens=self.tokens[own:], targets=self.targets[own:], goes_on=True)
 
 
 def collate(
@@ -38,8 +45,9 @@ def collate(
     int64, sound: bool}, each of shape (rows, length). The token id `pad` fills rows up.
 
     The label at t is the token at t + 1 if that is a target of the same sample, else IGNORE.
-    Positions (`input_pos`) restart with each sample, `document` numbers the samples of a row, and
-    `sound` is true where the label is a sound token of `layout`. An example: three samples a, b and
+    Positions (`input_pos`) restart with each sample, `document` numbers the samples of a row (one
+    that goes on has the number of that before it, and its positions follow), and `sound` is true
+    where the label is a sound token of `layout`. An example: three samples a, b and
     c of 5, 3 and 4 tokens, packed as [[a, b], [c]] into two rows of length 8, with pad=0. In a
     sample every token but the first is a target:
 
@@ -55,15 +63,16 @@ def collate(
     positions = torch.zeros((len(rows), length), dtype=torch.long)
     document = torch.full((len(rows), length), PADDING)
     for number, row in enumerate(rows):
-        start = 0
+        start = first = 0
         for i, sample in enumerate(row):
+            first = first if sample.goes_on else start
             end = start + len(sample.tokens)
             ids = torch.from_numpy(sample.tokens).long()
             no_target = ~torch.from_numpy(sample.targets[1:])
             tokens[number, start:end] = ids
             labels[number, start : end - 1] = ids[1:].masked_fill(no_target, IGNORE)
-            positions[number, start:end] = torch.arange(end - start)
-            document[number, start:end] = i
+            positions[number, start:end] = torch.arange(start - first, end - first)
+            document[number, start:end] = document[number, first] if sample.goes_on else i
             start = end
     sound_ids = range(0) if layout is None else layout.ids
     sound = (labels >= sound_ids.start) & (labels < sound_ids.stop)

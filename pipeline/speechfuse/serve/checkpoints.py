@@ -57,7 +57,9 @@ class Listener:
     quantizer: "Quantizer"
 
     def pieces(self, waveform: np.ndarray) -> list[np.ndarray]:
-        return decoding.split(waveform, self.quantizer.window)
+        """Return a recording without the silence at its ends, in which a model that learned from
+        clips without any hears words, in pieces of at most the window."""
+        return decoding.split(decoding.spoken(waveform), self.quantizer.window)
 
     def speech(self, pieces: list[np.ndarray]) -> list[dict[str, Any]]:
         """Return the segments of a turn that hold a recording, cut into `pieces`."""

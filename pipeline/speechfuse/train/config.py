@@ -81,6 +81,9 @@ class Finetune:
     optimizer: dict[str, Any] = key("optimizer with its peak lr")
     warmup_steps: int = key("linear warm-up, then cosine to 0; less than the run has", least=0)
     packed: bool = key("fill rows with samples; false: one a row, padded to its micro-batch", True)
+    joined: float = key(
+        "share of rows whose samples are turns of one conversation", 0.0, least=0, most=1
+    )
     steps: int | None = key("stop after so many steps", None, least=1)
     micro_batch_size: int = key("rows of one forward a rank; 0: all", 0, least=0)
     clip_grad_norm: float | None = key("null: no clipping", None, above=0)

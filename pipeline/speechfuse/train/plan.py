@@ -163,4 +163,5 @@ def load_data(job: Finetune, pins: dict[str, str | None]) -> datasets.Mixture:
     specs = [spec | here.get(spec.get("path", ""), {}) | _given(job, spec) for spec in job.datasets]
     rows = packing.Shape(job.seq_len, job.batch_size, job.packed)
     checkpoint, cache = Path(job.checkpoint), Path(job.runtime.cache)
-    return datasets.load(specs, checkpoint, rows, job.epochs, job.steps, job.seed, cache)
+    what = specs, checkpoint, rows, job.epochs, job.steps, job.seed, cache
+    return datasets.load(*what, job.joined)
