@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import whisper
 from torch import Tensor
 from whisper import log_mel_spectrogram
-from whisper.model import AudioEncoder, disable_sdpa
+from whisper.model import AudioEncoder
 
 from speechfuse.audio import mel as causal
 
@@ -16,8 +16,8 @@ PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
 
 class Encoder(AudioEncoder):
     """Whisper's encoder, that also takes less than its window. With `look_back` it hears nothing
-    that comes later: a position (20 ms) attends to so many, its own and those before it, and the
-    convolutions look back too; it has no other sense of place."""
+    that comes later: a position (20 ms) attends to so many, its own and those before it, the less
+    the farther (ALiBi, Press et al. 2022), and the convolutions look back too."""
 
     look_back = 0
 
@@ -35,12 +35,19 @@ class Encoder(AudioEncoder):
         x = F.gelu(F.conv1d(F.pad(mels, (2, 0)), self.conv1.weight, self.conv1.bias))
         x = F.gelu(F.conv1d(F.pad(x, (1, 0)), self.conv2.weight, self.conv2.bias, 2))
         x = x.permute(0, 2, 1)
-        near = torch.ones(x.shape[1], x.shape[1], device=x.device, dtype=torch.bool)
-        near = near.tril().triu(1 - self.look_back)
-        mask = torch.zeros_like(near, dtype=x.dtype).masked_fill(~near, -torch.inf)
-        with disable_sdpa():  # which would see that there is a mask, and not which
-            for block in self.blocks:
-                x = block(x, mask=mask)
+        place = torch.arange(x.shape[1], device=x.device)
+        back = place[:, None] - place
+        heads = self.blocks[0].attn.n_head
+        slopes = 2 ** (torch.arange(1, heads + 1, device=x.device) * (-8 / heads))
+        bias = (slopes[:, None, None] * -back).to(x.dtype)
+        bias = bias.masked_fill((back < 0) | (back >= self.look_back), -torch.inf)
+        for block in self.blocks:  # whose own attention takes no bias of each head
+            attend, normal = block.attn, block.attn_ln(x)
+            projected = (part(normal) for part in (attend.query, attend.key, attend.value))
+            parts = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in projected)
+            mixed = F.scaled_dot_product_attention(*parts, attn_mask=bias)
+            x = x + attend.out(mixed.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.mlp_ln(x))
         return self.ln_post(x)
 
     @property
