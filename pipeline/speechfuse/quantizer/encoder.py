@@ -34,20 +34,28 @@ class Encoder(AudioEncoder):
     def _looking_back(self, mels: Tensor) -> Tensor:
         x = F.gelu(F.conv1d(F.pad(mels, (2, 0)), self.conv1.weight, self.conv1.bias))
         x = F.gelu(F.conv1d(F.pad(x, (1, 0)), self.conv2.weight, self.conv2.bias, 2))
-        x = x.permute(0, 2, 1)
-        place = torch.arange(x.shape[1], device=x.device)
-        back = place[:, None] - place
-        heads = self.blocks[0].attn.n_head
-        slopes = 2 ** (torch.arange(1, heads + 1, device=x.device) * (-8 / heads))
-        bias = (slopes[:, None, None] * -back).to(x.dtype)
-        bias = bias.masked_fill((back < 0) | (back >= self.look_back), -torch.inf)
+        length, back, heads = x.shape[2], self.look_back, self.blocks[0].attn.n_head
+        x = F.pad(x, (0, -length % back)).permute(0, 2, 1)
+        # in stretches of `back` positions, each of which sees its own and the one before: the work
+        # grows with the length, not with its square
+        distance = torch.arange(back)[:, None] - torch.arange(-back, back)
+        slopes = 2 ** (torch.arange(1, heads + 1) * (-8 / heads))
+        bias = slopes[:, None, None] * -distance
+        bias = bias.masked_fill((distance < 0) | (distance >= back), -torch.inf)
+        bias = bias[:, None].repeat(1, x.shape[1] // back, 1, 1).to(x)
+        bias[:, 0, :, :back] = -torch.inf  # before the beginning there is nothing
         for block in self.blocks:  # whose own attention takes no bias of each head
             attend, normal = block.attn, block.attn_ln(x)
-            projected = (part(normal) for part in (attend.query, attend.key, attend.value))
-            parts = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in projected)
-            mixed = F.scaled_dot_product_attention(*parts, attn_mask=bias)
+            query, key, value = (
+                part(normal).unflatten(-1, (heads, -1)).transpose(1, 2)
+                for part in (attend.query, attend.key, attend.value)
+            )
+            both = (F.pad(part, (0, 0, back, 0)).unfold(2, 2 * back, back) for part in (key, value))
+            own = query.unflatten(2, (-1, back)), *(part.transpose(-1, -2) for part in both)
+            mixed = F.scaled_dot_product_attention(*own, attn_mask=bias).flatten(2, 3)
             x = x + attend.out(mixed.transpose(1, 2).flatten(2))
             x = x + block.mlp(block.mlp_ln(x))
+        x = x[:, :length]
         return self.ln_post(x)
 
     @property
