@@ -49,6 +49,7 @@ class TrainQuantizer:
     batch_size: int = key("windows a step", 16, least=1, most=4096)
     lr: float = key("peak learning rate, cosine to 0", 2e-3, above=0)
     warmup_steps: int = key("linear warm-up", 50, least=0)
+    compute_dtype: str = key("of the products: fp32 or bf16", "fp32", choices=("fp32", "bf16"))
     seed: int = key("of weights and batches", 0, least=0)
     fresh: bool = key("move an artifact that differs aside", False)
     runtime: Runtime = field(default_factory=Runtime)
@@ -87,9 +88,11 @@ def train(job: TrainQuantizer, method: Any, trainee: "nn.Module") -> dict[str, f
     if start := states.restore():
         print(f"{job.out}: goes on at step {start + 1:,} of {job.steps:,}")
     losses: dict[str, Tensor] = {}
+    device, narrow = next(trainee.parameters()).device.type, job.compute_dtype == "bf16"
     bar = tqdm(range(start, job.steps), "training", job.steps, initial=start)
     for step in bar:
-        losses = method.losses(step, job.steps, job.batch_size, job.seed)
+        with torch.autocast(device, torch.bfloat16, narrow):
+            losses = method.losses(step, job.steps, job.batch_size, job.seed)
         optimizer.param_groups[0]["lr"] = learning_rate(job, step)
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):

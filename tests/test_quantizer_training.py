@@ -50,6 +50,7 @@ PHONEMES = {
 
 
 WIDE = PHONEMES["model"] | {"n_audio_state": 32}
+LOOKING_BACK = {"look_back": 20, "pad_to": 1.0}
 
 
 @pytest.fixture
@@ -194,15 +195,22 @@ def test_a_stopped_distillation_ends_with_the_same_bits(
     assert made(tmp_path / "quantizer") == made(distilled)
 
 
+@pytest.mark.parametrize(
+    ("method", "compute_dtype"),
+    [
+        (PHONEMES, "fp32"),
+        (PHONEMES | {"model": PHONEMES["model"] | LOOKING_BACK, "delay": 0.1}, "bf16"),
+    ],
+)
 @pytest.mark.usefixtures("inline")
 def test_phonemes_resume_from_before_and_after_the_codebook_starts(
-    corpus: dict, tmp_path: Path
+    corpus: dict, tmp_path: Path, method: dict, compute_dtype: str
 ) -> None:
-    whole = job(tmp_path / "whole", corpus, PHONEMES)
+    whole = job(tmp_path / "whole", corpus, method, compute_dtype=compute_dtype)
     train_quantizer.main(whole)
     assert totals(tmp_path / "whole")["codes_used"] > 1 and totals(tmp_path / "whole")["pnmi"] > 0
     for step in (3, 7):  # the codebook starts at step 6
-        what = job(tmp_path / f"{step}", corpus, PHONEMES)
+        what = job(tmp_path / f"{step}", corpus, method, compute_dtype=compute_dtype)
         run_until(step, what, phonemes.Phonemes)
         torch.rand(3)
         train_quantizer.main(what)
@@ -476,6 +484,14 @@ def test_a_text_is_aligned_by_what_is_most_probable() -> None:
     assert len(long) == 600 and {*long.tolist()} == {a, b, silence}
 
 
+def test_a_label_may_come_after_what_it_names() -> None:
+    spoken = [(0.0, "a"), (0.1, "b")]
+    example = mels.Example(np.zeros(80 * 20, np.float16), 80, "a b", spoken, np.zeros((0, 1)))
+    names = ["a", "b", batches.SILENCE]
+    at_once, late = (batches.labelled(example, names, delay).labels for delay in (0.0, 0.06))
+    assert at_once.tolist() == [0] * 5 + [1] * 5 and late.tolist() == [2] * 3 + [0] * 5 + [1] * 2
+
+
 def test_speech_is_disturbed_as_rooms_and_telephones_do() -> None:
     """Here by its loud first half; the second is 36 dB below it."""
     speech = torch.zeros(80, 60)
@@ -505,6 +521,7 @@ def test_speech_is_disturbed_as_rooms_and_telephones_do() -> None:
         ),
         ({"whisper": "TEACHER", "window": 1.6}, "n_audio_ctx is that of .*tiny.pt: leave it out"),
         ({"labels_from": {"checkpoint": "DISTILLED"}}, "has no phonemes.safetensors: make it by"),
+        ({"labels_from": {"checkpoint": "HEARD"}, "delay": 0.1}, "delay: labels_from names each"),
         ({"labels_from": {"folder": "x"}}, "Guess: unknown argument 'folder'"),
         ({"labels_from": {"checkpoint": "HEARD"}, "voice": "en-uss"}, "no voice 'en-uss'"),
     ],

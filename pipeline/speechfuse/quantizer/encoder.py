@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import whisper
 from torch import Tensor
 from whisper import log_mel_spectrogram
-from whisper.model import AudioEncoder, disable_sdpa
+from whisper.model import AudioEncoder
 
 from speechfuse.audio import mel as causal
 
@@ -16,8 +16,8 @@ PADDING = -1.5  # normalised log-mel; whisperspeech vq_stoks.py, encode_mel
 
 class Encoder(AudioEncoder):
     """Whisper's encoder, that also takes less than its window. With `look_back` it hears nothing
-    that comes later: a position (20 ms) attends to so many, its own and those before it, and the
-    convolutions look back too; it has no other sense of place."""
+    that comes later: a position (20 ms) attends to so many, its own and those before it, the less
+    the farther (ALiBi, Press et al. 2022), and the convolutions look back too."""
 
     look_back = 0
 
@@ -34,13 +34,28 @@ class Encoder(AudioEncoder):
     def _looking_back(self, mels: Tensor) -> Tensor:
         x = F.gelu(F.conv1d(F.pad(mels, (2, 0)), self.conv1.weight, self.conv1.bias))
         x = F.gelu(F.conv1d(F.pad(x, (1, 0)), self.conv2.weight, self.conv2.bias, 2))
-        x = x.permute(0, 2, 1)
-        near = torch.ones(x.shape[1], x.shape[1], device=x.device, dtype=torch.bool)
-        near = near.tril().triu(1 - self.look_back)
-        mask = torch.zeros_like(near, dtype=x.dtype).masked_fill(~near, -torch.inf)
-        with disable_sdpa():  # which would see that there is a mask, and not which
-            for block in self.blocks:
-                x = block(x, mask=mask)
+        length, back, heads = x.shape[2], self.look_back, self.blocks[0].attn.n_head
+        x = F.pad(x, (0, -length % back)).permute(0, 2, 1)
+        # in stretches of `back` positions, each of which sees its own and the one before: the work
+        # grows with the length, not with its square
+        distance = torch.arange(back)[:, None] - torch.arange(-back, back)
+        slopes = 2 ** (torch.arange(1, heads + 1) * (-8 / heads))
+        bias = slopes[:, None, None] * -distance
+        bias = bias.masked_fill((distance < 0) | (distance >= back), -torch.inf)
+        bias = bias[:, None].repeat(1, x.shape[1] // back, 1, 1).to(x)
+        bias[:, 0, :, :back] = -torch.inf  # before the beginning there is nothing
+        for block in self.blocks:  # whose own attention takes no bias of each head
+            attend, normal = block.attn, block.attn_ln(x)
+            query, key, value = (
+                part(normal).unflatten(-1, (heads, -1)).transpose(1, 2)
+                for part in (attend.query, attend.key, attend.value)
+            )
+            both = (F.pad(part, (0, 0, back, 0)).unfold(2, 2 * back, back) for part in (key, value))
+            own = query.unflatten(2, (-1, back)), *(part.transpose(-1, -2) for part in both)
+            mixed = F.scaled_dot_product_attention(*own, attn_mask=bias).flatten(2, 3)
+            x = x + attend.out(mixed.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.mlp_ln(x))
+        x = x[:, :length]
         return self.ln_post(x)
 
     @property

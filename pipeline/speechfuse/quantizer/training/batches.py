@@ -35,13 +35,14 @@ def phoneme_name(name: str) -> str:
     return name.strip("',%=|!;-_:^\"") or SILENCE
 
 
-def labelled(example: Example, phonemes: list[str]) -> Labelled:
-    """The example with a label for each 20 ms; a phoneme that `phonemes` lacks is UNKNOWN."""
+def labelled(example: Example, phonemes: list[str], delay: float = 0.0) -> Labelled:
+    """The example with a label for each 20 ms, what was spoken `delay` seconds before; a phoneme
+    that `phonemes` lacks is UNKNOWN."""
     count = example.frames // FRAMES_PER_LABEL
     starts = np.array([second for second, _ in example.phonemes])
     classes = {name: i for i, name in enumerate(phonemes)}
     names = [classes.get(phoneme_name(name), UNKNOWN) for _, name in example.phonemes]
-    middles = (np.arange(count) + 0.5) * FRAMES_PER_LABEL / 100
+    middles = (np.arange(count) + 0.5) * FRAMES_PER_LABEL / 100 - delay
     current = np.searchsorted(starts, middles, side="right") - 1
     labels = np.where(current >= 0, np.array(names)[current], classes[SILENCE])
     return Labelled(example, torch.from_numpy(labels.astype(np.int64)))

@@ -106,7 +106,8 @@ class Trainee(nn.Module):
         x = quantized = self.quantizer.embed(inputs)
         commitment = x.new_zeros(())
         if quantize:
-            quantized, _, losses = self.vq(x)
+            with torch.autocast(x.device.type, enabled=False):  # the average is of small changes
+                quantized, _, losses = self.vq(x.float())
             commitment = losses.sum()
         return self.head(x), self.head(quantized), commitment
 
@@ -178,6 +179,7 @@ class Phonemes:
                    phonemes, of the undisturbed clips, is the target; they need have none themselves
     voice          of espeak-ng, as en-us: the targets are that voice's phonemes of a clip's text,
                    each where labels_from hears it; of a clip without text, what it hears
+    delay          seconds after which a phoneme is named, where nothing that comes later is heard
     start          begin with the first layers of that one's Whisper, of the same width
     int8           write the weights in 8 bits
     """
@@ -191,11 +193,14 @@ class Phonemes:
         window: Positive | None = None,
         labels_from: dict[str, Any] | None = None,
         voice: str | None = None,
+        delay: Annotated[float, Ge(0)] = 0.0,
         start: bool = False,
         int8: bool = False,
     ) -> None:
         self.inputs, self.encoder, self.guess = dict[str, str](), None, None
         teacher: dict[str, Any] = {}
+        if delay and labels_from:
+            raise ValueError("method.delay: labels_from names each phoneme in its place")
         alone = (window and not whisper) or ((start or voice) and not labels_from)
         if alone or (whisper and labels_from):
             raise ValueError(
@@ -228,6 +233,7 @@ class Phonemes:
             if start:
                 begin_with(self.quantizer, self.guess.quantizer)
         self.quantize_from, self.decay, self.voice, self.int8 = quantize_from, decay, voice, int8
+        self.delay = delay
         look_back = bool(self.quantizer.config.look_back)
         needs = None if labels_from else "phonemes"
         self.window = Window(n_mels, seconds, needs, teacher, look_back=look_back)
@@ -247,7 +253,7 @@ class Phonemes:
 
     def _labelled(self, example: Example, engine: espeak_ng.EspeakLibrary) -> Labelled:
         if self.guess is None:
-            return labelled(example, self.phonemes)
+            return labelled(example, self.phonemes, self.delay)
         guessed = np.array(example.taught).reshape(-1, len(self.phonemes))
         if self.voice:
             classes = {name: i for i, name in enumerate(self.phonemes)}
