@@ -12,7 +12,7 @@ from speechfuse.evals import generation
 from speechfuse.fusion import door, folder
 from speechfuse.hub import push
 from speechfuse.train import loop
-from tests.small_training import FROZEN, LORA, job, losses
+from tests.small_training import FROZEN, job, losses
 from tests.test_splice import ENCODER, parts, splice, turns  # noqa: F401
 from tests.test_splice import frames_row as row_of
 
@@ -41,13 +41,6 @@ def test_a_language_model_trains_whole_and_goes_on(parts, tmp_path, capsys):  # 
     more = splice(parts, tmp_path / "more", model=WHOLE, freeze=[], checkpoint=str(epoch))
     loop.run(job(more))
     assert losses(tmp_path / "more")[0] < first[0]
-
-
-def test_lora_of_one_that_trains_whole_is_merged(parts, tmp_path):  # noqa: F811
-    loop.run(job(splice(parts, tmp_path / "run", model=LORA, freeze=[], warmup_steps=0)))
-    epoch = tmp_path / "run/epoch_0"
-    assert not (epoch / "lora").exists() and json.loads((epoch / "speech.json").read_text())
-    assert generation.generator(epoch, ENCODER, "x", "cpu")
 
 
 def test_a_part_of_a_language_model_does_not_train(parts, tmp_path):  # noqa: F811
