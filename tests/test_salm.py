@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 from speechfuse.artifact import write_json
 from speechfuse.evals import generation
 from speechfuse.fusion.door import FRAME
-from speechfuse.hub import push
+from speechfuse.hub import cards, push
 from speechfuse.quantizer import foreign
 from speechfuse.tokens import weights
 from stages import ask, convert_salm
-from tests.test_foreign import GOLDEN, waveform
+from tests.test_foreign import GOLDEN, ROOT, waveform
 
 FACTS = json.loads((GOLDEN / "salm.json").read_text())
 LENGTHS = [16_000, 12_000]
@@ -85,6 +85,8 @@ def test_its_parts_are_those_of_the_file(made):
     assert torch.equal(text.model.layers[1].self_attn.v_proj.weight, ours[f"{v_proj}.weight"])
     alone = foreign.of_fastconformer(str(GOLDEN / "salm"))  # as the encoder of a training
     assert alone.identity == foreign.trained(made / "encoder").identity
+    card = cards.card(made, ROOT / "data_cards", "me/canary")
+    assert f"`{alone.identity}`, which is in `encoder/`" in card and "`lora/` is in peft" in card
     sent = push.files_of(made)
     assert {"model.safetensors", "speech.safetensors", "encoder/config.json"} < sent.keys()
 
