@@ -237,11 +237,13 @@ def compare(recipe: Path, arguments: list[str]) -> Jobs:
     else:
         yield from demo_plain(recipe, arguments)
     noise = ["corpus.snr=[10,10]", "corpus.splits=[unseen_facts]"]
-    other = "out=out/data/speech_test_10_db"
-    yield "tokenize_speech", f"{recipe}/tokenize_test.yaml", other, *noise
+    alone = ["corpus.snr=[-60,-60]", "corpus.splits=[phrases]"]  # noise in which nobody is heard
     for name in ("train", "test", *others(recipe, "encode")):
         yield "encode_speech", f"{recipe}/encode_{name}.yaml"
-    yield "encode_speech", f"{recipe}/encode_test.yaml", "out=out/data/frames_test_10_db", *noise
+    for name, keys in ("10_db", noise), ("noise", alone):
+        speech, frames = (f"out=out/data/{kind}_test_{name}" for kind in ("speech", "frames"))
+        yield "tokenize_speech", f"{recipe}/tokenize_test.yaml", speech, *keys
+        yield "encode_speech", f"{recipe}/encode_test.yaml", frames, *keys
     if WHISPER.exists():
         heard = "out=out/data/heard_test_10_db"
         yield "recognize_speech", f"{recipe}/recognize_test.yaml", heard, *noise

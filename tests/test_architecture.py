@@ -119,11 +119,13 @@ JOBS: dict[str, type] = {  # recipe file: the schema of its job
     "duplex_t*.yaml": BuildDuplex,
     "duplex.yaml": Duplex,
     "duplex_lora.yaml": Finetune,
+    "multitask_*.yaml": Finetune,
 }
 SCRIPTS = {  # of recipes/demo, not of stages/
     "world.yaml": "World",
     "dialogues.yaml": "Dialogues",
     "init_base.yaml": "InitBase",
+    "multitask.yaml": "Multitask",
     "neural.yaml": "Neural",
     "say.yaml": "Say",
     "seed_variance.yaml": "SeedVariance",

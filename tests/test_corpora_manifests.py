@@ -65,6 +65,17 @@ def speech(tmp_path) -> tuple[Path, np.ndarray]:
     return tmp_path / "data", samples
 
 
+@pytest.mark.parametrize("key", ["audio_filename", "audio_file"])
+def test_nemo_has_other_names_for_the_path(speech, key):
+    folder, _ = speech
+    lines = [{key: "wavs/a.wav", "text": "a"}, {key: ["wavs/a.wav"] * 2, "text": "b"}]
+    lines.append({key: "other.wav", "audio_filepath": "wavs/a.wav", "offset": 1})
+    one, several, both = everything(Nemo(str(listed(folder / "train.jsonl", *lines))))
+    assert (one.id, one.uri, one.text, one.extra) == ("wavs/a", "wavs/a.wav", "a", {})
+    assert [each.uri for each in several.recordings] == ["wavs/a.wav"] * 2
+    assert both.id == "wavs/a@1" and both.extra == {key: "other.wav"}
+
+
 def test_a_line_of_nemo_says_all_there_is_to_a_clip(speech):
     folder, samples = speech
     write(folder / "wavs/b.flac", samples[:100])

@@ -131,7 +131,7 @@ def test_encoders_side_by_side_keep_time(folders):
 @pytest.mark.parametrize("kind", ["plain", "wavlm", "hubert", "both"])
 def test_the_memory_of_a_window_is_planned_without_any(kind, folders):
     encoder = made(kind, folders)
-    foreign._filters.cache_clear()
+    foreign.filters.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
         frames = encoder.silence(3)
     with FakeTensorMode(allow_non_fake_inputs=True):  # a second plan, and then a real batch
@@ -229,12 +229,12 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], None], **files: b
         ("encoder", {"att_context_size": [70, 13]}, r"att_context_size is \[70, 13\]"),
         ("preprocessor", {"normalize": "NA"}, r"another architecture: its preprocessor.normalize"),
         ("encoder", {"n_layers": 3}, "does not hold the encoder that its configuration describes"),
-        ("encoder", {"d_model": "wide"}, "a size in model_config.yaml is wrong"),
+        ("encoder", {"d_model": "wide"}, "a size in its configuration is wrong"),
         ("encoder", {"n_layers": 10**9}, "that its configuration describes: it has .* tensors"),
         ("encoder", {"subsampling_factor": 0}, "that its configuration describes"),
         ("encoder", {"n_heads": 0}, "that its configuration describes"),
         ("encoder", {"n_heads": 3}, "that its configuration describes"),
-        ("preprocessor", {"window_size": "long"}, "a size in model_config.yaml is wrong"),
+        ("preprocessor", {"window_size": "long"}, "a size in its configuration is wrong"),
         ("preprocessor", {"features": 64}, "that its configuration describes"),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_file_that_is_no_nemo_file_is_refused(tmp_path, folders):
         with pytest.raises(ValueError, match=r"changed\.nemo is no .nemo file with an encoder"):
             foreign.of_fastconformer(rewritten(tmp_path, lambda stated: None, **files))
     path = rewritten(tmp_path, lambda stated: stated.pop("encoder"))
-    with pytest.raises(ValueError, match=r"no .nemo file with an encoder \('encoder'\)"):
+    with pytest.raises(ValueError, match=r"has no encoder and log-mel \('encoder'\)"):
         foreign.of_fastconformer(path)
     (tmp_path / "text.nemo").write_text("no tar")
     with pytest.raises(ValueError, match="it must be a plain tar"):

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from speechfuse.evals import generation
 from speechfuse.fusion import door, folder
-from speechfuse.hub import push
+from speechfuse.hub import cards, push
 from speechfuse.train import loop
-from tests.small_training import FROZEN, LORA, job, losses
+from tests.small_training import FROZEN, ROOT, job, losses
 from tests.test_splice import ENCODER, parts, splice, turns  # noqa: F401
 from tests.test_splice import frames_row as row_of
 
@@ -38,16 +38,15 @@ def test_a_language_model_trains_whole_and_goes_on(parts, tmp_path, capsys):  # 
     sent = push.files_of(epoch)
     assert {"model.safetensors", folder.SPEECH, "speech.json", "config.json"} < sent.keys()
     assert "is not sent" not in capsys.readouterr().out
+    card = cards.card(epoch, ROOT / "data_cards", "me/whole")
+    tensors = [*new.values(), *load_file(epoch / folder.SPEECH).values()]
+    assert f"of {sum(t.numel() for t in tensors):,} parameters that hears speech as frames" in card
+    assert f"encoder with the identity `{ENCODER}`" in card and "fusion.Stack" in card
+    assert 'from_pretrained("me/whole")' in card and "`speech.safetensors` has the adapter" in card
+    assert not any(each in card for each in ("text alone", "not in this repository", "peft"))
     more = splice(parts, tmp_path / "more", model=WHOLE, freeze=[], checkpoint=str(epoch))
     loop.run(job(more))
     assert losses(tmp_path / "more")[0] < first[0]
-
-
-def test_lora_of_one_that_trains_whole_is_merged(parts, tmp_path):  # noqa: F811
-    loop.run(job(splice(parts, tmp_path / "run", model=LORA, freeze=[], warmup_steps=0)))
-    epoch = tmp_path / "run/epoch_0"
-    assert not (epoch / "lora").exists() and json.loads((epoch / "speech.json").read_text())
-    assert generation.generator(epoch, ENCODER, "x", "cpu")
 
 
 def test_a_part_of_a_language_model_does_not_train(parts, tmp_path):  # noqa: F811

@@ -202,6 +202,19 @@ def test_other_metrics_are_chosen_by_name(parts, metric):
     assert worst.value != best.value and best.n == 6 and best.split == "all"
 
 
+def test_what_is_said_of_sound_without_speech_is_counted(parts, tmp_path):
+    rows = [
+        {"id": f"n{i}", "codes": [1], "seconds": s, "extra": "{}"} for i, s in enumerate((6, 54))
+    ]
+    dataset(tmp_path / "noise", shards.SPEECH, rows, STREAM)
+    of = task(parts, data=str(tmp_path / "noise"), metric="hallucination", reference="seconds")
+    of.check(parts / "expanded")
+    (score,) = of.score(replied(of, ["", "thank you"])).scores
+    assert (score.metric, score.split, score.value, score.n) == ("hallucination", "all", 9, 2)
+    with pytest.raises(ValueError, match="row n0 has no 'text'"):
+        replace(of, reference="text").check(parts / "expanded")
+
+
 def test_a_judge_rates_and_what_it_leaves_out_is_not_zero(parts, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     judge = {"_component_": "speechfuse.scores.Judge", "model": "stub"}

@@ -247,10 +247,12 @@ def test_a_training_goes_on_from_an_epoch(parts, trained, tmp_path):
             trainer.Trainer(settings, models.decoder_of(settings))
 
 
-def test_the_written_folder_gives_the_trainers_logits(parts, tmp_path):
-    """With LoRA and adapter as far from their first values as a long training brings them."""
-    _, _, model, samples = step(parts, tmp_path, [[0], [1]], 2)
-    settings = job(splice(parts, tmp_path / "step"))
+@pytest.mark.parametrize("freeze", [FROZEN, []])
+def test_the_written_folder_gives_the_trainers_logits(parts, tmp_path, freeze):
+    """With all that trains as far from its first values as a long training brings it; LoRA lies
+    beside a language model that is frozen, and is merged into one that trains whole."""
+    _, _, model, samples = step(parts, tmp_path, [[0], [1]], 2, freeze=freeze)
+    settings = job(splice(parts, tmp_path / "step", freeze=freeze))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -260,6 +262,7 @@ def test_the_written_folder_gives_the_trainers_logits(parts, tmp_path):
     decoder = replace(decoder, model=model)
     speech = {"generator": "speechfuse.evals.SpliceGenerator", "adapter": ADAPTER}
     checkpoint.export(decoder, 0, tmp_path / "epoch", {}, speech | {"encoder": ENCODER})
+    assert (tmp_path / "epoch/lora").exists() == bool(freeze)
     theirs = generation.generator(tmp_path / "epoch", ENCODER, "x", "cpu").model
     for sample in samples:
         tokens = torch.from_numpy(sample.tokens).long()[None]

@@ -181,7 +181,8 @@ SCORED = ["report", "evaluate", "report"]
         ("demo-plain", ["train", "evaluate", "report"]),
         (
             "compare",
-            ["train", "evaluate", "report", "tokenize_speech", *["encode_speech"] * 5]
+            ["train", "evaluate", "report", *["encode_speech"] * 4]
+            + ["tokenize_speech", "encode_speech"] * 2
             + ["train"] * 7
             + ["evaluate", "compare"] * 2,
         ),

@@ -22,11 +22,13 @@ from speechfuse.rows.rejects import Reject
 from speechfuse.rows.several import TURNS
 
 _CONVERSATIONS = ("conversations", "turns", "messages")  # keys of what is no recording
+_ALIASES = {"audio_filename", "audio_file"}  # which NeMo takes for audio_filepath
 _CONVERSATION = "a conversation, but none of NeMo's multimodal_conversation, and not a recording"
 
 
 class Nemo:
-    """Manifests of NeMo: each line is a JSON object {audio_filepath, duration, offset, text, ...}.
+    """Manifests of NeMo: each line is a JSON object {audio_filepath, duration, offset, text, ...};
+    audio_filename and audio_file are other names of the first.
 
     `manifest` is a path, a glob or a range (manifest_{0..3}.json, manifest__OP_0..3_CL_.json), or a
     list of such. Relative audio paths start at the manifest's folder, or at `audio_dir` if that is
@@ -199,6 +201,8 @@ class Nemo:
         name = f"{manifest}:{number}"
         try:
             entry = json_lines.parse(line)
+            for alias in _ALIASES & entry.keys() if "audio_filepath" not in entry else ():
+                entry["audio_filepath"] = entry.pop(alias)
             talks = TURNS in entry and conversation.is_nemos(entry)
             if not (talks or "audio_filepath" in entry or entry.keys().isdisjoint(_CONVERSATIONS)):
                 raise ValueError(_CONVERSATION)

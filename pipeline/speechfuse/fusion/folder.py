@@ -90,7 +90,7 @@ def add_speech(model: nn.Module, folder: Path) -> Door:
         raise ValueError(f"{folder / SPEECH} does not fit speech.json: {error}") from None
     with_lora = (folder / LORA).is_file()  # then the base was compared when that was added
     _check(folder, {SPEECH} if with_lora else {SPEECH, *weights.files(folder)})
-    door = Door(words, adapter.to(words.weight.device))
+    door = Door(words, adapter.to(words.weight))  # its device and dtype
     model.set_input_embeddings(door)  # type: ignore[operator]
     return door.eval()
 

@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import HubertModel, ParakeetEncoder, ParakeetEncoderConfig, WavLMModel
@@ -172,7 +170,7 @@ class FastConformer(Foreign):
         )
         lengths = torch.tensor([each // hop for each in samples], device=device)
         power = torch.view_as_real(spectra).pow(2).sum(-1)[..., : max(samples) // hop]
-        bands = torch.from_numpy(_filters(mel["feature_size"], n_fft)).to(device)
+        bands = torch.from_numpy(filters(mel["feature_size"], n_fft)).to(device)
         x = torch.log(bands @ power + 2**-24).transpose(1, 2)
         own, many = _own(lengths, x), lengths[:, None, None]
         x = (x - (x * own[..., None]).sum(1, keepdim=True) / many) * own[..., None]
@@ -184,7 +182,8 @@ class FastConformer(Foreign):
 
 
 @cache
-def _filters(bands: int, n_fft: int) -> np.ndarray:
+def filters(bands: int, n_fft: int) -> np.ndarray:
+    """Return the filters of a log-mel, float32 (bands, n_fft // 2 + 1)."""
     shape = n_fft // 2 + 1, bands, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE
     return mel_filter_bank(*shape, "slaney", "slaney").T.astype(np.float32)
 
@@ -258,9 +257,10 @@ class Concatenated(Foreign):
 def of_fastconformer(
     checkpoint: str, window: Positive = WINDOW, sizes: dict[str, Any] | None = None
 ) -> FastConformer:
-    """Return the FastConformer of a Hugging Face folder (Parakeet, Canary) or of a `.nemo` file.
-    `window`: seconds of the longest clip; `sizes`: {hidden_size, ...} as config.json has them, with
-    which a dry run plans where the file is not here. Raises ValueError for another architecture."""
+    """Return the FastConformer of a Hugging Face folder (Parakeet, Canary), a `.nemo` file or a
+    folder of NeMo's SALM (Canary-Qwen). `window`: seconds of the longest clip; `sizes`:
+    {hidden_size, ...} as config.json has them, with which a dry run plans where the file is not
+    here. Raises ValueError for another architecture."""
     path, marker = Path(checkpoint), "subsampling.linear.weight"
     if sizes and not path.exists():
         mel = MEL | {"feature_size": sizes["num_mel_bins"]}
@@ -289,6 +289,8 @@ def of_fastconformer(
 
 def _of_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
     shape = read_config(folder)
+    if "perception" in shape:  # of NeMo's SALM
+        return nemo_file.encoder_of(folder, shape, weights.every(folder))
     sizes = shape if shape.get("model_type") == "parakeet_encoder" else shape.get("encoder_config")
     if not isinstance(sizes, dict) or sizes.get("model_type") != "parakeet_encoder":
         raise ValueError(
@@ -296,11 +298,7 @@ def _of_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
         )
     mel, stated = MEL | {"feature_size": sizes.get("num_mel_bins", 80)}, read_preprocessor(folder)
     mel |= {name: stated[name] for name in mel if name in stated}
-    try:
-        parts = [load_file(folder / name) for name in weights.files(folder)]
-    except SafetensorError as error:
-        raise ValueError(f"{folder}: its weights are damaged ({error}): copy them again") from None
-    return sizes, mel, {name: tensor for part in parts for name, tensor in part.items()}
+    return sizes, mel, weights.every(folder)
 
 
 def of_wavlm(checkpoint: str, window: Positive = WINDOW) -> Waves:

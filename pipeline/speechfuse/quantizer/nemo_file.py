@@ -1,6 +1,7 @@
-"""The FastConformer in one of NeMo's `.nemo` files, read without NeMo.
+"""The FastConformer in one of NeMo's `.nemo` files or folders, read without NeMo.
 
-In: a plain tar of model_config.yaml and model_weights.ckpt. Out: sizes of the encoder and of its
+In: a plain tar of model_config.yaml and model_weights.ckpt, or what config.json and the weights of
+a folder hold. Out: sizes of the encoder and of its
 log-mel, and all tensors, under the names that transformers has for them. Nothing is unpacked to the
 disk, and no pickled code is run.
 """
@@ -61,8 +62,6 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]
             tensors = torch.load(stored, "cpu", weights_only=True)  # type: ignore[arg-type]
         if not all(isinstance(each, Tensor) for each in tensors.values()):
             raise TypeError("its weights are no tensors")
-        perception = stated.get("perception", stated)  # of a model that hears; else a recognizer
-        parts = {name: DEFAULTS[name] | perception[name] for name in ONLY}
     except (
         *(tarfile.TarError, yaml.YAMLError, pickle.UnpicklingError),
         *(AttributeError, EOFError, KeyError, RuntimeError, TypeError),
@@ -71,6 +70,22 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]
         raise ValueError(
             f"{path} is no .nemo file with an encoder ({reason}): it must be a plain tar of "
             "model_config.yaml and a model_weights.ckpt of tensors alone"
+        ) from None
+    return encoder_of(path, stated, tensors)
+
+
+def encoder_of(
+    path: Path, stated: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """Return (sizes of the encoder, of its log-mel, tensors by transformers' names) of a model that
+    hears or of a recognizer, whose configuration is `stated` at `path`. Raises ValueError for
+    another architecture."""
+    try:
+        perception = stated.get("perception", stated)
+        parts = {name: DEFAULTS[name] | perception[name] for name in ONLY}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: its configuration has no encoder and log-mel ({error})"
         ) from None
     for name, wanted in ONLY.items():
         for key, value in wanted.items():
@@ -85,7 +100,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor]]
     try:
         return *_sizes(parts["encoder"], parts["preprocessor"]), tensors
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: a size in model_config.yaml is wrong: {error}") from None
+        raise ValueError(f"{path}: a size in its configuration is wrong: {error}") from None
 
 
 def _sizes(encoder: dict[str, Any], mel: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

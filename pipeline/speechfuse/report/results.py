@@ -17,7 +17,7 @@ from speechfuse.scores.intervals import Score
 Key = tuple[str, str, str]  # task, split, metric
 Items = list[dict[str, Any]]
 CELLS = "cells"  # predictions, which are no results
-LOWER_IS_BETTER = {"wer", "cer"}
+LOWER_IS_BETTER = {"wer", "cer", "hallucination"}
 
 
 @dataclass

@@ -150,6 +150,24 @@ def rouge(references: Texts, predictions: Texts, clusters: Clusters = None) -> M
     return Metric(rows, [{"value": value} for value in values["rougeL"]])
 
 
+def hallucination(references: Texts, predictions: Texts, clusters: Clusters = None) -> Metric:
+    """Return the characters a minute that are said of sound in which nobody speaks. `references`:
+    the seconds of each clip. Source: the model card of Canary-Qwen. Raises ValueError for others.
+    """
+    _check(references, predictions)
+    try:
+        minutes = np.asarray([float(seconds) / 60 for seconds in references])
+    except ValueError:
+        raise ValueError(
+            f"metric hallucination does not fit references such as {references[0]!r:.60}: it takes "
+            "the length of a clip, reference=seconds"
+        ) from None
+    characters = np.asarray([float(len(prediction)) for prediction in predictions])
+    rate = intervals.ratio(characters, minutes, clusters)
+    items = [{"value": value} for value in (characters / minutes).tolist()]
+    return Metric([("hallucination", *rate)], items, additive=False)
+
+
 def plain(answer: str) -> str:
     """Return `answer` for exact comparison: NFKC, case folded, single spaces, no quotes around it
     and no full stop at its end ("\u201cParis.\u201d" -> "paris"); signs and points inside stay."""
@@ -194,6 +212,7 @@ METRICS: dict[str, Callable[[Texts, Texts, Clusters], Metric]] = {
     "rouge": rouge,
     "accuracy": accuracy,
     "acc": partial(accuracy, name="acc", normalise=lower_case),
+    "hallucination": hallucination,
     "wer_whisper": whisper_word_errors,
     "wer_written": written_word_errors,
 }

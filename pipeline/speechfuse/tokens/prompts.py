@@ -6,6 +6,7 @@ targets. Codes become sound tokens here and nowhere earlier.
 """
 
 import random
+import re
 from collections.abc import Callable
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Any
@@ -119,3 +120,9 @@ def read_spoken_answer(text: str) -> tuple[str, str]:
     is an answer without a transcript."""
     transcript, line, answer = text.strip().partition("\n")
     return (transcript.strip(), answer.strip()) if line else ("", transcript.strip())
+
+
+def read_form(text: str, forms: dict[str, str]) -> tuple[str, str]:
+    """Return a reply, and the name of the first of `forms` {name: regular expression} that is found
+    in it; "" where none is."""
+    return text, next((name for name, form in forms.items() if re.search(form, text)), "")

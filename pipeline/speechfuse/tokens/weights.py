@@ -66,7 +66,7 @@ def headers(folder: Path) -> dict[str, Header]:
             f"{folder}: {INDEX} and its files do not agree where {few(differ)} is, or it is there "
             "twice: copy the index and all its files from one place"
         )
-    asked, tied = _asked(folder), bool(config.get("tie_word_embeddings"))
+    asked, tied = asked_of(folder), bool(config.get("tie_word_embeddings"))
     if missing := sorted(asked.keys() - found.keys() - ({HEAD} if tied else set())):
         hint = " (set tie_word_embeddings=true if it is the embedding)"
         raise ValueError(
@@ -97,6 +97,18 @@ def read(folder: Path) -> "dict[str, Tensor]":
     if read_config(folder).get("tie_word_embeddings"):
         found.pop(HEAD, None)
     return _tensors(folder, found)
+
+
+def every(folder: Path) -> "dict[str, Tensor]":
+    """Return all tensors in the files of the weights by name, whatever model they are of. Raises
+    ValueError for a damaged file."""
+    from safetensors.torch import load_file
+
+    try:
+        parts = [load_file(folder / name) for name in files(folder)]
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: its weights are damaged ({error}): copy them again") from None
+    return {name: tensor for part in parts for name, tensor in part.items()}
 
 
 def few(names: list[str]) -> str:
@@ -148,7 +160,7 @@ def _headers_of(folder: Path, file: str) -> dict[str, Header]:
     }
 
 
-def _asked(folder: Path) -> dict[str, tuple[int, ...]]:
+def asked_of(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of each weight of the model that config.json describes, its head included,
     also where that is the embedding."""
     import torch
