@@ -18,6 +18,7 @@ from speechfuse.rows.several import RECORDINGS, alone
 
 Rows = dict[str, dict[str, Any]]
 Splits = dict[str, dict[str, Any]]
+Asked = dict[str, list[dict[str, Any]]]  # the turns to ask, by id
 Reader = Callable[[str], tuple[str | None, str]]  # a reply -> (what was heard, the answer)
 SPEECH = "{speech}"  # where the audio stands in a prompt
 OWN = ("id", "text", "speaker", "language", "seconds")  # columns of a row; all else is in `extra`
@@ -162,6 +163,21 @@ def subset(rows: Rows, splits: list[list[str]], limit: int | None) -> Rows:
 def column(row: dict[str, Any], name: str) -> Any:
     """Return a column of a row or a value of its `extra`; None where it has neither."""
     return row[name] if name in OWN else row["extra"].get(name)
+
+
+def text_of(row: dict[str, Any], name: str, data: str) -> str:
+    """Return a column of a row as text. Raises ValueError where it is not there, or empty."""
+    if (value := column(row, name)) is None:
+        names = ", ".join([*OWN, *row["extra"]])
+        raise ValueError(f"{data}: row {row['id']} has no {name!r}; there are {names}")
+    return str(value)
+
+
+def behind_another(asked: Asked, earlier: dict[str, Any], rows: list[dict[str, Any]]) -> Asked:
+    """Return the turns {id: turns} of `rows`, before each those that `earlier` makes of the row
+    before it, of the first those of the last."""
+    before = [config.instantiate(earlier, row=row) for row in rows[-1:] + rows[:-1]]
+    return {id: [*own, *turns] for (id, turns), own in zip(asked.items(), before, strict=True)}
 
 
 def others(values: list[str]) -> list[int]:

@@ -16,18 +16,18 @@ from speechfuse.components import Batch, Count
 from speechfuse.evals import controls, generation
 from speechfuse.evals.contamination import contamination, training_hits
 from speechfuse.evals.items import (
-    OWN,
     SPEECH,
     Rows,
     Splits,
     as_trained,
+    behind_another,
     by_prompt,
-    column,
     filled,
     ids_by_split,
     others,
     read_items,
     subset,
+    text_of,
     transcripts_of,
 )
 from speechfuse.evals.tasks import Scored, json_digest
@@ -143,12 +143,7 @@ class Speech:
         return config.instantiate(self.reply, text=reply) if self.reply else (None, reply)
 
     def column(self, row: dict[str, Any], name: str) -> str:
-        """Return a column of a row as text. Raises ValueError where it is not there, or empty."""
-        value = column(row, name)
-        if value is None:
-            names = ", ".join([*OWN, *row["extra"]])
-            raise ValueError(f"{self.data}: row {row['id']} has no {name!r}; there are {names}")
-        return str(value)
+        return text_of(row, name, self.data)
 
     def inputs(self) -> dict[str, Any]:
         return {
@@ -239,7 +234,6 @@ class Speech:
             return row["turns"][:-1] if self.history else row["turns"][-2:-1]
         if self.turns and not prompt:
             return as_trained(self.turns, row, audio)
-
         heard = self.transcript_texts.get(row["id"], "") if self.input == "transcript" else audio
         return by_prompt(prompt or self.prompt, partial(self.column, row), heard)
 
@@ -247,8 +241,7 @@ class Speech:
         return list(self.rows)
 
     def predict(self, checkpoint: Path, todo: list[str]) -> Iterator[list[dict[str, Any]]]:
-        """Yield batches of {"id", "reply", "tokens", "capped"}, with "transcript" where it is asked
-        for."""
+        """Yield batches of {"id", "reply", "tokens", "capped"}, "transcript" where asked for."""
         blog = self.protocol == "blog"
         generator_of: Any = generation.generator if self.speech_on else generation.Generator
         generator = generator_of(checkpoint, self.identity, self.data, workers.device(), blog)
@@ -261,8 +254,7 @@ class Speech:
         pairs = zip(rows, audio, strict=True)
         asked = {row["id"]: self.asked(row, rows[other]) for row, other in pairs}
         if self.earlier:
-            before = [config.instantiate(self.earlier, row=row) for row in rows[-1:] + rows[:-1]]
-            asked = {id: [*b, *a] for (id, a), b in zip(asked.items(), before, strict=True)}
+            asked = behind_another(asked, self.earlier, rows)
         for batch in generator.replies(asked, todo, self.max_new_tokens, self.batch_size):
             if self.transcribe:
                 of_batch = [self.rows[entry["id"]] for entry in batch]

@@ -50,9 +50,13 @@ class Encoder(AudioEncoder):
                 part(normal).unflatten(-1, (heads, -1)).transpose(1, 2)
                 for part in (attend.query, attend.key, attend.value)
             )
-            both = (F.pad(part, (0, 0, back, 0)).unfold(2, 2 * back, back) for part in (key, value))
-            own = query.unflatten(2, (-1, back)), *(part.transpose(-1, -2) for part in both)
-            mixed = F.scaled_dot_product_attention(*own, attn_mask=bias).flatten(2, 3)
+            key, value = (
+                F.pad(part, (0, 0, back, 0)).unfold(2, 2 * back, back).transpose(-1, -2)
+                for part in (key, value)
+            )
+            mixed = F.scaled_dot_product_attention(
+                query.unflatten(2, (-1, back)), key, value, attn_mask=bias
+            ).flatten(2, 3)
             x = x + attend.out(mixed.transpose(1, 2).flatten(2))
             x = x + block.mlp(block.mlp_ln(x))
         x = x[:, :length]
