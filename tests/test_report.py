@@ -350,7 +350,7 @@ def test_the_demo_asks_for_scores_that_it_evaluates():
     splits[QA] |= {"shuffled_audio", "majority_answer"}
     for entry in (job.rule, *job.table, *job.floors):
         assert entry.split in splits[entry.task]
-    assert job.samples in splits[QA] and len(job.floors) == 8
+    assert job.samples in splits[QA] and len(job.floors) == 9
     assert {run.name for run in job.runs} <= {entry["name"] for entry in evaluated["checkpoints"]}
 
 
