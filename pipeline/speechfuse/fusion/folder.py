@@ -44,6 +44,7 @@ def write(
     `lora`: (weights, config) in peft's layout."""
     files = base.iterdir() if base else ()
     for path in sorted(p for p in files if p.is_file() and p.name not in OWN):
+        (folder / path.name).unlink(missing_ok=True)  # of a job that was interrupted
         try:
             os.link(path.resolve(), folder / path.name)
         except OSError:
@@ -90,7 +91,7 @@ def add_speech(model: nn.Module, folder: Path) -> Door:
         raise ValueError(f"{folder / SPEECH} does not fit speech.json: {error}") from None
     with_lora = (folder / LORA).is_file()  # then the base was compared when that was added
     _check(folder, {SPEECH} if with_lora else {SPEECH, *weights.files(folder)})
-    door = Door(words, adapter.to(words.weight.device))
+    door = Door(words, adapter.to(words.weight.device, words.weight.dtype))
     model.set_input_embeddings(door)  # type: ignore[operator]
     return door.eval()
 
