@@ -250,6 +250,9 @@ def compare(recipe: Path, arguments: list[str]) -> Jobs:
     splices = ("splice_adapter", "splice_lora", "splice_lora_replay")
     for name in ("token_lora", *splices, "rwkv_adapter", "rwkv_prompt", "rwkv_state"):
         yield train(f"{recipe}/{name}.yaml", steps)
+    begin = ["checkpoint=out/compare/rwkv_state/epoch_0"] * bool(counts)  # all that a small run has
+    for name in ("transcribe", "answer", "count"):
+        yield train(f"{recipe}/rwkv_states_{name}.yaml", [*steps, *begin])
     scores, table = f"{recipe}/evaluate_compare.yaml", f"{recipe}/compare.yaml"
     yield "evaluate", scores, "only=[token]", *scoring
     yield "compare", table, "transcripts_of=token", *of_machine(arguments)

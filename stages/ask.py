@@ -2,10 +2,11 @@
 
     python -m stages.ask recipes/demo/ask.yaml file=question.wav
     python -m stages.ask recipes/demo/ask.yaml file=words.wav request="repeat:"
+    python -m stages.ask recipes/demo/ask.yaml file=words.wav task=transcribe
 
 In: an audio file. Out, on the screen: what the model heard and what it answers. It uses the epoch
-that the report chose, or `checkpoint`; where that has an encoder of its own, in place of
-`quantizer`.
+that the report chose, or `checkpoint`, or that of a `task`; where that has an encoder of its own,
+in place of `quantizer`.
 """
 
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Ask:
         {},
     )
     checkpoint: str | None = key("this one instead of the chosen", None)
+    tasks: dict[str, str] = key("of a task the checkpoint with its state or adapter, by name", {})
+    task: str | None = key("one of tasks, in place of the chosen checkpoint", None)
     repeat_first: bool = key("it was trained to repeat the question on the first line", False)
     request: str = key("words before the audio, as it was trained with them: repeat:", "")
     prompt: str = key("the same where words stand behind it too: {speech} is the audio", "{speech}")
@@ -43,8 +46,12 @@ def main(job: Ask) -> None:
     prompt = job.request + job.prompt
     if prompt.count("{speech}") != 1:
         raise ValueError(f"{prompt=} must hold {{speech}} once, and request={{speech}} never")
+    if job.task and (job.task not in job.tasks or job.checkpoint):
+        names = ", ".join(job.tasks) or "none is stated"
+        raise ValueError(f"task={job.task}: choose one of tasks ({names}), and no checkpoint")
     waveform = decoding.load(Path(job.file))
-    chosen = job.checkpoint or checkpoints.chosen_checkpoint(Path(job.report))
+    given = job.tasks.get(job.task or "", job.checkpoint)
+    chosen = given or checkpoints.chosen_checkpoint(Path(job.report))
     check_files(job.quantizer, job.whisper)
     listener = checkpoints.load(Path(chosen), job, job.file)
     pieces = listener.pieces(waveform)

@@ -78,7 +78,11 @@ DOORS = {  # third party: the files that may import it, tests apart
     "aiohttp": ["pipeline/speechfuse/serve/app.py"],
     "datasketch": ["pipeline/speechfuse/texts/curation/duplicates.py"],
     "py3langid": ["pipeline/speechfuse/texts/curation/language.py"],
-    "num2words": ["pipeline/speechfuse/texts/curation/*", "recipes/demo/world.py"],
+    "num2words": [
+        "pipeline/speechfuse/texts/curation/*",
+        "pipeline/speechfuse/samples/instructions.py",
+        "recipes/demo/world.py",
+    ],
     "espeakng_loader": ["pipeline/speechfuse/audio/espeak_ng.py"],
     "ray": ["pipeline/speechfuse/ray_cluster.py"],
     "huggingface_hub": ["pipeline/speechfuse/hub/*"],

@@ -100,6 +100,16 @@ SAMPLES: dict[str, tuple[list[dict[str, Any]], str, list[str]]] = {
         f"{USER}repeat:{SPOKEN}<|eot_id|>{ASSISTANT}what is 1<|eot_id|>",
         ["what is 1<|eot_id|>"],
     ),
+    "what is to be done is not said": (
+        instructions.transcribe(row(HEARD)),
+        f"{USER}{SPOKEN}<|eot_id|>{ASSISTANT}what is 1<|eot_id|>",
+        ["what is 1<|eot_id|>"],
+    ),
+    "number of words": (
+        instructions.count_words(row(HEARD)),
+        f"{USER}{SPOKEN}<|eot_id|>{ASSISTANT}three<|eot_id|>",
+        ["three<|eot_id|>"],
+    ),
     "speech in the second turn": (
         [
             turn("user", "hi"),
@@ -316,6 +326,7 @@ def test_a_row_without_text_is_no_target():
     for make in (
         lambda: instructions.answer(silent, repeat_first=True),
         lambda: instructions.transcribe(silent, ["repeat:"]),
+        lambda: instructions.count_words(silent),
     ):
         with pytest.raises(ValueError, match="q7"):
             make()

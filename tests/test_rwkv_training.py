@@ -13,7 +13,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file, save_file
 
-from speechfuse.evals import generation
+from speechfuse.evals import generation, states
 from speechfuse.evals import speech as speech_task
 from speechfuse.evals.harness_model import harness_model
 from speechfuse.fusion import folder, views
@@ -322,13 +322,48 @@ def test_a_pth_becomes_a_folder_and_an_epoch_a_pth(parts, trained, tmp_path, ver
 
 
 def test_another_task_is_another_state_over_the_same_adapter(parts, trained, tmp_path):
+    """A task of states asks each one of its own, as if its folder were asked alone."""
     epoch = trained[6] / "epoch_1"
-    alone = {"checkpoint": str(epoch), "freeze": [*FROZEN, "[.]adapter[.]"], "rates": {}}
-    loop.run(job(speech(parts, tmp_path / "run", 6, steps=3, **alone)))
+    alone = {"checkpoint": str(epoch), "freeze": [*FROZEN, "[.]adapter[.]"], "steps": 3}
+    loop.run(job(speech(parts, tmp_path / "run", 6, **alone, rates={"time_state": 300})))
     other = tmp_path / "run/epoch_0"
     assert (other / folder.SPEECH).read_bytes() == (epoch / folder.SPEECH).read_bytes()
     ours, before = folder.state_of(other), folder.state_of(epoch)
     assert not any(torch.equal(ours[name], before[name]) for name in before)
+    rows, turns_of = str(parts / "frames"), {"_component_": "speechfuse.samples.answer"}
+    of = {"first": {"checkpoint": str(epoch), "turns": turns_of}}
+    of["second"] = {"checkpoint": str(other), "turns": turns_of}
+    task = states.States(rows, of, max_new_tokens=4, limit=8)
+    task.check(epoch)
+    said = {e["id"]: e["reply"] for batch in task.predict(epoch, task.ids()) for e in batch}
+    for name, checkpoint in (("first", epoch), ("second", other)):
+        own = speech_task.Speech(rows, "acc", reference="answer", max_new_tokens=4, limit=8)
+        replies = [entry for batch in own.predict(checkpoint, own.ids()) for entry in batch]
+        assert {f"{name} {e['id']}": e["reply"] for e in replies}.items() <= said.items()
+    assert len({said[f"{name} f0"] for name in of}) == 2
+    again = Path(task.states["second"]["checkpoint"]) / folder.STATE
+    key = task.inputs()
+    again.write_bytes((epoch / folder.STATE).read_bytes())
+    assert task.inputs() != key
+    with pytest.raises(ValueError, match=r"is not the file that speech[.]json beside it was"):
+        list(task.predict(epoch, task.ids()))
+    for odd, message in ((trained[7] / "epoch_1", "another language model"), (rows, "no learned")):
+        of["second"]["checkpoint"] = str(odd)
+        with pytest.raises(ValueError, match=rf"^states[.]second: .*{message}"):
+            task.check(epoch)
+    with pytest.raises(ValueError, match="name two tasks or more"):
+        states.States(rows, {"first": of["first"]}).check(epoch)
+
+
+def test_a_state_may_come_to_an_adapter_that_has_none(parts, tmp_path):
+    """Zeros at first, as in a training that begins with the language model."""
+    keys: dict[str, Any] = {"steps": 2, "warmup_steps": 0}
+    loop.run(job(speech(parts, tmp_path / "alone", 6, model=MODEL, rates={}, **keys)))
+    epoch = tmp_path / "alone/epoch_0"
+    assert not folder.state_of(epoch)
+    keys |= {"checkpoint": str(epoch), "freeze": [*FROZEN, "[.]adapter[.]"]}
+    loop.run(job(speech(parts, tmp_path / "state", 6, **keys)))
+    assert folder.state_of(tmp_path / "state/epoch_0")
 
 
 def test_the_recipe_of_the_document_trains_21_million_weights():

@@ -183,7 +183,7 @@ SCORED = ["report", "evaluate", "report"]
             "compare",
             ["train", "evaluate", "report", *["encode_speech"] * 4]
             + ["tokenize_speech", "encode_speech"] * 2
-            + ["train"] * 7
+            + ["train"] * 10
             + ["evaluate", "compare"] * 2,
         ),
         ("demo-seeds", ["train", "train", "evaluate", "report"] * 2 + ["seed_variance"]),
@@ -314,7 +314,13 @@ def test_a_small_comparison_is_small_in_what_is_its_own(started, monkeypatch, ca
     assert [job for job, _ in demo] == [*ROAD, *SCORED] and not any(few for _, few in demo)
     reaches = {"train": few[:1], "evaluate": few[1:]}
     assert own == [(job, reaches.get(job, [])) for job, _ in own]
-    assert [job for job, _ in own].count("train") == 8
+    assert [job for job, _ in own].count("train") == 11
+    begun = "checkpoint=out/compare/rwkv_state/epoch_0"  # the only one of two steps
+    assert [job[1][-11:] for job in started.jobs if begun in job] == [
+        "scribe.yaml",
+        "answer.yaml",
+        "_count.yaml",
+    ]
     for wrong in ("steps=0", "limit=0", "step=2"):
         assert verb("compare", monkeypatch, wrong) == 2 and len(started.jobs) == len(given)
     assert "runtime.device and steps and limit alone" in capsys.readouterr().err

@@ -5,4 +5,5 @@ COMPONENTS = {  # name in YAML, below speechfuse.evals: where it stands
     "Sessions": "sessions.Sessions",
     "SpliceGenerator": "splice.SpliceGenerator",
     "Speech": "speech.Speech",
+    "States": "states.States",
 }

@@ -44,6 +44,7 @@ def write(
     `lora`: (weights, config) in peft's layout."""
     files = base.iterdir() if base else ()
     for path in sorted(p for p in files if p.is_file() and p.name not in OWN):
+        (folder / path.name).unlink(missing_ok=True)  # of a job that was interrupted
         try:
             os.link(path.resolve(), folder / path.name)
         except OSError:

@@ -28,14 +28,19 @@ def is_state(name: str) -> bool:
     return name.endswith(f".{STATE}")
 
 
+def load(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file. Raises ValueError for one that is none."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {n: t for n, t in tensors.items() if not UNUSED.fullmatch(n)}
+    except Exception as error:  # of many classes
+        raise ValueError(f"{path} is no file of tensors ({error}); copy it again") from error
+
+
 def read(path: Path) -> tuple[Shape, dict[str, Tensor]]:
     """Return the sizes and the tensors of a file. Raises ValueError for one that is no RWKV-6 or
     RWKV-7, or not whole."""
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        tensors = {n: t for n, t in tensors.items() if not UNUSED.fullmatch(n)}
-    except Exception as error:  # of many classes
-        raise ValueError(f"{path} is no file of tensors ({error}); copy it again") from error
+    tensors = load(path)
     shape = _shape_of(tensors, path)
     with torch.device("meta"):
         model = Rwkv(shape, learned_state=any(map(is_state, tensors)))

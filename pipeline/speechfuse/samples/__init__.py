@@ -4,6 +4,7 @@ COMPONENTS = {  # name in YAML, below speechfuse.samples: where it stands
     "answer": "instructions.answer",
     "context": "instructions.context",
     "conversations": "datasets.conversations",
+    "count_words": "instructions.count_words",
     "sound": "datasets.sound",
     "speech": "datasets.speech",
     "transcribe": "instructions.transcribe",

@@ -12,6 +12,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from num2words import num2words
+
 from speechfuse.rows.several import TURNS, alone, recordings_of
 from speechfuse.tokens.prompts import spoken_answer
 
@@ -49,11 +51,18 @@ def answer(
     return _turns([*([{"text": before}] if before.strip() else []), {"speech": alone(row)}], reply)
 
 
-def transcribe(row: dict[str, Any], requests: list[str]) -> list[dict[str, Any]]:
-    """A written request to transcribe, one of `requests` (chosen by the row's id), then the
+def transcribe(row: dict[str, Any], requests: list[str] | None = None) -> list[dict[str, Any]]:
+    """A written request to transcribe, one of `requests` (chosen by the row's id) or none, then the
     speech; the reply is the transcript. Raises ValueError for a row without one."""
-    request = random.Random(row["id"]).choice(requests)
-    return _turns([{"text": request}, {"speech": alone(row)}], _row_text(row))
+    asked = [{"text": random.Random(row["id"]).choice(requests)}] if requests else []
+    return _turns([*asked, {"speech": alone(row)}], _row_text(row))
+
+
+def count_words(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The speech, and the number of its words, in words. Raises ValueError for a row without a
+    transcript."""
+    number = num2words(len(_row_text(row).split()))
+    return _turns([{"speech": alone(row)}], number.replace("-", " "))
 
 
 def context(

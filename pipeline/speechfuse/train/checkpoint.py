@@ -85,17 +85,15 @@ def read_lora(decoder: Decoder) -> dict[str, Tensor]:
 def read_state(decoder: Decoder) -> dict[str, Tensor]:
     """Return the learned state of the model, by name: that of the checkpoint, else zeros; none
     where the model has none. Raises ValueError for that of another model."""
-    names = {n: p.shape for n, p in decoder.model.named_parameters() if is_state(n)}
-    values = {name: torch.zeros(shape) for name, shape in names.items()}
-    if "adapter" in read_speech(decoder.folder):
-        found = folders.state_of(decoder.folder)
-        if {n: tuple(t.shape) for n, t in found.items()} != {n: tuple(s) for n, s in names.items()}:
-            raise ValueError(
-                f"{decoder.folder} has a learned state of {len(found)} layers, and the model has "
-                f"{len(names)}, or other sizes: set model.learned_state as it was trained"
-            )
-        values |= found
-    return values
+    named = decoder.model.named_parameters()
+    values = {n: torch.zeros(p.shape) for n, p in named if is_state(n)}
+    found = folders.state_of(decoder.folder)
+    if found and {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in values.items()}:
+        raise ValueError(
+            f"{decoder.folder} has a learned state of {len(found)} layers, and the model has "
+            f"{len(values)}, or other sizes: set model.learned_state as it was trained"
+        )
+    return values | found
 
 
 def is_lora(name: str) -> bool:
