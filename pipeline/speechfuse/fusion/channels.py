@@ -28,8 +28,7 @@ MARKS = BEGIN, END, DELAY = 0, 1, 2  # behind the codes of a codebook
 
 
 class Channels(Stack):
-    """Embedding and head of the codes, beside an adapter for the user's frames; and what is added
-    to the head's row for a frame without text, which no language model has learned to say.
+    """Embedding and head of the codes, beside an adapter for the user's frames.
 
     window          frames that each frame sees, its own and those before it
     text_weight     of the text in the loss; each codebook has 1
@@ -56,7 +55,6 @@ class Channels(Stack):
         self.user_weight = user_weight
         self.codes = nn.Embedding(codebooks * self.size, out)  # one table behind the other
         self.head = nn.Linear(out, codebooks * self.size)
-        self.silence = nn.Parameter(torch.zeros(out))
         nn.init.zeros_(self.codes.weight)
 
     def placed(self, words: Tensor, heard: Tensor, places: Tensor, codes: Tensor | None) -> Tensor:

@@ -59,9 +59,6 @@ def next_frame(model: nn.Module, batch: dict[str, Any]) -> dict[str, tuple[Any, 
                 hidden, weight, labels, torch.zeros_like(labels), 1, head.chunk
             )
 
-        row = labels[padding][:1]  # that of the token without text
-        silence = channels.silence.to(weight.dtype).expand(len(row), -1)
-        weight = weight.index_add(0, row, silence)
         text, silent = (entropy(hidden[own], weight, labels[own]) for own in kinds[:2])
         # the bias is a column of the weight, for a one behind each hidden state
         biased = torch.cat([channels.head.weight, channels.head.bias[:, None]], 1)
