@@ -74,7 +74,12 @@ class Talker:
         mask = near.expand(len(text), 1, -1, -1).to(self.model.device)
         vectors = self.vectors(text, codes, frames)
         hidden = self.model.model(inputs_embeds=vectors, attention_mask=mask).last_hidden_state
-        return self.model.lm_head(hidden), self.adapter.logits(hidden)
+        return self._next(hidden)
+
+    def _next(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        text, marks = self.model.lm_head(hidden), self.adapter.marks.to(hidden.dtype)
+        text[..., [self.vocabulary.end, self.vocabulary.begin]] += hidden @ marks.T
+        return text, self.adapter.logits(hidden)
 
     @torch.inference_mode()
     def step(self, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,8 +97,7 @@ class Talker:
                 each[:, :, max(0, each.shape[2] + 1 - self.window) :]
                 for each in (layer.keys, layer.values)
             )
-        hidden = output.last_hidden_state
-        text, codes = self.model.lm_head(hidden), self.adapter.logits(hidden)
+        text, codes = self._next(output.last_hidden_state)
         self.text, self.codes, self.frame = self._begun(text), codes.argmax(-1), self.frame + 1
         return text, codes
 
