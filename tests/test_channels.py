@@ -134,8 +134,8 @@ def test_losses_are_those_of_the_sum_of_channels(parts, tmp_path):
         hidden = layer(hidden, mask=mask, input_pos=places)
     hidden = model.norm(hidden)
     logits = F.linear(hidden, backbone.head_of(model)._owner[0].weight)
-    labels = batch["labels"]
-    logits[..., labels[batch["padding"]][0]] += hidden @ door.adapter.silence
+    labels, vocabulary = batch["labels"], Vocabulary.load(parts / "init")
+    logits[..., [vocabulary.end, vocabulary.begin]] += hidden @ door.adapter.marks.T
     each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
     pad = batch["padding"]
     said = (labels != -100) & ~pad

@@ -24,6 +24,8 @@ from speechfuse.fusion.channels import DELAY, Channels
 from speechfuse.fusion.door import Door
 from speechfuse.tokens.vocabulary import Vocabulary, check_quantizer, read_speech
 
+UNLIKELY = 0.01  # that a turn begins in this frame: then none is waited for
+
 
 class Talker:
     """The model in the folder `checkpoint`, whose user's frames the encoder `identity` makes.
@@ -54,6 +56,7 @@ class Talker:
         shape = (sessions, 1, self.adapter.codebooks)
         self.codes = torch.full(shape, self.codec.codebook_size + DELAY)
         self.text = torch.full(shape[:2], self.vocabulary.end)
+        self.silent = torch.ones(shape[:2])  # how probable it is that no turn has begun by now
 
     def vectors(self, text: Tensor, codes: Tensor, frames: Tensor) -> Tensor:
         """Return what the model reads of text (sessions, length), codes (sessions, length,
@@ -74,14 +77,16 @@ class Talker:
         return self._next(hidden)
 
     def _next(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        text = self.model.lm_head(hidden)
-        text[..., self.vocabulary.end] += hidden @ self.adapter.silence.to(hidden.dtype)
+        text, marks = self.model.lm_head(hidden), self.adapter.marks.to(hidden.dtype)
+        text[..., [self.vocabulary.end, self.vocabulary.begin]] += hidden @ marks.T
         return text, self.adapter.logits(hidden)
 
     @torch.inference_mode()
     def step(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Hear one frame (sessions, stack, width); return the logits of the next text (sessions, 1,
-        vocabulary) and codes (sessions, 1, codebooks, size), the likeliest of which are said."""
+        vocabulary) and codes (sessions, 1, codebooks, size), the likeliest of which are said. A
+        turn also begins where one has more probably begun by now than not, all frames together:
+        in none of them that is the likeliest, since people wait for shorter or longer."""
         vectors = self.vectors(self.text, self.codes, frames)
         places = torch.full((len(frames), 1), self.frame, device=vectors.device)
         output = self.model.model(
@@ -93,8 +98,17 @@ class Talker:
                 for each in (layer.keys, layer.values)
             )
         text, codes = self._next(output.last_hidden_state)
-        self.text, self.codes, self.frame = text.argmax(-1), codes.argmax(-1), self.frame + 1
+        self.text, self.codes, self.frame = self._begun(text), codes.argmax(-1), self.frame + 1
         return text, codes
+
+    def _begun(self, text: Tensor) -> Tensor:
+        begin, likeliest = self.vocabulary.begin, text.argmax(-1)
+        share = text.softmax(-1)[..., begin].cpu()
+        self.silent = (self.silent * (1 - share)).masked_fill(share < UNLIKELY, 1.0)
+        due = (self.silent < 0.5).to(text.device) & (likeliest == self.vocabulary.end)
+        said = likeliest.masked_fill(due, begin)
+        self.silent = self.silent.masked_fill((said == begin).cpu(), 1.0)
+        return said
 
     def talk(self, frames: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
         """Return text (sessions, n) and codes (sessions, n, codebooks) said to n frames, each

@@ -28,8 +28,9 @@ MARKS = BEGIN, END, DELAY = 0, 1, 2  # behind the codes of a codebook
 
 
 class Channels(Stack):
-    """Embedding and head of the codes, beside an adapter for the user's frames; and what is added
-    to the head's row for a frame without text, which no language model has learned to say.
+    """Embedding and head of the codes, beside an adapter for the user's frames. `marks`: what is
+    added to the language model's head for a frame without text and for the beginning of a turn: no
+    language model has learned to say their tokens.
 
     window          frames that each frame sees, its own and those before it
     text_weight     of the text in the loss; each codebook has 1
@@ -56,7 +57,7 @@ class Channels(Stack):
         self.user_weight = user_weight
         self.codes = nn.Embedding(codebooks * self.size, out)  # one table behind the other
         self.head = nn.Linear(out, codebooks * self.size)
-        self.silence = nn.Parameter(torch.zeros(out))
+        self.marks = nn.Parameter(torch.zeros(2, out))
         nn.init.zeros_(self.codes.weight)
 
     def placed(self, words: Tensor, heard: Tensor, places: Tensor, codes: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speechfuse.fusion.channels import Channels
+from speechfuse.fusion.channels import BEGIN, MARKS, Channels
 from speechfuse.fusion.views import NO_CODE
 from speechfuse.samples.view import IGNORE
 from speechfuse.train.backbone import embedding_of, head_of
@@ -51,6 +51,8 @@ def next_frame(model: nn.Module, batch: dict[str, Any]) -> dict[str, tuple[Any, 
         raise ValueError(
             "step=speechfuse.train.next_frame needs adapter speechfuse.fusion.Channels"
         )
+    begun = codes[:, 1:, 0] == channels.size - len(MARKS) + BEGIN  # codes are a frame behind
+    tokens = labels[padding][:1], batch["tokens"][:, :-1][begun][:1]  # of the marks
     kinds = (labels != IGNORE) & ~padding, padding, code_labels[..., 0] != IGNORE
 
     def score(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -59,9 +61,8 @@ def next_frame(model: nn.Module, batch: dict[str, Any]) -> dict[str, tuple[Any, 
                 hidden, weight, labels, torch.zeros_like(labels), 1, head.chunk
             )
 
-        row = labels[padding][:1]  # that of the token without text
-        silence = channels.silence.to(weight.dtype).expand(len(row), -1)
-        weight = weight.index_add(0, row, silence)
+        for token, row in zip(tokens, channels.marks.to(weight.dtype), strict=True):
+            weight = weight.index_add(0, token, row.expand(len(token), -1))
         text, silent = (entropy(hidden[own], weight, labels[own]) for own in kinds[:2])
         # the bias is a column of the weight, for a one behind each hidden state
         biased = torch.cat([channels.head.weight, channels.head.bias[:, None]], 1)
