@@ -73,6 +73,25 @@ def test_every_cut_finds_its_own_silence():
         assert begin <= end <= begin + 0.2
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-4, 0.03])
+def test_the_silence_at_the_ends_is_cut_but_a_tenth_of_a_second(noise):
+    speech = 0.3 * np.sin(np.arange(decoding.SAMPLE_RATE) / 5)
+    speech[6000:9000] = 0.0  # a pause inside stays
+    recording = np.pad(speech, (decoding.SAMPLE_RATE, 2 * decoding.SAMPLE_RATE))
+    recording += noise * np.random.default_rng(0).standard_normal(len(recording))
+    margin = decoding.SAMPLE_RATE // 10
+    heard = decoding.spoken(recording.astype(np.float32))
+    whole = recording[decoding.SAMPLE_RATE - margin : 2 * decoding.SAMPLE_RATE + margin].astype(
+        np.float32
+    )
+    assert np.array_equal(heard, whole)
+
+
+@pytest.mark.parametrize("recording", [np.zeros(8000), np.ones(8000), np.zeros(0), np.ones(100)])
+def test_what_is_everywhere_as_loud_is_kept_whole(recording):
+    assert np.array_equal(decoding.spoken(recording.astype(np.float32)), recording)
+
+
 def test_forty_minutes_are_split_at_once_and_without_copies():
     waveform = np.tile(noise(60), 40)
     start = time.monotonic()

@@ -256,6 +256,18 @@ def test_talk_gives_sound_and_turns_in_time(parts, trained):
     assert len(talker.sound(marked)) == 25 * 1280 and np.abs(talker.sound(marked)).max() < 0.02
 
 
+def test_a_turn_begins_where_one_has_more_probably_begun_than_not(trained):
+    talker = Talker(trained / "epoch_0", "e" * 64)
+    begin, end = talker.vocabulary.begin, talker.vocabulary.end
+    talker.begin(3)
+    shares = torch.tensor([[0.2], [0.005], [0.6]])
+    logits = torch.full((3, 1, len(talker.vocabulary.tokenizer)), -30.0)
+    logits[..., begin], logits[..., end] = shares.log(), (1 - shares).log()
+    said = torch.cat([talker._begun(logits) for _ in range(9)], 1)
+    assert (said[0] == begin).nonzero().flatten().tolist() == [3, 7]  # 0.8 ** 4 < 0.5 < 0.8 ** 3
+    assert said[1].tolist() == [end] * 9 and said[2].tolist() == [begin] * 9
+
+
 def test_ranks_and_a_kill_change_nothing(parts, trained, tmp_path):
     train_on_two_ranks(duplex(parts, tmp_path / "ranks", steps=12))
     assert losses(tmp_path / "ranks") == pytest.approx(losses(trained), rel=1e-4)
