@@ -100,6 +100,52 @@ def step(parts: Path, tmp_path: Path, rows: list[list[int]], micro: int, **chang
     return result["text"], grads, made.model, [s for row in samples for s in row]
 
 
+def test_a_prompt_may_be_learned(parts, tmp_path):
+    """Vectors before the speech in place of words: they learn beside a frozen model, have a rate of
+    their own, are in the epoch, and the model of it gives the trainer's logits; text has none."""
+    turns_of = {"_component_": "speechfuse.samples.answer"}
+    frames = fused("speech", parts / "frames", 0.8, stack=STACK, turns=turns_of, prompt=3)
+    texts = fused("conversations", parts / "texts", 0.2)
+    keys: dict[str, Any] = {"datasets": [frames, texts], "adapter": ADAPTER | {"prompt": 3}}
+    keys |= {"model": {"_component_": "torchtune.models.llama3_1.llama3_1"}}
+    keys |= {"rates": {"adapter[.]prompt$": 10}}
+    settings = job(splice(parts, tmp_path / "run", **keys))
+    loop.run(settings)
+    epoch = tmp_path / "run/epoch_0"
+    learned = load_file(epoch / folder.SPEECH)["prompt"]
+    first = door.initial_values(settings.adapter, learned.shape[1], settings.seed)["prompt"]
+    assert learned.shape == (3, 32) and (learned != first).all(1).all()
+    made = models.decoder_of(replace(settings, checkpoint=str(epoch)))
+    made_trainer = trainer.Trainer(replace(settings, checkpoint=str(epoch)), made)
+    assert sorted({g["lr"] for g in made_trainer.optimizer.param_groups}) == [3e-3, 3e-2]
+    generator = generation.generator(epoch, ENCODER, "the frames", "cpu")
+    row = next(shards.read_rows(parts / "frames"))
+    ids = generator.prompt([{"role": "user", "segments": [{"speech": row}]}])
+    (clip,) = ids.clips
+    assert ids.count(door.FRAME) == 3 + -(-len(clip) // STACK)
+    sample = datasets.index.build(
+        {k: v for k, v in frames.items() if k != "share"}, parts / "init", parts / "cache"
+    )[0]
+    assert sample.tokens.tolist()[: len(ids)] == ids
+    heard, tokens = views.padded(ids.clips), torch.tensor(ids)[None]
+    with made.model.tok_embeddings.hearing(*heard):
+        ours = made.model(tokens)
+    with generator.door.hearing(*heard):
+        theirs = generator.model(inputs_embeds=generator.door(tokens)).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    alone = {"checkpoint": str(epoch), "freeze": [*FROZEN, "[.]adapter[.](?!prompt)"]}
+    loop.run(job(splice(parts, tmp_path / "other", **keys | alone)))
+    own, other = (load_file(f / folder.SPEECH) for f in (epoch, tmp_path / "other/epoch_0"))
+    assert [name for name in own if not torch.equal(own[name], other[name])] == ["prompt"]
+    for prompt, message in (
+        (0, "adapter.prompt=0, and the dataset has prompt=3"),
+        (-1, "0 to 1024"),
+    ):
+        keys["adapter"] = ADAPTER | {"prompt": prompt}
+        with pytest.raises(ValueError, match=message):
+            loop.run(job(splice(parts, tmp_path / "bad", **keys)))
+
+
 def test_losses_are_those_of_inputs_embeds(parts, tmp_path):
     numbers = list(range(8))
     (loss, targets), _, model, samples = step(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from speechfuse.evals import generation
 from speechfuse.fusion import folder
-from speechfuse.fusion.door import Door
+from speechfuse.fusion.door import FRAME, Door
 from speechfuse.fusion.views import padded, places
 from speechfuse.rwkv import pth
 from speechfuse.tokens import prompts
@@ -47,9 +47,10 @@ class SpliceGenerator(generation.Generator):
 
     def prompt(self, turns: list[dict[str, Any]]) -> list[int]:
         clips: list[np.ndarray] = []
-        adapter = self.door.adapter
+        adapter, learned = self.door.adapter, self.door.adapter.prompt
+        before = [FRAME] * (0 if learned is None else len(learned))
         ids_of = partial(places, width=adapter.width, stack=adapter.stack, clips=clips)
-        ids, _ = prompts.render(self.vocabulary, turns, True, ids_of)
+        ids, _ = prompts.render(self.vocabulary, turns, True, lambda of: before + ids_of(of))
         prompt = _Prompt([self.vocabulary.begin] * self.blog + ids)
         prompt.clips = clips
         return prompt

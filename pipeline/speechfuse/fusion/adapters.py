@@ -17,13 +17,17 @@ from speechfuse.components import Count, Share
 
 
 class Adapter(nn.Module):
-    """What all adapters have: `width` of a frame, `stack` frames a vector, `out` numbers of it."""
+    """What all adapters have: `width` of a frame, `stack` frames a vector, `out` numbers of it; and
+    `prompt`, learned vectors before those of each recording, or None."""
+
+    prompt: nn.Parameter | None
 
     def __init__(self, width: int, stack: int, out: int) -> None:
         super().__init__()
         if width < 1 or stack < 1:
             raise ValueError(f"adapter: width={width}, stack={stack}: both must be at least 1")
         self.width, self.stack, self.out = width, stack, out
+        self.register_parameter("prompt", None)
 
     def stacked(self, frames: Tensor) -> Tensor:
         """(clips, length, width) -> (clips, ceil(length / stack), stack x width)."""
@@ -33,6 +37,15 @@ class Adapter(nn.Module):
     def forward(self, frames: Tensor, lengths: Tensor) -> Tensor:
         """Return the vectors of each clip, of which its first ceil(lengths / stack) count."""
         raise NotImplementedError
+
+    def prompted(self, heard: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vectors of clips, `heard` (clips, length, out), and which of them count, `own`
+        (clips, length), with the learned prompt before those of each clip that has any."""
+        if self.prompt is None:
+            return heard, own
+        prompt = self.prompt.to(heard.dtype).expand(len(heard), -1, -1)
+        before = own[:, :1].expand(-1, prompt.shape[1])
+        return torch.cat([prompt, heard], 1), torch.cat([before, own], 1)
 
     def placed(self, words: Tensor, heard: Tensor, places: Tensor, codes: Tensor | None) -> Tensor:
         """Return `words`, the embeddings of tokens (rows, length, out), with the vectors `heard`

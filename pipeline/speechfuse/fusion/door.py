@@ -61,15 +61,20 @@ class Door(nn.Embedding):
         own = torch.arange(heard.shape[1], device=heard.device) < counts(
             lengths, self.adapter.stack
         )
+        heard, own = self.adapter.prompted(heard, own)
         return self.adapter.placed(vectors, heard[own].to(vectors.dtype), tokens == FRAME, codes)
 
 
 def adapter_of(spec: dict[str, Any], out: int) -> Adapter:
-    """Return the adapter that `spec` {_component_, width, ...} names, for a model `out` wide.
-    Raises ValueError for a component that is none."""
-    adapter = config.instantiate(spec, out=out)
+    """Return the adapter that `spec` {_component_, width, ...} names, for a model `out` wide; with
+    `prompt` of it so many learned vectors. Raises ValueError for a component that is none."""
+    adapter = config.instantiate({k: v for k, v in spec.items() if k != "prompt"}, out=out)
     if not isinstance(adapter, Adapter):
         raise ValueError(f"{spec['_component_']} is no adapter of speechfuse.fusion")
+    if (prompt := spec.get("prompt", 0)) not in range(1025):
+        raise ValueError(f"adapter: prompt={prompt!r}: 0 to 1024 vectors are learned")
+    if prompt:
+        adapter.prompt = nn.Parameter(0.02 * torch.randn(prompt, out))
     return adapter
 
 

@@ -107,6 +107,7 @@ def recordings(
     train_on: str = "answers",
     encoder: dict[str, Any] | None = None,
     root: str | None = None,
+    prompt: int = 0,
 ) -> View:
     """Rows of speech made into conversations by `turns`, as fusion.speech, whose frames the
     recipe's encoder makes. `augmentation`: steps of speechfuse.audio, drawn anew for each step of
@@ -129,8 +130,7 @@ def recordings(
         select,
         train_on,
         partial(_places, encoder=encoder, stack=stack, root=folder),
-        stream,
-        stack,
+        (stream, stack, prompt),
         partial(_at_step, root=folder, steps=steps),
     )
 

@@ -41,13 +41,14 @@ class SplicedSample(Sample):
 
 @dataclass(frozen=True)
 class SplicedView(View):
-    """`stream` describes the frames; `stack` of them are one vector; `codec`: of sessions, with its
-    `sizes`, which are keys of the adapter."""
+    """`stream` describes the frames; `stack` of them are one vector, and `prompt` learned vectors
+    come before; `codec`: of sessions, with its `sizes`, which are keys of the adapter."""
 
     stream: dict[str, Any] | None = None
     stack: int = 0
     codec: dict[str, Any] | None = None
     sizes: dict[str, int] = field(default_factory=dict)
+    prompt: int = 0
 
 
 def frames_of(speech: dict[str, Any], width: int) -> np.ndarray:
@@ -108,15 +109,17 @@ def speech(
     stack: int,
     select: dict[str, Any] | None = None,
     train_on: str = "answers",
+    prompt: int = 0,
 ) -> View:
     """Rows of stages.encode_speech made into conversations by `turns`, as samples.speech does.
-    `stack`: that of the adapter. Rows without a transcript have no sample. Raises ValueError for
-    another dataset."""
+    `stack` and `prompt`: those of the adapter. Rows without a transcript have no sample. Raises
+    ValueError for another dataset."""
     stream = shards.read_stream(Path(path))
     if "encoder" not in stream:
         raise ValueError(f"{path} holds no frames: `just encode` it, or take .speech of samples")
     ids_of = partial(places, width=stream["width"], stack=stack)
-    return conversations_of(vocabulary, Path(path), turns, select, train_on, ids_of, stream, stack)
+    sizes = stream, stack, prompt
+    return conversations_of(vocabulary, Path(path), turns, select, train_on, ids_of, sizes)
 
 
 def conversations_of(
@@ -126,21 +129,23 @@ def conversations_of(
     select: dict[str, Any] | None,
     train_on: str,
     ids_of: Callable[..., list[int]],
-    stream: dict[str, Any],
-    stack: int,
+    sizes: tuple[dict[str, Any], int, int],
     at_step: Callable[[Sample, int], Sample] | None = None,
 ) -> View:
     """Return the view of rows that `turns` makes into conversations; `ids_of(speech, clips=)`
-    returns the ids of a speech segment and adds its audio to `clips`."""
-    turns_of = config.bind(turns, "row")
+    returns the ids of a speech segment and adds its audio to `clips`; `sizes`: stream, stack and
+    prompt of a SplicedView."""
+    turns_of, (stream, stack, prompt) = config.bind(turns, "row"), sizes
 
     def render(row: dict[str, Any]) -> Sample | None:
         if not datasets.answered(row, turns):
             return None
         clips: list[Any] = []
-        of_segment = partial(ids_of, clips=clips)
         ids, targets = prompts.render(
-            vocabulary, turns_of(row=row), speech_ids=of_segment, draw=row.get("draw")
+            vocabulary,
+            turns_of(row=row),
+            speech_ids=lambda speech: [FRAME] * prompt + ids_of(speech, clips=clips),
+            draw=row.get("draw"),
         )
         tokens = np.array(ids, np.int32)
         learned = np.array(targets) if train_on == "answers" else tokens != FRAME
@@ -148,7 +153,7 @@ def conversations_of(
         return SplicedSample(row["id"], tokens, learned, tuple(clips))
 
     datasets.check_train_on(train_on)
-    return SplicedView(path, select or {}, render, collate, at_step, stream, stack)
+    return SplicedView(path, select or {}, render, collate, at_step, stream, stack, prompt=prompt)
 
 
 def conversations(
@@ -184,9 +189,9 @@ def check(
         others = ", ".join(f"{path}: {name[:12]}" for name, path in identities.items())
         raise ValueError(f"datasets have frames of several encoders ({others}): encode with one")
     for each in spliced:
-        sizes = {"width": (each.stream or {})["width"], "stack": each.stack} | each.sizes
-        for name, value in sizes.items():
-            if (own := (adapter or {}).get(name, 1)) != value:
+        sizes = {"width": (each.stream or {})["width"], "stack": each.stack, "prompt": each.prompt}
+        for name, value in (sizes | each.sizes).items():
+            if (own := ({"stack": 1, "prompt": 0} | (adapter or {})).get(name)) != value:
                 raise ValueError(
                     f"{each.path}: adapter.{name}={own}, and the dataset has {name}={value}: they "
                     "must be equal"

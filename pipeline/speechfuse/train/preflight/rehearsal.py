@@ -178,7 +178,8 @@ class Rehearsal:
             made = encoder.silence(ceil(frames.shape[:2].numel() / each))
             frames += made.flatten(0, 1)[: frames.shape[:2].numel()].reshape(frames.shape)
         vectors = door.adapter(frames.to(self.dtype), torch.full((rows,), frames.shape[1]))
-        return vectors + F.embedding(tokens, door.weight)
+        vectors, _ = door.adapter.prompted(vectors, tokens == 0)
+        return vectors[:, :length] + F.embedding(tokens, door.weight)
 
     def _losses(self, hidden: Tensor) -> Tensor:
         """Compute the head's losses where every position has a label, the most there can be."""
