@@ -9,6 +9,7 @@ that the report chose, or `checkpoint`, or that of a `task`; where that has an e
 in place of `quantizer`.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ def main(job: Ask) -> None:
     check_files(job.quantizer, job.whisper)
     listener = checkpoints.load(Path(chosen), job, job.file)
     pieces = listener.pieces(waveform)
+    left_out = (len(waveform) - sum(map(len, pieces))) / decoding.SAMPLE_RATE
+    if left_out >= 0.1:
+        print(f"{left_out:.1f} s of silence at its ends are left out", file=sys.stderr)
     if len(pieces) > 1:
         print(f"{len(waveform) / decoding.SAMPLE_RATE:.1f} s of audio in {len(pieces)} pieces")
     before, after = ([{"text": t}] if t else [] for t in prompt.split("{speech}"))

@@ -136,7 +136,10 @@ def main(job: TrainQuantizer) -> None:
         for name, corpus in corpora.items()
     }
     inputs |= method.inputs
-    work = artifact.Artifact(out, "train_quantizer", 5, asdict(job), inputs)
+    settings = asdict(job)
+    if job.compute_dtype == "fp32":  # a key that came later: what was begun without it goes on
+        del settings["compute_dtype"]
+    work = artifact.Artifact(out, "train_quantizer", 5, settings, inputs)
     if not work.begin(lambda: {n: of.plan(SHARD) for n, of in corpora.items()}, fresh=job.fresh):
         return
     mels = out / "mels"

@@ -120,6 +120,14 @@ def test_what_was_heard_is_the_first_line_where_the_model_repeats_it(
     assert status == 0 and out.splitlines()[: len(lines)] == lines and out.endswith("c\nd\n")
 
 
+def test_silence_at_the_ends_is_left_out_and_said(expanded, tmp_path, monkeypatch, capsys):
+    wav, noise = tmp_path / "q.wav", np.random.default_rng(0).normal(0, 0.1, 16_000)
+    soundfile.write(wav, np.pad(noise, (8_000, 16_000)), 16_000)
+    keys = f"file={wav}", f"checkpoint={expanded}", "max_new_tokens=4"
+    status, _, err = called(monkeypatch, capsys, ask, *keys)
+    assert status == 0 and "1.3 s of silence at its ends are left out" in err
+
+
 def test_long_audio_is_asked_in_pieces_and_said(expanded, tmp_path, monkeypatch, capsys):
     wav = tmp_path / "long.wav"
     soundfile.write(wav, np.random.default_rng(0).normal(0, 0.1, 12 * 16_000), 16_000)

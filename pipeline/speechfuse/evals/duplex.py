@@ -101,14 +101,14 @@ class Talker:
         self.text, self.codes, self.frame = self._begun(text), codes.argmax(-1), self.frame + 1
         return text, codes
 
-    def _begun(self, text: Tensor) -> Tensor:
-        begin, likeliest = self.vocabulary.begin, text.argmax(-1)
-        share = text.softmax(-1)[..., begin].cpu()
+    def _begun(self, logits: Tensor) -> Tensor:
+        begin, likeliest = self.vocabulary.begin, logits.argmax(-1)
+        share = logits.softmax(-1)[..., begin].cpu()
         self.silent = (self.silent * (1 - share)).masked_fill(share < UNLIKELY, 1.0)
-        due = (self.silent < 0.5).to(text.device) & (likeliest == self.vocabulary.end)
-        said = likeliest.masked_fill(due, begin)
-        self.silent = self.silent.masked_fill((said == begin).cpu(), 1.0)
-        return said
+        due = (self.silent < 0.5).to(logits.device) & (likeliest == self.vocabulary.end)
+        text = likeliest.masked_fill(due, begin)
+        self.silent = self.silent.masked_fill((text == begin).cpu(), 1.0)
+        return text
 
     def talk(self, frames: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
         """Return text (sessions, n) and codes (sessions, n, codebooks) said to n frames, each

@@ -35,7 +35,7 @@ ROUNDING = (
     "micro_batch_size activation_checkpointing compile attention loss_chunk shard_group"
 ).split()
 # keys that came later: a run that was begun without them goes on where they are not set
-ADDED = ("adapter", "encoder", "keep", "new_rows_only", "rates")
+ADDED = ("adapter", "encoder", "joined", "keep", "new_rows_only", "rates")
 
 
 @dataclass(frozen=True)
