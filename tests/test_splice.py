@@ -412,7 +412,7 @@ def test_some_weights_have_another_rate(parts, tmp_path):
 
 def test_a_run_that_began_before_there_were_adapters_goes_on(parts, tmp_path):
     settings = plan._artifact(job(recipe(parts, tmp_path / "old")), {})._config
-    assert "seed" in settings and not settings.keys() & {"adapter", "rates"}
+    assert "seed" in settings and not settings.keys() & {*plan.ADDED}
     (tmp_path / "old").mkdir()  # begun by a version that stated them all
     stated = json.dumps({"config": {"adapter": None, "rates": {}}})
     (tmp_path / "old/plan.json").write_text(stated)

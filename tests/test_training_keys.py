@@ -11,7 +11,7 @@ import pytest
 
 from speechfuse.config import load
 from speechfuse.samples import packing
-from speechfuse.train import loop
+from speechfuse.train import loop, plan
 from speechfuse.train.config import Finetune, ungrouped
 from tests.small_training import job, make_parts, recipe
 from tests.test_train import run_until_it_dies
@@ -34,6 +34,12 @@ def parts(tmp_path_factory) -> Path:
 def test_a_value_out_of_bounds_is_refused_by_its_key_at_once(parts, tmp_path, override):
     with pytest.raises(ValueError, match=rf"^{override.split('=')[0]}="):
         load(Finetune, recipe(parts, tmp_path / "bad"), [override])
+
+
+def test_a_recipes_joined_rows_reach_the_data(parts, tmp_path):
+    settings = job(recipe(parts, tmp_path / "run", joined=1.0))
+    assert plan.load_data(settings, {}).joined == 1.0
+    assert plan._artifact(settings, {})._config["joined"] == 1.0
 
 
 def test_a_group_of_datasets_divides_its_share():

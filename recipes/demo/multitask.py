@@ -71,7 +71,7 @@ def main(job: Multitask) -> None:
         return
     spoken = {n: row for n, row in corpus.rows.items() if row["kind"] == "question"}
 
-    def said(split: str, voices: str, count: int) -> list[Clip]:
+    def clips_of(split: str, voices: str, count: int) -> list[Clip]:
         """Return as many clips, of which a file is written."""
         ids = [n for n, row in spoken.items() if (row["split"], row["voices"]) == (split, voices)]
         made = [*corpus.clips({"lines": rng.sample(ids, count)})]
@@ -80,7 +80,7 @@ def main(job: Multitask) -> None:
         return made
 
     (out / "audio").mkdir(exist_ok=True)
-    train = said("train", "train", sum(n for task, n in job.clips.items() if task not in both))
+    train = clips_of("train", "train", sum(n for task, n in job.clips.items() if task not in both))
     manifests, start = dict[str, list[dict[str, Any]]](), 0
     for task, count in job.clips.items():
         chosen = [rng.sample(train, 2) for _ in range(count)]
@@ -89,7 +89,7 @@ def main(job: Multitask) -> None:
         manifests[task] = [line(task, "train", clips, None) for clips in chosen]
     manifests["test"] = []
     for split in ("seen_facts", "unseen_facts"):
-        clips = said(split, "unseen", job.test_clips)
+        clips = clips_of(split, "unseen", job.test_clips)
         for number, clip in enumerate(clips):
             for task, lines in asked.items():
                 pair = [clip, clips[number - 1]] if task in both else [clip]
